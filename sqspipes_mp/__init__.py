@@ -1,0 +1,63 @@
+"""Multiprocess worker engine for CPU-bound pipeline stages over AWS SQS or one SQLite file.
+
+``Engine(tasks).run()`` runs a pipeline of plain functions, each stage in its own worker processes, joined by durable
+queues; see README.rst.
+"""
+
+from sqspipes_mp.admin import PipelineStats
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.sqs import SQS
+from sqspipes_mp.current import CurrentMessage, current_message
+from sqspipes_mp.engine import Engine
+from sqspipes_mp.errors import (
+    AccessDenied,
+    BootError,
+    BrokerError,
+    ConfigError,
+    DecodeError,
+    MessageTooLarge,
+    OutputError,
+    QueueMissing,
+    Reject,
+    RemoteError,
+    RestartLimit,
+    Retry,
+    SqsPipesError,
+    SupervisorLost,
+    TaskTimeout,
+    WorkerLost,
+)
+from sqspipes_mp.summary import StageSummary, Summary
+from sqspipes_mp.task import EmptyTaskOutput, Task, TaskCallback
+from sqspipes_mp.version import __version__
+
+__all__ = [
+    "SQS",
+    "AccessDenied",
+    "BootError",
+    "BrokerError",
+    "ConfigError",
+    "CurrentMessage",
+    "DecodeError",
+    "EmptyTaskOutput",
+    "Engine",
+    "MessageTooLarge",
+    "OutputError",
+    "PipelineStats",
+    "QueueMissing",
+    "Reject",
+    "RemoteError",
+    "RestartLimit",
+    "Retry",
+    "SQLite",
+    "SqsPipesError",
+    "StageSummary",
+    "Summary",
+    "SupervisorLost",
+    "Task",
+    "TaskCallback",
+    "TaskTimeout",
+    "WorkerLost",
+    "__version__",
+    "current_message",
+]

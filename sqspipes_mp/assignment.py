@@ -1,0 +1,29 @@
+"""What a child process is told at its birth: the plan, its place in it, and its lines to the parent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.lifeline import Birth
+from sqspipes_mp.pipeline import Stage
+from sqspipes_mp.plan import RunPlan, Seat
+from sqspipes_mp.scoreboard import Scoreboard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One child's orders. ``slot``, ``seat`` and ``region`` are a worker's; the keeper has none of them (-1, None)."""
+
+    plan: RunPlan
+    broker: Broker
+    board: Scoreboard
+    birth: Birth
+    slot: int = -1
+    seat: Seat | None = None
+    region: int = -1
+
+    @property
+    def stage(self) -> Stage:
+        assert self.seat is not None
+        return self.plan.pipeline.stages[self.seat.stage]

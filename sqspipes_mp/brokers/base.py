@@ -1,0 +1,192 @@
+"""The port: what the engine asks of a queue service. Pure declarations; imports no broker.
+
+A *broker* is what the user writes down (``SQS(...)``, ``SQLite(path)``): small, picklable, opens nothing.
+``broker.open()`` gives a *connection*: owned by one process, opened after the fork, usable by all its threads.
+
+Every method works on batches, takes at-least-once delivery for granted, and retries transient faults (throttling,
+resets, timeouts, locks) by itself with capped, jittered backoff for as long as it takes. What retrying cannot cure
+raises ``BrokerError`` (``QueueMissing``, ``AccessDenied``) with the cure in its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+#: Most bytes of one message, attributes included, and of one batch (Amazon SQS API Reference, SendMessageBatch).
+MAX_BYTES = 1_048_576
+#: What an output may have: the dead-letter attribute must fit in beside the body later.
+MAX_BODY = MAX_BYTES - 16_384
+#: The String attribute that says why a message is in a dead-letter queue.
+FAILURE_ATTRIBUTE = "sqspipes_mp.failure"
+#: Longest visibility timeout, counted from the receive (Amazon SQS API Reference, ChangeMessageVisibility).
+MAX_VISIBILITY = 43_200.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSpec:
+    """A queue the pipeline needs.
+
+    ``visibility``: seconds, its default visibility timeout when created. ``dead``: name of the dead-letter queue
+    it redrives to as a last resort (None for dead-letter queues). ``owned``: False for a queue of others, which is
+    never created, purged or deleted.
+    """
+
+    name: str
+    fifo: bool
+    visibility: float
+    dead: str | None = None
+    owned: bool = True
+
+
+class Handle(NamedTuple):
+    """What identifies one delivery of one message: enough to extend, release or delete it."""
+
+    queue: str
+    receipt: str
+    message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One delivery.
+
+    ``receives`` counts deliveries (1 at the first; releases count too), ``charges`` the failed attempts where the
+    broker itself keeps them (SQLite; 0 on SQS), ``sent_at`` is in epoch seconds.
+    """
+
+    handle: Handle
+    body: str
+    receives: int
+    charges: int
+    group: str | None
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A message to send. ``hop`` is its deduplication id, ``group`` its FIFO group (None on standard queues)."""
+
+    queue: str
+    body: str
+    hop: str
+    group: str | None = None
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Outputs that must be accepted downstream, and the input to delete after that.
+
+    ``input`` None: there is none (a source's call, ``put``); then the outputs must survive a power cut once accepted.
+    ``last`` False: more outputs of the same input follow in later completions, so it is not deleted yet.
+    """
+
+    input: Handle | None
+    outputs: tuple[Output, ...] = ()
+    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A delivery to move to a dead-letter queue.
+
+    ``failure`` is the ASCII JSON for ``FAILURE_ATTRIBUTE`` (already cut to fit ``body``; None: the body goes alone),
+    ``hop`` the original hop id, ``group`` the FIFO group to send it with. The broker derives the deduplication id:
+    SHA-256 of (hop, 'dead', message id), so that it is never the original one.
+    """
+
+    handle: Handle
+    queue: str
+    body: str
+    hop: str
+    failure: str | None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Messages in one queue; approximate on SQS (ApproximateNumberOfMessages and its siblings)."""
+
+    visible: int
+    in_flight: int
+    delayed: int
+
+    @property
+    def empty(self) -> bool:
+        return not (self.visible or self.in_flight or self.delayed)
+
+
+class Connection(Protocol):
+    """An open broker, owned by one process; any thread of it may call any method."""
+
+    #: Messages per call at which calls are cheapest (SQS: 10, its limit).
+    batch: int
+    #: Threads worth having for ``complete`` (round trips overlap; 1 where there are none).
+    carriers: int
+    #: Seconds for which every count must stay zero before "empty" may be believed (SQS: 60, its own documentation).
+    settle: float
+    #: Seconds a finished message may wait for a batch to fill while more are being made (its own cost: latency).
+    linger: float
+
+    def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
+        """Create what is missing (``create``) or raise ``QueueMissing``; warn of attributes that differ.
+
+        Dead-letter queues come before those that redrive to them.
+        """
+
+    def receive(self, queues: Sequence[str], max_messages: int, wait: float, visibility: float) -> list[Received]:
+        """Return up to ``max_messages`` deliveries, hidden from others for ``visibility`` seconds.
+
+        ``queues``: highest priority first. Returns as soon as there is one, or with none after ``wait`` seconds,
+        or soon after ``interrupt``.
+        """
+
+    def complete(
+        self, completions: Sequence[Completion], on_sent: Callable[[Completion], None] | None = None
+    ) -> list[Handle]:
+        """Send all outputs; delete each input whose outputs were all accepted. Returns the handles found stale.
+
+        ``on_sent`` is called for a completion between the two where they are two calls.
+        """
+
+    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
+        """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale.
+
+        ``charge``: count a failed attempt, where the broker keeps them.
+        """
+
+    def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
+        """Move deliveries to their dead-letter queues: sent there first, deleted here after. Returns the stale ones."""
+
+    def depth(self, queue: str) -> Depth:
+        """Count one queue. Raises ``QueueMissing``."""
+
+    def purge(self, queues: Sequence[str]) -> None:
+        """Remove all messages of exactly these queues; returns when they are gone."""
+
+    def delete(self, queues: Sequence[str]) -> None:
+        """Delete exactly these queues; missing ones are fine."""
+
+    def interrupt(self) -> None:
+        """From any thread, for good: receives return at once from now on, with what they have."""
+
+    def close(self) -> None:
+        """Close every socket and file."""
+
+
+class Broker(Protocol):
+    """What the user writes down; picklable, opens nothing until asked."""
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for what can be known to be wrong without the network; called at first use."""
+
+    def warm(self) -> None:
+        """In the process that forks, before it does: load what children can share. No network, no sockets."""
+
+    def open(self) -> Connection:
+        """Open a connection for this process. Raises ``ConfigError`` or ``BrokerError``."""
+
+    def describe(self) -> str:
+        """A short text for logs, without secrets."""

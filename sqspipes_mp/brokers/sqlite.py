@@ -1,0 +1,121 @@
+"""The SQLite broker as the user writes it down: ``SQLite(path)`` (any process).
+
+One file carries all queues of a pipeline on one machine, with SQS's semantics. How it works is in ``sqlite_file``
+(turns, transactions, forks), ``sqlite_schema`` (the tables) and ``wake`` (waiting without polling).
+"""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.errors import ConfigError
+
+_CURE = "Give the path of a file in an existing, writable folder on a local disk, or None for a temporary file"
+
+
+@dataclass(frozen=True, slots=True)
+class SQLite:
+    """Queues in one SQLite file, for all processes of one machine.
+
+    ``path``: str or path-like; None = a temporary file, made by the first ``check`` or ``open`` and removed by
+    ``cleanup``. A relative path is resolved against the working directory of that first call. Constructing touches no
+    file; raises ``ConfigError`` for what cannot be a path.
+    """
+
+    path: str | os.PathLike[str] | None = None
+    #: The absolute path, once resolved; it goes with a pickle or a fork.
+    file: str | None = field(default=None, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            return
+        if not isinstance(self.path, (str, os.PathLike)):
+            raise ConfigError("SQLite(path)", self.path, "a str, a path-like object or None", _CURE)
+        text = os.fspath(self.path)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise ConfigError("SQLite(path)", self.path, "the path of a file", _CURE)
+        if text == ":memory:":
+            raise ConfigError("SQLite(path)", text, "a file: other processes cannot see memory", _CURE)
+        object.__setattr__(self, "path", text)
+
+    @property
+    def temporary(self) -> bool:
+        """Tell whether the file is a temporary one, to be removed by ``cleanup``."""
+        return self.path is None
+
+    def check(self) -> None:
+        """Resolve the path, in the process that forks. Raises ``ConfigError`` for one that cannot be used."""
+        if self.file is None:
+            object.__setattr__(self, "file", self._resolve())
+        elif self.path is not None:
+            _check(self.file)
+
+    def warm(self) -> None:
+        """Do nothing: importing this module loaded all that children can share."""
+
+    def open(self) -> SQLiteConnection:
+        """Open a connection for this process. Raises ``ConfigError``; ``BrokerError`` comes from its first call."""
+        self.check()
+        assert self.file is not None
+        return SQLiteConnection(self.file, durable=not self.temporary)
+
+    def cleanup(self) -> None:
+        """Remove a temporary file and its folder; a file of the user's own stays."""
+        if self.temporary and self.file is not None:
+            shutil.rmtree(Path(self.file).parent, ignore_errors=True)
+            object.__setattr__(self, "file", None)
+
+    def describe(self) -> str:
+        """A short text for logs."""
+        if self.temporary:
+            return f"SQLite {self.file or 'in a temporary file'}"
+        return f"SQLite {self.file or os.fspath(self.path or '')}"
+
+    def _resolve(self) -> str:
+        if self.path is None:
+            try:
+                return str(Path(tempfile.mkdtemp(prefix="sqspipes-mp-")).resolve() / "queues.db")
+            except OSError as error:
+                allowed = "None only where a temporary folder can be made"
+                raise ConfigError("SQLite(path)", None, allowed, f"{error}. Set TMPDIR, or give a path") from error
+        # SQLite puts the -wal file beside what a symbolic link points to.
+        file = str(Path(self.path).resolve())
+        _check(file)
+        return file
+
+
+def _check(file: str) -> None:
+    path = Path(file)
+    folder = path.parent
+    if path.is_dir():
+        raise ConfigError("SQLite(path)", file, "a file, not a folder", _CURE)
+    if not folder.is_dir():
+        raise ConfigError("SQLite(path)", file, f"a file in an existing folder ({folder} is none)", _CURE)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError("SQLite(path)", file, "a file in a writable folder (SQLite makes others beside it)", _CURE)
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ConfigError("SQLite(path)", file, "a regular file", _CURE)
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise ConfigError("SQLite(path)", file, "a file this user may read and write", _CURE)
+    if path.stat().st_size:
+        _check_content(file)
+
+
+def _check_content(file: str) -> None:
+    # Through SQLite: opening and closing the file ourselves would drop the locks this process may have on it.
+    try:
+        db = sqlite3.connect(file, timeout=0.0)
+        try:
+            db.execute("PRAGMA schema_version").fetchone()
+        finally:
+            db.close()
+    except sqlite3.OperationalError:
+        return  # Busy, or a fault that may pass: opening it will tell.
+    except sqlite3.DatabaseError as error:
+        raise ConfigError("SQLite(path)", file, f"an SQLite database or a new file ({error})", _CURE) from error

@@ -1,0 +1,69 @@
+"""Sending outputs and deleting their inputs, all at once or not at all (inside a write transaction)."""
+
+from collections.abc import Sequence
+
+from sqspipes_mp.brokers import sqlite_groups, sqlite_keys, sqlite_leases
+from sqspipes_mp.brokers import sqlite_schema as sql
+from sqspipes_mp.brokers.base import Completion, Handle, Output
+from sqspipes_mp.brokers.sqlite_leases import Lease
+from sqspipes_mp.brokers.sqlite_session import Queue, Session
+
+#: Expired hop ids forgotten for each one recorded: more than one, so that they cannot pile up.
+_SWEEP = 2
+
+Row = tuple[int, int, int, int, int | None, str]
+
+
+def complete(session: Session, completions: Sequence[Completion]) -> list[Handle]:
+    """Send and delete; nothing is sent for a stale receipt, which is returned."""
+    now = session.now()
+    leases = sqlite_leases.find(session, [completion.input for completion in completions if completion.input])
+    stale: dict[Handle, None] = {}
+    done: list[Lease] = []
+    rows: list[Row] = []
+    keyed = 0
+    for completion in completions:
+        lease = None
+        handle = completion.input
+        if handle is not None:
+            lease = leases.get(handle)
+            if lease is None:
+                stale[handle] = None
+                continue
+            if not (completion.last or lease.streamed):
+                sqlite_keys.start_stream(session, lease.seq, lease.queue.id)
+                lease.streamed = True
+        for output in completion.outputs:
+            queue = session.queue(output.queue)
+            if lease is None or lease.streamed or queue.fifo:
+                keyed += 1
+                if not _is_new(session, queue, output, lease, now):
+                    continue
+            rows.append(_row(session, queue, output, now))
+        if handle is not None and lease is not None and completion.last:
+            done.append(leases.pop(handle))
+    if rows:
+        session.db.executemany(sql.SEND, rows)
+        session.ring = True
+    if done:
+        sqlite_leases.remove(session, done, now)
+    if keyed:
+        sqlite_keys.sweep(session, now, _SWEEP * keyed)
+    return list(stale)
+
+
+def _is_new(session: Session, queue: Queue, output: Output, lease: Lease | None, now: int) -> bool:
+    if lease is None:
+        return sqlite_keys.remember(session, queue.id, output.hop, None, now + sqlite_keys.PARENTLESS, now)
+    if lease.streamed:
+        return sqlite_keys.remember(session, queue.id, output.hop, lease.seq, None, now)
+    return sqlite_keys.remember(session, queue.id, output.hop, None, now + sqlite_keys.WINDOW, now)
+
+
+def _row(session: Session, queue: Queue, output: Output, now: int) -> Row:
+    seq = session.next_seq
+    session.next_seq = seq + 1
+    visible_at = now + int(output.delay * 1000) if output.delay else now
+    # SQS refuses a FIFO send without a group; a group of its own serves such a message best.
+    group = sqlite_groups.join(session, queue.id, output.group or output.hop, seq, visible_at) if queue.fifo else None
+    return seq, queue.id, visible_at, now, group, output.body

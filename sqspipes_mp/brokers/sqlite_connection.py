@@ -1,0 +1,157 @@
+"""The port's connection on one SQLite file (any process that has it open, all its threads)."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from sqspipes_mp.brokers import sqlite_complete, sqlite_leases, sqlite_queues, sqlite_take
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, QueueSpec, Received
+from sqspipes_mp.brokers.sqlite_file import File
+from sqspipes_mp.brokers.sqlite_session import Session
+from sqspipes_mp.brokers.wake import Waiter
+from sqspipes_mp.errors import QueueMissing
+
+_log = logging.getLogger("sqspipes_mp.brokers.sqlite")
+#: Seconds between two rounds of clearing away what is past its time, in each process that completes messages.
+_TIDY_EVERY = 10.0
+#: Seconds until the next look after another process was quicker.
+_OUTRUN = 0.001
+
+
+class SQLiteConnection:
+    """One process's connection; the file is opened at the first call, and again after a fork."""
+
+    #: Completions per transaction: see benchmarks; beyond it, the others wait longer for hardly any gain.
+    batch = 100
+    carriers = 1
+    settle = 0.0
+    #: A transaction for one message costs about as much as one for ten: wait a little for company.
+    linger = 0.02
+
+    def __init__(self, file: str, *, durable: bool) -> None:
+        self._file = File(file, durable=durable)
+        self._waiter = Waiter(self._file.wal)
+        self._tidy_at = time.monotonic() + _TIDY_EVERY
+        self._warned: set[str] = set()
+        self._lock = threading.Lock()
+
+    def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
+        """Create what is missing (``create``) or raise ``QueueMissing``; warn of attributes that differ.
+
+        Raises ``BrokerError`` for a queue that exists with the other type.
+        """
+        absent = self._file.read(lambda session: _absent(session, queues))
+        if absent and not create:
+            raise QueueMissing(absent[0].name, "Create it first, or run with create_queues=True")
+        if absent:
+            self._file.write(lambda session: sqlite_queues.create(session, absent))
+        new = {spec.name for spec in absent}
+        for spec in queues:
+            if spec.owned and spec.name not in new and spec.name not in self._warned:
+                texts = self._file.read(partial(sqlite_queues.differences, spec=spec))
+                if texts:
+                    self._warned.add(spec.name)
+                    _log.warning("queue %s is used as it is: %s", spec.name, "; ".join(texts))
+
+    def receive(self, queues: Sequence[str], max_messages: int, wait: float, visibility: float) -> list[Received]:
+        """Return up to ``max_messages`` deliveries, hidden from others for ``visibility`` seconds.
+
+        Raises ``QueueMissing`` for a queue that does not exist, also if it is deleted meanwhile.
+        """
+        deadline = time.monotonic() + wait
+        if self._waiter.interrupted or max_messages < 1:
+            return []
+        taken, due = self._try(queues, max_messages, visibility)
+        if taken or wait <= 0:
+            return taken
+        with self._waiter.ear() as ear:
+            while not self._waiter.interrupted:
+                ear.listen(self._file.opened)
+                taken, due = self._try(queues, max_messages, visibility)
+                remaining = deadline - time.monotonic()
+                if taken or remaining <= 0:
+                    return taken
+                # Opened anew meanwhile (a fork): the bell may be on a file that is gone.
+                if ear.opened == self._file.opened:
+                    ear.wait(min(remaining, due))
+        return []
+
+    def complete(
+        self,
+        completions: Sequence[Completion],
+        on_sent: Callable[[Completion], None] | None = None,  # noqa: ARG002  (the port's)
+    ) -> list[Handle]:
+        """Send all outputs and delete their inputs in one transaction; returns the handles found stale.
+
+        Nothing is sent for those. ``on_sent`` is never called: nobody can see the one without the other.
+        Raises ``QueueMissing``.
+        """
+        if not completions:
+            return []
+        stale = self._file.write(lambda session: sqlite_complete.complete(session, completions))
+        if any(completion.input is None and completion.outputs for completion in completions):
+            self._file.sync()
+        self._tidy()
+        return stale
+
+    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
+        """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale."""
+        if not handles:
+            return []
+        return self._file.write(lambda session: sqlite_leases.extend(session, handles, seconds, charge=charge))
+
+    def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
+        """Move deliveries to their dead-letter queues in one transaction. Returns the stale ones."""
+        if not letters:
+            return []
+        return self._file.write(lambda session: sqlite_leases.dead_letter(session, letters))
+
+    def depth(self, queue: str) -> Depth:
+        """Count one queue, exactly. Raises ``QueueMissing``."""
+        return self._file.read(lambda session: sqlite_queues.depth(session, queue))
+
+    def purge(self, queues: Sequence[str]) -> None:
+        """Remove all messages of these queues, and forget their hop ids; missing queues are fine."""
+        self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=False))
+        self._clear()
+
+    def delete(self, queues: Sequence[str]) -> None:
+        """Delete these queues; missing ones are fine."""
+        self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=True))
+        self._clear()
+
+    def interrupt(self) -> None:
+        """From any thread, for good: receives return at once from now on, with what they have."""
+        self._waiter.interrupt()
+
+    def close(self) -> None:
+        """Close every descriptor of this process; calls still running end."""
+        self._waiter.close()
+        self._file.close()
+
+    def _try(self, queues: Sequence[str], max_messages: int, visibility: float) -> tuple[list[Received], float]:
+        # A look costs no turn at writing, which idle processes would otherwise take from busy ones.
+        due = self._file.read(lambda session: session.look(queues))
+        if due > 0:
+            return [], due
+        taken = self._file.write(lambda session: sqlite_take.take(session, queues, max_messages, visibility))
+        return taken, _OUTRUN
+
+    def _clear(self) -> None:
+        while self._file.write(sqlite_queues.clear):
+            pass
+
+    def _tidy(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._tidy_at:
+                return
+            self._tidy_at = now + _TIDY_EVERY
+        self._file.write(sqlite_queues.tidy)
+
+
+def _absent(session: Session, specs: Sequence[QueueSpec]) -> list[QueueSpec]:
+    session.refresh()
+    return sqlite_queues.missing(session, specs)

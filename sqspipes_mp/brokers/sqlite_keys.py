@@ -1,0 +1,40 @@
+"""Deduplication: which hop ids were accepted before, and for how long that is remembered.
+
+Runs inside a write transaction. A hop id sent while its input stays (a stream) lives as long as that input, then five
+minutes, like SQS's window; one sent without an input lives for 14 days, longer than any run of a source takes to be
+restarted. What is sent in the transaction that deletes its input needs no key, except on FIFO queues, whose window
+users may count on.
+"""
+
+from sqspipes_mp.brokers import sqlite_schema as sql
+from sqspipes_mp.brokers.sqlite_session import Session
+
+#: Milliseconds a hop id is remembered after its input is gone: SQS's deduplication interval (Amazon SQS Developer
+#: Guide, "Exactly-once processing in Amazon SQS").
+WINDOW = 300_000
+#: Milliseconds a hop id that has no input is remembered.
+PARENTLESS = 14 * 86_400_000
+
+
+def remember(session: Session, queue: int, hop: str, stream: int | None, expires: int | None, now: int) -> bool:
+    """Record a hop id; False if it is a duplicate. Either ``stream`` (its input's seq) or ``expires`` is given."""
+    return session.db.execute(sql.REMEMBER, (queue, hop, stream, expires, now)).rowcount == 1
+
+
+def start_stream(session: Session, seq: int, queue: int) -> None:
+    """Note that an input's outputs come in several calls."""
+    session.db.execute(sql.START_STREAM, (seq, queue))
+    session.db.execute(sql.MARK_STREAMED, (seq,))
+
+
+def end_stream(session: Session, seq: int, now: int) -> None:
+    """Note that such an input is gone."""
+    session.db.execute(sql.END_STREAM, (now + WINDOW, seq))
+
+
+def sweep(session: Session, now: int, limit: int) -> None:
+    """Forget up to ``limit`` expired hop ids of each kind."""
+    session.db.execute(sql.SWEEP_KEYS, (now, limit))
+    ended = session.db.execute(sql.ENDED_STREAM, (now,)).fetchone()
+    if ended is not None and session.db.execute(sql.SWEEP_STREAM, (ended[0], limit)).rowcount < limit:
+        session.db.execute(sql.DROP_STREAM, ended)

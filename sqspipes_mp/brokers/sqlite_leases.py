@@ -1,0 +1,129 @@
+"""Deliveries and their receipts: find, remove, extend, dead-letter (inside a write transaction).
+
+A receipt is ``seq-receives``: it is current until the message is received again or deleted. Its visibility may have
+ended meanwhile, as on SQS.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqspipes_mp.brokers import sqlite_groups, sqlite_keys
+from sqspipes_mp.brokers import sqlite_schema as sql
+from sqspipes_mp.brokers.base import DeadLetter, Handle
+from sqspipes_mp.brokers.sqlite_session import Queue, Session
+
+
+@dataclass(slots=True)
+class Lease:
+    """The message behind a current receipt. ``sent_at``: when it was first sent, also if it was moved since."""
+
+    seq: int
+    queue: Queue
+    group: int | None
+    streamed: bool
+    charges: int
+    sent_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burial:
+    """A message for a dead-letter queue, with what is kept for showing it."""
+
+    body: str
+    group: str
+    charges: int
+    sent_at: int
+    source: str
+    hop: str | None = None
+    origin: str | None = None
+    failure: str | None = None
+
+
+def find(session: Session, handles: Sequence[Handle]) -> dict[Handle, Lease]:
+    """Return the messages behind those receipts that are current."""
+    wanted: dict[int, list[tuple[int, Handle]]] = {}
+    for handle in handles:
+        number, _, delivery = handle.receipt.partition("-")
+        if number.isdecimal() and delivery.isdecimal() and delivery != "0":
+            wanted.setdefault(int(number), []).append((int(delivery), handle))
+    found: dict[Handle, Lease] = {}
+    seqs = list(wanted)
+    for start in range(0, len(seqs), sql.FIND_AT_ONCE):
+        some = seqs[start : start + sql.FIND_AT_ONCE]
+        some += [0] * (sql.FIND_AT_ONCE - len(some))
+        for seq, receives, queue_id, *rest in session.db.execute(sql.FIND, some).fetchall():
+            # A purged queue's rows may still be there, under the number it had before.
+            queue = session.by_id.get(queue_id)
+            for deliveries, handle in wanted[seq]:
+                if deliveries == receives and queue is not None and queue.name == handle.queue:
+                    found[handle] = Lease(seq, queue, *rest)
+    return found
+
+
+def remove(session: Session, leases: Sequence[Lease], now: int) -> None:
+    """Delete messages, let their streams end and their groups go on."""
+    session.db.executemany(sql.DELETE, [(lease.seq,) for lease in leases])
+    for lease in leases:
+        if lease.streamed:
+            sqlite_keys.end_stream(session, lease.seq, now)
+    settle(session, leases)
+
+
+def settle(session: Session, leases: Iterable[Lease]) -> None:
+    """Work out anew when the groups of these messages are ready."""
+    groups = {lease.group for lease in leases if lease.group is not None}
+    if groups:
+        sqlite_groups.settle(session, groups)
+        session.ring = True
+
+
+def extend(session: Session, handles: Sequence[Handle], seconds: float, *, charge: bool) -> list[Handle]:
+    """Hide deliveries for ``seconds`` from now; returns the stale ones."""
+    found = find(session, handles)
+    leases = list(found.values())
+    until = session.now() + int(seconds * 1000)
+    session.db.executemany(sql.EXTEND, [(until, int(charge), lease.seq) for lease in leases])
+    settle(session, leases)
+    session.ring = bool(leases)
+    return [handle for handle in handles if handle not in found]
+
+
+def dead_letter(session: Session, letters: Sequence[DeadLetter]) -> list[Handle]:
+    """Move deliveries to their dead-letter queues; returns the stale ones."""
+    now = session.now()
+    found = find(session, [letter.handle for letter in letters])
+    stale = []
+    for letter in letters:
+        dead = session.queue(letter.queue)
+        lease = found.pop(letter.handle, None)
+        if lease is None:
+            stale.append(letter.handle)
+            continue
+        hop = hashlib.sha256(f"{letter.hop}\ndead\n{letter.handle.message_id}".encode()).hexdigest()
+        burial = Burial(
+            body=letter.body,
+            group=letter.group or hop,
+            charges=lease.charges,
+            sent_at=lease.sent_at,
+            source=lease.queue.name,
+            hop=hop,
+            origin=letter.hop,
+            failure=letter.failure,
+        )
+        bury(session, dead, burial, now)
+        remove(session, [lease], now)
+    return stale
+
+
+def bury(session: Session, dead: Queue, burial: Burial, now: int) -> None:
+    """Insert a message into a dead-letter queue.
+
+    Without a key: it leaves its own queue in the same transaction, so it cannot come twice.
+    """
+    seq = session.next_seq
+    session.next_seq = seq + 1
+    group = sqlite_groups.join(session, dead.id, burial.group, seq, now) if dead.fifo else None
+    kept = (burial.charges, now, group, burial.sent_at, burial.hop, burial.origin, burial.source, burial.failure)
+    session.db.execute(sql.SEND_DEAD, (seq, dead.id, now, *kept, burial.body))
+    session.ring = True

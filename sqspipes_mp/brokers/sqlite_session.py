@@ -1,0 +1,213 @@
+"""One open handle of the SQLite file: its tables, its clock, its queues (any process, one thread at a time).
+
+The clock is the machine's monotonic one, shifted to epoch time by a number the file keeps per boot. All processes of
+a boot therefore read the same clock, setting the wall clock neither ends nor prolongs a lease, and a new boot goes on
+where the last one stopped. It stands still while the machine sleeps, as the workers holding the leases do.
+"""
+
+import math
+import secrets
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqspipes_mp.brokers import sqlite_schema as sql
+from sqspipes_mp.errors import BrokerError, QueueMissing
+
+#: Milliseconds SQLite itself waits for a lock: a backstop, since writers queue for the kernel lock first.
+_BUSY_TIMEOUT = 2_000
+_BOOTS_KEPT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A row of ``queues``. ``retention`` in milliseconds."""
+
+    name: str
+    id: int
+    fifo: bool
+    visibility: float
+    dead: str | None
+    retention: int
+
+
+class Session:
+    """A connection of ``sqlite3`` with what this process knows of the file."""
+
+    def __init__(self, file: str, *, synchronous: str) -> None:
+        self.db = sqlite3.connect(file, timeout=_BUSY_TIMEOUT / 1000, isolation_level=None, check_same_thread=False)
+        try:
+            prepare(self.db, file)
+            self.db.execute(f"PRAGMA synchronous = {synchronous}")
+            # Zeroing what is deleted would double the writing; a queue's file is as private as its folder.
+            self.db.execute("PRAGMA secure_delete = OFF")
+            self.db.execute("PRAGMA temp_store = MEMORY")
+            self.db.execute("PRAGMA wal_autocheckpoint = 2000")
+            self.db.execute("PRAGMA journal_size_limit = 67108864")
+            self.token: str = self.db.execute("SELECT token FROM meta").fetchone()[0]
+            self.boot = _boot_id()
+            self._shift = _read_shift(self.db, self.boot)
+        except BaseException:
+            self.db.close()
+            raise
+        self.generation = -1
+        self.next_seq = 0
+        self.queues: dict[str, Queue] = {}
+        self.by_id: dict[int, Queue] = {}
+        self.groups: dict[tuple[int, str], int] = {}
+        self.ring = False
+        self._before = (-1, 0)
+        self._looks: dict[tuple[str, ...], tuple[str, list[int]]] = {}
+
+    def now(self) -> int:
+        """Return the file's time in milliseconds."""
+        return _ticks(self.boot) + self._shift
+
+    def begin(self) -> None:
+        """Begin a write transaction."""
+        self.db.execute("BEGIN IMMEDIATE")
+        self._before = generation, self.next_seq = self.db.execute(sql.META).fetchone()
+        self.ring = False
+        self.groups.clear()
+        if generation != self.generation:
+            self._reload(generation)
+
+    def save(self) -> None:
+        """Write back what the transaction changed of the file's counters."""
+        if (self.generation, self.next_seq) != self._before:
+            self.db.execute(sql.SET_META, (self.generation, self.next_seq))
+
+    def rollback(self) -> None:
+        """Undo the transaction and what was cached in it."""
+        self.generation = -1
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
+
+    def queue(self, name: str) -> Queue:
+        """Return a queue of the file as of the last transaction or look."""
+        try:
+            return self.queues[name]
+        except KeyError:
+            cure = "It was deleted, or never created: run with create_queues=True, or see that the name is right"
+            raise QueueMissing(name, cure) from None
+
+    def changed(self) -> int:
+        """Note, within a transaction, that the list of queues is another one; returns a number never used before."""
+        self.generation += 1
+        self.ring = True
+        return self.generation
+
+    def refresh(self) -> None:
+        """Read the list of queues anew if it changed."""
+        generation = self.db.execute(sql.META).fetchone()[0]
+        if generation != self.generation:
+            self._reload(generation)
+
+    def look(self, names: Sequence[str]) -> float:
+        """Return in how many seconds one of the queues has something to receive: 0 = now, infinity = unknown."""
+        wanted = tuple(names)
+        while True:
+            text, ids = self._looks.get(wanted) or self._compose_look(wanted)
+            generation, *earliest = self.db.execute(text, ids).fetchone()
+            if generation == self.generation:
+                due = min((at for at in earliest if at is not None), default=None)
+                return math.inf if due is None else max(0.0, (due - self.now()) / 1000)
+            self._reload(generation)
+
+    def _compose_look(self, names: tuple[str, ...]) -> tuple[str, list[int]]:
+        self.refresh()
+        queues = [self.queue(name) for name in names]
+        parts = ["(SELECT generation FROM meta)"]
+        parts += [f"({sql.LOOK_FIFO if queue.fifo else sql.LOOK_STANDARD})" for queue in queues]
+        self._looks[names] = "SELECT " + ", ".join(parts), [queue.id for queue in queues]
+        return self._looks[names]
+
+    def reload(self) -> None:
+        """Read the list of queues anew, within the transaction that changed it."""
+        self._reload(self.generation)
+
+    def _reload(self, generation: int) -> None:
+        # The generation was read before the rows: if they are newer, it is found outdated at the next look.
+        rows = self.db.execute(sql.QUEUES).fetchall()
+        found = [Queue(name, id_, bool(fifo), vis, dead, keep) for name, id_, fifo, vis, dead, keep in rows]
+        self.queues = {queue.name: queue for queue in found}
+        self.by_id = {queue.id: queue for queue in found}
+        self._looks = {}
+        self.generation = generation
+
+    def close(self) -> None:
+        """Close the handle."""
+        self.db.close()
+
+
+def prepare(db: sqlite3.Connection, file: str) -> None:
+    """Create the tables in an empty file; refuse another program's."""
+    if _is_ours(db, file):
+        return
+    if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+        raise BrokerError(f"SQLite file {file} cannot use WAL. Put it on a local disk, not on a network drive")
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if not _is_ours(db, file):
+            for statement in sql.TABLES:
+                db.execute(statement)
+            db.execute("INSERT INTO meta VALUES (1, ?, 0, 1)", (secrets.token_hex(8),))
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _is_ours(db: sqlite3.Connection, file: str) -> bool:
+    mark = db.execute("PRAGMA application_id").fetchone()[0]
+    layout = db.execute("PRAGMA user_version").fetchone()[0]
+    if mark == sql.APPLICATION_ID:
+        if layout != sql.LAYOUT:
+            raise BrokerError(
+                f"SQLite file {file} has layout {layout}, this version of sqspipes_mp reads {sql.LAYOUT}. "
+                "Finish its messages with the version that made it, or give another path"
+            )
+        return True
+    if mark or layout or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise BrokerError(f"SQLite file {file} belongs to another program. Give a path of its own to the queues")
+    return False
+
+
+def _boot_id() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return None
+
+
+def _ticks(boot: str | None) -> int:
+    # Without a boot id nobody can tell whether two monotonic times are of the same boot.
+    return (time.time_ns() if boot is None else time.monotonic_ns()) // 1_000_000
+
+
+def _read_shift(db: sqlite3.Connection, boot: str | None) -> int:
+    if boot is None:
+        return 0
+    query = "SELECT shift FROM clocks WHERE boot = ?"
+    row = db.execute(query, (boot,)).fetchone()
+    if row is None:
+        db.execute("BEGIN IMMEDIATE")
+        row = db.execute(query, (boot,)).fetchone() or (_add_clock(db, boot),)
+        db.execute("COMMIT")
+    shift: int = row[0]
+    return shift
+
+
+def _add_clock(db: sqlite3.Connection, boot: str) -> int:
+    # A machine that boots with its wall clock in the past must not hide every message until it has caught up.
+    last = db.execute("SELECT coalesce(max(last), 0) FROM clocks").fetchone()[0]
+    now = max(time.time_ns() // 1_000_000, last)
+    shift: int = now - _ticks(boot)
+    db.execute("INSERT INTO clocks (boot, shift, last) VALUES (?, ?, ?)", (boot, shift, now))
+    db.execute(
+        "DELETE FROM clocks WHERE boot NOT IN (SELECT boot FROM clocks ORDER BY last DESC LIMIT ?)", (_BOOTS_KEPT,)
+    )
+    return shift

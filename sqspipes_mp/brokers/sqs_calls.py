@@ -1,0 +1,140 @@
+"""One SQS call at a time, tried until it succeeds or cannot (any process that has a connection open).
+
+botocore tries each call twice within a second; the loop here goes on after that for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqspipes_mp.brokers.sqs_errors import Fault, backoff, classify, explain, gives_up
+from sqspipes_mp.errors import BrokerError
+
+logger = logging.getLogger("sqspipes_mp.brokers.sqs")
+
+#: Seconds between two warnings about calls that are being tried again.
+WARN_EVERY = 60.0
+#: Waits this long and shorter use the client with the short read timeout.
+SHORT_WAIT = 1
+
+_METHODS = {
+    "ChangeMessageVisibilityBatch": "change_message_visibility_batch",
+    "CreateQueue": "create_queue",
+    "DeleteMessageBatch": "delete_message_batch",
+    "DeleteQueue": "delete_queue",
+    "GetQueueAttributes": "get_queue_attributes",
+    "GetQueueUrl": "get_queue_url",
+    "PurgeQueue": "purge_queue",
+    "ReceiveMessage": "receive_message",
+    "SendMessageBatch": "send_message_batch",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Two boto3 SQS clients of one process: ``poll`` has a read timeout longer than the longest long poll."""
+
+    hot: Any
+    poll: Any
+    region: str
+    endpoint: str
+    loopback: bool
+
+
+class Calls:
+    """Makes calls, safe from several threads: retries, backs off, warns, and gives up where that is right."""
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients = clients
+        self.interrupted = threading.Event()
+        self.closed = threading.Event()
+        self._warned_at: float | None = None
+        self._warning = threading.Lock()
+
+    def __call__(self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False) -> dict[str, Any]:
+        """Make a call; raise what cannot be cured by trying again."""
+        result = self.attempt(operation, queue, params, boot=boot)
+        if isinstance(result, Fault):
+            raise self.error(result, operation, queue)
+        return result
+
+    def attempt(
+        self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False
+    ) -> dict[str, Any] | Fault:
+        """Make a call until it succeeds; return the fault that cannot be cured by trying again."""
+        failures = 0
+        while True:
+            self._check_open()
+            result = self._once(self.clients.hot, operation, params)
+            if not isinstance(result, Fault):
+                return result
+            failures += 1
+            if gives_up(result.kind, failures, boot=boot):
+                return result
+            self.pause(self.retrying(result, operation, queue, failures))
+
+    def receive(self, queue: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Poll a queue until there is an answer; ``interrupt`` ends the waiting between two tries."""
+        client = self.clients.hot if params["WaitTimeSeconds"] <= SHORT_WAIT else self.clients.poll
+        failures = 0
+        while not self.interrupted.is_set():
+            self._check_open()
+            result = self._once(client, "ReceiveMessage", params)
+            if not isinstance(result, Fault):
+                messages: list[dict[str, Any]] = result.get("Messages", [])
+                return messages
+            failures += 1
+            if gives_up(result.kind, failures):
+                raise self.error(result, "ReceiveMessage", queue)
+            self.interrupted.wait(self.retrying(result, "ReceiveMessage", queue, failures))
+        return []
+
+    def retrying(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
+        """Warn that a call is going to be tried again, at most once a minute; return the seconds to wait first."""
+        seconds = backoff(failures)
+        with self._warning:
+            now = time.monotonic()
+            if self._warned_at is not None and now - self._warned_at < WARN_EVERY:
+                return seconds
+            self._warned_at = now
+        logger.warning("%s on queue %s at %s: %s; trying again", operation, queue, self.clients.endpoint, fault)
+        return seconds
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless the connection is closed meanwhile."""
+        self.closed.wait(seconds)
+        self._check_open()
+
+    def error(self, fault: Fault, operation: str, queue: str) -> BrokerError:
+        """Make the error to raise for a fault."""
+        return explain(fault, operation, queue, self.clients.endpoint)
+
+    def interrupt(self) -> None:
+        """End receives soon, for good."""
+        self.interrupted.set()
+
+    def close(self) -> None:
+        """End everything and close the sockets."""
+        self.interrupted.set()
+        self.closed.set()
+        self.clients.hot.close()
+        self.clients.poll.close()
+
+    def _once(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any] | Fault:
+        try:
+            reply: dict[str, Any] = getattr(client, _METHODS[operation])(**params)
+        except Exception as error:
+            fault = classify(error)
+            if fault is None:
+                raise
+            return fault
+        return reply
+
+    def _check_open(self) -> None:
+        if self.closed.is_set():
+            raise BrokerError(f"the connection to SQS at {self.clients.endpoint} was closed meanwhile")

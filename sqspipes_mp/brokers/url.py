@@ -1,0 +1,130 @@
+"""Broker URLs, and which broker an engine uses (the caller's process). Opens nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import cast
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.sqs import SQS
+from sqspipes_mp.errors import ConfigError
+
+logger = logging.getLogger("sqspipes_mp.brokers")
+
+#: The environment variable that names the broker where the program does not.
+VARIABLE = "SQSPIPES_BROKER"
+
+_SQS_FORMS = "sqs://, sqs://REGION or sqs://REGION?endpoint_url=URL"
+_SQLITE_FORMS = "sqlite:///relative.db, sqlite:////absolute.db or sqlite:// (a temporary file)"
+_METHODS = ("check", "warm", "open", "describe")
+
+
+def parse(url: str) -> SQS | SQLite:
+    """Read a broker URL. Raises ``ConfigError`` for anything that is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _bad(url.partition(":")[0], "a URL", f"Write {_SQS_FORMS}, {_SQLITE_FORMS}") from None
+    # Nothing that may hold a secret is ever shown: neither what stands before an @ nor the query.
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if parts.scheme not in ("sqs", "sqlite"):
+        near = get_close_matches(parts.scheme, ("sqs", "sqlite"), 1)
+        hint = f"Did you mean {near[0]}://? " if near else ""
+        raise _bad(shown if parts.scheme else url, "an sqs:// or sqlite:// URL", f"{hint}{_SQS_FORMS}; {_SQLITE_FORMS}")
+    if "@" in parts.netloc:
+        cure = "Put them into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a profile or a role"
+        raise _bad(shown, "free of credentials", cure)
+    if not url.partition(":")[2].startswith("//"):
+        raise _bad(shown, f"written with // after {parts.scheme}:", f"{_SQS_FORMS}; {_SQLITE_FORMS}")
+    if parts.fragment:
+        raise _bad(shown, "without a #fragment", "Write # in a path or value as %23")
+    return _sqs(parts, shown) if parts.scheme == "sqs" else _sqlite(parts, shown)
+
+
+def resolve(broker: object, domain: str, environ: Mapping[str, str]) -> Broker:
+    """Return the broker: the argument (a broker or its URL), else ``SQSPIPES_BROKER``, else SQLite in ./{domain}.db.
+
+    The last is logged as a warning. AWS settings that happen to be around never choose SQS.
+    """
+    if isinstance(broker, str):
+        return parse(broker)
+    if broker is not None:
+        return _given(broker)
+    url = environ.get(VARIABLE, "")
+    if url:
+        try:
+            return parse(url)
+        except ConfigError as error:
+            error.add_note(f"It comes from the environment variable {VARIABLE}.")
+            raise
+    path = f"./{domain}.db"
+    logger.warning(
+        "no broker was chosen: using SQLite in %s, for this machine only. Choose it, Engine(broker=SQLite(%r)) or "
+        '%s=sqlite:///%s.db, or choose SQS: Engine(broker=SQS("us-west-2")) or %s=sqs://us-west-2',
+        path,
+        path,
+        VARIABLE,
+        domain,
+        VARIABLE,
+    )
+    return SQLite(path)
+
+
+def _given(broker: object) -> Broker:
+    if isinstance(broker, type):
+        cure = f"Make one: {broker.__name__}(...)"
+    elif all(callable(getattr(broker, name, None)) for name in _METHODS):
+        return cast("Broker", broker)
+    else:
+        cure = 'Give SQS("us-west-2"), SQLite("work.db") or a URL'
+    raise ConfigError("broker", broker, "a broker, its URL, or None", cure)
+
+
+def _sqs(parts: SplitResult, shown: str) -> SQS:
+    if parts.path:
+        raise _bad(shown, "without a path", f"Queues are named by the domain; write {_SQS_FORMS}")
+    if ":" in parts.netloc:
+        cure = f"An endpoint goes into the query: sqs://REGION?endpoint_url=http://{parts.netloc}"
+        raise _bad(shown, "sqs:// with a region, not a host and port", cure)
+    options = _options(parts, shown, ("endpoint_url",))
+    return SQS(unquote(parts.netloc) or None, endpoint_url=options.get("endpoint_url"))
+
+
+def _sqlite(parts: SplitResult, shown: str) -> SQLite:
+    _options(parts, shown, ())
+    if parts.netloc:
+        cure = f"For a relative path write three slashes: sqlite:///{parts.netloc}{parts.path}"
+        raise _bad(shown, "sqlite:// without a host: a file of this machine", cure)
+    if not parts.path:
+        return SQLite(None)
+    path = unquote(parts.path.removeprefix("/"))
+    if path.strip("/") == "" or path == ":memory:":
+        cure = f"{_SQLITE_FORMS}; workers are processes, so they need a file to share"
+        raise _bad(shown, "the path of a file", cure)
+    return SQLite(path)
+
+
+def _options(parts: SplitResult, shown: str, known: tuple[str, ...]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in known:
+            near = get_close_matches(name, known, 1, 0.4)
+            allowed = f"one of {', '.join(known)}" if known else f"none: {parts.scheme}:// takes no options"
+            cure = f"Did you mean {near[0]}?" if near else f"Everything else goes into code: {_class_of(parts)}(...)"
+            raise ConfigError(f"option of the broker URL {shown}", name, allowed, cure)
+        if name in options or not value:
+            raise ConfigError(f"{name} of the broker URL {shown}", value, "given once, with a value", "")
+        options[name] = value
+    return options
+
+
+def _class_of(parts: SplitResult) -> str:
+    return "SQS" if parts.scheme == "sqs" else "SQLite"
+
+
+def _bad(shown: str, allowed: str, cure: str) -> ConfigError:
+    return ConfigError("broker URL", shown, allowed, cure)

@@ -1,0 +1,105 @@
+"""What kind of callable a task's method is, and what the task is called after it. Pure; any process."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from typing import Any
+
+from sqspipes_mp.errors import ConfigError
+
+#: What names may have, so that queue names made of them are allowed (Amazon SQS API Reference, CreateQueue).
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def is_class(method: object) -> bool:
+    """Tell whether a worker must build the method before it can call it."""
+    return inspect.isclass(method)
+
+
+def is_generator(method: object) -> bool:
+    """Tell whether each call yields several outputs (generator functions, also partial, or as ``__call__``)."""
+    return inspect.isgeneratorfunction(method) or inspect.isgeneratorfunction(_call_of(method))
+
+
+def is_async(method: object) -> bool:
+    """Tell whether a call would only return something to await."""
+    return any(
+        check(candidate)
+        for check in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        for candidate in (method, _call_of(method))
+    )
+
+
+def task_name(method: object, name: object) -> str:
+    """Return a task's name: the one given, else its method's own. Raises ``ConfigError``."""
+    if name is None:
+        if not callable(method):
+            raise ConfigError(
+                "Task(method)",
+                method,
+                "a function or a class",
+                "Give the function itself, without calling it: f, not f()",
+            )
+        name = _name_of(method)
+        if name is None:
+            raise ConfigError(
+                "Task(method)",
+                method,
+                "something with a name, or to be given one (lambdas, partials and callable objects have none)",
+                "Name it: Task(..., name='resize')",
+            )
+        cure = "Give it another: Task(..., name='resize')"
+    else:
+        cure = "For example name='resize'"
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name.startswith("-"):
+        raise ConfigError(
+            "Task(name)", name, "letters, digits, '_' and '-' (queues are named after it), not beginning with '-'", cure
+        )
+    return name
+
+
+def check_method(name: str, method: object) -> None:
+    """Raise ``ConfigError`` for what a worker could not call."""
+    field = f"Task({name!r}).method"
+    if not callable(method):
+        raise ConfigError(
+            field, method, "a function or a class", "Give the function itself, without calling it: f, not f()"
+        )
+    if is_async(method):
+        raise ConfigError(
+            field,
+            method,
+            "a plain function: workers run no event loop",
+            "Wrap it: def f(value): return asyncio.run(g(value)); threads=N runs N calls at once",
+        )
+    if isinstance(method, type) and not _has_call(method):
+        raise ConfigError(
+            field,
+            method,
+            "a class with __call__(self, value): it is built once per worker and called per message",
+            f"Define __call__, or wrap it in a function: def to_{name}(value): return {method.__name__}(value)",
+        )
+
+
+def _has_call(cls: type) -> bool:
+    """Tell whether the instances of a class are callable."""
+    return _call_of(cls) is not None
+
+
+def _name_of(method: object) -> str | None:
+    """Return the name a task takes from its method; None for lambdas, partials and objects without one."""
+    name = getattr(method, "__name__", None)
+    return name if isinstance(name, str) and name != "<lambda>" else None
+
+
+def _call_of(method: object) -> Any:
+    """Return the ``__call__`` of what a partial wraps, of an object, or of a class's instances; None without one."""
+    while isinstance(method, functools.partial):
+        method = method.func
+    for cls in (method if isinstance(method, type) else type(method)).__mro__:
+        if "__call__" in vars(cls):
+            call = vars(cls)["__call__"]
+            return getattr(call, "__func__", call)
+    return None

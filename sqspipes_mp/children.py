@@ -1,0 +1,9 @@
+"""What the engine's children run, put together where no process's folder has to know another's (caller)."""
+
+from __future__ import annotations
+
+from sqspipes_mp.keeper.main import keeper_main
+from sqspipes_mp.supervisor.crew import Mains
+from sqspipes_mp.worker.main import worker_main
+
+MAINS = Mains(worker=worker_main, keeper=keeper_main)

@@ -1,0 +1,276 @@
+"""Frames over the socket pair a parent shares with each child, and what exit codes mean (any process).
+
+One ``socket.socketpair()`` per child. The child's end blocks; the parent's never does, because a child can be stopped
+or killed in the middle of a frame. A frame is: kind (1 byte), header length, blob length, JSON header, raw blob.
+"""
+
+import json
+import signal
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+#: Kind, header length, blob length.
+_PREFIX = struct.Struct("!BIQ")
+#: Most bytes of a header: values and reports travel in the blob, so a longer one is garbage.
+MAX_HEADER = 65_536
+#: Most bytes of one frame: what a function may hand to ``iterate`` or ``map``, pickled.
+MAX_FRAME = 1 << 30
+#: Bytes read from one child per turn, so that a chatty one cannot starve the others.
+READ_BUDGET = 1 << 18
+_CHUNK = 1 << 16
+# Without it a write to a child that is gone kills a process that reset SIGPIPE (macOS has no such flag).
+_SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
+
+#: Everything asked of the child was done.
+EXIT_OK = 0
+#: The task failed and said so (FAILED); Python's own code for an uncaught exception, too.
+EXIT_TASK = 1
+#: Failed before READY (import, setup, init, credentials). Not 2: Python's own for a wrong command line.
+EXIT_BOOT = 3
+#: The broker refuses for good (FAULT).
+EXIT_FAULT = 4
+#: The parent is gone: nobody is left to work for.
+EXIT_ORPHAN = 5
+
+_MEANING = {
+    EXIT_TASK: "a task or the child itself failed",
+    EXIT_BOOT: "failed before it was ready",
+    EXIT_FAULT: "the broker refused",
+    EXIT_ORPHAN: "its parent was gone",
+}
+
+
+class Kind(IntEnum):
+    """What a frame says; below 32 on its way up (child to parent), from 32 on its way down."""
+
+    HELLO = 1  # the child runs
+    READY = 2  # booted, about to receive
+    FAILED = 3  # blob: a Report
+    RESULT = 4  # blob: a value for iterate and map
+    STOPPED = 5  # receives no more
+    ENDED = 6  # a generator source has ended
+    DRAINED = 7  # the keeper saw every queue empty and settled
+    FAULT = 8  # blob: a Report; the engine cannot go on
+    RECYCLE = 9  # wants to be replaced (max_tasks_per_worker, max_memory)
+    BYE = 10  # everything carried away, about to exit as asked
+    DRAIN = 32  # finish what is held, receive no more
+    RELEASE = 33  # give back what is held
+    ACK = 34  # a RESULT was handed out and the next one asked for
+    JUDGE = 35  # keeper: a worker died, its leases are yours
+    WATCH = 36  # keeper: look for drained queues, say DRAINED
+    QUIT = 37  # leave now
+
+
+class BadFrame(Exception):  # noqa: N818  (a private signal, not part of the error tree)
+    """The bytes are no frame: the child at the other end is broken."""
+
+
+class FrameTooLarge(ValueError):  # noqa: N818  (named as MessageTooLarge is)
+    """A frame that the other side would refuse; nothing of it was sent."""
+
+
+class ParentGone(Exception):  # noqa: N818  (a private signal, not part of the error tree)
+    """Nobody reads the other end any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One thing said: ``header`` holds primitives only."""
+
+    kind: Kind
+    header: dict[str, Any]
+    blob: bytes = b""
+
+
+def pack(kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"") -> bytes:
+    """Encode one frame. Raises ``FrameTooLarge`` over MAX_HEADER or MAX_FRAME bytes."""
+    head = json.dumps(dict(header or {}), separators=(",", ":")).encode("ascii")
+    if len(head) > MAX_HEADER:
+        raise FrameTooLarge(f"the header of {kind.name} has {len(head)} bytes, at most {MAX_HEADER} are allowed")
+    if len(head) + len(blob) > MAX_FRAME:
+        raise FrameTooLarge(f"{kind.name} has {len(blob)} bytes, at most {MAX_FRAME} are allowed")
+    return b"".join((_PREFIX.pack(kind, len(head), len(blob)), head, blob))
+
+
+class FrameReader:
+    """Turns a stream of bytes into frames; what is incomplete at its end is dropped with it.
+
+    ``limit``: most bytes of one frame, header and blob.
+    """
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Return the frames that ``data`` completes. Raises ``BadFrame``, once what came before it was returned."""
+        self._buffer += data
+        frames: list[Frame] = []
+        start = 0
+        try:
+            while (end := self._end(start)) is not None:
+                frames.append(self._frame(start, end))
+                start = end
+        except BadFrame:
+            # What was said before the garbage is often the reason for it; the next call raises.
+            if not frames:
+                raise
+        finally:
+            del self._buffer[:start]
+        return frames
+
+    def _end(self, start: int) -> int | None:
+        if len(self._buffer) - start < _PREFIX.size:
+            return None
+        kind, head, blob = _PREFIX.unpack_from(self._buffer, start)
+        if kind not in _KINDS or head > MAX_HEADER or head + blob > self._limit:
+            raise BadFrame(f"kind {kind}, header of {head} bytes, blob of {blob} bytes")
+        end = start + _PREFIX.size + int(head) + int(blob)
+        return end if end <= len(self._buffer) else None
+
+    def _frame(self, start: int, end: int) -> Frame:
+        kind, head, _ = _PREFIX.unpack_from(self._buffer, start)
+        body = start + _PREFIX.size
+        try:
+            header = json.loads(self._buffer[body : body + head])
+        except (ValueError, RecursionError) as error:
+            raise BadFrame("a header that is not JSON") from error
+        if not isinstance(header, dict):
+            raise BadFrame("a header that is not a JSON object")
+        with memoryview(self._buffer) as view:
+            return Frame(Kind(kind), header, bytes(view[body + head : end]))
+
+
+_KINDS = frozenset(int(kind) for kind in Kind)
+
+
+class Channel:
+    """The child's end: blocks. Any thread may send, one thread receives. Wrap the socket after the fork."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        # Not the default when the user called socket.setdefaulttimeout().
+        sock.setblocking(True)
+        self._sock = sock
+        self._lock = threading.Lock()
+        self._reader = FrameReader()
+        self._frames: deque[Frame] = deque()
+
+    def send(self, kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"") -> None:
+        """Send a frame, waiting while the parent is busy. Raises ``ParentGone``, ``FrameTooLarge``."""
+        data = pack(kind, header, blob)
+        with self._lock:
+            try:
+                self._sock.sendall(data, _SEND_FLAGS)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise ParentGone from error
+
+    def recv(self) -> Frame | None:
+        """Wait for the next frame; None once the parent has closed its end or died."""
+        while not self._frames:
+            try:
+                data = self._sock.recv(_CHUNK)
+            except ConnectionResetError:
+                # The parent closed its end without reading everything we sent.
+                return None
+            if not data:
+                return None
+            self._frames.extend(self._reader.feed(data))
+        return self._frames.popleft()
+
+    def fileno(self) -> int:
+        """Return the descriptor, for a selector."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close this end; the parent reads what was sent, then the end of file."""
+        self._sock.close()
+
+
+class ParentChannel:
+    """The parent's end of one child: never blocks; one thread.
+
+    ``eof``: the child's end is closed and everything it sent was read.
+    """
+
+    def __init__(self, sock: socket.socket, limit: int = MAX_FRAME) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._reader = FrameReader(limit)
+        self._outgoing = bytearray()
+        self._deaf = False
+        self.eof = False
+
+    def read(self, budget: int = READ_BUDGET) -> list[Frame]:
+        """Return the frames that have arrived; beyond ``budget`` bytes at the next turn. Raises ``BadFrame``."""
+        frames: list[Frame] = []
+        while budget > 0 and not self.eof:
+            try:
+                data = self._sock.recv(min(_CHUNK, budget))
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                data = b""
+            self.eof = not data
+            budget -= len(data)
+            try:
+                frames += self._reader.feed(data)
+            except BadFrame:
+                # As in FrameReader: first what was said before it. The reader raises again at the next turn.
+                if not frames:
+                    raise
+                break
+        return frames
+
+    def queue(self, kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"") -> None:
+        """Take a frame for ``flush``; dropped when the child does not listen any more."""
+        data = pack(kind, header, blob)
+        if not self._deaf:
+            self._outgoing += data
+
+    def flush(self) -> bool:
+        """Write what the socket takes; True when nothing is left to write."""
+        while self._outgoing:
+            try:
+                sent = self._sock.send(self._outgoing, _SEND_FLAGS)
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError):
+                # Not the end of file: the last words of a dead child may still be unread.
+                self._deaf = True
+                self._outgoing.clear()
+            else:
+                del self._outgoing[:sent]
+        return True
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether ``flush`` has something left to write."""
+        return bool(self._outgoing)
+
+    def fileno(self) -> int:
+        """Return the descriptor, for a selector."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close this end; the child's ``recv`` returns None, its ``send`` raises ``ParentGone``."""
+        self._sock.close()
+
+
+def describe_exit(exitcode: int) -> str:
+    """Say in a few words what an exit code (negative: a signal, as in ``Process.exitcode``) means."""
+    if exitcode == EXIT_OK:
+        return "clean exit"
+    if exitcode > 0:
+        meaning = _MEANING.get(exitcode)
+        return f"exit status {exitcode} ({meaning})" if meaning else f"exit status {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        return f"signal {-exitcode}"
+    return f"{name} (out of memory?)" if name == "SIGKILL" else name

@@ -1,0 +1,265 @@
+"""``Engine``: wires pipeline, broker and supervisor together, and owns nothing between two calls (caller)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sqspipes_mp.admin import PipelineStats, opened, read_stats
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.url import parse, resolve
+from sqspipes_mp.checks import sync_callable
+from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.iteration import Iteration
+from sqspipes_mp.pipeline import Pipeline, build, derive_domain
+from sqspipes_mp.plan import MAX_VISIBILITY, MIN_VISIBILITY, RunPlan, Settings, check_flag, make_plan, number
+from sqspipes_mp.rehearsal import rehearse
+from sqspipes_mp.summary import Summary
+from sqspipes_mp.supervisor.outcome import conclude
+from sqspipes_mp.supervisor.run import choose_context, supervise
+from sqspipes_mp.supervisor.signals import Wakeup
+from sqspipes_mp.task import check_on_error
+
+_METHODS = ("fork", "forkserver", "spawn")
+_PACKAGE = str(Path(__file__).parent) + os.sep
+
+
+class Engine:
+    """A pipeline of tasks over one broker.
+
+    Building one only checks: no file, no network, no process before the first call of a method.
+
+    Args:
+        tasks: list of ``Task``, sqspipes's dicts, or callables, in the order the values go.
+        domain: what the queue names begin with. Default: ``SQSPIPES_DOMAIN``, else the stem of the file that builds
+            the engine (its folder's name for ``__main__.py`` and ``__init__.py``).
+        broker: ``SQS(...)``, ``SQLite(path)`` or a URL. Default: ``SQSPIPES_BROKER``, else SQLite in ``./{domain}.db``
+            (with a warning); never guessed from AWS settings that happen to be there.
+        fifo: FIFO queues: each message once within SQS's five minutes, order kept within a task's ``group``.
+        ignore_none: drop outputs that are None.
+        on_error: "raise" (the run ends with the exception), "retry", "reject", or callable(exception, attempt) that
+            returns one of these or a ``Retry``.
+        setup: called first in every child process (logging, tracing).
+        visibility_timeout: seconds, 2 to 43,200: what a lease is extended to while its message is held; after a
+            power cut the message comes back when it ends.
+        shutdown_grace: seconds that running messages have once a stop is asked for.
+        start_method: "fork", "forkserver", "spawn"; None: fork on Linux (forkserver where other threads are alive),
+            else spawn.
+        create_queues: create missing queues; False: a missing one is an error.
+        json_default: as ``json.dumps(default=)``; numpy scalars work without.
+
+    Raises:
+        ConfigError: naming the argument, its value, what is allowed and the cure.
+    """
+
+    def __init__(
+        self,
+        tasks: Any,
+        *,
+        domain: str | None = None,
+        broker: Broker | str | None = None,
+        fifo: bool = False,
+        ignore_none: bool = True,
+        on_error: Any = "raise",
+        setup: Callable[[], object] | None = None,
+        visibility_timeout: float = 60.0,
+        shutdown_grace: float = 25.0,
+        start_method: str | None = None,
+        create_queues: bool = True,
+        json_default: Callable[[Any], Any] | None = None,
+    ) -> None:
+        for field, flag in (("fifo", fifo), ("ignore_none", ignore_none), ("create_queues", create_queues)):
+            check_flag(f"Engine({field})", flag)
+        for field, hook in (("setup", setup), ("json_default", json_default)):
+            if hook is not None:
+                sync_callable(f"Engine({field})", hook)
+        if start_method is not None and start_method not in _METHODS:
+            raise ConfigError("Engine(start_method)", start_method, 'None, "fork", "forkserver" or "spawn"')
+        self._settings = Settings(
+            ignore_none=ignore_none,
+            on_error=check_on_error("Engine(on_error)", on_error),
+            setup=setup,
+            visibility=number(
+                "Engine(visibility_timeout)", visibility_timeout, least=MIN_VISIBILITY, most=MAX_VISIBILITY
+            ),
+            grace=number("Engine(shutdown_grace)", shutdown_grace, least=0.0),
+            start_method=start_method,
+            create_queues=create_queues,
+            json_default=json_default,
+        )
+        if domain is None:
+            domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(_constructing_file())
+        self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
+        _refuse_unfinished(self._pipeline)
+        self._wanted = parse(broker) if isinstance(broker, str) else broker
+        if broker is not None:
+            resolve(self._wanted, domain, {})
+        self._broker: Broker | None = None
+        self._stoppers: list[Callable[[], None]] = []
+
+    @property
+    def domain(self) -> str:
+        return self._pipeline.domain
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The checked tasks in their places, with the names of their queues."""
+        return self._pipeline
+
+    @property
+    def broker(self) -> Broker:
+        """The broker in use; chosen at the first look where the constructor was given none."""
+        if self._broker is None:
+            self._broker = resolve(self._wanted, self.domain, os.environ)
+            if isinstance(self._broker, SQLite) and self._broker.temporary:
+                weakref.finalize(self, _clean_up, self._broker, os.getpid())
+        return self._broker
+
+    def use(self, broker: Broker | str) -> None:
+        """Use another broker from the next call on (the command line's ``--broker``)."""
+        self._broker = None
+        self._wanted = parse(broker) if isinstance(broker, str) else broker
+        resolve(self._wanted, self.domain, {})
+
+    def run(
+        self,
+        only: Any = None,
+        *,
+        args: Any = None,
+        workers: Any = None,
+        priority: Any = 0,
+        min_priority: int | None = None,
+        max_priority: int | None = None,
+        iterate: bool = False,
+        until: str | None = None,
+        idle: float = 60.0,
+    ) -> Any:
+        """Run the pipeline, or some of its stages, until stopped, drained, or an exception ends it.
+
+        Args:
+            only: a task's name or index, or a list of them: run just these here.
+            args: positional arguments: a tuple where one task runs here, else {"name": tuple}.
+            workers: a number or "auto" where one task runs here, else {"name": number}.
+            priority: level of what a source sends: an int, or callable(output) for every output sent here.
+            min_priority, max_priority: receive only from these levels.
+            iterate: return an iterator over the outputs of the last task that runs here.
+            until: "drained": return once the sources have ended and every queue is empty and settled.
+            idle: with ``until`` and the source elsewhere: seconds for which the queues must have been empty too.
+
+        Returns:
+            Summary; or with ``iterate`` an iterator, closed by leaving its ``with``, ``close()`` or its end.
+
+        Raises:
+            ConfigError: before any process starts.
+            KeyboardInterrupt: after a SIGINT drained. SIGTERM drains and returns.
+            BrokerError, BootError, RestartLimit, RemoteError: as their names say.
+            Exception: the one a task raised, as itself, with the worker's frames.
+        """
+        plan = make_plan(
+            self._pipeline,
+            self._settings,
+            only=only,
+            args=args,
+            workers=workers,
+            priority=priority,
+            min_priority=min_priority,
+            max_priority=max_priority,
+            iterate=iterate,
+            until=until,
+            idle=idle,
+        )
+        broker = self.broker
+        broker.check()
+        return self._iterate(plan, broker) if plan.sink is not None else self._run(plan, broker)
+
+    def _run(self, plan: RunPlan, broker: Broker) -> Summary:
+        from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
+
+        wakeup = Wakeup()
+        self._stoppers.append(wakeup.stop)
+        try:
+            outcome = supervise(plan, broker, MAINS, choose_context(plan, broker), wakeup)
+        finally:
+            self._stoppers.remove(wakeup.stop)
+            wakeup.close()
+        return conclude(outcome)
+
+    def _iterate(self, plan: RunPlan, broker: Broker) -> Iterator[Any]:
+        from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
+
+        stoppers = self._stoppers
+
+        def ended() -> None:
+            stoppers[:] = [stop for stop in stoppers if stop is not stopper]
+
+        iteration = Iteration(plan, broker, MAINS, choose_context(plan, broker), ended)
+        weak = weakref.ref(iteration)
+
+        def stopper() -> None:
+            # Not a strong reference: losing the caller's last one is what closes an iteration.
+            alive = weak()
+            if alive is not None:
+                alive.stop()
+
+        stoppers.append(stopper)
+        return iteration
+
+    def stop(self) -> None:
+        """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
+        for stopper in list(self._stoppers):
+            stopper()
+
+    def call(self, value: Any) -> list[Any]:
+        """Send one value through all functions here: no broker, no process, the same JSON and drop rules.
+
+        The first function gets ``value`` (a source: as its only argument). Returns the last one's values; exceptions
+        come as they are.
+        """
+        return rehearse(self._pipeline, self._settings, value)
+
+    def stats(self) -> PipelineStats:
+        """Count every queue of the pipeline. Raises ``ConfigError`` and ``BrokerError``."""
+        return read_stats(self._pipeline, self.broker)
+
+    def purge(self) -> None:
+        """Remove every message of exactly this pipeline's queues, dead letters included."""
+        with opened(self.broker) as connection:
+            connection.purge(self._pipeline.queue_names())
+
+    def delete(self) -> None:
+        """Delete exactly this pipeline's queues."""
+        with opened(self.broker) as connection:
+            connection.delete(self._pipeline.queue_names())
+
+
+def _refuse_unfinished(pipeline: Pipeline) -> None:
+    """Say no to what the design has and this version has not, rather than ignore it."""
+    for stage in pipeline.stages:
+        field = f"Task({stage.name!r})"
+        if stage.task.threads != 1:
+            raise ConfigError(f"{field}.threads", stage.task.threads, "1 in this version", "Use workers=")
+        if stage.task.batch is not None:
+            raise ConfigError(f"{field}.batch", stage.task.batch, "None in this version", "Take one value per call")
+        if stage.task.input is not None:
+            raise ConfigError(f"{field}.input", stage.task.input, "None in this version", "Begin with a source")
+
+
+def _constructing_file() -> str | None:
+    """Return the file of the code that builds the engine: the nearest frame outside this package."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    name = frame.f_globals.get("__file__")
+    return name if isinstance(name, str) else None
+
+
+def _clean_up(broker: SQLite, owner: int) -> None:
+    if os.getpid() == owner:
+        broker.cleanup()

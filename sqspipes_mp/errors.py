@@ -1,0 +1,177 @@
+"""Every error of the package, in one tree (any process).
+
+::
+
+    SqsPipesError
+    ├── ConfigError (ValueError)        a value the user gave is wrong; found before any process starts
+    ├── BrokerError                     the queue service refuses for good, and retrying will not help
+    │   ├── QueueMissing                a queue does not exist (deleted, or create_queues=False)
+    │   └── AccessDenied                credentials missing, expired or not allowed to do this
+    ├── MessageError                    one message cannot be carried
+    │   ├── DecodeError                 a body in a queue is not an envelope
+    │   ├── OutputError (TypeError)     what a function returned cannot become JSON
+    │   └── MessageTooLarge (ValueError) what a function returned does not fit into a message
+    ├── WorkerLost                      a worker process died of something outside Python
+    │   ├── TaskTimeout                 it was killed because its call outlived Task(timeout=)
+    │   └── SupervisorLost              the supervisor process of iterate=True died
+    ├── BootError                       a child process died before it was ready and could not say why
+    ├── RestartLimit                    a stage's workers die faster than restarting them can help
+    ├── RemoteError                     a worker's exception that cannot be rebuilt here; carries its whole text
+    └── Verdict                         raised *by* a task to decide what happens to its message
+        ├── Retry                       make it visible again later
+        └── Reject                      dead-letter it now
+
+All of them pickle, and carry their data as attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SqsPipesError(Exception):
+    """Base of everything this package raises on its own account."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The constructors have their own signatures, so args alone cannot rebuild the object.
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(cls: type[SqsPipesError], args: tuple[Any, ...], state: dict[str, Any]) -> SqsPipesError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigError(SqsPipesError, ValueError):
+    """Say that a value the user gave is wrong: which field, the value, what is allowed, and the cure."""
+
+    def __init__(self, field: str, value: object, allowed: str, cure: str = "") -> None:
+        self.field = field
+        self.value = repr(value)[:200]
+        self.allowed = allowed
+        self.cure = cure
+        text = f"{field} must be {allowed}, got {self.value}"
+        super().__init__(f"{text}. {cure}" if cure else text)
+
+
+class BrokerError(SqsPipesError):
+    """The queue service refuses for good: the text says what was refused and what to do."""
+
+
+class QueueMissing(BrokerError):
+    """A queue does not exist: it was deleted, or never created and ``create_queues=False``."""
+
+    def __init__(self, queue: str, cure: str) -> None:
+        self.queue = queue
+        super().__init__(f"queue {queue!r} does not exist. {cure}")
+
+
+class AccessDenied(BrokerError):
+    """Credentials are missing, expired, or do not allow the call."""
+
+
+class MessageError(SqsPipesError):
+    """One message cannot be carried."""
+
+
+class DecodeError(MessageError):
+    """A body found in a queue is not an envelope; ``body`` is kept as it was."""
+
+    def __init__(self, reason: str, body: str) -> None:
+        self.reason = reason
+        self.body = body
+        super().__init__(f"{reason}: {body[:200]!r}")
+
+
+class OutputError(MessageError, TypeError):
+    """What a function returned cannot become JSON."""
+
+
+class MessageTooLarge(MessageError, ValueError):
+    """What a function returned does not fit into a message."""
+
+
+class WorkerLost(SqsPipesError):
+    """A worker process died of something outside Python (signal, ``os._exit``)."""
+
+    def __init__(self, stage: str, pid: int, cause: str) -> None:
+        self.stage = stage
+        self.pid = pid
+        self.cause = cause
+        super().__init__(f"worker {pid} of stage {stage!r} was lost: {cause}")
+
+
+class TaskTimeout(WorkerLost):
+    """A worker was killed because its call outlived ``Task(timeout=)``."""
+
+
+class SupervisorLost(WorkerLost):
+    """The supervisor process behind ``iterate=True`` died; its workers died with it."""
+
+
+class BootError(SqsPipesError):
+    """A child process died before it was ready and could not say why."""
+
+    def __init__(self, role: str, pid: int, cause: str) -> None:
+        self.role = role
+        self.pid = pid
+        self.cause = cause
+        super().__init__(
+            f"{role} (pid {pid}) died before it was ready: {cause}. "
+            "Look at what runs at import, in setup and in init, and at the memory limit"
+        )
+
+
+class RestartLimit(SqsPipesError):
+    """A stage's workers died too often without completing anything: restarting does not help."""
+
+    def __init__(self, stage: str, deaths: int, seconds: float, last: str) -> None:
+        self.stage = stage
+        self.deaths = deaths
+        self.seconds = seconds
+        self.last = last
+        super().__init__(
+            f"stage {stage!r}: {deaths} workers died within {seconds:g} s without completing a message; "
+            f"the last one: {last}. Run the function alone (engine.call(value)) to see why"
+        )
+
+
+class RemoteError(SqsPipesError):
+    """A worker's exception that cannot be rebuilt safely in this process.
+
+    ``type_name`` is the exception's qualified name, ``text`` the whole formatted traceback of the worker.
+    """
+
+    def __init__(self, type_name: str, message: str, text: str) -> None:
+        self.type_name = type_name
+        self.message = message
+        self.text = text
+        super().__init__(f"{type_name}: {message}\n\nIn the worker:\n{text}")
+
+
+class Verdict(SqsPipesError):
+    """Raised by a task to decide what happens to the message it was given."""
+
+
+class Retry(Verdict):
+    """Make the message visible again after ``delay`` seconds (None: the usual backoff); counts an attempt.
+
+    ``delay``: 0 to 43,200 s, SQS's longest visibility timeout (Amazon SQS API Reference, ChangeMessageVisibility).
+    """
+
+    def __init__(self, delay: float | None = None) -> None:
+        bad = isinstance(delay, bool) or not isinstance(delay, (int, float, type(None)))
+        if bad or (delay is not None and not 0 <= delay <= 43_200):
+            raise ConfigError("Retry(delay)", delay, "None or seconds between 0 and 43200 (12 hours)")
+        self.delay = delay
+        super().__init__("retry with the usual backoff" if delay is None else f"retry in {delay:g} s")
+
+
+class Reject(Verdict):
+    """Dead-letter the message now, with ``reason``."""
+
+    def __init__(self, reason: str = "rejected by the task") -> None:
+        self.reason = str(reason)
+        super().__init__(self.reason)

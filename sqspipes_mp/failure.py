@@ -1,0 +1,124 @@
+"""Why a message was dead-lettered: the JSON of the String attribute ``sqspipes_mp.failure``.
+
+Pure; written by workers and the keeper, read by the caller and the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
+
+#: A message attribute counts with its name, type and value (Amazon SQS API Reference, SendMessage).
+_OVERHEAD = len(FAILURE_ATTRIBUTE) + len("String")
+#: Most bytes of the value: what ``MAX_BODY`` keeps free for it.
+MAX_FAILURE = MAX_BYTES - MAX_BODY - _OVERHEAD
+#: What is shortened when room is short, in this order, and the bytes left of each.
+_CUTS = (("traceback", 2_000), ("stack", 2_000), ("text", 1_000), ("traceback", 0), ("stack", 0), ("text", 0))
+#: What goes last, the least telling first.
+_LAST = ("host", "pid", "first_seen", "failed_at", "signal", "attempts", "source", "stage")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What happened to a message.
+
+    ``error``: the exception's type name, or what killed the worker; ``text``: its message; ``attempts``: failed ones;
+    ``signal``: the exit signal's name; ``stack``: the dump of a killed worker; times in epoch seconds; ``source``: the
+    queue it was received from.
+    """
+
+    error: str
+    text: str = ""
+    traceback: str = ""
+    stage: str = ""
+    attempts: int = 0
+    signal: str | None = None
+    stack: str = ""
+    host: str = ""
+    pid: int | None = None
+    first_seen: float | None = None
+    failed_at: float | None = None
+    source: str = ""
+
+
+def failure_text(failure: Mapping[str, Any], body_bytes: int) -> str | None:
+    """Return ``failure`` as ASCII JSON that fits into a message beside a body of ``body_bytes`` bytes.
+
+    Too long, it loses the middle of traceback and stack, then of the text, then whole fields. None: not even the
+    error's type fits.
+    """
+    room = min(MAX_FAILURE, MAX_BYTES - _OVERHEAD - body_bytes)
+    # A character costs a byte at least: the rest could not fit anyhow, and need not be encoded over and over.
+    plain = {str(key): _plain(value, max(room, 0)) for key, value in failure.items()}
+    for name, floor in _CUTS:
+        excess = len(_dump(plain)) - room
+        if excess <= 0:
+            break
+        if isinstance(text := plain.get(name), str):
+            plain[name] = _shorten(text, max(floor, len(_dump(text)) - excess))
+    known = {field.name for field in fields(Failure)}
+    for name in (*(key for key in plain if key not in known), "traceback", "stack", "text", *_LAST):
+        if len(_dump(plain)) <= room:
+            break
+        plain.pop(name, None)
+    if len(_dump(plain)) > room and isinstance(error := plain.get("error"), str):
+        plain["error"] = _shorten(error, len(_dump(error)) - (len(_dump(plain)) - room))
+    text = _dump(plain)
+    return text if len(text) <= room and plain.get("error", True) else None
+
+
+def parse_failure(text: str) -> Failure:
+    """Read the attribute back. Never raises: what is unreadable becomes the ``text``, odd fields their defaults."""
+    try:
+        loaded = json.loads(text)
+    except (ValueError, RecursionError):
+        loaded = None
+    if not isinstance(loaded, dict):
+        return Failure(error="unknown", text=text)
+    kinds: dict[str, type | tuple[type, ...]] = {"attempts": int, "pid": int}
+    kinds |= dict.fromkeys(("first_seen", "failed_at"), (int, float))
+    found = {
+        field.name: loaded[field.name]
+        for field in fields(Failure)
+        if isinstance(loaded.get(field.name), kinds.get(field.name, str)) and not isinstance(loaded[field.name], bool)
+    }
+    return Failure(**{"error": "unknown", **found})
+
+
+def _plain(value: object, most: int) -> object:
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and value.bit_length() < 64):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    text = value if isinstance(value, str) else f"<{type(value).__name__}>"
+    return _middle_cut(text, most)
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _shorten(text: str, most: int) -> str:
+    """Cut the middle out of ``text`` until its JSON has at most ``most`` bytes (the empty string if nothing fits)."""
+    if len(_dump(text)) <= most:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(_dump(_middle_cut(text, middle))) <= most:
+            low = middle
+        else:
+            high = middle - 1
+    return _middle_cut(text, low) if low else ""
+
+
+def _middle_cut(text: str, keep: int) -> str:
+    if len(text) <= keep:
+        return text
+    head = keep // 2
+    return f"{text[:head]}\n... {len(text) - keep} characters cut ...\n{text[len(text) - (keep - head) :]}"

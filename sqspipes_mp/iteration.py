@@ -1,0 +1,197 @@
+"""The iterator that ``run(iterate=True)`` returns: results come from a supervisor in a process of its own (caller)."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import pickle
+import select
+import signal
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.control import Frame, Kind, describe_exit
+from sqspipes_mp.errors import SupervisorLost
+from sqspipes_mp.lifeline import Birth
+from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.summary import Summary
+from sqspipes_mp.supervisor.child import start
+from sqspipes_mp.supervisor.crew import Mains
+from sqspipes_mp.supervisor.outcome import Outcome, conclude
+from sqspipes_mp.supervisor.run import supervisor_main
+
+log = logging.getLogger("sqspipes_mp.engine")
+
+#: Ids of results handed out that are remembered, to drop one that comes again after its worker died.
+_REMEMBERED = 100_000
+#: What a supervisor may need beyond ``shutdown_grace``, seconds, before its caller stops waiting for it.
+_SLACK = 20.0
+
+
+class Iteration(Iterator[Any]):
+    """Hands out each result once.
+
+    A result is acknowledged, and its message deleted, when the *next* one is asked for: what fails in the loop's body
+    loses nothing. Closing (``close()``, leaving a ``with``, losing the last reference) drains; the results not
+    acknowledged come again in the next run. Not for several threads at once.
+    """
+
+    def __init__(self, plan: RunPlan, broker: Broker, mains: Mains, context: Any, ended: Callable[[], None]) -> None:
+        self.summary: Summary | None = None
+        self._grace = plan.settings.grace
+        self._ended = ended
+        self._ready: deque[Frame] = deque()
+        self._handed: Frame | None = None
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._outcome: Outcome | None = None
+        self._closed = False
+        self._stopped = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+        def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
+            return supervisor_main, (birth, plan, broker, mains, context.get_start_method())
+
+        self._child = start(context, target, name="supervisor", inherited=(), now=time.monotonic())
+        self._poll = select.poll()
+        self._poll.register(self._child.channel.fileno(), select.POLLIN)
+        self._poll.register(self._child.watch, select.POLLIN)
+        # Before multiprocessing's own, which would wait for the supervisor for ever.
+        self._at_exit = partial(_close_at_exit, self._child.pid, os.getpid())
+        atexit.register(self._at_exit)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next result. Raises what ended the run, as ``run()`` would."""
+        if self._closed:
+            raise StopIteration
+        if self._handed is not None:
+            self._acknowledge(self._handed)
+            self._handed = None
+        while True:
+            while self._ready and not self._stopped:
+                frame = self._ready.popleft()
+                if self._is_new(frame):
+                    self._handed = frame
+                    return pickle.loads(frame.blob)  # noqa: S301  (our own worker's, never a queue's)
+                self._acknowledge(frame)
+            if self._outcome is not None:
+                self._finish()
+                self.summary = conclude(self._outcome)
+                raise StopIteration
+            self._listen(None)
+
+    def stop(self) -> None:
+        """Drain, from any thread; the iteration ends."""
+        self._stopped = True
+        self._signal_supervisor()
+
+    def close(self) -> None:
+        """Drain and wait until every process is gone."""
+        if self._closed:
+            return
+        deadline = time.monotonic() + self._grace + _SLACK
+        self._child.channel.queue(Kind.DRAIN, {"reason": "closed"})
+        self._child.channel.flush()
+        while self._outcome is None and time.monotonic() < deadline:
+            try:
+                self._listen(deadline - time.monotonic())
+            except SupervisorLost:
+                break
+        outcome = self._outcome
+        self._finish()
+        if outcome is not None:
+            self.summary = outcome.summary
+            failure = outcome.report.text if outcome.report is not None else outcome.error
+            if failure:
+                log.error("a failure while the iterator was being closed: %s", failure)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A half-built one has nothing to close, and a forked copy is not the owner.
+        if hasattr(self, "_at_exit") and self._at_exit.args[1] == os.getpid():
+            self.close()
+
+    def _is_new(self, frame: Frame) -> bool:
+        ident = str(frame.header["id"])
+        if ident in self._seen:
+            return False
+        self._seen[ident] = None
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return True
+
+    def _acknowledge(self, frame: Frame) -> None:
+        self._child.channel.queue(Kind.ACK, {"pid": frame.header["pid"], "numbers": [frame.header["number"]]})
+        self._child.channel.flush()
+
+    def _listen(self, timeout: float | None) -> None:
+        """Take what the supervisor says. Raises ``SupervisorLost`` where it died without its last word."""
+        if self._child.channel.wants_write:
+            # Its socket is full because ours is: reading makes room.
+            timeout = 0.05
+        ready = dict(self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        for frame in self._child.channel.read():
+            if frame.kind is Kind.RESULT:
+                self._ready.append(frame)
+            elif frame.kind is Kind.BYE:
+                self._outcome = pickle.loads(frame.blob)  # noqa: S301  (our own child's)
+        self._child.channel.flush()
+        died = self._child.watch in ready or self._child.channel.eof
+        if died and self._outcome is None and not self._child.channel.read():
+            pid = self._child.pid
+            self._child.kill()
+            code = self._finish()
+            raise SupervisorLost("(supervisor)", pid, describe_exit(code))
+
+    def _finish(self) -> int:
+        """Reap the supervisor and give back what was borrowed from the process."""
+        self._closed = True
+        code = self._reap()
+        atexit.unregister(self._at_exit)
+        for number, handler in self._handlers.items():
+            with contextlib.suppress(ValueError):
+                # Off the main thread (a finalizer) handlers cannot be set; the default one then stays ours.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._handlers.clear()
+        self._ended()
+        return code
+
+    def _reap(self) -> int:
+        poll = select.poll()
+        poll.register(self._child.watch, select.POLLIN)
+        if not poll.poll(_SLACK * 1000):
+            self._child.kill()
+        return self._child.bury()
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._stopped = True
+        self._signal_supervisor()
+
+    def _signal_supervisor(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if not self._closed:
+                os.kill(self._child.pid, signal.SIGTERM)
+
+
+def _close_at_exit(supervisor: int, owner: int) -> None:
+    """Drain at the interpreter's end, where an iterator was left open."""
+    if os.getpid() == owner:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGTERM)

@@ -1,0 +1,50 @@
+"""When everything is done: sources ended and every queue empty for long enough (keeper)."""
+
+from __future__ import annotations
+
+from sqspipes_mp.brokers.base import Connection
+from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.scoreboard import FINISHED, HOLDING, Scoreboard
+
+#: Seconds between two looks.
+LOOK_EVERY = 0.1
+_SLOW_LOOK = 5.0
+
+
+class DrainWatch:
+    """Looks at the counts and tells when the pipeline has drained.
+
+    A message only ever moves downstream, so looking upstream first sees each one at least once, whatever moves
+    meanwhile; where counts are approximate they must stay zero for the broker's ``settle`` seconds.
+    """
+
+    def __init__(self, plan: RunPlan, board: Scoreboard, connection: Connection) -> None:
+        self._plan = plan
+        self._board = board
+        self._connection = connection
+        source = plan.source
+        self._sources = [slot for slot, seat in enumerate(plan.seats) if source and seat.stage == source.index]
+        # Nobody tells when a source elsewhere has ended: then the queues must also have been empty for ``idle``.
+        self._quiet_for = max(connection.settle, 0.0 if self._sources else plan.idle)
+        self._empty_since: float | None = None
+
+    def drained(self, now: float) -> bool:
+        """Look once; ``now`` in monotonic seconds."""
+        if not self._empty():
+            self._empty_since = None
+            return False
+        if self._empty_since is None:
+            self._empty_since = now
+        return now - self._empty_since >= self._quiet_for
+
+    def pause(self) -> float:
+        """Return the seconds until the next look."""
+        return LOOK_EVERY if self._connection.settle == 0 else min(_SLOW_LOOK, max(LOOK_EVERY, self._quiet_for / 12))
+
+    def _empty(self) -> bool:
+        board = self._board
+        if not all(board.get(slot, FINISHED) for slot in self._sources):
+            return False
+        if any(board.get(slot, HOLDING) for slot in range(board.slots)):
+            return False
+        return all(self._connection.depth(queue).empty for queue in self._plan.watched)

@@ -1,0 +1,49 @@
+"""What becomes of a dead worker's leases. Pure (keeper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqspipes_mp.region import Cause, Lease, LeaseState
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """``release``: back at once, uncharged; ``delete``: outputs were accepted; ``charge``: was running when it died."""
+
+    release: tuple[Lease, ...]
+    delete: tuple[Lease, ...]
+    charge: tuple[Lease, ...]
+
+
+#: Deaths that are nobody's fault.
+_BLAMELESS = frozenset({Cause.CLEAN, Cause.CUT})
+
+
+def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
+    """Sort the leases of a worker that is dead for certain.
+
+    Only a message that was running is charged: the late one for a timeout, the only one for any other death; where
+    several ran, none can be blamed.
+    """
+    release: list[Lease] = []
+    delete: list[Lease] = []
+    running: list[Lease] = []
+    for lease in leases:
+        if lease.lost:
+            continue
+        if lease.state is LeaseState.SENT:
+            delete.append(lease)
+        elif lease.state is LeaseState.RUNNING:
+            running.append(lease)
+        else:
+            release.append(lease)
+    if cause in _BLAMELESS:
+        guilty = []
+    elif cause is Cause.TIMEOUT:
+        guilty = [lease for lease in running if lease.index == late]
+    else:
+        guilty = running if len(running) == 1 else []
+    release += [lease for lease in running if lease not in guilty]
+    return Judgement(tuple(release), tuple(delete), tuple(guilty))

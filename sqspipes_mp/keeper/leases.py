@@ -1,0 +1,59 @@
+"""Which leases are due to be extended, and until when. Pure (keeper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqspipes_mp.brokers.base import MAX_VISIBILITY
+from sqspipes_mp.region import Lease, LeaseState
+
+#: Its worker is deleting a SENT one and changing a CLOSING one: extending it now would undo that.
+_KEPT = frozenset({LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE})
+#: SQS refuses what goes past 12 hours from the receive; keep clear of it, seconds.
+_MARGIN = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A lease to extend by ``seconds`` from now."""
+
+    lease: Lease
+    seconds: int
+
+
+def due(
+    leases: Iterable[Lease], now: float, *, visibility: float, first: float, timeout: float | None
+) -> tuple[list[Extension], float]:
+    """Return the extensions to make now and the time (monotonic s) of the next look.
+
+    Args:
+        leases: of live workers of one stage.
+        now: monotonic seconds.
+        visibility: what a lease is extended to, seconds.
+        first: what the receive asked for, seconds.
+        timeout: the task's, seconds: a running call's lease never outlives it by more than it takes to kill it.
+    """
+    extensions: list[Extension] = []
+    again = now + visibility / 4
+    for lease in leases:
+        if lease.state not in _KEPT or lease.lost:
+            continue
+        at = lease.deadline - (visibility if lease.extended else first) / 2
+        if now < at:
+            again = min(again, at)
+            continue
+        until = min(now + visibility, _cap(lease, timeout, visibility))
+        if until > lease.deadline:
+            extensions.append(Extension(lease, max(1, round(until - now))))
+            again = min(again, now + visibility / 2)
+    return extensions, again
+
+
+def _cap(lease: Lease, timeout: float | None, visibility: float) -> float:
+    """Return the time past which a lease is not extended."""
+    cap = lease.received_at + MAX_VISIBILITY - _MARGIN
+    if timeout is not None and lease.state is LeaseState.RUNNING:
+        # Its worker is killed at started_at + timeout; judging it may take the keeper a few turns.
+        cap = min(cap, lease.started_at + timeout + visibility / 2)
+    return cap

@@ -1,0 +1,192 @@
+"""The keeper: one process per engine that keeps leases alive and gives back what the dead held.
+
+A thread in a worker could not: it stops while C code holds the GIL, and a dead worker has no threads. The keeper
+boots first and checks the queues, so that a wrong region or a missing right is one clear error and not one per worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import time
+
+from sqspipes_mp.assignment import Assignment
+from sqspipes_mp.backoff import backoff
+from sqspipes_mp.brokers.base import Completion, Connection
+from sqspipes_mp.control import EXIT_BOOT, EXIT_FAULT, Channel, Kind
+from sqspipes_mp.keeper.drained import DrainWatch
+from sqspipes_mp.keeper.judge import judge
+from sqspipes_mp.keeper.killed import killed_letter
+from sqspipes_mp.keeper.leases import due
+from sqspipes_mp.lifeline import begin, orphaned
+from sqspipes_mp.region import Cause, Lease, Region, id_digest
+from sqspipes_mp.report import pack_exception
+from sqspipes_mp.scoreboard import (
+    KEEPER_BEAT,
+    KEEPER_CHARGED,
+    KEEPER_DEAD,
+    KEEPER_EXTENDED,
+    KEEPER_LOST,
+    KEEPER_RELEASED,
+)
+
+log = logging.getLogger("sqspipes_mp.keeper")
+
+#: Longest turn, seconds: the supervisor replaces a keeper that beats no more.
+_LONGEST_TURN = 1.0
+
+
+def keeper_main(orders: Assignment, *, boots: bool) -> None:
+    """Run the keeper; ``boots``: it is the engine's first, and checks the queues."""
+    begin(orders.birth)
+    channel = Channel(orders.birth.sock)
+    plan = orders.plan
+    orders.board.set_header(KEEPER_BEAT, time.monotonic_ns())
+    try:
+        if plan.settings.setup is not None:
+            plan.settings.setup()
+        connection = orders.broker.open()
+        if boots:
+            connection.ensure(plan.pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
+    except BaseException as error:
+        # A wrong region, a missing queue or right, a failing setup: the engine ends with this very error.
+        report = pack_exception(error, stage="keeper", pid=os.getpid(), message_id=None)
+        channel.send(Kind.FAILED, {"boot": True}, report.to_bytes())
+        os._exit(EXIT_BOOT)
+    try:
+        channel.send(Kind.READY)
+        Keeper(orders, connection, channel).run()
+        connection.close()
+    except BaseException as error:
+        report = pack_exception(error, stage="keeper", pid=os.getpid(), message_id=None)
+        channel.send(Kind.FAULT, {}, report.to_bytes())
+        os._exit(EXIT_FAULT)
+    channel.send(Kind.BYE)
+
+
+class Keeper:
+    """Turns: take orders, extend what is due, judge the dead, look for drained queues."""
+
+    def __init__(self, orders: Assignment, connection: Connection, channel: Channel) -> None:
+        self._plan = orders.plan
+        self._board = orders.board
+        self._connection = connection
+        self._channel = channel
+        self._queues = orders.plan.queue_names
+        self._visibility = orders.plan.settings.visibility
+        self._watch: DrainWatch | None = None
+        self._quit = False
+
+    def run(self) -> None:
+        """Turn until told to quit; what is left to judge then is judged first."""
+        again = time.monotonic()
+        while True:
+            self._listen(max(0.0, min(again - time.monotonic(), _LONGEST_TURN)))
+            self._board.set_header(KEEPER_BEAT, time.monotonic_ns())
+            again = self._extend_due(time.monotonic())
+            self._judge_dead()
+            if self._quit:
+                return
+            if self._watch is not None:
+                again = min(again, time.monotonic() + self._watch.pause())
+                if self._watch.drained(time.monotonic()):
+                    self._watch = None
+                    self._channel.send(Kind.DRAINED)
+
+    def _listen(self, timeout: float) -> None:
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        while poll.poll(timeout * 1000):
+            timeout = 0
+            frame = self._channel.recv()
+            if frame is None:
+                orphaned()
+            elif frame.kind is Kind.WATCH:
+                self._watch = DrainWatch(self._plan, self._board, self._connection)
+            elif frame.kind is Kind.QUIT:
+                self._quit = True
+
+    # -- heartbeats ---------------------------------------------------------------------------------------------
+
+    def _extend_due(self, now: float) -> float:
+        again = now + self._visibility / 4
+        due_by_seconds: dict[int, list[tuple[Region, Lease]]] = {}
+        for index in range(self._board.regions):
+            region = self._board.region(index)
+            if not region.live:
+                continue
+            stage = self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
+            extensions, look = due(
+                region.leases(self._queues),
+                now,
+                visibility=self._visibility,
+                first=self._plan.first_lease,
+                timeout=stage.task.timeout,
+            )
+            again = min(again, look)
+            for extension in extensions:
+                due_by_seconds.setdefault(extension.seconds, []).append((region, extension.lease))
+        for seconds, leases in due_by_seconds.items():
+            self._extend(leases, seconds)
+        return again
+
+    def _extend(self, leases: list[tuple[Region, Lease]], seconds: int) -> None:
+        # Between the look and the call its worker may have begun to close a lease: ask again just before.
+        current = [(region, lease) for region, lease in leases if self._unchanged(region, lease)]
+        if not current:
+            return
+        now = time.monotonic()
+        stale = set(self._connection.extend([lease.handle for _, lease in current], seconds))
+        for region, lease in current:
+            if lease.handle in stale:
+                region.lose(lease)
+            else:
+                region.keep(lease, now + seconds)
+        self._count(KEEPER_EXTENDED, len(current) - len(stale))
+        self._count(KEEPER_LOST, len(stale))
+
+    def _unchanged(self, region: Region, lease: Lease) -> bool:
+        fresh = region.read(lease.index, self._queues)
+        return fresh is not None and fresh.generation == lease.generation and fresh.state == lease.state
+
+    def _count(self, field: int, amount: int) -> None:
+        self._board.set_header(field, self._board.header(field) + amount)
+
+    # -- the dead -----------------------------------------------------------------------------------------------
+
+    def _judge_dead(self) -> None:
+        for index in range(self._board.regions):
+            region = self._board.region(index)
+            if region.to_judge:
+                self._judge(region)
+                region.mark_judged()
+
+    def _judge(self, region: Region) -> None:
+        cause, exitcode, pid, late = region.death
+        stage = self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
+        verdict = judge(region.leases(self._queues), cause, late)
+        # On FIFO the running one comes first: its group stays closed until it is visible again.
+        for lease in verdict.charge:
+            self._charge(region, lease, cause, exitcode, pid)
+        if verdict.delete:
+            self._connection.complete([Completion(lease.handle) for lease in verdict.delete])
+        if verdict.release:
+            self._connection.extend([lease.handle for lease in verdict.release], 0.0)
+            self._board.add_stage(stage.index, KEEPER_RELEASED, len(verdict.release))
+            log.info("%s: %d messages of dead worker %d are back in their queue", stage.name, len(verdict.release), pid)
+
+    def _charge(self, region: Region, lease: Lease, cause: Cause, exitcode: int, pid: int) -> None:
+        stage = self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
+        attempt = lease.charges + 1
+        body = region.body(lease, self._plan.calls)
+        # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.
+        if attempt >= stage.task.max_attempts and body is not None and stage.dead is not None:
+            self._connection.dead_letter([killed_letter(stage, lease, body, cause, exitcode, pid)])
+            self._board.add_stage(stage.index, KEEPER_DEAD, 1)
+            return
+        self._board.charge(self._board.slots, id_digest(lease.handle.message_id))
+        delay = backoff(attempt, random.uniform)
+        self._connection.extend([lease.handle], delay, charge=True)
+        self._board.add_stage(stage.index, KEEPER_CHARGED, 1)

@@ -1,0 +1,76 @@
+"""The first lines of every child process, and how it learns that its parent is gone (keeper, worker, supervisor)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+from sqspipes_mp.control import EXIT_ORPHAN
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """What a child is born with.
+
+    ``sock``: its end of the control socket. ``close_fds``: descriptors of the parent that a forked child inherited
+    and must not keep, or neither siblings nor parent would see ends of file. ``parent``: the pid that started it;
+    ``die_with``: whether the kernel may kill it when that parent's thread ends.
+    """
+
+    sock: socket.socket
+    close_fds: tuple[int, ...]
+    parent: int
+    die_with: bool
+
+
+def begin(birth: Birth) -> None:
+    """Make this process a proper child: no inherited wake-ups, signals or descriptors, and no life of its own."""
+    # The inherited wake-up descriptor is the parent's: a signal to this child would show up there.
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A handler that does nothing, not SIG_IGN: programs the user's function starts would inherit that.
+        signal.signal(number, _ignore)
+    with contextlib.suppress(PermissionError):
+        os.setpgid(0, 0)
+    for fd in birth.close_fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    if birth.die_with:
+        die_with_parent(birth.parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+
+
+#: Signals held back across the fork, so that none is lost to a handler inherited from the parent.
+BLOCKED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2})
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the parent's thread ends (Linux; elsewhere the control socket tells)."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    # The parent may have died before the call above.
+    if os.getppid() != parent:
+        os._exit(EXIT_ORPHAN)
+
+
+def orphaned() -> None:
+    """End this process at once: its parent is gone, and what it holds returns to its queue by itself."""
+    os._exit(EXIT_ORPHAN)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: orders come by the control socket."""
+
+
+Hook = Callable[[], object]

@@ -1,0 +1,194 @@
+"""The envelope: bodies to messages, values to bodies, and the ids that tie a hop's output to its input.
+
+Pure; runs in workers once or more per message, and in the keeper and the caller where they read or send one.
+The wire format is DESIGN section 3's: ``{"meta": {"priority": p, "id": ..., "hop": ...}, "value": v}``.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, NoReturn, SupportsIndex
+
+from sqspipes_mp.brokers.base import MAX_BODY
+from sqspipes_mp.culprit import describe, explain, scalar
+from sqspipes_mp.errors import ConfigError, DecodeError, MessageTooLarge, OutputError
+from sqspipes_mp.failure import Failure, failure_text, parse_failure
+
+__all__ = [
+    "Encoder",
+    "Failure",
+    "Message",
+    "clamp_priority",
+    "decode",
+    "decode_foreign",
+    "failure_text",
+    "hop_id",
+    "moved_id",
+    "outgoing_meta",
+    "parse_failure",
+    "source_parent",
+]
+
+_parse = json.JSONDecoder().decode
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A decoded body.
+
+    ``id`` is the root's id (``meta.id``, else the broker's message id), ``parent`` what this message's outputs derive
+    their hop ids from (``meta.hop``, else ``id``), ``priority`` an int >= 0, not yet clamped to any task's levels.
+    """
+
+    value: Any
+    meta: dict[str, Any]
+    id: str
+    parent: str
+    priority: int
+
+
+def decode(body: str, message_id: str) -> Message:
+    """Read an envelope. Raises ``DecodeError``, and nothing else, for whatever is not one.
+
+    NaN and lone surrogates are read (other senders write them); unknown ``meta`` keys are kept; a ``meta`` that is
+    missing or no object counts as empty.
+    """
+    envelope = _load(body, "the body is not JSON")
+    if type(envelope) is not dict:
+        raise DecodeError(f"the body is a JSON {_json_type(envelope)}, not an envelope (an object with a value)", body)
+    if "value" not in envelope:
+        raise DecodeError("the envelope has no 'value'", body)
+    return _message(envelope["value"], envelope.get("meta"), message_id)
+
+
+def decode_foreign(body: str, message_id: str, decode: Callable[[str], Any] | None) -> Message:
+    """Read a body that others sent, for a task with ``input=NAME``.
+
+    With ``decode`` its result is the value, and what it raises passes through as the task's own failure. Without,
+    an envelope (an object with ``value`` and an object ``meta``) is read as one, any other JSON is the value itself.
+    Raises ``DecodeError`` for what is not JSON.
+    """
+    if decode is not None:
+        return Message(decode(body), {}, message_id, message_id, 0)
+    loaded = _load(body, "the body is not JSON (give the task decode=, a function from the body to the value)")
+    if type(loaded) is dict and "value" in loaded and type(loaded.get("meta")) is dict:
+        return _message(loaded["value"], loaded["meta"], message_id)
+    return Message(loaded, {}, message_id, message_id, 0)
+
+
+def _load(body: str, complaint: str) -> Any:
+    try:
+        return _parse(body)
+    except RecursionError:
+        reason = f"{complaint}: it is nested too deeply"
+    except ValueError as error:
+        reason = f"{complaint}: {error}"
+    raise DecodeError(reason, body)
+
+
+def _message(value: Any, meta: Any, message_id: str) -> Message:
+    if type(meta) is not dict:
+        return Message(value, {}, message_id, message_id, 0)
+    root, hop, priority = meta.get("id"), meta.get("hop"), meta.get("priority")
+    if type(root) is not str or not root:
+        root = message_id
+    if type(hop) is not str or not hop:
+        hop = root
+    return Message(value, meta, root, hop, priority if type(priority) is int and priority > 0 else 0)
+
+
+def _json_type(value: object) -> str:
+    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+class Encoder:
+    """Makes the bodies of one stage's outputs; safe to share between threads."""
+
+    __slots__ = ("_default", "_encode", "_stage")
+
+    def __init__(self, stage: str, default: Callable[[Any], Any] | None) -> None:
+        self._stage = stage
+        self._default = default
+        self._encode = json.JSONEncoder(default=self._convert, allow_nan=False, separators=(",", ":")).encode
+
+    def encode(self, value: object, meta: Mapping[str, Any]) -> str:
+        """Return compact ASCII JSON of at most ``MAX_BODY`` bytes.
+
+        Raises ``OutputError`` (no JSON for it) and ``MessageTooLarge``, naming stage, place, type or size, and cure.
+        """
+        whole = {"meta": meta if isinstance(meta, dict) else dict(meta), "value": value}
+        try:
+            body = self._encode(whole)
+        except _RefusedError as refused:
+            text, cause = explain(whole, refused, refused.culprit), refused.__cause__
+        except Exception as error:
+            text, cause = explain(whole, error), error
+        else:
+            if len(body) > MAX_BODY:
+                self._too_large(value, len(body))
+            return body
+        # Outside the except blocks, so that no context keeps the culprit, which may not pickle, on the report.
+        where = f"stage {self._stage!r}: the output ({describe(value)})"
+        raise OutputError(f"{where} cannot become JSON: {text}") from cause
+
+    def _convert(self, culprit: Any) -> Any:
+        plain = scalar(culprit)
+        if plain is not None:
+            return plain
+        if self._default is None:
+            raise _RefusedError(culprit)
+        try:
+            return self._default(culprit)
+        except Exception as error:
+            raise _RefusedError(culprit) from error
+
+    def _too_large(self, value: object, size: int) -> NoReturn:
+        raise MessageTooLarge(
+            f"stage {self._stage!r}: the output ({describe(value)}) makes a message of {size:,} bytes, and at most "
+            f"{MAX_BODY:,} fit. Store big data in S3 or a file and return its path, or return it in parts"
+        )
+
+
+class _RefusedError(Exception):
+    """No JSON form is known for ``culprit``; the cause is what ``json_default`` raised."""
+
+    def __init__(self, culprit: object) -> None:
+        self.culprit = culprit
+
+
+def outgoing_meta(message: Message | None, root_id: str, priority: int, hop: str) -> dict[str, Any]:
+    """Return an output's meta: the input's, unknown keys too, with our three set."""
+    ours = {"priority": priority, "id": root_id, "hop": hop}
+    return ours if message is None else {**message.meta, **ours}
+
+
+def hop_id(parent: str, stage: str, index: int) -> str:
+    """Return the id of output number ``index`` (from 0) that ``stage`` makes of the message ``parent``."""
+    return _digest(parent, stage, str(index))
+
+
+def moved_id(hop: str, kind: Literal["dead", "redrive"], message_id: str) -> str:
+    """Return the deduplication id for moving a copy to or from a dead-letter queue; never the original's."""
+    return _digest(hop, kind, message_id)
+
+
+def source_parent(run_id: str, slot: str, call: int) -> str:
+    """Return the parent of what a source's call number ``call`` in ``slot`` of one run puts out."""
+    return f"{run_id}/{slot}/{call}"
+
+
+def _digest(*parts: str) -> str:
+    # Ids come from others' JSON too, where "\ud800" is legal: surrogatepass, or the message could never move.
+    return sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def clamp_priority(priority: object, levels: int) -> int:
+    """Return the level, 0 to ``levels`` - 1, that a priority means. Raises ``ConfigError`` for what is no int."""
+    if not isinstance(priority, SupportsIndex):
+        raise ConfigError("priority", priority, "an int, 0 (lowest) to 15", "Look at what the callable returns")
+    return max(0, min(operator.index(priority), levels - 1))

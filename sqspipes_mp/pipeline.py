@@ -1,0 +1,288 @@
+"""Tasks in their places: stages, the queues between them, and those queues' names. Pure; any process.
+
+    input  ->  [ first ]  ->  domain-first[--pN]  ->  [ second ]  ->  domain-second[--pN]  ->  [ last ]
+                   |                                       |                                       |
+           domain-first--dead                     domain-second--dead                      domain-last--dead
+
+``input`` is ``domain--input[--pN]`` for a task that is fed, a queue of others, or nothing for a source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from sqspipes_mp.brokers.base import QueueSpec
+from sqspipes_mp.callables import NAME
+from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.task import Task
+
+#: Longest queue name, the .fifo suffix counted (Amazon SQS API Reference, CreateQueue).
+MAX_NAME = 80
+MAX_PRIORITY = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A task in its place.
+
+    ``inputs``: the queues it receives from, highest priority first; none for a source. ``outputs``: the queues it
+    sends to, by priority level; none for the last task. ``dead``: its dead-letter queue; None for a source.
+    ``next_group``: the receiving task's ``group``.
+    """
+
+    index: int
+    task: Task
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dead: str | None
+    next_group: Callable[[Any], str] | None
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it receives nothing and is called again and again."""
+        return not self.inputs
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return not self.outputs
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is a source that comes to an end: a generator function."""
+        return self.is_source and self.task.is_generator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """The stages in order, and every queue they use: dead-letter queues first, others' queues with ``owned=False``."""
+
+    domain: str
+    fifo: bool
+    stages: tuple[Stage, ...]
+    queues: tuple[QueueSpec, ...]
+
+    def stage(self, name_or_index: object) -> Stage:
+        """Return a stage by its task's name or its index from 0. Raises ``ConfigError`` naming those there are."""
+        for stage in self.stages:
+            if name_or_index == stage.name or (type(name_or_index) is int and name_or_index == stage.index):
+                return stage
+        known = ", ".join(f"{stage.name!r} ({stage.index})" for stage in self.stages)
+        raise ConfigError("the task", name_or_index, f"a task's name or index of this pipeline: {known}")
+
+    def queue_names(self, selected: Collection[int] | None = None) -> tuple[str, ...]:
+        """Return the names of this pipeline's own queues (never others'), or of those the selected stages use."""
+        used = None if selected is None else self._used(selected)
+        return tuple(spec.name for spec in self.queues if spec.owned and (used is None or spec.name in used))
+
+    def specs_for(self, selected: Collection[int] | None = None) -> tuple[QueueSpec, ...]:
+        """Return what running only these stages needs: inputs, outputs, and the dead-letter queues of all of them."""
+        if selected is None:
+            return self.queues
+        used = self._used(selected)
+        used |= {spec.dead for spec in self.queues if spec.name in used and spec.dead is not None}
+        return tuple(spec for spec in self.queues if spec.name in used)
+
+    def input_levels(self, stage: Stage, min_priority: int | None, max_priority: int | None) -> tuple[str, ...]:
+        """Return the input queues of a band of priorities, both ends included, highest first; none for a source.
+
+        Raises ``ConfigError`` for a band that is empty for this stage; one that only reaches beyond its levels is cut.
+        """
+        low = 0 if min_priority is None else _priority("min_priority", min_priority)
+        high = MAX_PRIORITY if max_priority is None else _priority("max_priority", max_priority)
+        if low > high:
+            raise ConfigError("min_priority", low, f"at most max_priority ({high})", "Swap them")
+        top = len(stage.inputs) - 1
+        if stage.inputs and low > top:
+            raise ConfigError(
+                "min_priority",
+                low,
+                f"at most {top}, the highest priority task {stage.name!r} receives",
+                "Leave the task out with only=, or give the task before it (the first: itself) more priorities",
+            )
+        return tuple(queue for level, queue in enumerate(reversed(stage.inputs)) if low <= level <= high)[::-1]
+
+    def _used(self, selected: Collection[int]) -> set[str]:
+        stages = [self.stage(index) for index in selected]
+        return {name for stage in stages for name in (*stage.inputs, *stage.outputs, stage.dead) if name is not None}
+
+
+def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipeline:
+    """Check a task list as a whole and derive its stages and queues. Raises ``ConfigError``."""
+    declared = [Task.from_any(item, position) for position, item in enumerate(_listed(tasks))]
+    check_domain("Engine(domain)", domain)
+    _check_unique(declared)
+    for position, task in enumerate(declared):
+        _check_place(task, position, fifo=fifo)
+    names = _Names(domain, ".fifo" if fifo else "")
+    stages = []
+    inputs = names.inputs(declared[0])
+    for position, task in enumerate(declared):
+        following = declared[position + 1] if position + 1 < len(declared) else None
+        outputs = names.levels(f"-{task.name}", task.priorities) if following else ()
+        stages.append(
+            Stage(
+                index=position,
+                task=task,
+                inputs=inputs[::-1],
+                outputs=outputs,
+                dead=names.one(f"-{task.name}--dead") if inputs else None,
+                next_group=following.group if following else None,
+            )
+        )
+        inputs = outputs
+    _check_collisions(stages)
+    _check_lengths(stages, domain)
+    return Pipeline(domain=domain, fifo=fifo, stages=tuple(stages), queues=_specs(stages, fifo, visibility))
+
+
+def derive_domain(filename: str | None) -> str:
+    """Return the domain a file stands for: its stem, or its folder's name for ``__main__.py`` and ``__init__.py``.
+
+    Raises ``ConfigError`` where there is no file (None, "<stdin>", a notebook's cell) or its name will not do.
+    """
+    cure = 'Give Engine(..., domain="my-app") or set SQSPIPES_DOMAIN'
+    path = PurePath(filename or "<none>")
+    # A notebook's cells are files of changing names in a folder ipykernel_<pid>.
+    if path.name.startswith("<") or path.parent.name.startswith("ipykernel_"):
+        raise ConfigError("Engine(domain)", None, "given where no file names it (REPL, -c, notebook)", cure)
+    domain = path.parent.name if path.stem in ("__main__", "__init__") else path.stem
+    check_domain(f"Engine(domain), taken from {str(path)!r},", domain, cure)
+    return domain
+
+
+def check_domain(field: str, domain: object, cure: str = 'For example domain="my-app"') -> None:
+    """Raise ``ConfigError`` for what queue names cannot begin with."""
+    if not isinstance(domain, str) or not NAME.fullmatch(domain):
+        raise ConfigError(field, domain, "letters, digits, '_' and '-' (queues are named after it)", cure)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Queue names of one pipeline (DESIGN section 3; the output queues are sqspipes's)."""
+
+    domain: str
+    suffix: str
+
+    def one(self, middle: str) -> str:
+        return f"{self.domain}{middle}{self.suffix}"
+
+    def levels(self, middle: str, priorities: int) -> tuple[str, ...]:
+        return tuple(self.one(middle if level == 0 else f"{middle}--p{level}") for level in range(priorities))
+
+    def inputs(self, first: Task) -> tuple[str, ...]:
+        if first.input is None:
+            return ()
+        return self.levels("--input", first.priorities) if first.input is True else (first.input,)
+
+
+def _listed(tasks: object) -> Iterable[object]:
+    cure = ""
+    if isinstance(tasks, (list, tuple)):
+        if tasks:
+            return tasks
+        cure = "Give at least one: [function]"
+    elif isinstance(tasks, (Task, Mapping)) or callable(tasks):
+        cure = f"Write [{getattr(tasks, '__name__', 'task')}]"
+    elif isinstance(tasks, Iterable) and not isinstance(tasks, (str, bytes)):
+        cure = "Write list(...), in the order the values go"
+    raise ConfigError("Engine(tasks)", tasks, "a list of one or more tasks", cure or "Write [function, function]")
+
+
+def _check_unique(tasks: list[Task]) -> None:
+    first: dict[str, int] = {}
+    for position, task in enumerate(tasks):
+        if task.name in first:
+            raise ConfigError(
+                f"tasks[{position}].name",
+                task.name,
+                f"a name of its own: tasks[{first[task.name]}] has this one",
+                f"Name it: Task(..., name='{task.name}-{position}')",
+            )
+        first[task.name] = position
+
+
+def _check_place(task: Task, position: int, *, fifo: bool) -> None:
+    def refuse(keyword: str, allowed: str, cure: str) -> None:
+        raise ConfigError(f"Task({task.name!r}).{keyword}", getattr(task, keyword), allowed, cure)
+
+    is_source = position == 0 and task.input is None
+    if position > 0 and task.input is not None:
+        refuse("input", "None except for the first task: a later one receives what the task before it sends", "Drop it")
+    if is_source and task.is_generator:
+        cure = "A generator source yields its outputs once; for parallel work let a second task receive them"
+        for keyword in ("workers", "threads"):
+            if getattr(task, keyword) != 1:
+                refuse(keyword, "1 for a source that is a generator function", cure)
+    if is_source and task.batch is not None:
+        refuse(
+            "batch", "None for a source: it receives nothing", "Drop it, or set input=True to feed the task with put"
+        )
+    if task.group is not None:
+        if not fifo:
+            refuse(
+                "group", "None on standard queues, which have no groups", "Give Engine(..., fifo=True), or drop group"
+            )
+        if is_source:
+            refuse("group", "None for a source: it receives nothing", "Give the group to the task that receives")
+        if isinstance(task.input, str):
+            refuse("group", f"None with input={task.input!r}: the queue's senders set its groups", "Drop it")
+
+
+def _check_collisions(stages: list[Stage]) -> None:
+    owners: dict[str, str] = {}
+    for stage in stages:
+        for queue in (*(stage.inputs if stage.is_first else ()), *stage.outputs, *filter(None, (stage.dead,))):
+            if queue in owners:
+                raise ConfigError(
+                    f"Task({stage.name!r}).{'input' if queue == stage.task.input else 'name'}",
+                    queue if queue == stage.task.input else stage.name,
+                    f"another: queue {queue!r} would also be one of task {owners[queue]!r}",
+                    "Avoid names that end in --dead or --p1 to --p15",
+                )
+            owners[queue] = stage.name
+
+
+def _check_lengths(stages: list[Stage], domain: str) -> None:
+    for stage in stages:
+        # What others named is as long as it is; highest levels have the longest names.
+        inputs = stage.inputs[:1] if stage.task.input is True else ()
+        named = (*stage.outputs[-1:], *filter(None, (stage.dead,)))
+        for queue in sorted((*named, *inputs), key=len, reverse=True):
+            if len(queue) > MAX_NAME:
+                lengths = f"domain {domain!r} has {len(domain)} characters, the name {stage.name!r} {len(stage.name)}"
+                raise ConfigError(
+                    "Engine(domain)" if queue in inputs else f"Task({stage.name!r}).name",
+                    domain if queue in inputs else stage.name,
+                    f"shorter: queue {queue!r} has {len(queue)} characters, SQS allows {MAX_NAME}",
+                    f"Cut {len(queue) - MAX_NAME} characters ({lengths})",
+                )
+
+
+def _specs(stages: list[Stage], fifo: bool, visibility: float) -> tuple[QueueSpec, ...]:
+    dead = [QueueSpec(name=stage.dead, fifo=fifo, visibility=visibility) for stage in stages if stage.dead is not None]
+    live = []
+    for stage in stages:
+        for name in reversed(stage.inputs):
+            if isinstance(stage.task.input, str):
+                # Others' queue: nothing of it is set, so it redrives nowhere of ours, whatever it is told.
+                live.append(QueueSpec(name=name, fifo=name.endswith(".fifo"), visibility=visibility, owned=False))
+            else:
+                live.append(QueueSpec(name=name, fifo=fifo, visibility=visibility, dead=stage.dead))
+    return (*dead, *live)
+
+
+def _priority(field: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRIORITY:
+        raise ConfigError(field, value, f"None or a whole number from 0 to {MAX_PRIORITY}")
+    return value

@@ -1,0 +1,277 @@
+"""The leases of one incarnation of a worker, in shared memory (worker, keeper; the supervisor opens and closes it).
+
+An entry is written by its worker before the message can run, and cleared after its delete was accepted. The keeper
+reads entries while they change, so each carries a generation and a checksum that are checked before and after;
+what it has to say (extended until when, lost) is in words of its own beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sqspipes_mp.brokers.base import MAX_BYTES, Handle
+
+#: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.
+LEASES = 192
+_RECEIPT = (
+    1024  # Amazon SQS Developer Guide, queue and message identifiers: a receipt handle has up to 1,024 characters
+)
+_ID = 128
+_GROUP = 128  # Amazon SQS API Reference, SendMessage: MessageGroupId has up to 128 characters
+_FIXED = struct.Struct("<IHHHHIIddd")  # generation, queue, lengths of receipt, id, group, receives, charges, 3 times
+_TEXT_AT = 64
+_CRC_AT = _TEXT_AT + _RECEIPT + _ID + _GROUP
+_ENTRY = _CRC_AT + 64
+_CRC = struct.Struct("<I")
+_STATE = _CRC_AT + 8  # worker: a byte
+_STARTED = _CRC_AT + 16  # worker: monotonic s, when the function began
+_KEPT_GENERATION = _CRC_AT + 24  # keeper: which generation the two below speak of
+_KEPT_UNTIL = _CRC_AT + 32  # keeper: monotonic s until which the lease was extended
+_KEPT_LOST = _CRC_AT + 40  # keeper: a byte
+_U32 = struct.Struct("<I")
+_F64 = struct.Struct("<d")
+
+_HEADER = 128
+REGION_BYTES = _HEADER + LEASES * _ENTRY
+_BODY_HEADER = 16
+
+# Header words.
+_ASSIGNED = 0  # supervisor: number of the worker this region belongs to (counting up)
+_DIED = 1  # supervisor: = assigned once that worker is dead for certain
+_JUDGED = 2  # keeper: = assigned once it has judged all leases
+_SLOT = 3  # supervisor
+_CAUSE = 4  # supervisor: one of Cause
+_EXITCODE = 5  # supervisor: exit code + 256 (a signal is negative)
+_WORKER_PID = 6  # supervisor
+_LATE = 7  # supervisor: entry index + 1 of the call that was killed for its timeout
+
+
+class LeaseState(IntEnum):
+    """Where a message is in its worker."""
+
+    FREE = 0
+    HELD = 1  # received, not started: never charged
+    RUNNING = 2  # in the function
+    DONE = 3  # computed, outputs not accepted yet
+    SENT = 4  # outputs accepted, not deleted yet
+    CLOSING = 5  # its worker is changing its visibility, deleting or dead-lettering it
+
+
+class Cause(IntEnum):
+    """Why a worker is dead."""
+
+    CLEAN = 0  # it ended as asked
+    CRASH = 1  # signal, os._exit, kernel
+    TIMEOUT = 2  # killed: a call outlived its task's timeout
+    MEMORY = 3  # killed: over its memory limit
+    CUT = 4  # killed: shutdown grace was over; nobody's fault
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A consistent copy of one entry. Times are monotonic seconds, except ``sent_at`` (epoch)."""
+
+    index: int
+    generation: int
+    state: LeaseState
+    handle: Handle
+    group: str | None
+    receives: int
+    charges: int
+    received_at: float
+    deadline: float
+    sent_at: float
+    started_at: float
+    extended: bool
+    lost: bool
+
+
+def body_bytes(calls: int) -> int:
+    """Return the bytes that the bodies of so many running messages need."""
+    return calls * (_BODY_HEADER + MAX_BYTES)
+
+
+def id_digest(message_id: str) -> bytes:
+    """Return the 16 bytes a message is known by in the charge tables."""
+    return hashlib.blake2b(message_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class Region:
+    """One region; a view, cheap to make."""
+
+    def __init__(self, view: memoryview, index: int) -> None:
+        self.index = index
+        self._view = view
+        self._words = view[:_HEADER].cast("Q")
+
+    # -- supervisor ---------------------------------------------------------------------------------------------
+
+    @property
+    def free(self) -> bool:
+        return self._words[_ASSIGNED] == self._words[_JUDGED]
+
+    def assign(self, slot: int) -> None:
+        """Give the region to a new worker of ``slot``; it must be free."""
+        for index in range(LEASES):
+            self._view[_HEADER + index * _ENTRY + _STATE] = LeaseState.FREE
+        self._words[_SLOT] = slot
+        self._words[_LATE] = 0
+        self._words[_ASSIGNED] += 1
+
+    def mark_dead(self, cause: Cause, exitcode: int, pid: int, late: int | None = None) -> None:
+        """Say that its worker is dead, for certain (reaped)."""
+        self._words[_CAUSE] = cause
+        self._words[_EXITCODE] = exitcode + 256
+        self._words[_WORKER_PID] = pid
+        self._words[_LATE] = 0 if late is None else late + 1
+        self._words[_DIED] = self._words[_ASSIGNED]
+
+    # -- keeper -------------------------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> bool:
+        return not self.free and self._words[_DIED] != self._words[_ASSIGNED]
+
+    @property
+    def to_judge(self) -> bool:
+        return not self.free and self._words[_DIED] == self._words[_ASSIGNED]
+
+    @property
+    def slot(self) -> int:
+        return self._words[_SLOT]
+
+    @property
+    def death(self) -> tuple[Cause, int, int, int | None]:
+        """(cause, exit code, pid, index of the late call or None) of the dead worker."""
+        words = self._words
+        late = words[_LATE]
+        return Cause(words[_CAUSE]), words[_EXITCODE] - 256, words[_WORKER_PID], late - 1 if late else None
+
+    def mark_judged(self) -> None:
+        self._words[_JUDGED] = self._words[_ASSIGNED]
+
+    def keep(self, lease: Lease, until: float) -> None:
+        """Note that a lease was extended to ``until`` (monotonic s)."""
+        base = _HEADER + lease.index * _ENTRY
+        _F64.pack_into(self._view, base + _KEPT_UNTIL, until)
+        self._view[base + _KEPT_LOST] = 0
+        _U32.pack_into(self._view, base + _KEPT_GENERATION, lease.generation)
+
+    def lose(self, lease: Lease) -> None:
+        """Note that a lease's receipt is no longer valid."""
+        base = _HEADER + lease.index * _ENTRY
+        _F64.pack_into(self._view, base + _KEPT_UNTIL, 0.0)
+        self._view[base + _KEPT_LOST] = 1
+        _U32.pack_into(self._view, base + _KEPT_GENERATION, lease.generation)
+
+    # -- worker -------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        index: int,
+        queue: int,
+        handle: Handle,
+        group: str | None,
+        counts: tuple[int, int],
+        times: tuple[float, float, float],
+    ) -> None:
+        """Write entry ``index`` as HELD. ``counts``: receives, charges; ``times``: received, deadline, sent."""
+        receipt, ident = handle.receipt.encode(), handle.message_id.encode()
+        tag = (group or "").encode()
+        if len(receipt) > _RECEIPT or len(ident) > _ID or len(tag) > _GROUP:
+            raise ValueError(f"a receipt handle, id or group of {len(receipt)}, {len(ident)}, {len(tag)} bytes")
+        base = _HEADER + index * _ENTRY
+        view = self._view
+        generation = (_U32.unpack_from(view, base)[0] + 1) & 0xFFFFFFFF
+        lengths = len(receipt), len(ident), len(tag)
+        _FIXED.pack_into(view, base, generation, queue, *lengths, *counts, *times)
+        text = receipt + ident + tag
+        start = base + _TEXT_AT
+        view[start : start + len(text)] = text
+        crc = zlib.crc32(text, zlib.crc32(view[base : base + _FIXED.size]))
+        _CRC.pack_into(view, base + _CRC_AT, crc)
+        view[base + _STATE] = LeaseState.HELD
+
+    def state(self, index: int) -> LeaseState:
+        return LeaseState(self._view[_HEADER + index * _ENTRY + _STATE])
+
+    def set_state(self, index: int, state: LeaseState) -> None:
+        self._view[_HEADER + index * _ENTRY + _STATE] = state
+
+    def start(self, index: int, now: float, call: int, body: str) -> None:
+        """Mark entry ``index`` as running in call seat ``call``, with a copy of its body for the keeper."""
+        raw = body.encode("utf-8", "surrogatepass")
+        at = REGION_BYTES + call * (_BODY_HEADER + MAX_BYTES)
+        base = _HEADER + index * _ENTRY
+        size = len(raw) if len(raw) <= MAX_BYTES else 0
+        struct.pack_into("<III", self._view, at, index, _U32.unpack_from(self._view, base)[0], size)
+        self._view[at + _BODY_HEADER : at + _BODY_HEADER + size] = raw[:size]
+        _F64.pack_into(self._view, base + _STARTED, now)
+        self._view[base + _STATE] = LeaseState.RUNNING
+
+    def lost(self, index: int) -> bool:
+        """Tell whether the keeper found the lease at ``index`` lost."""
+        base = _HEADER + index * _ENTRY
+        same = _U32.unpack_from(self._view, base + _KEPT_GENERATION) == _U32.unpack_from(self._view, base)
+        return bool(same and self._view[base + _KEPT_LOST])
+
+    def deadline(self, index: int) -> float:
+        """Return the monotonic time until which the lease at ``index`` is known to hold."""
+        lease = self.read(index)
+        return lease.deadline if lease else 0.0
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, index: int, queues: tuple[str, ...] = ()) -> Lease | None:
+        """Return a consistent copy of entry ``index``; None if it is free or was changing."""
+        base = _HEADER + index * _ENTRY
+        state = self._view[base + _STATE]
+        if state == LeaseState.FREE:
+            return None
+        raw = bytes(self._view[base : base + _ENTRY])
+        generation, queue, *lengths, receives, charges, received_at, deadline, sent_at = _FIXED.unpack_from(raw)
+        a, b, c = lengths
+        text = raw[_TEXT_AT : _TEXT_AT + a + b + c]
+        if _CRC.unpack_from(raw, _CRC_AT)[0] != zlib.crc32(text, zlib.crc32(raw[: _FIXED.size])):
+            return None
+        if self._view[base + _STATE] != state or _U32.unpack_from(self._view, base)[0] != generation:
+            return None
+        kept = _U32.unpack_from(raw, _KEPT_GENERATION)[0] == generation
+        name = queues[queue] if queue < len(queues) else ""
+        return Lease(
+            index=index,
+            generation=generation,
+            state=LeaseState(state),
+            handle=Handle(name, text[:a].decode(), text[a : a + b].decode()),
+            group=text[a + b :].decode() or None,
+            receives=receives,
+            charges=charges,
+            received_at=received_at,
+            deadline=max(deadline, _F64.unpack_from(raw, _KEPT_UNTIL)[0]) if kept else deadline,
+            sent_at=sent_at,
+            started_at=_F64.unpack_from(raw, _STARTED)[0],
+            extended=kept,
+            lost=bool(kept and raw[_KEPT_LOST]),
+        )
+
+    def leases(self, queues: tuple[str, ...]) -> Iterator[Lease]:
+        """Yield all entries in use; those changing this very moment are left out."""
+        for index in range(LEASES):
+            lease = self.read(index, queues)
+            if lease is not None:
+                yield lease
+
+    def body(self, lease: Lease, calls: int) -> str | None:
+        """Return the body of a running message; None if it is not there."""
+        for call in range(calls):
+            at = REGION_BYTES + call * (_BODY_HEADER + MAX_BYTES)
+            index, generation, size = struct.unpack_from("<III", self._view, at)
+            if index == lease.index and generation == lease.generation and size:
+                raw = bytes(self._view[at + _BODY_HEADER : at + _BODY_HEADER + size])
+                return raw.decode("utf-8", "surrogatepass")
+        return None

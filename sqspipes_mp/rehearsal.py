@@ -1,0 +1,84 @@
+"""``engine.call``: one value through all functions, with no broker and no process, for tests (caller)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+from uuid import uuid4
+
+from sqspipes_mp.current import CurrentMessage, processing
+from sqspipes_mp.message import Message, decode
+from sqspipes_mp.pipeline import Pipeline, Stage
+from sqspipes_mp.plan import Settings
+from sqspipes_mp.task import TaskCallback
+from sqspipes_mp.worker.products import DROPPED, Products
+
+
+def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:
+    """Send ``value`` through every stage; return the last one's values.
+
+    The first function gets the value as it is (a source: as its only argument), the others what JSON makes of it.
+    Outputs are dropped as in a run, callbacks run, exceptions come as they are.
+    """
+    ident = uuid4().hex
+    messages = [Message(value, {}, ident, ident, 0)]
+    values: list[Any] = []
+    for stage in pipeline.stages:
+        values = []
+        following: list[Message] = []
+        products = Products(
+            stage,
+            fifo=pipeline.fifo,
+            ignore_none=settings.ignore_none,
+            priority=0 if stage.is_source else None,
+            json_default=settings.json_default,
+        )
+        for message, results in _results(stage, messages):
+            for index, result in enumerate(results):
+                product = products.make(result, message, message.parent, index)
+                if product.value is not DROPPED:
+                    values.append(product.value)
+                if product.output is not None:
+                    following.append(decode(product.output.body, ident))
+                if product.callback is not None:
+                    _run(product.callback)
+        messages = following
+    return values
+
+
+def _results(stage: Stage, messages: list[Message]) -> Iterable[tuple[Message, list[Any]]]:
+    task = stage.task
+    if task.init is not None:
+        task.init()
+    method = task.method(*task.init_args) if task.is_class else task.method
+    args = () if stage.is_source else task.args
+    try:
+        for message in messages:
+            with processing(_current(stage, message)):
+                result = method(message.value, *args)
+                yield message, list(result) if task.is_generator else [result]
+    finally:
+        close = getattr(method, "close", None) if task.is_class else None
+        if callable(close):
+            close()
+        if task.exit is not None:
+            task.exit()
+
+
+def _current(stage: Stage, message: Message) -> CurrentMessage:
+    return CurrentMessage(
+        id=message.id,
+        stage=stage.name,
+        hop=message.parent,
+        attempt=1,
+        priority=message.priority,
+        group=None,
+        sent_at=time.time(),
+        deadline=None,
+        meta=message.meta,
+    )
+
+
+def _run(callback: TaskCallback) -> None:
+    callback.callback(*callback.callback_args)

@@ -1,0 +1,209 @@
+"""Shared memory all processes of one engine see: slots, counters, source positions, lease regions (any process).
+
+No locks: every field has one writer, named beside it, and is one aligned word. It outlives any worker, so a
+replacement goes on with its predecessor's counters and source position, and the keeper finds a dead worker's leases.
+It is an anonymous file (no name to leak) mapped by all; forkserver and spawn children get its descriptor.
+
+::
+
+    header | stages | slots | charge tables (one per slot, one for the keeper) | regions (region.py)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Callable
+from multiprocessing import reduction
+from typing import Any
+
+from sqspipes_mp.region import REGION_BYTES, Region, body_bytes
+
+_WORD = 8
+_HEADER_WORDS = 8
+_STAGE_WORDS = 8
+_SLOT_WORDS = 24
+_CHARGE = struct.Struct("<16sQ")
+#: Failed attempts one writer remembers at once; the oldest give way (then the receive count is the cap).
+_CHARGES = 512
+_CHARGE_BYTES = _CHARGES * _CHARGE.size
+
+# Slot fields and who writes them.
+STATE = 0  # worker: one of the S_* below
+PID = 1  # worker
+REGION = 2  # supervisor: where its leases are
+INCARNATION = 3  # supervisor: how many workers sat here, the present one included
+DONE = 4  # worker (outbox): messages, or a source's calls, completed
+FAILED = 5  # worker (outbox): calls of the function that raised
+RETRIED = 6  # worker (outbox): messages made visible again after a failure
+DEAD = 7  # worker (outbox): messages dead-lettered
+DROPPED = 8  # worker (main): outputs dropped (None, EmptyTaskOutput)
+BUSY_NS = 9  # worker (main): time in the user's function
+ACCEPTED = 10  # worker (outbox): a source's calls (or a generator's yields) accepted downstream, in a row
+FINISHED = 11  # worker (outbox): 1 once a generator source has ended and all of it was accepted
+RECEIVED = 12  # worker (intake): messages received
+SENT = 13  # worker (outbox): outputs accepted downstream
+CALL_STARTED = 14  # worker (main): monotonic ns at which the running call began; 0 between calls
+HOLDING = 15  # worker (intake/outbox): leases held just now
+
+S_EMPTY, S_BOOTING, S_READY, S_DRAINING, S_GONE = range(5)
+
+# Header fields.
+_RUN_ID = 0  # two words, supervisor
+KEEPER_BEAT = 2  # keeper: monotonic ns of its last turn
+KEEPER_EXTENDED = 3  # keeper: leases extended
+KEEPER_LOST = 4  # keeper: leases found lost
+
+# Stage fields.
+NEXT_CALL = 0  # whoever holds the stage's record lock: monotonic ns before which the next call may not begin
+KEEPER_RELEASED = 1  # keeper: messages of dead workers given back
+KEEPER_CHARGED = 2  # keeper: of these, charged with an attempt
+KEEPER_DEAD = 3  # keeper: of these, dead-lettered
+
+
+class Scoreboard:
+    """The mapping and its fields."""
+
+    def __init__(self, fd: int, stages: int, slots: int, calls: int) -> None:
+        self._fd = fd
+        self._shape = (stages, slots, calls)
+        self.stages = stages
+        self.slots = slots
+        self.regions = 2 * slots + 2
+        self._region_bytes = REGION_BYTES + body_bytes(calls)
+        self._calls = calls
+        self._stage_at = _HEADER_WORDS
+        self._slot_at = self._stage_at + stages * _STAGE_WORDS
+        self._charges_at = (self._slot_at + slots * _SLOT_WORDS) * _WORD
+        start = self._charges_at + (slots + 1) * _CHARGE_BYTES
+        self._regions_at = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.size = self._regions_at + self.regions * self._region_bytes
+        if os.fstat(fd).st_size < self.size:
+            os.ftruncate(fd, self.size)
+        self._map = mmap.mmap(fd, self.size)
+        self._view = memoryview(self._map)
+        self._words = self._view[: self._charges_at].cast("Q")
+
+    @classmethod
+    def create(cls, stages: int, slots: int, calls: int = 1) -> Scoreboard:
+        """Map a fresh, zeroed board for so many stages, slots and calls running at once in one worker."""
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("sqspipes_mp")
+        else:
+            with tempfile.TemporaryFile() as file:
+                fd = os.dup(file.fileno())
+        board = cls(fd, stages, slots, calls)
+        board._view[_RUN_ID * _WORD : (_RUN_ID + 2) * _WORD] = os.urandom(16)
+        return board
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Only while multiprocessing starts a child (forkserver, spawn): the descriptor travels with it.
+        return _attach, (reduction.DupFd(self._fd), *self._shape)
+
+    def fileno(self) -> int:
+        """Return the descriptor behind the mapping."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping goes with the last region that is still looked at."""
+        os.close(self._fd)
+
+    # -- header -------------------------------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run, 32 hex digits."""
+        return bytes(self._view[_RUN_ID * _WORD : (_RUN_ID + 2) * _WORD]).hex()
+
+    def header(self, field: int) -> int:
+        return self._words[field]
+
+    def set_header(self, field: int, value: int) -> None:
+        self._words[field] = value
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    def stage(self, stage: int, field: int) -> int:
+        return self._words[self._stage_at + stage * _STAGE_WORDS + field]
+
+    def add_stage(self, stage: int, field: int, amount: int) -> None:
+        self._words[self._stage_at + stage * _STAGE_WORDS + field] += amount
+
+    def reserve_call(self, stage: int, now: int, gap: Callable[[], int]) -> int:
+        """Take the stage's next turn and return when it is; all times are monotonic ns.
+
+        A kernel record lock guards it: it dies with its holder, and several workers share one interval.
+        """
+        offset = (self._stage_at + stage * _STAGE_WORDS + NEXT_CALL) * _WORD
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORD, offset)
+        try:
+            at = max(now, self._words[offset // _WORD])
+            self._words[offset // _WORD] = at + gap()
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORD, offset)
+        return at
+
+    # -- slots --------------------------------------------------------------------------------------------------
+
+    def get(self, slot: int, field: int) -> int:
+        return self._words[self._slot_at + slot * _SLOT_WORDS + field]
+
+    def put(self, slot: int, field: int, value: int) -> None:
+        self._words[self._slot_at + slot * _SLOT_WORDS + field] = value
+
+    def add(self, slot: int, field: int, amount: int) -> None:
+        """Add to a counter; only its one writing thread may."""
+        self._words[self._slot_at + slot * _SLOT_WORDS + field] += amount
+
+    # -- attempts -----------------------------------------------------------------------------------------------
+
+    def charges(self, digest: bytes) -> int:
+        """Return the failed attempts charged to a message by any writer; ``digest`` from ``region.id_digest``."""
+        return sum(self._charge_entry(writer, digest)[1] for writer in range(self.slots + 1))
+
+    def charge(self, writer: int, digest: bytes) -> None:
+        """Charge one attempt in ``writer``'s table (its slot; the keeper's is ``slots``)."""
+        offset, count = self._charge_entry(writer, digest)
+        _CHARGE.pack_into(self._map, offset, digest, count + 1)
+
+    def forget_charges(self, writer: int, digest: bytes) -> None:
+        """Drop what ``writer`` knows of a message that is done."""
+        offset, count = self._charge_entry(writer, digest)
+        if count:
+            _CHARGE.pack_into(self._map, offset, digest, 0)
+
+    def _charge_entry(self, writer: int, digest: bytes) -> tuple[int, int]:
+        """Return (offset, count) of the entry for ``digest``, or of the one to use for it, with count 0."""
+        base = self._charges_at + writer * _CHARGE_BYTES
+        home = int.from_bytes(digest[:4], "little")
+        spare = -1
+        for step in range(16):
+            offset = base + ((home + step) % _CHARGES) * _CHARGE.size
+            known, count = _CHARGE.unpack_from(self._map, offset)
+            if known == digest:
+                return offset, count
+            if spare < 0 and not count:
+                spare = offset
+        return (spare if spare >= 0 else base + (home % _CHARGES) * _CHARGE.size), 0
+
+    # -- regions ------------------------------------------------------------------------------------------------
+
+    def region(self, index: int) -> Region:
+        """Return one lease region."""
+        start = self._regions_at + index * self._region_bytes
+        return Region(self._view[start : start + self._region_bytes], index)
+
+    def free_region(self) -> Region | None:
+        """Return a region nobody uses (supervisor); None while the keeper still has to judge them all."""
+        for index in range(self.regions):
+            region = self.region(index)
+            if region.free:
+                return region
+        return None
+
+
+def _attach(handle: Any, stages: int, slots: int, calls: int) -> Scoreboard:
+    return Scoreboard(handle.detach(), stages, slots, calls)

@@ -1,0 +1,84 @@
+"""What a run did, for its caller (any process)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.scoreboard import (
+    BUSY_NS,
+    DEAD,
+    DONE,
+    DROPPED,
+    FAILED,
+    KEEPER_CHARGED,
+    KEEPER_DEAD,
+    RETRIED,
+    Scoreboard,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSummary:
+    """One stage's part: messages ``done`` (a source's calls), calls ``failed``, messages ``retried`` and ``dead``,
+    outputs ``dropped``; ``busy``: the share of its workers' time spent in the function, 0 to 1.
+    """
+
+    name: str
+    workers: int
+    done: int
+    failed: int
+    retried: int
+    dead: int
+    dropped: int
+    busy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """``reason``: "drained", "ended", "stopped", "closed" or the name of the signal; ``seconds``: how long it ran."""
+
+    reason: str
+    seconds: float
+    stages: tuple[StageSummary, ...]
+
+    def __getitem__(self, name: str) -> StageSummary:
+        """Return one stage's part by its name."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    @property
+    def dead(self) -> int:
+        """Messages dead-lettered in all stages."""
+        return sum(stage.dead for stage in self.stages)
+
+
+def summarize(plan: RunPlan, board: Scoreboard, reason: str, seconds: float) -> Summary:
+    """Read the scoreboard."""
+    return Summary(reason=reason, seconds=seconds, stages=stage_summaries(plan, board, seconds))
+
+
+def stage_summaries(plan: RunPlan, board: Scoreboard, seconds: float) -> tuple[StageSummary, ...]:
+    """Read each stage's counters; ``seconds``: the time its workers have had."""
+    found = []
+    for index in plan.selected:
+        slots = [slot for slot, seat in enumerate(plan.seats) if seat.stage == index]
+
+        def total(field: int, slots: list[int] = slots) -> int:
+            return sum(board.get(slot, field) for slot in slots)
+
+        found.append(
+            StageSummary(
+                name=plan.pipeline.stages[index].name,
+                workers=len(slots),
+                done=total(DONE),
+                failed=total(FAILED) + board.stage(index, KEEPER_CHARGED) + board.stage(index, KEEPER_DEAD),
+                retried=total(RETRIED) + board.stage(index, KEEPER_CHARGED),
+                dead=total(DEAD) + board.stage(index, KEEPER_DEAD),
+                dropped=total(DROPPED),
+                busy=min(1.0, total(BUSY_NS) / 1e9 / (seconds * len(slots))) if seconds > 0 else 0.0,
+            )
+        )
+    return tuple(found)

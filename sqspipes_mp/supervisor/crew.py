@@ -1,0 +1,180 @@
+"""The engine's children: who sits where, how each is started, and what a death means (supervisor)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqspipes_mp.assignment import Assignment
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.control import Kind, describe_exit
+from sqspipes_mp.lifeline import Birth
+from sqspipes_mp.pipeline import Stage
+from sqspipes_mp.plan import RunPlan, Seat
+from sqspipes_mp.region import Cause, LeaseState, Region
+from sqspipes_mp.report import Report
+from sqspipes_mp.scoreboard import CALL_STARTED, DONE, HOLDING, INCARNATION, REGION, Scoreboard
+from sqspipes_mp.supervisor.child import Child, start
+from sqspipes_mp.supervisor.restart import RestartPolicy
+
+log = logging.getLogger("sqspipes_mp.supervisor")
+
+#: How long to wait for the keeper when every region still has to be judged, seconds.
+_NO_REGION = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Mains:
+    """What the children run; handed in, since a folder never imports another process's folder."""
+
+    worker: Callable[[Assignment], None]
+    keeper: Callable[..., None]
+
+
+@dataclass(slots=True)
+class Place:
+    """A slot and who sits there now."""
+
+    slot: int
+    seat: Seat
+    child: Child | None = None
+    region: Region | None = None
+    restart_at: float | None = None
+    finished: bool = False
+    ended: bool = False
+    done_before: int = 0
+    cause: Cause | None = None
+    late: int | None = None
+    boot_report: Report | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """What is known of a death: ``clean`` as asked; ``charged``: a message goes to its account; ``text`` for people."""
+
+    pid: int
+    ready: bool
+    clean: bool
+    progressed: bool
+    charged: bool
+    text: str
+
+
+class Crew:
+    """Keeper and workers."""
+
+    def __init__(self, plan: RunPlan, broker: Broker, board: Scoreboard, context: Any, mains: Mains) -> None:
+        self.plan = plan
+        self.board = board
+        self.keeper: Child | None = None
+        self.keeper_booted = False
+        self.places = [Place(slot, seat) for slot, seat in enumerate(plan.seats)]
+        self.policies = {index: RestartPolicy() for index in plan.selected}
+        self._broker = broker
+        self._context = context
+        self._mains = mains
+        #: Descriptors of this process that are no child's business, beside those of the children.
+        self.own_fds: list[int] = []
+
+    def name(self, place: Place) -> str:
+        return f"{self.stage(place).name}[{place.seat.index}]"
+
+    def stage(self, place: Place) -> Stage:
+        return self.plan.pipeline.stages[place.seat.stage]
+
+    def by_pid(self, pid: object) -> Child | None:
+        """Return the worker with that pid, if it still lives."""
+        return next((p.child for p in self.places if p.child is not None and p.child.pid == pid), None)
+
+    def unjudged(self) -> bool:
+        """Tell whether the keeper still has to judge a dead worker's leases."""
+        return any(self.board.region(index).to_judge for index in range(self.board.regions))
+
+    @property
+    def children(self) -> list[Child]:
+        children = [place.child for place in self.places if place.child is not None]
+        return [*children, self.keeper] if self.keeper is not None else children
+
+    def start_keeper(self, now: float) -> Child:
+        """Fork the keeper; the first one checks the queues."""
+        boots = not self.keeper_booted
+
+        def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
+            orders = Assignment(plan=self.plan, broker=self._broker, board=self.board, birth=birth)
+            return partial(self._mains.keeper, boots=boots), (orders,)
+
+        self.keeper = start(self._context, target, name="keeper", inherited=self._fds(), now=now)
+        return self.keeper
+
+    def start_worker(self, place: Place, now: float) -> Child | None:
+        """Fork a worker for a place; None (and a later try) while no region is free."""
+        region = self.board.free_region()
+        if region is None:
+            place.restart_at = now + _NO_REGION
+            return None
+        region.assign(place.slot)
+        board = self.board
+        board.put(place.slot, REGION, region.index)
+        board.put(place.slot, INCARNATION, board.get(place.slot, INCARNATION) + 1)
+        place.region, place.restart_at, place.cause, place.late = region, None, None, None
+        place.done_before = board.get(place.slot, DONE)
+
+        def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
+            orders = Assignment(
+                plan=self.plan,
+                broker=self._broker,
+                board=board,
+                birth=birth,
+                slot=place.slot,
+                seat=place.seat,
+                region=region.index,
+            )
+            return self._mains.worker, (orders,)
+
+        place.child = start(self._context, target, name=self.name(place), inherited=self._fds(), now=now)
+        return place.child
+
+    def bury_worker(self, place: Place) -> Death:
+        """Reap a dead worker and leave its leases to the keeper."""
+        child, region = place.child, place.region
+        assert child is not None
+        assert region is not None
+        pid, ready, left = child.pid, child.ready, child.leaving_since is not None
+        code = child.bury()
+        place.child = None
+        clean = left and place.cause in {None, Cause.CLEAN}
+        cause = Cause.CLEAN if clean else place.cause or Cause.CRASH
+        running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
+        board = self.board
+        progressed = board.get(place.slot, DONE) != place.done_before
+        region.mark_dead(cause, code, pid, place.late)
+        # Its own fields, but it is dead for certain: nobody else would clear them.
+        board.put(place.slot, CALL_STARTED, 0)
+        board.put(place.slot, HOLDING, 0)
+        self.tell_keeper(Kind.JUDGE)
+        charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(running) == 1
+        texts = {Cause.TIMEOUT: "killed: its call outlived the task's timeout", Cause.MEMORY: "killed: memory limit"}
+        return Death(pid, ready, clean, progressed, charged, texts.get(cause, describe_exit(code)))
+
+    def tell_keeper(self, kind: Kind) -> None:
+        if self.keeper is not None:
+            self.keeper.channel.queue(kind)
+            self.keeper.channel.flush()
+
+    def kill_workers(self, cause: Cause) -> None:
+        for place in self.places:
+            if place.child is not None:
+                place.cause = place.cause or cause
+                place.child.kill()
+
+    def _fds(self) -> tuple[int, ...]:
+        """Return what a forked child inherits and must close."""
+        fds = list(self.own_fds)
+        for child in self.children:
+            fds.append(child.channel.fileno())
+            if child.own_watch:
+                fds.append(child.watch)
+        return tuple(fds)

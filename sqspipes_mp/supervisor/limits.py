@@ -1,0 +1,67 @@
+"""How much memory a worker has of its own, against ``Task(max_memory=)``. The only psutil import (supervisor)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+from sqspipes_mp.plan import RunPlan
+
+#: Seconds between two looks at one worker.
+LOOK_EVERY = 1.0
+#: Over so many times its limit a worker is killed rather than asked.
+_FAR_OVER = 1.5
+
+
+@dataclass(slots=True)
+class _Seen:
+    pid: int
+    baseline: int
+    looked_at: float = 0.0
+    asked: bool = False
+
+
+class MemoryWatch:
+    """Private memory above what a worker had when it got ready: the pages it inherited are not its own."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        tasks = {index: plan.pipeline.stages[index].task for index in plan.selected}
+        self._limits = {index: task.max_memory for index, task in tasks.items() if task.max_memory is not None}
+        self._seen: dict[int, _Seen] = {}
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self._limits)
+
+    def ready(self, slot: int, pid: int) -> None:
+        """Take the baseline of a worker that has just booted (after its ``init``)."""
+        if self._limits:
+            self._seen[slot] = _Seen(pid, private_bytes(pid))
+
+    def gone(self, slot: int) -> None:
+        self._seen.pop(slot, None)
+
+    def look(self, slot: int, stage: int, now: float) -> str | None:
+        """Return "replace" (once) or "kill" for a worker over its limit, else None; at most one look a second."""
+        seen, limit = self._seen.get(slot), self._limits.get(stage)
+        if seen is None or limit is None or now - seen.looked_at < LOOK_EVERY:
+            return None
+        seen.looked_at = now
+        used = private_bytes(seen.pid) - seen.baseline
+        if used > limit * _FAR_OVER:
+            return "kill"
+        if used > limit and not seen.asked:
+            seen.asked = True
+            return "replace"
+        return None
+
+
+def private_bytes(pid: int) -> int:
+    """Return the bytes that only this process has; 0 once it is gone."""
+    try:
+        process = psutil.Process(pid)
+        # Counting private pages walks the whole mapping; resident memory is an upper bound and costs nothing.
+        return int(process.memory_full_info().uss)
+    except psutil.Error:
+        return 0

@@ -1,0 +1,71 @@
+"""When a dead worker's seat is filled again, and when it is no use. Pure: times come in, decisions go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: Wait before a restart, seconds: the first, doubling to the longest.
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
+#: Boot failures of one stage in a row after which the engine stops.
+BOOT_FAILURES = 5
+#: Deaths of one stage within so many seconds after which the engine drains.
+CRASHES, WINDOW = 10, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAt:
+    """Fill the seat again at ``when`` (monotonic s), ``delay`` seconds from now."""
+
+    when: float
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Stop: ``booting`` (it never got ready) or the crash budget is spent; ``deaths`` counts them."""
+
+    booting: bool
+    deaths: int
+
+
+@dataclass(slots=True)
+class RestartPolicy:
+    """One stage's deaths. Progress of any of its workers resets budget and backoff."""
+
+    crashes: list[float] = field(default_factory=list)
+    boots: int = 0
+    streak: int = 0
+
+    def died(self, now: float, *, ready: bool, progressed: bool, charged: bool) -> RestartAt | GiveUp:
+        """Take note of a death.
+
+        Args:
+            now: monotonic seconds.
+            ready: whether the worker had booted.
+            progressed: whether it completed a message since its start.
+            charged: whether a message was charged with its death; then the message's attempts are the limit.
+        """
+        if not ready:
+            self.boots += 1
+            if self.boots >= BOOT_FAILURES:
+                return GiveUp(booting=True, deaths=self.boots)
+            return self._later(now)
+        self.boots = 0
+        if progressed:
+            self.crashes.clear()
+            self.streak = 0
+        elif not charged:
+            self.crashes = [at for at in self.crashes if now - at < WINDOW]
+            self.crashes.append(now)
+            if len(self.crashes) >= CRASHES:
+                return GiveUp(booting=False, deaths=len(self.crashes))
+        return self._later(now)
+
+    def booted(self) -> None:
+        """Take note that a worker got ready."""
+        self.boots = 0
+
+    def _later(self, now: float) -> RestartAt:
+        delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self.streak, 10))
+        self.streak += 1
+        return RestartAt(now + delay, delay)

@@ -1,0 +1,99 @@
+"""From a plan to an outcome: choose how to start children, set the stage, supervise."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import pickle
+import sys
+import threading
+from typing import Any
+
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.control import Channel, Kind, ParentChannel
+from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.lifeline import Birth, begin
+from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.scoreboard import Scoreboard
+from sqspipes_mp.supervisor.crew import Mains
+from sqspipes_mp.supervisor.loop import Supervisor
+from sqspipes_mp.supervisor.outcome import Outcome
+from sqspipes_mp.supervisor.signals import Wakeup
+
+log = logging.getLogger("sqspipes_mp.supervisor")
+
+
+def supervise(
+    plan: RunPlan, broker: Broker, mains: Mains, context: Any, wakeup: Wakeup, caller: ParentChannel | None = None
+) -> Outcome:
+    """Run the plan to its end in this process."""
+    names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
+    log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, context.get_start_method())
+    if context.get_start_method() == "fork":
+        broker.warm()
+    board = Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls)
+    try:
+        return Supervisor(plan, broker, board, context, mains, wakeup, caller).run()
+    finally:
+        board.close()
+
+
+def supervisor_main(birth: Birth, plan: RunPlan, broker: Broker, mains: Mains, method: str) -> None:
+    """Supervise in a process of its own, for a caller that iterates; its last word is the outcome."""
+    begin(birth)
+    wakeup = Wakeup()
+    channel = ParentChannel(birth.sock)
+    try:
+        outcome = supervise(plan, broker, mains, multiprocessing.get_context(method), wakeup, channel)
+        blob = pickle.dumps(outcome)
+    finally:
+        wakeup.close()
+    birth.sock.setblocking(True)
+    while not channel.flush():
+        pass
+    Channel(birth.sock).send(Kind.BYE, {}, blob)
+
+
+def choose_context(plan: RunPlan, broker: Broker) -> Any:
+    """Return the multiprocessing context to start children with. Raises ``ConfigError`` for what cannot be sent."""
+    wanted = plan.settings.start_method
+    if wanted is not None:
+        if wanted != "fork" and (problem := _unpicklable(plan, broker)):
+            raise ConfigError(
+                "Engine(start_method)",
+                wanted,
+                '"fork" (or None) for these tasks',
+                f"They cannot be sent to a fresh process ({problem}); define them at module level",
+            )
+        return _context(wanted)
+    if not sys.platform.startswith("linux"):
+        return _context("spawn")
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+    if not others:
+        return _context("fork")
+    problem = _unpicklable(plan, broker)
+    if problem is None:
+        return _context("forkserver")
+    log.warning(
+        "forking although other threads are alive (%s): a lock one of them holds stays locked in the workers. "
+        "The safe way, forkserver, needs tasks that can be pickled: %s",
+        ", ".join(others[:5]),
+        problem,
+    )
+    return _context("fork")
+
+
+def _context(method: str) -> Any:
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["sqspipes_mp.children"])
+    return context
+
+
+def _unpicklable(plan: RunPlan, broker: Broker) -> str | None:
+    try:
+        pickle.dumps((plan, broker))
+    except Exception as error:
+        # pickle raises whatever the user's objects raise.
+        return f"{type(error).__name__}: {error}"
+    return None

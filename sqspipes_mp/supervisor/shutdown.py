@@ -1,0 +1,89 @@
+"""The order of a shutdown. Pure: what is known comes in, what to do next goes out.
+
+::
+
+    draining ──all stopped receiving, or 2 s──▶ releasing ──all workers gone, or grace over──▶ closing ──▶ over
+       drain to every worker                       release to every worker       kill workers, keeper quits
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+#: How long a poll in flight is waited for when nothing else is left to do, seconds.
+POLL_GRACE = 2.0
+#: What the keeper has to give back what is left, seconds; after a second signal.
+KEEPER_GRACE, KEEPER_GRACE_NOW = 10.0, 1.0
+
+
+class Step(Enum):
+    """Something the supervisor has to do now."""
+
+    RELEASE = auto()
+    KILL_WORKERS = auto()
+    QUIT_KEEPER = auto()
+    KILL_KEEPER = auto()
+    OVER = auto()
+
+
+@dataclass(slots=True)
+class Shutdown:
+    """One shutdown, begun at ``began`` (monotonic s) with ``grace`` seconds for running messages."""
+
+    began: float
+    grace: float
+    now_at: float | None = None
+    _done: set[Step] = field(default_factory=set)
+    _closing_at: float | None = None
+
+    def hasten(self, now: float) -> None:
+        """Take a second signal: kill now."""
+        if self.now_at is None:
+            self.now_at = now
+
+    def steps(self, now: float, *, workers: int, receiving: int, keeper: bool) -> list[Step]:
+        """Return what to do next.
+
+        Args:
+            now: monotonic seconds.
+            workers: worker processes alive.
+            receiving: of these, how many may still receive.
+            keeper: whether the keeper is alive.
+        """
+        steps: list[Step] = []
+        if workers and (not receiving or now >= self.began + POLL_GRACE):
+            self._once(Step.RELEASE, steps)
+        if workers and now >= self._kill_at:
+            self._once(Step.KILL_WORKERS, steps)
+        if not workers:
+            if self._closing_at is None:
+                self._closing_at = now
+            if keeper:
+                self._once(Step.QUIT_KEEPER, steps)
+                if now >= self._closing_at + self._keeper_grace:
+                    self._once(Step.KILL_KEEPER, steps)
+            else:
+                self._once(Step.OVER, steps)
+        return steps
+
+    def deadline(self) -> float:
+        """Return when to ask again at the latest (monotonic s)."""
+        if self._closing_at is not None:
+            return self._closing_at + self._keeper_grace
+        if Step.RELEASE not in self._done:
+            return min(self.began + POLL_GRACE, self._kill_at)
+        return self._kill_at
+
+    @property
+    def _kill_at(self) -> float:
+        return self.began + self.grace if self.now_at is None else self.now_at
+
+    @property
+    def _keeper_grace(self) -> float:
+        return KEEPER_GRACE if self.now_at is None else KEEPER_GRACE_NOW
+
+    def _once(self, step: Step, steps: list[Step]) -> None:
+        if step not in self._done:
+            self._done.add(step)
+            steps.append(step)

@@ -1,0 +1,99 @@
+"""What nobody reports: calls that run too long, memory that grows, a keeper that stands still (supervisor)."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from sqspipes_mp.control import Kind
+from sqspipes_mp.region import Cause, LeaseState
+from sqspipes_mp.scoreboard import CALL_STARTED, KEEPER_BEAT
+from sqspipes_mp.supervisor.crew import Crew, Place
+from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch
+from sqspipes_mp.supervisor.switchboard import Switchboard
+
+log = logging.getLogger("sqspipes_mp.supervisor")
+
+#: How long a child may take to exit after it said BYE (threads of the user's that do not end), seconds.
+_BYE_GRACE = 2.0
+#: A keeper that has not moved for so long is replaced: seconds, or a quarter of the visibility timeout if longer.
+_KEEPER_STALL = 10.0
+
+
+class Watchdog:
+    """Looks at the scoreboard once per turn and kills what has to be killed."""
+
+    def __init__(self, crew: Crew, board: Switchboard) -> None:
+        self._crew = crew
+        self._lines = board
+        self._memory = MemoryWatch(crew.plan)
+        self._patience = max(_KEEPER_STALL, crew.plan.settings.visibility / 4)
+
+    def deadline(self, now: float) -> float:
+        """Return when to look again at the latest (monotonic s)."""
+        times = [now + self._patience / 2]
+        if self._memory.wanted:
+            times.append(now + LOOK_EVERY)
+        for child in self._crew.children:
+            if child.leaving_since is not None:
+                times.append(child.leaving_since + _BYE_GRACE)
+        for place in self._crew.places:
+            timeout = self._crew.stage(place).task.timeout
+            if timeout is not None and place.child is not None:
+                # A call that begins wakes nobody, so look often enough to notice one; then exactly when it is due.
+                started = self._crew.board.get(place.slot, CALL_STARTED)
+                times.append(min(now + timeout / 4, started / 1e9 + timeout if started else now + timeout / 4))
+        return min(times)
+
+    def look(self, now: float) -> None:
+        self._mind_keeper(now)
+        for place in self._crew.places:
+            if place.child is None:
+                continue
+            self._mind_call(place, now)
+            if self._memory.wanted:
+                self._mind_memory(place, now)
+        for child in self._crew.children:
+            if child.leaving_since is not None and now >= child.leaving_since + _BYE_GRACE:
+                child.kill()
+
+    def ready(self, place: Place) -> None:
+        assert place.child is not None
+        self._memory.ready(place.slot, place.child.pid)
+
+    def gone(self, place: Place) -> None:
+        self._memory.gone(place.slot)
+
+    def _mind_call(self, place: Place, now: float) -> None:
+        timeout = self._crew.stage(place).task.timeout
+        started = self._crew.board.get(place.slot, CALL_STARTED)
+        if timeout is None or not started or place.cause is not None or now < started / 1e9 + timeout:
+            return
+        assert place.child is not None
+        assert place.region is not None
+        running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
+        place.cause = Cause.TIMEOUT
+        place.late = min(running, key=lambda lease: lease.started_at).index if running else None
+        log.warning("%s (pid %d): a call ran over %g s; killing it", self._crew.name(place), place.child.pid, timeout)
+        place.child.kill()
+
+    def _mind_memory(self, place: Place, now: float) -> None:
+        assert place.child is not None
+        verdict = self._memory.look(place.slot, place.seat.stage, now)
+        if verdict == "replace":
+            self._lines.tell(place.child.channel, Kind.RECYCLE, {"reason": "max_memory"})
+        elif verdict == "kill" and place.cause is None:
+            place.cause = Cause.MEMORY
+            log.warning("%s (pid %d) is far over its max_memory; killing it", self._crew.name(place), place.child.pid)
+            place.child.kill()
+
+    def _mind_keeper(self, now: float) -> None:
+        keeper = self._crew.keeper
+        if keeper is None or not self._crew.keeper_booted:
+            return
+        beat = max(self._crew.board.header(KEEPER_BEAT) / 1e9, keeper.started_at)
+        if now - beat > self._patience:
+            log.warning("the keeper (pid %d) has not moved for %.0f s; replacing it", keeper.pid, now - beat)
+            keeper.kill()
+            # Once is enough: its death is on the way.
+            keeper.started_at = time.monotonic()

@@ -1,0 +1,258 @@
+"""What the user declares: ``Task``, and the two things a task may return instead of a value.
+
+Pure; built in the caller, read in every process. ``Task`` is checked as it is made, and never changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast, get_args
+
+from sqspipes_mp.callables import check_method, is_class, is_generator, task_name
+from sqspipes_mp.checks import items, parse_size, seconds, sync_callable, whole
+from sqspipes_mp.errors import ConfigError, Retry
+
+_Policy = Literal["raise", "retry", "reject"]
+OnError = _Policy | Callable[[Exception, int], str | Retry]
+
+_FOREIGN = re.compile(
+    r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo|https?://[^/\s]+/\S+|arn:[^:\s]+:sqs:[^:\s]+:[^:\s]+:\S+"
+)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Task:
+    """A stage as the user declares it.
+
+    Args:
+        method: a function, or a class (built once in each worker with ``init_args``, called per message, closed on a
+            clean exit). A generator function gives several outputs per call. Coroutine functions are refused.
+        name: letters, digits, ``_`` and ``-``; default: the function's own. Part of the queue names.
+        workers: processes, from 1, or "auto": the CPUs this process may use.
+        threads: calls running at once in each worker, from 1; for I/O-bound tasks.
+        priorities: levels of the output queues, 1 to 16 (0 is the lowest level).
+        interval: seconds between calls of the stage in this engine, shared by its workers: a number, or a callable
+            that returns one. Allowed for any task.
+        args: further positional arguments, after the value (a source: all of them).
+        input: first task only. None: it is a source. True: fed by ``put`` and ``map``. Text: a queue of others, by
+            name, URL or ARN.
+        decode: callable(body: str) -> value, for a queue of others; None from it deletes the message.
+        init, exit: called in each worker before its first message, and after its last on a clean exit.
+        timeout: seconds a call may take before its worker is killed; default: no limit.
+        max_attempts: failed calls after which a message is dead-lettered, from 1.
+        on_error: "raise", "retry", "reject", or callable(exception, attempt) -> one of these or ``Retry(delay)``;
+            default: the engine's.
+        max_tasks_per_worker: messages after which a worker is replaced; default: never.
+        max_memory: bytes, or "2GiB": private memory over which a worker is replaced; default: no limit.
+        prefetch: messages a worker holds ready; default: as many as two receives take.
+        group: callable(value) -> FIFO group of what this task receives; FIFO engines only.
+        batch: call with a list of up to so many values (1 to 10,000); default: one value per call.
+        batch_wait: seconds to wait for a batch to fill.
+        init_args: what a class is built with.
+
+    Raises:
+        ConfigError: naming field, value, what is allowed, and the cure.
+    """
+
+    method: Callable[..., Any]
+    name: str
+    workers: int | Literal["auto"]
+    threads: int
+    priorities: int
+    interval: float | Callable[[], float]
+    args: tuple[Any, ...]
+    input: str | Literal[True] | None
+    decode: Callable[[str], Any] | None
+    init: Callable[[], Any] | None
+    exit: Callable[[], Any] | None
+    timeout: float | None
+    max_attempts: int
+    on_error: OnError | None
+    max_tasks_per_worker: int | None
+    max_memory: int | None
+    prefetch: int | None
+    group: Callable[[Any], str] | None
+    batch: int | None
+    batch_wait: float
+    init_args: tuple[Any, ...]
+
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] = 1,
+        threads: int = 1,
+        priorities: int = 1,
+        interval: float | Callable[[], float] = 0.0,
+        args: Sequence[Any] = (),
+        input: str | Literal[True] | None = None,
+        decode: Callable[[str], Any] | None = None,
+        init: Callable[[], Any] | None = None,
+        exit: Callable[[], Any] | None = None,
+        timeout: float | None = None,
+        max_attempts: int = 5,
+        on_error: OnError | None = None,
+        max_tasks_per_worker: int | None = None,
+        max_memory: int | str | None = None,
+        prefetch: int | None = None,
+        group: Callable[[Any], str] | None = None,
+        batch: int | None = None,
+        batch_wait: float = 0.5,
+        init_args: Sequence[Any] = (),
+    ) -> None:
+        name = task_name(method, name)
+        check_method(name, method)
+
+        def field(keyword: str) -> str:
+            return f"Task({name!r}).{keyword}"
+
+        def optional(keyword: str, value: object, least: int, most: int | None = None) -> int | None:
+            return None if value is None else whole(field(keyword), value, least=least, most=most, also=" or None")
+
+        def hook(keyword: str, value: object) -> Callable[..., Any] | None:
+            return None if value is None else sync_callable(field(keyword), value)
+
+        values = {
+            "method": method,
+            "name": name,
+            "workers": check_workers(field("workers"), workers),
+            "threads": whole(field("threads"), threads, least=1),
+            "priorities": whole(field("priorities"), priorities, least=1, most=16, cure="1 is one queue, no levels"),
+            "interval": _interval(field("interval"), interval),
+            "args": items(field("args"), args),
+            "input": _input(field("input"), input),
+            "decode": hook("decode", decode),
+            "init": hook("init", init),
+            "exit": hook("exit", exit),
+            "timeout": None if timeout is None else seconds(field("timeout"), timeout, zero=False, also=" or None"),
+            "max_attempts": whole(field("max_attempts"), max_attempts, least=1, cure="1 gives no second try"),
+            "on_error": None if on_error is None else check_on_error(field("on_error"), on_error),
+            "max_tasks_per_worker": optional("max_tasks_per_worker", max_tasks_per_worker, 1),
+            "max_memory": None if max_memory is None else parse_size(field("max_memory"), max_memory),
+            "prefetch": optional("prefetch", prefetch, 0),
+            "group": hook("group", group),
+            "batch": optional("batch", batch, 1, 10_000),
+            "batch_wait": seconds(field("batch_wait"), batch_wait, zero=True),
+            "init_args": items(field("init_args"), init_args),
+        }
+        for keyword, value in values.items():
+            object.__setattr__(self, keyword, value)
+        if self.decode is not None and not isinstance(self.input, str):
+            raise ConfigError(
+                field("decode"),
+                decode,
+                "None without input=NAME",
+                "Only bodies of others need decoding; name the queue",
+            )
+        if self.init_args and not self.is_class:
+            raise ConfigError(
+                field("init_args"),
+                init_args,
+                "empty unless the method is a class",
+                "Give a function args=(...) instead",
+            )
+
+    @classmethod
+    def from_any(cls, item: object, position: int) -> Self:
+        """Return the task that entry ``position`` of a task list means: a Task, a dict of its arguments, a callable."""
+        if isinstance(item, cls):
+            return item
+        if isinstance(item, Mapping):
+            return cls._from_mapping(item, f"tasks[{position}]")
+        if callable(item):
+            return cls(item)
+        raise ConfigError(
+            f"tasks[{position}]", item, "a Task, a dict or a callable", "Write Task(function, workers=...)"
+        )
+
+    @classmethod
+    def _from_mapping(cls, item: Mapping[Any, Any], field: str) -> Self:
+        known = tuple(inspect.signature(cls).parameters)
+        for key in item:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1, 0.5)
+                cure = f"Did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"{field}'s key", key, f"one of {', '.join(known)}", cure)
+        if "method" not in item:
+            raise ConfigError(field, item, "a dict with a 'method'", "Add 'method': the function to run")
+        return cls(**item)
+
+    @property
+    def is_class(self) -> bool:
+        """Whether each worker builds the method first."""
+        return is_class(self.method)
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether each call yields several outputs."""
+        return is_generator(self.method)
+
+
+def interval_seconds(task: Task) -> float:
+    """Return the seconds until the stage's next call. Raises ``ConfigError`` for a callable's bad result."""
+    if not callable(task.interval):
+        return task.interval
+    return seconds(f"Task({task.name!r}).interval()", task.interval(), zero=True, cure="Return one, 0 for no pause")
+
+
+def check_workers(field: str, value: object) -> int | Literal["auto"]:
+    """Return a number of workers, or "auto"."""
+    if value == "auto" and isinstance(value, str):
+        return "auto"
+    return whole(field, value, least=1, also=' or "auto"', cure='"auto" is one per CPU this process may use')
+
+
+def check_on_error(field: str, value: object) -> OnError:
+    """Return a policy for what a task raises."""
+    if isinstance(value, str) and value in get_args(_Policy):
+        return cast(_Policy, value)
+    if isinstance(value, str) or not callable(value):
+        allowed = '"raise", "retry", "reject" or a callable(exception, attempt)'
+        raise ConfigError(field, value, allowed, '"raise" stops the engine, "retry" tries again later')
+    return sync_callable(field, value)
+
+
+def _interval(field: str, value: object) -> float | Callable[[], float]:
+    if callable(value):
+        return sync_callable(field, value, also="")
+    return seconds(field, value, zero=True, also=", or a callable that returns one")
+
+
+def _input(field: str, value: object) -> str | Literal[True] | None:
+    if value is None or value is True:
+        return value
+    if isinstance(value, str) and _FOREIGN.fullmatch(value):
+        return value
+    raise ConfigError(
+        field,
+        value,
+        "None (a source), True (fed by put and map), or the name, URL or ARN of an existing queue",
+        "Leave it out for a source" if value is False or value == "" else "",
+    )
+
+
+class EmptyTaskOutput:
+    """Return this (the class or an instance) from a task to send nothing on, whatever ``ignore_none`` says."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCallback:
+    """Return this from a task to send ``result`` on, and to have ``callback(*callback_args)`` called after that.
+
+    The callback runs in the worker's main thread, between messages, once the result was accepted downstream.
+    """
+
+    result: Any
+    callback: Callable[..., Any]
+    callback_args: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        sync_callable("TaskCallback.callback", self.callback, also="")
+        object.__setattr__(self, "callback_args", items("TaskCallback.callback_args", self.callback_args))

@@ -1,0 +1,1 @@
+"""Runs in worker processes only: receive, run the user function, send, delete."""

@@ -1,0 +1,100 @@
+"""The user's code and what surrounds each call of it: building, pacing, timing (worker's main thread)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqspipes_mp.current import CurrentMessage, set_current
+from sqspipes_mp.scoreboard import BUSY_NS, CALL_STARTED
+from sqspipes_mp.task import Task, interval_seconds
+from sqspipes_mp.worker.station import Delivery, Station
+
+#: Weight of the newest call in the mean run time.
+_NEWEST = 0.2
+
+
+class Caller:
+    """The stage's function, built for this worker."""
+
+    def __init__(self, station: Station) -> None:
+        task = station.stage.task
+        if task.init is not None:
+            task.init()
+        self._station = station
+        self._task = task
+        self._args = station.orders.plan.args[station.stage.index]
+        self._method: Callable[..., Any] = task.method(*task.init_args) if task.is_class else task.method
+        self._paced = callable(task.interval) or task.interval > 0
+        self._gap = lambda: int(interval_seconds(task) * 1e9)
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    def pace(self) -> bool:
+        """Wait for this stage's turn, if it has an interval; False: the run ends first."""
+        station = self._station
+        if not self._paced:
+            return True
+        now = time.monotonic_ns()
+        turn = station.board.reserve_call(station.stage.index, now, self._gap)
+        return not (station.no_more if station.stage.is_source else station.full_stop).wait(max(0, turn - now) / 1e9)
+
+    def call(self, *values: Any) -> Any:
+        """Call the function with what precedes its ``args``; time it."""
+        board, slot = self._station.board, self._station.slot
+        started = time.monotonic_ns()
+        board.put(slot, CALL_STARTED, started)
+        try:
+            return self._method(*values, *self._args)
+        finally:
+            board.put(slot, CALL_STARTED, 0)
+            self._spent(time.monotonic_ns() - started)
+
+    def next_of(self, iterator: Any) -> Any:
+        """Take the next value of a generator; time it as a call."""
+        board, slot = self._station.board, self._station.slot
+        started = time.monotonic_ns()
+        board.put(slot, CALL_STARTED, started)
+        try:
+            return next(iterator)
+        finally:
+            board.put(slot, CALL_STARTED, 0)
+            board.add(slot, BUSY_NS, time.monotonic_ns() - started)
+
+    def _spent(self, nanoseconds: int) -> None:
+        station = self._station
+        station.board.add(station.slot, BUSY_NS, nanoseconds)
+        seconds = nanoseconds / 1e9
+        mean = station.mean
+        station.mean = seconds if mean is None else mean + (seconds - mean) * _NEWEST
+
+    def announce(self, delivery: Delivery) -> None:
+        """Make the message the one ``current_message()`` speaks of."""
+        received, message = delivery.received, delivery.message
+        timeout = self._task.timeout
+        set_current(
+            CurrentMessage(
+                id=message.id,
+                stage=self._station.stage.name,
+                hop=message.parent,
+                attempt=delivery.attempt,
+                priority=message.priority,
+                group=received.group,
+                sent_at=received.sent_at,
+                deadline=None if timeout is None else time.monotonic() + timeout,
+                meta=message.meta,
+            )
+        )
+
+    def finish(self) -> None:
+        """Run the class's ``close`` and the task's ``exit``, after the last message of a clean end."""
+        close = getattr(self._method, "close", None) if self._task.is_class else None
+        try:
+            if callable(close):
+                close()
+        finally:
+            if self._task.exit is not None:
+                self._task.exit()

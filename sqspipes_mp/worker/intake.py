@@ -1,0 +1,107 @@
+"""The receiving thread of a worker: keeps the main thread fed, and holds no more than it must (worker)."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sqspipes_mp.brokers.base import Received
+from sqspipes_mp.control import Kind
+from sqspipes_mp.message import Message, decode, decode_foreign
+from sqspipes_mp.scoreboard import HOLDING, RECEIVED
+from sqspipes_mp.worker.outbox import GiveBack, Outbox
+from sqspipes_mp.worker.prefetch import ask
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.station import Delivery, Station
+
+#: Longest wait of one receive, seconds (Amazon SQS API Reference, ReceiveMessage: WaitTimeSeconds).
+LONG_POLL = 20.0
+
+
+class Intake(threading.Thread):
+    """Receives until told to stop, then says STOPPED."""
+
+    def __init__(self, station: Station, ready: Ready, outbox: Outbox) -> None:
+        super().__init__(name="intake", daemon=True)
+        self._station = station
+        self._ready = ready
+        self._outbox = outbox
+        self._queues = station.orders.plan.inputs[station.stage.index]
+        self._lease = station.orders.plan.first_lease
+        self._stale_after = station.settings.visibility / 2
+        self._round_trip = 0.02
+        #: Set by the main thread when it took something: there may be room for more.
+        self.demand = threading.Event()
+
+    def run(self) -> None:
+        station = self._station
+        try:
+            while not station.no_more.is_set():
+                count = self._ask()
+                if count:
+                    self._receive(count)
+                else:
+                    self.demand.wait(self._stale_after / 4)
+                    self.demand.clear()
+                self._return_stale()
+        except BaseException as error:
+            # Whatever it is, a worker that receives no more must not look alive.
+            station.fault(error)
+        finally:
+            self._ready.close()
+            station.say(Kind.STOPPED)
+
+    def _ask(self) -> int:
+        station = self._station
+        return ask(
+            waiting=len(self._ready),
+            idle=self._ready.idle,
+            mean=station.mean,
+            round_trip=self._round_trip,
+            limit=station.stage.task.prefetch,
+            room=station.room,
+            batch=min(10, station.connection.batch),
+        )
+
+    def _receive(self, count: int) -> None:
+        station = self._station
+        asked_at = time.monotonic()
+        batch = station.connection.receive(self._queues, count, LONG_POLL, self._lease)
+        if not batch:
+            return
+        if len(batch) == count:
+            self._round_trip += (time.monotonic() - asked_at - self._round_trip) / 8
+        # A long poll may have waited for them: their leases began some time between the request and the reply.
+        leased_at = max(asked_at, time.monotonic() - self._lease / 4)
+        deliveries = [delivery for received in batch if (delivery := self._open(received, leased_at))]
+        station.board.add(station.slot, RECEIVED, len(batch))
+        station.board.put(station.slot, HOLDING, station.holding)
+        self._ready.put(deliveries)
+
+    def _open(self, received: Received, leased_at: float) -> Delivery | None:
+        station = self._station
+        lease, failed, until = station.open_lease(received, leased_at, self._lease)
+        try:
+            message = self._decode(received)
+        except BaseException as error:
+            # decode= is the user's, so anything may come: the body is what fails, not the worker.
+            shell = Message(None, {}, received.handle.message_id, received.handle.message_id, 0)
+            self._outbox.bury(Delivery(received, shell, lease, failed, until), error)
+            return None
+        return Delivery(received, message, lease, failed, until)
+
+    def _decode(self, received: Received) -> Message:
+        task = self._station.stage.task
+        ident = received.handle.message_id
+        if isinstance(task.input, str):
+            return decode_foreign(received.body, ident, task.decode)
+        return decode(received.body, ident)
+
+    def _return_stale(self) -> None:
+        """Give back what has waited unstarted for half a visibility timeout: another worker may be free."""
+        lease = self._lease
+        stale = self._ready.take_older(
+            time.monotonic() - self._stale_after, lambda delivery: delivery.until - lease, fifo=self._station.fifo
+        )
+        if stale:
+            self._outbox.put(GiveBack(tuple(stale), 0.0))

@@ -1,0 +1,102 @@
+"""A worker process from birth to exit: it boots, says READY, runs, carries everything away, says BYE."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+
+from sqspipes_mp.assignment import Assignment
+from sqspipes_mp.control import EXIT_BOOT, EXIT_FAULT, Channel, Kind
+from sqspipes_mp.lifeline import begin, orphaned
+from sqspipes_mp.report import pack_exception
+from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, PID, S_BOOTING, S_DRAINING, S_READY, STATE
+from sqspipes_mp.worker.caller import Caller
+from sqspipes_mp.worker.intake import Intake
+from sqspipes_mp.worker.outbox import Outbox
+from sqspipes_mp.worker.products import Products
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.results import Results
+from sqspipes_mp.worker.runner import Runner
+from sqspipes_mp.worker.source import Source
+from sqspipes_mp.worker.station import Station
+
+
+def worker_main(orders: Assignment) -> None:
+    """Run one worker; returns when it has ended cleanly, exits otherwise."""
+    begin(orders.birth)
+    channel = Channel(orders.birth.sock)
+    board, slot = orders.board, orders.slot
+    board.put(slot, CALL_STARTED, 0)
+    board.put(slot, HOLDING, 0)
+    board.put(slot, PID, os.getpid())
+    board.put(slot, STATE, S_BOOTING)
+    try:
+        settings = orders.plan.settings
+        if settings.setup is not None:
+            settings.setup()
+        station = Station(orders, orders.broker.open(), channel)
+        caller = Caller(station)
+    except BaseException as error:
+        # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
+        report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None)
+        channel.send(Kind.FAILED, {"boot": True}, report.to_bytes())
+        os._exit(EXIT_BOOT)
+    try:
+        _work(station, caller)
+    except BaseException as error:
+        # The engine's own fault, or the user's exit hook: either way it must be seen.
+        station.fault(error)
+    if station.faulted.is_set():
+        os._exit(EXIT_FAULT)
+    station.say(Kind.BYE)
+
+
+def _work(station: Station, caller: Caller) -> None:
+    plan, stage = station.orders.plan, station.stage
+    settings = plan.settings
+    ready = Ready()
+    outbox = Outbox(station, ready)
+    results = Results(station, outbox) if plan.sink == stage.index else None
+    products = Products(
+        stage,
+        fifo=station.fifo,
+        ignore_none=settings.ignore_none,
+        priority=plan.priority,
+        json_default=settings.json_default,
+    )
+    threading.Thread(target=partial(_listen, station, ready, results), name="orders", daemon=True).start()
+    station.board.put(station.slot, STATE, S_READY)
+    station.say(Kind.READY)
+    if stage.is_source:
+        Source(station, caller, ready, outbox, products, results).run()
+    else:
+        intake = Intake(station, ready, outbox)
+        intake.start()
+        Runner(station, caller, ready, intake, outbox, products, results).run()
+    station.board.put(station.slot, STATE, S_DRAINING)
+    outbox.close()
+    while callback := ready.take_callback():
+        callback()
+    if not station.faulted.is_set():
+        caller.finish()
+        station.connection.close()
+
+
+def _listen(station: Station, ready: Ready, results: Results | None) -> None:
+    """Take the supervisor's orders; its silence for good means that it is gone."""
+    while (frame := station.channel.recv()) is not None:
+        if frame.kind is Kind.DRAIN:
+            station.drain()
+            ready.poke()
+            if results is not None:
+                results.wake()
+        elif frame.kind is Kind.RELEASE:
+            station.release.set()
+        elif frame.kind is Kind.ACK and results is not None:
+            for number in frame.header["numbers"]:
+                results.acknowledge(number)
+        elif frame.kind is Kind.RECYCLE:
+            station.stop_receiving()
+            ready.poke()
+    orphaned()

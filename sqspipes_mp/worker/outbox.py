@@ -1,0 +1,267 @@
+"""The carrying threads of a worker: outputs are sent, then inputs deleted, in full batches (worker).
+
+Nothing is deleted before its outputs were accepted; that order is the library's promise and is kept by the broker's
+``complete``. Giving back and dead-lettering go the same way, so that one thread's order is everybody's order on FIFO.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle
+from sqspipes_mp.region import LeaseState
+from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, HOLDING, RETRIED, SENT
+from sqspipes_mp.task import TaskCallback
+from sqspipes_mp.worker.failures import failure_of
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.station import Delivery, Station
+
+log = logging.getLogger("sqspipes_mp.worker")
+
+#: Items that may wait, in batches, before the main thread has to.
+_BACKLOG_BATCHES = 8
+
+
+@dataclass(slots=True)
+class Done:
+    """A call's outputs, and its message to delete. ``calls``: a source's calls that this one completes."""
+
+    completion: Completion
+    delivery: Delivery | None = None
+    callbacks: tuple[TaskCallback, ...] = ()
+    calls: int = 0
+    ended: bool = False
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Messages to make visible again in ``seconds``; ``charge``: as failed attempts."""
+
+    deliveries: tuple[Delivery, ...]
+    seconds: float
+    charge: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """A message to dead-letter."""
+
+    delivery: Delivery
+    letter: DeadLetter
+
+
+class Outbox:
+    """A bounded queue of finished work and the threads that carry it away."""
+
+    def __init__(self, station: Station, ready: Ready) -> None:
+        self._station = station
+        self._ready = ready
+        self._items: deque[Done | GiveBack | Bury] = deque()
+        self._changed = threading.Condition()
+        self._hurry = False
+        self._closing = False
+        self._counting = threading.Lock()
+        self._batch = station.connection.batch
+        self._most = _BACKLOG_BATCHES * self._batch
+        # Within a FIFO group, and for a source's count of accepted calls, order matters: one carrier.
+        ordered = station.fifo or station.stage.is_source
+        self._linger = 0.0 if station.fifo else station.connection.linger
+        count = 1 if ordered else station.connection.carriers
+        self._carriers = [threading.Thread(target=self._carry, name=f"outbox-{n}", daemon=True) for n in range(count)]
+        for carrier in self._carriers:
+            carrier.start()
+
+    # -- main thread, intake ------------------------------------------------------------------------------------
+
+    def put(self, item: Done | GiveBack | Bury) -> None:
+        """Queue an item; waits while too much is queued."""
+        with self._changed:
+            if len(self._items) >= self._most:
+                self._changed.wait_for(lambda: len(self._items) < self._most or self._station.faulted.is_set())
+            self._items.append(item)
+            count = len(self._items)
+            # Waking a carrier costs as much as the rest of this method: only when there is something for it to do.
+            if count == 1 or count >= self._batch or not isinstance(item, Done) or not self._linger:
+                self._changed.notify_all()
+
+    def bury(self, delivery: Delivery, error: BaseException) -> None:
+        """Dead-letter a message with ``error`` as its reason."""
+        received = delivery.received
+        dead = self._station.stage.dead
+        assert dead is not None
+        letter = DeadLetter(
+            handle=received.handle,
+            queue=dead,
+            body=received.body,
+            hop=delivery.message.parent,
+            failure=failure_of(error, delivery, self._station.stage.name),
+            group=received.group,
+        )
+        log.warning(
+            "%s: message %s is dead-lettered after attempt %d: %s: %.200s",
+            self._station.stage.name, received.handle.message_id, delivery.attempt, type(error).__name__, error,
+        )  # fmt: skip
+        self.put(Bury(delivery, letter))
+
+    def hurry(self) -> None:
+        """Carry what is here without waiting for a full batch: nothing else is coming just now."""
+        if self._items and not self._hurry:
+            with self._changed:
+                self._hurry = True
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Carry everything away and end the carriers."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for carrier in self._carriers:
+            carrier.join()
+
+    # -- carriers -----------------------------------------------------------------------------------------------
+
+    def _carry(self) -> None:
+        try:
+            while batch := self._next_batch():
+                if isinstance(batch[0], Done):
+                    self._complete([item for item in batch if isinstance(item, Done)])
+                elif isinstance(batch[0], GiveBack):
+                    self._give_back(batch[0])
+                else:
+                    self._bury_now(batch[0])
+        except BaseException as error:
+            # A carrier that ends silently would leave the main thread waiting for room for ever.
+            self._station.fault(error)
+            with self._changed:
+                self._changed.notify_all()
+
+    def _next_batch(self) -> list[Done] | list[GiveBack] | list[Bury]:
+        with self._changed:
+            while not self._station.faulted.is_set():
+                if not self._items:
+                    self._hurry = False
+                    if self._closing:
+                        return []
+                    self._changed.wait()
+                    continue
+                wait = self._patience(self._items[0])
+                if wait <= 0:
+                    taken = self._take()
+                    self._changed.notify_all()
+                    return taken
+                self._changed.wait(wait)
+            return []
+
+    def _patience(self, first: Done | GiveBack | Bury) -> float:
+        """Return how long the first item may still wait for company."""
+        if not isinstance(first, Done) or self._hurry or self._closing or len(self._items) >= self._batch:
+            return 0.0
+        return first.at + self._linger - time.monotonic()
+
+    def _take(self) -> list[Done] | list[GiveBack] | list[Bury]:
+        item = self._items.popleft()
+        if isinstance(item, GiveBack):
+            return [item]
+        if isinstance(item, Bury):
+            return [item]
+        batch = [item]
+        while self._items and len(batch) < self._batch:
+            following = self._items[0]
+            if not isinstance(following, Done):
+                break
+            self._items.popleft()
+            batch.append(following)
+        return batch
+
+    def _complete(self, batch: list[Done]) -> None:
+        station = self._station
+        if station.fifo:
+            batch = [item for item in batch if self._still_ours(item)]
+        by_completion = {id(item.completion): item for item in batch}
+
+        def sent(completion: Completion) -> None:
+            delivery = by_completion[id(completion)].delivery
+            if delivery is not None:
+                station.region.set_state(delivery.lease, LeaseState.SENT)
+
+        stale = set(station.connection.complete([item.completion for item in batch], sent)) if batch else set()
+        done = 0
+        for item in batch:
+            if item.delivery is not None:
+                station.close_lease(item.delivery.lease)
+                station.forget_charges(item.delivery)
+                if item.completion.input in stale:
+                    self._lost(item.delivery)
+                    continue
+            done += not item.ended
+            for callback in item.callbacks:
+                self._ready.put_callback(partial(_run_callback, callback, item))
+        with self._counting:
+            board, slot = station.board, station.slot
+            board.add(slot, DONE, done)
+            board.add(slot, SENT, sum(len(item.completion.outputs) for item in batch))
+            board.put(slot, HOLDING, station.holding)
+            board.add(slot, ACCEPTED, sum(item.calls for item in batch))
+            if any(item.ended for item in batch):
+                board.put(slot, FINISHED, 1)
+
+    def _still_ours(self, item: Done) -> bool:
+        """On FIFO nothing is sent for a message that may be somebody else's by now."""
+        delivery = item.delivery
+        if delivery is None or self._station.holds(delivery):
+            return True
+        self._station.close_lease(delivery.lease)
+        self._lost(delivery)
+        return False
+
+    def _lost(self, delivery: Delivery) -> None:
+        log.warning(
+            "%s: the lease of message %s was lost while it ran; whoever has it now completes it",
+            self._station.stage.name,
+            delivery.received.handle.message_id,
+        )
+
+    def _give_back(self, item: GiveBack) -> None:
+        station = self._station
+        self._close(item.deliveries)
+        handles = [delivery.received.handle for delivery in item.deliveries]
+        if item.charge:
+            for delivery in item.deliveries:
+                station.charge(delivery)
+        station.connection.extend(handles, item.seconds, charge=item.charge)
+        self._closed(item.deliveries, RETRIED if item.charge else None)
+
+    def _bury_now(self, item: Bury) -> None:
+        self._close((item.delivery,))
+        stale: list[Handle] = self._station.connection.dead_letter([item.letter])
+        self._station.forget_charges(item.delivery)
+        self._closed((item.delivery,), None if stale else DEAD)
+
+    def _close(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._station.region.set_state(delivery.lease, LeaseState.CLOSING)
+
+    def _closed(self, deliveries: Sequence[Delivery], counter: int | None) -> None:
+        for delivery in deliveries:
+            self._station.close_lease(delivery.lease)
+        with self._counting:
+            if counter is not None:
+                self._station.board.add(self._station.slot, counter, len(deliveries))
+            self._station.board.put(self._station.slot, HOLDING, self._station.holding)
+
+
+def _run_callback(callback: TaskCallback, item: Done) -> None:
+    """Run one ``TaskCallback`` (in the main thread); its failure is logged and costs nothing else."""
+    try:
+        callback.callback(*callback.callback_args)
+    except BaseException:
+        # The message is done; re-running it for its callback would be worse than saying so.
+        name = item.delivery.received.handle.message_id if item.delivery else "of a source"
+        log.exception("the callback of message %s failed; the message itself is done", name)

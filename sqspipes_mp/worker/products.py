@@ -1,0 +1,83 @@
+"""From what a function returned to the messages it means. Pure but for the user's callables (worker, ``engine.call``)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqspipes_mp.brokers.base import Output
+from sqspipes_mp.message import Encoder, Message, clamp_priority, hop_id, outgoing_meta
+from sqspipes_mp.pipeline import Stage
+from sqspipes_mp.task import EmptyTaskOutput, TaskCallback
+
+#: What a FIFO group may be (Amazon SQS API Reference, SendMessage: MessageGroupId).
+_GROUP = re.compile(r"[A-Za-z0-9!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]{1,128}")
+
+DROPPED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One value a call gave: ``value`` (``DROPPED``: none), the message to send if any, the callback if any."""
+
+    value: Any
+    output: Output | None
+    callback: TaskCallback | None
+
+
+class Products:
+    """Turns the values of one stage into products."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        fifo: bool,
+        ignore_none: bool,
+        priority: object,
+        json_default: Callable[[Any], Any] | None,
+    ) -> None:
+        self._stage = stage
+        self._fifo = fifo
+        self._ignore_none = ignore_none
+        self._priority = priority
+        self._encoder = Encoder(stage.name, json_default)
+
+    def make(self, value: Any, message: Message | None, parent: str, index: int) -> Product:
+        """Return what output number ``index`` of one call means.
+
+        Raises:
+            OutputError, MessageTooLarge: the value cannot be sent.
+            Exception: what the user's ``priority``, ``group`` or ``json_default`` raised.
+        """
+        callback = None
+        if isinstance(value, TaskCallback):
+            callback, value = value, value.result
+        if value is EmptyTaskOutput or isinstance(value, EmptyTaskOutput):
+            return Product(DROPPED, None, callback)
+        if not self._stage.outputs or (value is None and self._ignore_none):
+            return Product(value, None, callback)
+        return Product(value, self._output(value, message, parent, index), callback)
+
+    def _output(self, value: Any, message: Message | None, parent: str, index: int) -> Output:
+        stage = self._stage
+        if callable(self._priority):
+            wanted = self._priority(value)
+        else:
+            wanted = self._priority if message is None else message.priority
+        level = clamp_priority(wanted, len(stage.outputs))
+        hop = hop_id(parent, stage.name, index)
+        body = self._encoder.encode(value, outgoing_meta(message, message.id if message else hop, level, hop))
+        return Output(stage.outputs[level], body, hop, self._group(value, hop) if self._fifo else None)
+
+    def _group(self, value: Any, hop: str) -> str:
+        if self._stage.next_group is None:
+            return hop
+        group = str(self._stage.next_group(value))
+        if _GROUP.fullmatch(group):
+            return group
+        # Any text may be a key; SQS allows 128 characters of ASCII letters, digits and punctuation.
+        return hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest()

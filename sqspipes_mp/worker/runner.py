@@ -1,0 +1,223 @@
+"""The main thread of a worker: one message after the other through the user's function (worker)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from typing import Any
+
+from sqspipes_mp.brokers.base import Completion, Output
+from sqspipes_mp.control import Kind
+from sqspipes_mp.current import set_current
+from sqspipes_mp.region import LeaseState
+from sqspipes_mp.report import pack_exception
+from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
+from sqspipes_mp.scoreboard import FAILED
+from sqspipes_mp.task import TaskCallback
+from sqspipes_mp.worker.caller import Caller
+from sqspipes_mp.worker.failures import text_of
+from sqspipes_mp.worker.intake import Intake
+from sqspipes_mp.worker.outbox import Done, GiveBack, Outbox
+from sqspipes_mp.worker.products import DROPPED, Product, Products
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.results import Results
+from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.verdict import decide
+
+log = logging.getLogger("sqspipes_mp.worker")
+
+
+class _LeaseLost(Exception):  # noqa: N818  (a private signal)
+    """The message is somebody else's by now."""
+
+
+class Runner:
+    """Takes deliveries from ``ready``, gives what comes of them to ``outbox`` (or to the caller, through ``results``)."""
+
+    def __init__(
+        self,
+        station: Station,
+        caller: Caller,
+        ready: Ready,
+        intake: Intake,
+        outbox: Outbox,
+        products: Products,
+        results: Results | None,
+    ) -> None:
+        self._station = station
+        self._caller = caller
+        self._ready = ready
+        self._intake = intake
+        self._outbox = outbox
+        self._products = products
+        self._results = results
+        self._back: list[Delivery] = []
+        self._charged: list[Delivery] = []
+        self._left = _lifetime(station.stage.task.max_tasks_per_worker)
+
+    def run(self) -> None:
+        """Run messages until told to stop, then give back what was not begun."""
+        station, ready = self._station, self._ready
+        while not station.full_stop.is_set():
+            self._run_callbacks()
+            delivery = ready.take()
+            if delivery is not None:
+                if len(ready) < 10:
+                    self._intake.demand.set()
+                self._process(delivery)
+                continue
+            if ready.closed:
+                break
+            self._outbox.hurry()
+            self._intake.demand.set()
+            ready.wait(station.full_stop.is_set)
+        self._give_back()
+
+    def _process(self, delivery: Delivery) -> None:
+        station = self._station
+        if not station.holds(delivery):
+            # It was somebody else's before it began here: nothing of it may happen twice because of us.
+            station.close_lease(delivery.lease)
+            return
+        if not self._caller.pace():
+            self._back.append(delivery)
+            return
+        station.region.start(delivery.lease, time.monotonic(), 0, delivery.received.body)
+        self._caller.announce(delivery)
+        try:
+            self._finish(delivery, *self._run(delivery))
+        except _LeaseLost:
+            station.close_lease(delivery.lease)
+        except BaseException as error:
+            # Whatever the user's code raises, SystemExit and KeyboardInterrupt included, is the message's failure.
+            self._failed(delivery, error)
+        finally:
+            set_current(None)
+        self._count()
+
+    def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
+        message, handle = delivery.message, delivery.received.handle
+        value = self._caller.call(message.value)
+        if self._caller.task.is_generator:
+            return self._stream(delivery, value)
+        product = self._products.make(value, message, message.parent, 0)
+        outputs = () if product.output is None else (product.output,)
+        return [product], Completion(handle, outputs)
+
+    def _stream(self, delivery: Delivery, generator: Any) -> tuple[list[Product], Completion]:
+        """Send a generator's outputs as they come, in batches, the input staying undeleted until the last."""
+        message, handle = delivery.message, delivery.received.handle
+        products: list[Product] = []
+        outputs: list[Output] = []
+        index = 0
+        while True:
+            try:
+                value = self._caller.next_of(generator)
+            except StopIteration:
+                return products, Completion(handle, tuple(outputs))
+            product = self._products.make(value, message, message.parent, index)
+            index += 1
+            if product.output is not None:
+                outputs.append(product.output)
+            if product.callback is not None or self._results is not None or product.value is DROPPED:
+                products.append(product)
+            if len(outputs) >= self._station.connection.batch:
+                if self._station.connection.complete([Completion(handle, tuple(outputs), last=False)]):
+                    raise _LeaseLost
+                outputs.clear()
+
+    def _finish(self, delivery: Delivery, products: list[Product], completion: Completion) -> None:
+        station = self._station
+        blobs = []
+        if self._results is not None:
+            hop = delivery.message.parent
+            kept = [product for product in products if product.value is not DROPPED]
+            blobs = [(f"{hop}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
+        dropped = sum(product.value is DROPPED or product.value is None for product in products)
+        if dropped:
+            station.board.add(station.slot, DROPPED_COUNT, dropped)
+        station.region.set_state(delivery.lease, LeaseState.DONE)
+        callbacks: tuple[TaskCallback, ...] = tuple(item.callback for item in products if item.callback is not None)
+        done = Done(completion, delivery, callbacks)
+        if not blobs or self._results is None:
+            self._outbox.put(done)
+        elif not self._results.send(done, blobs):
+            self._back.append(delivery)
+
+    def _failed(self, delivery: Delivery, error: BaseException) -> None:
+        station, task = self._station, self._caller.task
+        station.board.add(station.slot, FAILED, 1)
+        received = delivery.received
+        decision, error = decide(
+            error,
+            attempt=delivery.attempt,
+            receives=received.receives,
+            max_attempts=task.max_attempts,
+            on_error=station.settings.on_error if task.on_error is None else task.on_error,
+            group=received.group,
+            jitter=random.uniform,
+        )
+        # What came after it in its FIFO group must not overtake it.
+        followers = self._ready.take_group(received.group) if station.fifo else []
+        if decision.action == "dead":
+            self._outbox.bury(delivery, error)
+        elif decision.report:
+            self._charged.append(delivery)
+        else:
+            log.info(
+                "%s: message %s failed (%s: %.200s), attempt %d of %d; visible again in %.1f s",
+                station.stage.name, received.handle.message_id, type(error).__name__, text_of(error), delivery.attempt,
+                task.max_attempts, decision.delay,
+            )  # fmt: skip
+            self._outbox.put(GiveBack((delivery,), decision.delay, charge=True))
+        if decision.report:
+            report = pack_exception(
+                error, stage=station.stage.name, pid=os.getpid(), message_id=received.handle.message_id
+            )
+            station.say(Kind.FAILED, {}, report.to_bytes())
+            station.drain()
+        self._back += followers if station.full_stop.is_set() else []
+        if followers and not station.full_stop.is_set():
+            self._outbox.put(GiveBack(tuple(followers), 0.0))
+        if isinstance(error, MemoryError):
+            self._recycle("MemoryError")
+
+    def _count(self) -> None:
+        """Count down to this worker's planned end."""
+        if self._left is None:
+            return
+        self._left -= 1
+        if self._left == 0:
+            self._recycle("max_tasks_per_worker")
+
+    def _recycle(self, reason: str) -> None:
+        if not self._station.no_more.is_set():
+            self._station.say(Kind.RECYCLE, {"reason": reason})
+            self._station.stop_receiving()
+
+    def _run_callbacks(self) -> None:
+        while callback := self._ready.take_callback():
+            callback()
+
+    def _give_back(self) -> None:
+        """Return what was not begun, once no worker of this engine would take it again."""
+        station = self._station
+        unacknowledged = self._results.take_unacknowledged() if self._results is not None else []
+        if not station.full_stop.is_set():
+            return
+        while not (station.release.is_set() or station.faulted.is_set()):
+            station.release.wait(1.0)
+            self._run_callbacks()
+        held = [*self._back, *self._ready.take_all()]
+        held += [done.delivery for done in unacknowledged if done.delivery is not None]
+        if self._charged:
+            self._outbox.put(GiveBack(tuple(self._charged), 0.0, charge=True))
+        if held:
+            self._outbox.put(GiveBack(tuple(held), 0.0))
+
+
+def _lifetime(most: int | None) -> int | None:
+    """Return after how many messages to end: up to a tenth fewer, so that workers do not all end together."""
+    return None if most is None else most - random.randrange(most // 10 + 1)

@@ -1,0 +1,165 @@
+"""The main thread of a source's worker: calls the function again and again, or walks its generator (worker)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from sqspipes_mp.backoff import backoff
+from sqspipes_mp.brokers.base import Completion
+from sqspipes_mp.control import Kind
+from sqspipes_mp.message import source_parent
+from sqspipes_mp.report import pack_exception
+from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED
+from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
+from sqspipes_mp.worker.caller import Caller
+from sqspipes_mp.worker.failures import text_of
+from sqspipes_mp.worker.outbox import Done, Outbox
+from sqspipes_mp.worker.products import DROPPED, Product, Products
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.results import Results
+from sqspipes_mp.worker.station import Station
+
+log = logging.getLogger("sqspipes_mp.worker")
+
+#: Longest rest of a source that has nothing to give, seconds.
+_LONGEST_REST = 1.0
+
+
+class Source:
+    """Makes messages out of nothing. Its calls are numbered, so that a replacement goes on where this one stopped."""
+
+    def __init__(
+        self,
+        station: Station,
+        caller: Caller,
+        ready: Ready,
+        outbox: Outbox,
+        products: Products,
+        results: Results | None,
+    ) -> None:
+        self._station = station
+        self._caller = caller
+        self._ready = ready
+        self._outbox = outbox
+        self._products = products
+        self._results = results
+        #: Calls accepted downstream before this worker began; calls are numbered from there.
+        self._number = station.board.get(station.slot, ACCEPTED)
+        self._slot = f"{station.stage.name}/{station.orders.seat.index}" if station.orders.seat else station.stage.name
+
+    def run(self) -> None:
+        """Call until told to stop or the generator ends."""
+        station = self._station
+        if station.board.get(station.slot, FINISHED):
+            station.say(Kind.ENDED)
+        elif self._caller.task.is_generator:
+            self._walk()
+        else:
+            self._repeat()
+        # A source receives nothing: it has stopped as far as giving back is concerned.
+        station.say(Kind.STOPPED)
+        self._run_callbacks()
+        if self._results is not None:
+            self._results.take_unacknowledged()
+
+    def _repeat(self) -> None:
+        """Call the function for ever."""
+        rest, failures, done, idle = 0.0, 0, 0, 0.0
+        most = self._caller.task.max_tasks_per_worker
+        while not self._station.no_more.wait(rest) and self._caller.pace():
+            self._run_callbacks()
+            try:
+                value = self._caller.call()
+                product = self._make(value)
+            except BaseException as error:
+                # SystemExit and KeyboardInterrupt of the user's code are its failures too.
+                failures += 1
+                if self._failed(error):
+                    return
+                rest = backoff(failures, random.uniform)
+                continue
+            failures = 0
+            idle = min(_LONGEST_REST, 2 * idle or 0.01) if value is None and not self._caller.task.interval else 0.0
+            rest = idle
+            self._send(product)
+            done += 1
+            if done == most:
+                self._station.say(Kind.RECYCLE, {"reason": "max_tasks_per_worker"})
+                return
+
+    def _walk(self) -> None:
+        """Send each yield; what was accepted before this worker began is skipped."""
+        station = self._station
+        try:
+            values: Iterator[Any] = self._caller.call()
+            for _ in range(self._number):
+                next(values)
+        except StopIteration:
+            pass
+        except BaseException as error:
+            self._end_with(error)
+            return
+        while not station.no_more.is_set() and self._caller.pace():
+            self._run_callbacks()
+            try:
+                value = self._caller.next_of(values)
+                product = self._make(value)
+            except StopIteration:
+                self._outbox.put(Done(Completion(None), ended=True))
+                self._outbox.hurry()
+                station.say(Kind.ENDED)
+                return
+            except BaseException as error:
+                # A generator that raised is over, in every mode: there is nothing to call again.
+                self._end_with(error)
+                return
+            self._send(product)
+
+    def _make(self, value: Any) -> Product:
+        parent = source_parent(self._station.board.run_id, self._slot, self._number)
+        product = self._products.make(value, None, parent, 0)
+        if self._results is not None and product.value is not DROPPED:
+            self._blob = self._results.pack(product.value)
+        return product
+
+    def _send(self, product: Product) -> None:
+        station = self._station
+        if product.output is None:
+            station.board.add(station.slot, DROPPED_COUNT, 1)
+        callbacks = () if product.callback is None else (product.callback,)
+        outputs = () if product.output is None else (product.output,)
+        done = Done(Completion(None, outputs), None, callbacks, calls=1)
+        ident = f"{source_parent(station.board.run_id, self._slot, self._number)}"
+        self._number += 1
+        if self._results is None or product.value is DROPPED:
+            self._outbox.put(done)
+        else:
+            self._results.send(done, [(ident, self._blob)])
+
+    def _failed(self, error: BaseException) -> bool:
+        """Take note of a failed call; True: the run ends with it."""
+        station = self._station
+        station.board.add(station.slot, FAILED, 1)
+        policy = station.settings.on_error if self._caller.task.on_error is None else self._caller.task.on_error
+        if policy in {"retry", "reject"}:
+            log.warning("%s: the source failed: %s: %.200s", station.stage.name, type(error).__name__, text_of(error))
+            return False
+        self._report(error)
+        return True
+
+    def _end_with(self, error: BaseException) -> None:
+        self._station.board.add(self._station.slot, FAILED, 1)
+        self._report(error)
+
+    def _report(self, error: BaseException) -> None:
+        report = pack_exception(error, stage=self._station.stage.name, pid=os.getpid(), message_id=None)
+        self._station.say(Kind.FAILED, {}, report.to_bytes())
+        self._station.drain()
+
+    def _run_callbacks(self) -> None:
+        while callback := self._ready.take_callback():
+            callback()

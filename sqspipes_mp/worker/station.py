@@ -1,0 +1,133 @@
+"""What the threads of one worker share: its orders, its events, its leases (worker)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from sqspipes_mp.assignment import Assignment
+from sqspipes_mp.brokers.base import Connection, Received
+from sqspipes_mp.control import Channel, Kind, ParentGone
+from sqspipes_mp.lifeline import orphaned
+from sqspipes_mp.message import Message
+from sqspipes_mp.region import LEASES, LeaseState, id_digest
+from sqspipes_mp.report import pack_exception
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message on its way through this worker. ``failed``: attempts charged before this delivery."""
+
+    received: Received
+    message: Message
+    lease: int
+    failed: int
+    until: float
+
+    @property
+    def attempt(self) -> int:
+        return self.failed + 1
+
+
+class Station:
+    """The worker's shared state.
+
+    ``full_stop``: begin nothing new (drain). ``no_more``: receive nothing new (drain, or before a planned restart).
+    ``release``: every worker of this engine has stopped receiving, so what is held may go back.
+    """
+
+    def __init__(self, orders: Assignment, connection: Connection, channel: Channel) -> None:
+        self.orders = orders
+        self.stage = orders.stage
+        self.settings = orders.plan.settings
+        self.connection = connection
+        self.channel = channel
+        self.board = orders.board
+        self.slot = orders.slot
+        self.region = orders.board.region(orders.region)
+        self.fifo = orders.plan.pipeline.fifo
+        self.full_stop = threading.Event()
+        self.no_more = threading.Event()
+        self.release = threading.Event()
+        self.faulted = threading.Event()
+        #: Seconds one call takes, a moving average; None before the first.
+        self.mean: float | None = None
+        self._queues = {name: place for place, name in enumerate(orders.plan.queue_names)}
+        self._free = deque(range(LEASES))
+
+    # -- orders -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Begin nothing new and receive nothing new."""
+        self.full_stop.set()
+        self.stop_receiving()
+
+    def stop_receiving(self) -> None:
+        self.no_more.set()
+        self.connection.interrupt()
+
+    def say(self, kind: Kind, header: dict[str, object] | None = None, blob: bytes = b"") -> None:
+        """Tell the supervisor; if it is gone, so is this worker."""
+        try:
+            self.channel.send(kind, header or {}, blob)
+        except ParentGone:
+            # The descriptor may also have been closed by the user's function: either way nobody hears this worker.
+            orphaned()
+
+    def fault(self, error: BaseException) -> None:
+        """Report that the engine cannot go on (the broker refuses for good), once."""
+        if self.faulted.is_set():
+            return
+        self.faulted.set()
+        report = pack_exception(error, stage=self.stage.name, pid=os.getpid(), message_id=None)
+        self.say(Kind.FAULT, {}, report.to_bytes())
+
+    # -- leases -------------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many more leases fit on the scoreboard."""
+        return len(self._free)
+
+    @property
+    def holding(self) -> int:
+        return LEASES - len(self._free)
+
+    def open_lease(self, received: Received, asked_at: float, visibility: float) -> tuple[int, int, float]:
+        """Write a lease before its message can run. Returns (lease, attempts charged before, deadline)."""
+        failed = received.charges
+        if received.receives > 1:
+            failed = max(failed, self.board.charges(id_digest(received.handle.message_id)))
+        lease = self._free.popleft()
+        now, until = time.monotonic(), asked_at + visibility
+        self.region.write(
+            lease,
+            self._queues.get(received.handle.queue, 0),
+            received.handle,
+            received.group,
+            (received.receives, failed),
+            (now, until, received.sent_at),
+        )
+        return lease, failed, until
+
+    def close_lease(self, lease: int) -> None:
+        """Free a lease: its message is deleted, given back, or somebody else's."""
+        self.region.set_state(lease, LeaseState.FREE)
+        self._free.append(lease)
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Tell whether the message is still ours, as far as can be known without asking the broker."""
+        now = time.monotonic()
+        if now < delivery.until and not self.fifo:
+            return True
+        return not self.region.lost(delivery.lease) and now < self.region.deadline(delivery.lease)
+
+    def forget_charges(self, delivery: Delivery) -> None:
+        if delivery.failed:
+            self.board.forget_charges(self.slot, id_digest(delivery.received.handle.message_id))
+
+    def charge(self, delivery: Delivery) -> None:
+        self.board.charge(self.slot, id_digest(delivery.received.handle.message_id))

@@ -1,0 +1,144 @@
+"""The brokers the contract suite runs against: SQLite, moto's SQS, and any other endpoint that speaks SQS.
+
+``SQSPIPES_TEST_ENDPOINTS="http://127.0.0.1:9324 ..."`` adds endpoints (emulators; with dummy credentials only).
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output, QueueSpec, Received
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.sqs import SQS
+from tests.moto_server import HARMLESS, moto_server
+
+OTHERS = os.environ.get("SQSPIPES_TEST_ENDPOINTS", "").split()
+
+#: What a broker cannot do or cannot know, each with the reason; a test that needs it is skipped there.
+CANNOT: dict[str, dict[str, str]] = {
+    "sqlite": {"on_sent": "sends and deletes in one transaction"},
+    "moto": {
+        "stale": "moto accepts every receipt a message ever had (so may SQS on standard queues)",
+        "dedup after delete": "moto forgets a deduplication id with its message (SQS keeps it for 5 minutes)",
+        "charges": "SQS counts receives only",
+    },
+}
+
+
+@dataclass
+class Bench:
+    """A broker, one open connection to it, and queues of its own that vanish afterwards."""
+
+    name: str
+    broker: Broker
+    connection: Connection
+    made: list[str] = field(default_factory=list)
+
+    def queue(self, *, fifo: bool = False, visibility: float = 30, dead: bool = False) -> str:
+        """Create a queue of a unique name; with ``dead`` its dead-letter queue too, named by ``dead_of``."""
+        suffix = ".fifo" if fifo else ""
+        name = f"t-{uuid.uuid4().hex[:16]}{suffix}"
+        spec = QueueSpec(name=name, fifo=fifo, visibility=visibility, dead=dead_of(name) if dead else None)
+        specs = [spec]
+        if dead:
+            specs.append(QueueSpec(name=dead_of(name), fifo=fifo, visibility=visibility))
+        self.made += [each.name for each in specs]
+        self.connection.ensure(specs, create=True)
+        return name
+
+    def send(self, queue: str, *bodies: str, group: str | None = None, delay: float = 0) -> None:
+        """Send bodies, each with a hop of its own."""
+        outputs = tuple(Output(queue, body, uuid.uuid4().hex, group=group, delay=delay) for body in bodies)
+        self.connection.complete([Completion(None, outputs)])
+
+    def receive(self, *queues: str, count: int = 1, visibility: float = 30) -> list[Received]:
+        """Receive exactly ``count`` messages, in as many polls as it takes."""
+        found: list[Received] = []
+        for _ in range(40):
+            found += self.connection.receive(queues, min(10, count - len(found)), 1, visibility)
+            if len(found) >= count:
+                return found
+        raise AssertionError(f"only {len(found)} of {count} messages came")
+
+    def empty(self, *queues: str) -> bool:
+        """Tell whether nothing can be received right now."""
+        return not self.connection.receive(queues, 1, 0, 30)
+
+    def finish(self, messages: Sequence[Received]) -> list[object]:
+        """Delete messages; return the stale handles."""
+        return list(self.connection.complete([Completion(message.handle) for message in messages]))
+
+    def needs(self, ability: str) -> None:
+        """Skip the test where the broker has not got ``ability``."""
+        reason = CANNOT.get(self.name, {}).get(ability)
+        if reason:
+            pytest.skip(f"{self.name}: {reason}")
+
+
+def dead_of(queue: str) -> str:
+    """Name a queue's dead-letter queue."""
+    return queue.removesuffix(".fifo") + "--dead" + (".fifo" if queue.endswith(".fifo") else "")
+
+
+def sqs_at(url: str) -> SQS:
+    """Return SQS at an endpoint of this machine, with the waits of the real service cut short."""
+    broker = SQS("us-east-1", endpoint_url=url, access_key="testing", secret_key="testing")
+    broker._settle = 0.1
+    broker._purge_window = 0.0
+    return broker
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    SQS().warm()
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in HARMLESS.items():
+        monkeypatch.setenv(name, value)
+
+
+@contextlib.contextmanager
+def opened(name: str, broker: Broker) -> Iterator[Bench]:
+    """Open a bench, and clean up after it."""
+    connection = broker.open()
+    bench = Bench(name, broker, connection)
+    try:
+        yield bench
+        connection.delete(bench.made)
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def moto(moto_url: str) -> Iterator[Bench]:
+    with opened("moto", sqs_at(moto_url)) as bench:
+        yield bench
+
+
+@pytest.fixture(params=["sqlite", "moto", *OTHERS])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    match request.param:
+        case "sqlite":
+            broker: Broker = SQLite(str(tmp_path / "queues.db"))
+        case "moto":
+            broker = sqs_at(request.getfixturevalue("moto_url"))
+        case url:
+            broker = sqs_at(url)
+    with opened(request.param, broker) as bench:
+        yield bench
+
+
+@pytest.fixture(params=[False, True], ids=["standard", "fifo"])
+def fifo(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)

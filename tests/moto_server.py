@@ -1,0 +1,60 @@
+"""moto's SQS in a process of its own, on a free loopback port.
+
+``with moto_server() as url:`` for tests. The process ends with the ``with``, and by itself when its starter dies.
+It is no measure of SQS's speed: its receive looks at every message of the queue, so keep backlogs below a hundred.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+#: What a process needs so that it can never reach AWS: dummy credentials, and no metadata service to look for others.
+HARMLESS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
+
+
+@contextlib.contextmanager
+def moto_server() -> Iterator[str]:
+    """Start moto's server, yield its URL, stop it."""
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **HARMLESS},
+        text=True,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        port = server.stdout.readline().strip()
+        if not port:
+            raise RuntimeError(f"moto's server did not start (exit code {server.wait(10)}): pip install 'moto[server]'")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stdin.close()
+        server.terminate()
+        server.wait(10)
+        server.stdout.close()
+
+
+def _serve() -> None:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    print(server.get_host_and_port()[1], flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve()

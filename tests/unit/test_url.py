@@ -1,0 +1,128 @@
+import logging
+
+import pytest
+
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.sqs import SQS
+from sqspipes_mp.brokers.url import parse, resolve
+from sqspipes_mp.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("url", "region", "endpoint"),
+    [
+        ("sqs://", None, None),
+        ("sqs://us-west-2", "us-west-2", None),
+        ("SQS://us-west-2", "us-west-2", None),
+        ("sqs://us-west-2?endpoint_url=http://127.0.0.1:5000", "us-west-2", "http://127.0.0.1:5000"),
+        ("sqs://?endpoint_url=http%3A%2F%2Flocalhost%3A9324", None, "http://localhost:9324"),
+    ],
+)
+def test_sqs_urls(url: str, region: str | None, endpoint: str | None) -> None:
+    broker = parse(url)
+    assert isinstance(broker, SQS)
+    assert (broker.region, broker.endpoint_url, broker.access_key) == (region, endpoint, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///work.db", "work.db"),
+        ("sqlite:///data/work.db", "data/work.db"),
+        ("sqlite:////var/lib/work.db", "/var/lib/work.db"),
+        ("sqlite:///a%20b%23.db", "a b#.db"),
+        ("sqlite://", None),
+    ],
+)
+def test_sqlite_urls(url: str, path: str | None) -> None:
+    broker = parse(url)
+    assert isinstance(broker, SQLite)
+    assert broker.path == path
+
+
+@pytest.mark.parametrize(
+    ("url", "cure"),
+    [
+        ("", "sqs://"),
+        ("work.db", "sqlite:///relative.db"),
+        ("redis://localhost", "sqs://"),
+        ("sqlit:///work.db", r"Did you mean sqlite://\?"),
+        ("sqs:us-west-2", "with // after"),
+        ("sqlite:work.db", "with // after"),
+        ("sqs://us-west-2/queue", "without a path"),
+        ("sqs:///us-west-2", "without a path"),
+        ("sqs://127.0.0.1:5000", r"endpoint_url=http://127\.0\.0\.1:5000"),
+        ("sqs://us-west-2?endpoint=http://localhost", r"Did you mean endpoint_url\?"),
+        ("sqs://us-west-2?tags=1", r"SQS\(\.\.\.\)"),
+        ("sqs://?endpoint_url=", "once, with a value"),
+        ("sqs://?endpoint_url=http://a&endpoint_url=http://b", "once, with a value"),
+        ("sqs://?endpoint_url=localhost:5000", "an http or https URL"),
+        ("sqs://us west", "region name"),
+        ("sqs://us-west-2#x", "%23"),
+        ("sqlite://work.db", "sqlite:///work.db"),
+        ("sqlite://host/work.db", "sqlite:///host/work.db"),
+        ("sqlite:///", "path of a file"),
+        ("sqlite:////", "path of a file"),
+        ("sqlite:///:memory:", "a file to share"),
+        ("sqlite:///work.db?timeout=3", "takes no options"),
+        ("sqs://[", "sqs://REGION"),
+    ],
+)
+def test_bad_urls_say_the_cure(url: str, cure: str) -> None:
+    with pytest.raises(ConfigError, match=cure):
+        parse(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqs://KEYID:hunter2@us-west-2",
+        "sqs://hunter2@us-west-2",
+        "sqs://us-west-2?secret_key=hunter2",
+        "sqs://us-west-2?endpoint_url=http://u:hunter2@localhost",
+        "sqlite://u:hunter2@host/work.db",
+        "redis://u:hunter2@host",
+    ],
+)
+def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(url)
+    assert "hunter2" not in str(caught.value) + repr(caught.value.__dict__)
+
+
+def test_argument_wins_over_the_environment() -> None:
+    broker = SQS("us-west-2")
+    environ = {"SQSPIPES_BROKER": "sqlite:///work.db"}
+    assert resolve(broker, "d", environ) is broker
+    found = resolve("sqs://eu-west-1", "d", environ)
+    assert isinstance(found, SQS)
+    assert found.region == "eu-west-1"
+
+
+def test_environment_wins_over_the_default(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(resolve(None, "d", {"SQSPIPES_BROKER": "sqs://us-west-2"}), SQS)
+    assert caplog.messages == []
+
+
+def test_default_is_a_file_and_one_warning_that_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    ambient = {"AWS_REGION": "us-west-2", "AWS_ACCESS_KEY_ID": "x", "SQSPIPES_BROKER": ""}
+    with caplog.at_level(logging.WARNING):
+        broker = resolve(None, "shop", ambient)
+    assert isinstance(broker, SQLite)
+    assert broker.path == "./shop.db"
+    assert len(caplog.messages) == 1
+    assert "./shop.db" in caplog.messages[0]
+    assert "sqs://us-west-2" in caplog.messages[0]
+
+
+def test_bad_url_in_the_environment_says_where_it_is() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(None, "d", {"SQSPIPES_BROKER": "nonsense"})
+    assert "SQSPIPES_BROKER" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("broker", [SQS, SQLite, 5, object(), b"sqs://"])
+def test_anything_else_is_no_broker(broker: object) -> None:
+    with pytest.raises(ConfigError, match="broker must be"):
+        resolve(broker, "d", {})
