@@ -67,15 +67,15 @@ class Kind(IntEnum):
     QUIT = 37  # leave now
 
 
-class BadFrame(Exception):  # noqa: N818  (a private signal, not part of the error tree)
+class BadFrame(Exception):
     """The bytes are no frame: the child at the other end is broken."""
 
 
-class FrameTooLarge(ValueError):  # noqa: N818  (named as MessageTooLarge is)
+class FrameTooLarge(ValueError):
     """A frame that the other side would refuse; nothing of it was sent."""
 
 
-class ParentGone(Exception):  # noqa: N818  (a private signal, not part of the error tree)
+class ParentGone(Exception):
     """Nobody reads the other end any more."""
 
 
@@ -167,7 +167,8 @@ class Channel:
         with self._lock:
             try:
                 self._sock.sendall(data, _SEND_FLAGS)
-            except (BrokenPipeError, ConnectionResetError) as error:
+            except OSError as error:
+                # Also where the user's function closed every descriptor it could find.
                 raise ParentGone from error
 
     def recv(self) -> Frame | None:
@@ -175,13 +176,18 @@ class Channel:
         while not self._frames:
             try:
                 data = self._sock.recv(_CHUNK)
-            except ConnectionResetError:
-                # The parent closed its end without reading everything we sent.
+            except OSError:
+                # The parent closed its end without reading everything we sent, or the user's function closed ours.
                 return None
             if not data:
                 return None
             self._frames.extend(self._reader.feed(data))
         return self._frames.popleft()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether ``recv`` has a frame at hand, of which the descriptor says nothing any more."""
+        return bool(self._frames)
 
     def fileno(self) -> int:
         """Return the descriptor, for a selector."""

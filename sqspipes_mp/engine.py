@@ -146,7 +146,8 @@ class Engine:
             args: positional arguments: a tuple where one task runs here, else {"name": tuple}.
             workers: a number or "auto" where one task runs here, else {"name": number}.
             priority: level of what a source sends: an int, or callable(output) for every output sent here.
-            min_priority, max_priority: receive only from these levels.
+            min_priority: lowest level received here; default: all.
+            max_priority: highest level received here; default: all.
             iterate: return an iterator over the outputs of the last task that runs here.
             until: "drained": return once the sources have ended and every queue is empty and settled.
             idle: with ``until`` and the source elsewhere: seconds for which the queues must have been empty too.

@@ -88,7 +88,7 @@ class Iteration(Iterator[Any]):
                 self._acknowledge(frame)
             if self._outcome is not None:
                 self._finish()
-                self.summary = conclude(self._outcome)
+                self.summary = _conclude(self._outcome)
                 raise StopIteration
             self._listen(None)
 
@@ -180,7 +180,7 @@ class Iteration(Iterator[Any]):
             self._child.kill()
         return self._child.bury()
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
         self._stopped = True
         self._signal_supervisor()
 
@@ -188,6 +188,14 @@ class Iteration(Iterator[Any]):
         with contextlib.suppress(ProcessLookupError):
             if not self._closed:
                 os.kill(self._child.pid, signal.SIGTERM)
+
+
+def _conclude(outcome: Outcome) -> Summary:
+    """Return the summary or raise, but never what would pass for the end of the loop."""
+    try:
+        return conclude(outcome)
+    except StopIteration as error:
+        raise RuntimeError("a task raised StopIteration") from error
 
 
 def _close_at_exit(supervisor: int, owner: int) -> None:

@@ -77,7 +77,7 @@ class RunPlan:
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """The queues that must be empty for ``until="drained"``, upstream first: those of the stages run here and before."""
+        """The queues that must be empty for ``until="drained"``, upstream first: up to the last stage run here."""
         names: list[str] = []
         for stage in self.pipeline.stages[: max(self.selected) + 1]:
             names += self.inputs.get(stage.index, stage.inputs)

@@ -194,7 +194,7 @@ class _Packer:
         return kept, len(plain) - sum(count for _, _, count in kept)
 
 
-class _TooLarge(Exception):  # noqa: N818  (private, caught here)
+class _TooLarge(Exception):
     """A pickle is over its limit."""
 
 
@@ -263,9 +263,9 @@ def _attempt(exc: BaseException, state: Any, packer: _Packer, room: int) -> tupl
         _Pickler(file, exc, state, packer).dump(exc)
         blob = file.getvalue()
         copy = _Unpickler(blob, packer.found.__getitem__).load()
+        return (blob, copy) if _same(exc, copy) else (b"", None)
     except BaseException:
         return b"", None
-    return (blob, copy) if _same(exc, copy) else (b"", None)
 
 
 def _travels(exc: BaseException, value: Any, packer: _Packer, room: int) -> bool:
@@ -289,7 +289,7 @@ def _same(exc: BaseException, copy: Any) -> bool:
     if len(old) != len(new):
         return False
     # repr: nan equals nothing.
-    if any(type(a) in plain and (type(a) is not type(b) or repr(a) != repr(b)) for a, b in zip(old, new, strict=True)):
+    if any(type(a) in plain and (type(a) is not type(b) or repr(a) != repr(b)) for a, b in zip(old, new, strict=False)):
         return False
     before, after = _message(exc), _message(copy)
     if before == after:
@@ -480,8 +480,8 @@ class _Unpickler(pickle.Unpickler):
         self._other = other
 
     def find_class(self, module: str, name: str) -> Any:
-        # What __main__ is called in children that are not forked.
-        found = sys.modules.get(module) or sys.modules["__main__" if module == "__mp_main__" else module]
+        # A child that was not forked calls __main__ __mp_main__; multiprocessing keeps that name for it here, too.
+        found = sys.modules[module]
         first, *rest = name.split(".")
         # Past a module's __getattr__, which may import.
         value = object.__getattribute__(found, "__dict__")[first]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
-from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.brokers.sqlite_session import is_ours
+from sqspipes_mp.errors import BrokerError, ConfigError
 
 _CURE = "Give the path of a file in an existing, writable folder on a local disk, or None for a temporary file"
 
@@ -112,10 +113,12 @@ def _check_content(file: str) -> None:
     try:
         db = sqlite3.connect(file, timeout=0.0)
         try:
-            db.execute("PRAGMA schema_version").fetchone()
+            is_ours(db, file)
         finally:
             db.close()
     except sqlite3.OperationalError:
         return  # Busy, or a fault that may pass: opening it will tell.
+    except BrokerError as error:
+        raise ConfigError("SQLite(path)", file, f"a file of its own ({error})", _CURE) from error
     except sqlite3.DatabaseError as error:
         raise ConfigError("SQLite(path)", file, f"an SQLite database or a new file ({error})", _CURE) from error

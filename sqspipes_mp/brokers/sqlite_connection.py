@@ -1,7 +1,6 @@
 """The port's connection on one SQLite file (any process that has it open, all its threads)."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Queu
 from sqspipes_mp.brokers.sqlite_file import File
 from sqspipes_mp.brokers.sqlite_session import Session
 from sqspipes_mp.brokers.wake import Waiter
-from sqspipes_mp.errors import QueueMissing
+from sqspipes_mp.errors import BrokerError, QueueMissing
 
 _log = logging.getLogger("sqspipes_mp.brokers.sqlite")
 #: Seconds between two rounds of clearing away what is past its time, in each process that completes messages.
@@ -23,7 +22,7 @@ _OUTRUN = 0.001
 class SQLiteConnection:
     """One process's connection; the file is opened at the first call, and again after a fork."""
 
-    #: Completions per transaction: see benchmarks; beyond it, the others wait longer for hardly any gain.
+    #: Completions per transaction. Larger ones save hardly any time per message, and keep others waiting longer.
     batch = 100
     carriers = 1
     settle = 0.0
@@ -35,7 +34,6 @@ class SQLiteConnection:
         self._waiter = Waiter(self._file.wal)
         self._tidy_at = time.monotonic() + _TIDY_EVERY
         self._warned: set[str] = set()
-        self._lock = threading.Lock()
 
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create what is missing (``create``) or raise ``QueueMissing``; warn of attributes that differ.
@@ -60,23 +58,14 @@ class SQLiteConnection:
 
         Raises ``QueueMissing`` for a queue that does not exist, also if it is deleted meanwhile.
         """
-        deadline = time.monotonic() + wait
         if self._waiter.interrupted or max_messages < 1:
             return []
-        taken, due = self._try(queues, max_messages, visibility)
-        if taken or wait <= 0:
-            return taken
-        with self._waiter.ear() as ear:
-            while not self._waiter.interrupted:
-                ear.listen(self._file.opened)
-                taken, due = self._try(queues, max_messages, visibility)
-                remaining = deadline - time.monotonic()
-                if taken or remaining <= 0:
-                    return taken
-                # Opened anew meanwhile (a fork): the bell may be on a file that is gone.
-                if ear.opened == self._file.opened:
-                    ear.wait(min(remaining, due))
-        return []
+        try:
+            return self._receive(queues, max_messages, wait, visibility)
+        except BrokerError:
+            if self._waiter.interrupted:
+                return []  # Closed by another thread in the middle of it.
+            raise
 
     def complete(
         self,
@@ -131,6 +120,23 @@ class SQLiteConnection:
         self._waiter.close()
         self._file.close()
 
+    def _receive(self, queues: Sequence[str], max_messages: int, wait: float, visibility: float) -> list[Received]:
+        deadline = time.monotonic() + wait
+        taken, due = self._try(queues, max_messages, visibility)
+        if taken or wait <= 0:
+            return taken
+        with self._waiter.ear() as ear:
+            while not self._waiter.interrupted:
+                ear.listen(self._file.opened)
+                taken, due = self._try(queues, max_messages, visibility)
+                remaining = deadline - time.monotonic()
+                if taken or remaining <= 0:
+                    return taken
+                # Opened anew meanwhile (a fork): the bell may be on a file that is gone.
+                if ear.opened == self._file.opened:
+                    ear.wait(min(remaining, due))
+        return []
+
     def _try(self, queues: Sequence[str], max_messages: int, visibility: float) -> tuple[list[Received], float]:
         # A look costs no turn at writing, which idle processes would otherwise take from busy ones.
         due = self._file.read(lambda session: session.look(queues))
@@ -144,11 +150,11 @@ class SQLiteConnection:
             pass
 
     def _tidy(self) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if now < self._tidy_at:
-                return
-            self._tidy_at = now + _TIDY_EVERY
+        now = time.monotonic()
+        if now < self._tidy_at:
+            return
+        # Two threads at once would do no harm.
+        self._tidy_at = now + _TIDY_EVERY
         self._file.write(sqlite_queues.tidy)
 
 

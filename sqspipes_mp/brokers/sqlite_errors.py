@@ -54,12 +54,16 @@ def judge(error: sqlite3.Error | OSError, file: str) -> Wait:
         return Wait(_WAITABLE[code], notable=True, longest=5.0)
     if code in _CURES:
         raise BrokerError(f"SQLite file {file} {_CURES[code]} ({error})") from error
+    if isinstance(error, sqlite3.OperationalError):
+        raise BrokerError(f"SQLite file {file} cannot be used: {error}. See that nothing else writes to it") from error
     raise error
 
 
 def _judge_os(error: OSError, file: str) -> Wait:
     if error.errno in _WAITABLE_ERRNO:
         return Wait(_WAITABLE_ERRNO[error.errno], notable=True, longest=5.0)
+    if isinstance(error, FileNotFoundError):
+        raise gone(file) from error
     raise BrokerError(f"SQLite file {file} cannot be used: {error}") from error
 
 

@@ -34,6 +34,8 @@ _log = logging.getLogger("sqspipes_mp.brokers.sqlite")
 _SHORTEST_WAIT = 0.005
 #: Seconds between two log lines about a fault that goes on.
 _COMPLAIN_EVERY = 60.0
+#: Seconds after which even another program's lock is worth a line.
+_PATIENCE = 10.0
 
 
 class File:
@@ -42,6 +44,7 @@ class File:
     def __init__(self, file: str, *, durable: bool) -> None:
         self.file = file
         self.wal = f"{file}-wal"
+        self._log_path = Path(self.wal)
         #: How many times the file was opened; the -wal file is the same one in between.
         self.opened = 0
         self._inode = -1
@@ -49,7 +52,7 @@ class File:
         self._synced_folder = False
         self._mutex = threading.Lock()
         self._held = False
-        self._inherited: Session | None = None
+        self._inherited = False
         self._session: Session | None = None
         self._closed = threading.Event()
         self._complained_at = float("-inf")
@@ -88,9 +91,11 @@ class File:
         if self._held:
             self._mutex.release()
         elif child:
-            # Its thread is not here to finish with it; kept, because closing it would meddle with the parent's locks.
+            # Its thread is not here to finish with it, and closing it would undo the parent's transaction: leak it.
             self._mutex = threading.Lock()
-            self._inherited, self._session = self._session, None
+            if self._session is not None:
+                self._session.leak()
+                self._inherited, self._session = True, None
         if child:
             self._closed, closed = threading.Event(), self._closed.is_set()
             if closed:
@@ -98,7 +103,9 @@ class File:
 
     def _read(self, job: Callable[[Session], T]) -> T:
         with self._mutex:
-            return job(self._open())
+            session = self._open()
+            self._check_place(self._log_path.stat())
+            return job(session)
 
     def _write(self, job: Callable[[Session], T]) -> T:
         with self._mutex:
@@ -134,11 +141,11 @@ class File:
         if self._session is None:
             if self._closed.is_set():
                 raise BrokerError(f"the connection to {self.file} is closed")
-            if self._inherited is not None:
+            if self._inherited:
                 raise BrokerError(f"{self.file} was in use by another thread during a fork. Fork before using it")
             session = Session(self.file, synchronous="NORMAL" if self._durable else "OFF")
             try:
-                self._inode = Path(self.wal).stat().st_ino
+                self._inode = self._log_path.stat().st_ino
             except BaseException:
                 session.close()
                 raise
@@ -153,17 +160,18 @@ class File:
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        try:
-            turn = os.open(self.wal, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise sqlite_errors.gone(self.file) from None
+        turn = os.open(self.wal, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(turn, fcntl.LOCK_EX)
-            if os.fstat(turn).st_ino != self._inode:
-                raise sqlite_errors.gone(self.file)
+            self._check_place(os.fstat(turn))
             yield
         finally:
             os.close(turn)
+
+    def _check_place(self, found: os.stat_result) -> None:
+        # It cannot change under an open session, unless someone moves or removes the files.
+        if found.st_ino != self._inode:
+            raise sqlite_errors.gone(self.file)
 
     def _sync(self) -> None:
         try:
@@ -183,7 +191,7 @@ class File:
             self._synced_folder = True
 
     def _retry(self, step: Callable[[], T]) -> T:
-        failures = 0
+        failures, since = 0, time.monotonic()
         while True:
             try:
                 return step()
@@ -191,7 +199,7 @@ class File:
                 wait = sqlite_errors.judge(error, self.file)
                 cause = error
             failures += 1
-            if wait.notable:
+            if wait.notable or time.monotonic() - since > _PATIENCE:
                 self._complain(wait.reason, cause)
             longest = min(wait.longest, _SHORTEST_WAIT * 2 ** min(failures, 20))
             if self._closed.wait(longest * random.uniform(0.5, 1.0)):

@@ -35,6 +35,11 @@ def end_stream(session: Session, seq: int, now: int) -> None:
 def sweep(session: Session, now: int, limit: int) -> None:
     """Forget up to ``limit`` expired hop ids of each kind."""
     session.db.execute(sql.SWEEP_KEYS, (now, limit))
-    ended = session.db.execute(sql.ENDED_STREAM, (now,)).fetchone()
-    if ended is not None and session.db.execute(sql.SWEEP_STREAM, (ended[0], limit)).rowcount < limit:
-        session.db.execute(sql.DROP_STREAM, ended)
+    while limit > 0:
+        ended = session.db.execute(sql.ENDED_STREAM, (now,)).fetchone()
+        if ended is None:
+            break
+        forgotten = session.db.execute(sql.SWEEP_STREAM, (ended[0], limit)).rowcount
+        if forgotten < limit:
+            session.db.execute(sql.DROP_STREAM, ended)
+        limit -= forgotten + 1

@@ -5,6 +5,7 @@ a boot therefore read the same clock, setting the wall clock neither ends nor pr
 where the last one stopped. It stands still while the machine sleeps, as the workers holding the leases do.
 """
 
+import ctypes
 import math
 import secrets
 import sqlite3
@@ -141,16 +142,20 @@ class Session:
         """Close the handle."""
         self.db.close()
 
+    def leak(self) -> None:
+        """Keep the handle from ever being closed, not even at the interpreter's exit."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.db))
+
 
 def prepare(db: sqlite3.Connection, file: str) -> None:
     """Create the tables in an empty file; refuse another program's."""
-    if _is_ours(db, file):
+    if is_ours(db, file):
         return
     if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
         raise BrokerError(f"SQLite file {file} cannot use WAL. Put it on a local disk, not on a network drive")
     db.execute("BEGIN IMMEDIATE")
     try:
-        if not _is_ours(db, file):
+        if not is_ours(db, file):
             for statement in sql.TABLES:
                 db.execute(statement)
             db.execute("INSERT INTO meta VALUES (1, ?, 0, 1)", (secrets.token_hex(8),))
@@ -161,7 +166,8 @@ def prepare(db: sqlite3.Connection, file: str) -> None:
         raise
 
 
-def _is_ours(db: sqlite3.Connection, file: str) -> bool:
+def is_ours(db: sqlite3.Connection, file: str) -> bool:
+    """Tell whether the file has our tables (False: it is empty); raise ``BrokerError`` for any other content."""
     mark = db.execute("PRAGMA application_id").fetchone()[0]
     layout = db.execute("PRAGMA user_version").fetchone()[0]
     if mark == sql.APPLICATION_ID:

@@ -198,10 +198,8 @@ def explain(fault: Fault, operation: str, queue: str, endpoint: str) -> BrokerEr
     tried = f"{operation} on queue {queue!r} at {endpoint} failed: {fault}"
     match fault.kind:
         case Kind.MISSING:
-            cure = "Create it (create_queues=True), or check the region and the account: where the credentials may not see a"
-            return QueueMissing(
-                queue, f"{operation} at {endpoint} answered {fault.code}. {cure} queue, SQS says the same"
-            )
+            cure = "Create it (create_queues=True), or check the region, the account and sqs:GetQueueUrl"
+            return QueueMissing(queue, f"{operation} at {endpoint} answered {fault.code}. {cure}")
         case Kind.DENIED:
             cure = _KMS if "kms" in fault.code.lower() else f"Allow {action(operation)} on this queue to the caller"
             return AccessDenied(f"{tried}. {cure}")

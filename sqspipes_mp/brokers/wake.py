@@ -134,7 +134,8 @@ class Waiter:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may interrupt what its own thread is doing here.
+        self._lock = threading.RLock()
         self._held = False
         #: Kept, since the kernel takes long to destroy an inotify instance.
         self._idle: list[Ear] = []
@@ -194,7 +195,7 @@ class Waiter:
         if self._held:
             self._lock.release()
         elif child:
-            self._lock = threading.Lock()
+            self._lock = threading.RLock()
 
     def _close_all(self) -> None:
         while self._idle:

@@ -98,8 +98,8 @@ class Keeper:
     def _listen(self, timeout: float) -> None:
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
-        while poll.poll(timeout * 1000):
-            timeout = 0
+        while self._channel.waiting or poll.poll(timeout * 1000):
+            timeout = 0.0
             frame = self._channel.recv()
             if frame is None:
                 orphaned()

@@ -1,1 +1,1 @@
-"""Runs where ``Engine.run`` was called (``iterate=True``: in a process of its own): starts, watches, restarts, stops."""
+"""Runs where ``Engine.run`` was called (or in a process of its own): starts, watches, restarts, stops."""

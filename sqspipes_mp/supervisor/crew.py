@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +46,6 @@ class Place:
     restart_at: float | None = None
     finished: bool = False
     ended: bool = False
-    done_before: int = 0
     cause: Cause | None = None
     late: int | None = None
     boot_report: Report | None = None
@@ -53,12 +53,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """What is known of a death: ``clean`` as asked; ``charged``: a message goes to its account; ``text`` for people."""
+    """What is known of a death: ``clean`` as asked; ``lived`` in seconds; ``done``: messages its stage has completed so
+    far; ``charged``: a message goes to its account; ``text`` for people.
+    """
 
     pid: int
     ready: bool
     clean: bool
-    progressed: bool
+    lived: float
+    done: int
     charged: bool
     text: str
 
@@ -120,7 +123,6 @@ class Crew:
         board.put(place.slot, REGION, region.index)
         board.put(place.slot, INCARNATION, board.get(place.slot, INCARNATION) + 1)
         place.region, place.restart_at, place.cause, place.late = region, None, None, None
-        place.done_before = board.get(place.slot, DONE)
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
             orders = Assignment(
@@ -143,13 +145,14 @@ class Crew:
         assert child is not None
         assert region is not None
         pid, ready, left = child.pid, child.ready, child.leaving_since is not None
+        lived = time.monotonic() - child.started_at
         code = child.bury()
         place.child = None
         clean = left and place.cause in {None, Cause.CLEAN}
         cause = Cause.CLEAN if clean else place.cause or Cause.CRASH
         running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
         board = self.board
-        progressed = board.get(place.slot, DONE) != place.done_before
+        done = sum(board.get(other.slot, DONE) for other in self.places if other.seat.stage == place.seat.stage)
         region.mark_dead(cause, code, pid, place.late)
         # Its own fields, but it is dead for certain: nobody else would clear them.
         board.put(place.slot, CALL_STARTED, 0)
@@ -157,7 +160,7 @@ class Crew:
         self.tell_keeper(Kind.JUDGE)
         charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(running) == 1
         texts = {Cause.TIMEOUT: "killed: its call outlived the task's timeout", Cause.MEMORY: "killed: memory limit"}
-        return Death(pid, ready, clean, progressed, charged, texts.get(cause, describe_exit(code)))
+        return Death(pid, ready, clean, lived, done, charged, texts.get(cause, describe_exit(code)))
 
     def tell_keeper(self, kind: Kind) -> None:
         if self.keeper is not None:

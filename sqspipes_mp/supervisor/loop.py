@@ -244,7 +244,9 @@ class Supervisor:
                 log.warning("%s (pid %d) was lost while draining: %s", name, death.pid, death.text)
             return
         policy = self._crew.policies[place.seat.stage]
-        decision = policy.died(time.monotonic(), ready=death.ready, progressed=death.progressed, charged=death.charged)
+        decision = policy.died(
+            time.monotonic(), ready=death.ready, lived=death.lived, done=death.done, charged=death.charged
+        )
         if isinstance(decision, GiveUp):
             self._give_up(place, death, decision)
             return

@@ -30,19 +30,21 @@ class GiveUp:
 
 @dataclass(slots=True)
 class RestartPolicy:
-    """One stage's deaths. Progress of any of its workers resets budget and backoff."""
+    """One stage's deaths. Progress of any of its workers, or a long life, resets budget and backoff."""
 
     crashes: list[float] = field(default_factory=list)
     boots: int = 0
     streak: int = 0
+    done: int = 0
 
-    def died(self, now: float, *, ready: bool, progressed: bool, charged: bool) -> RestartAt | GiveUp:
+    def died(self, now: float, *, ready: bool, lived: float, done: int, charged: bool) -> RestartAt | GiveUp:
         """Take note of a death.
 
         Args:
             now: monotonic seconds.
             ready: whether the worker had booted.
-            progressed: whether it completed a message since its start.
+            lived: seconds since its start.
+            done: messages the stage's workers have completed so far, all of them together.
             charged: whether a message was charged with its death; then the message's attempts are the limit.
         """
         if not ready:
@@ -51,7 +53,8 @@ class RestartPolicy:
                 return GiveUp(booting=True, deaths=self.boots)
             return self._later(now)
         self.boots = 0
-        if progressed:
+        progressed, self.done = done > self.done, done
+        if progressed or lived >= WINDOW:
             self.crashes.clear()
             self.streak = 0
         elif not charged:

@@ -50,7 +50,7 @@ def _noted(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def watching(wakeup: Wakeup, numbers: tuple[signal.Signals, ...]) -> Iterator[bool]:
-    """Turn ``numbers`` into bytes on ``wakeup`` within the block; yields False (and does nothing) off the main thread."""
+    """Turn ``numbers`` into bytes on ``wakeup`` within the block; off the main thread yield False and do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield False
         return

@@ -34,9 +34,8 @@ class Watchdog:
         times = [now + self._patience / 2]
         if self._memory.wanted:
             times.append(now + LOOK_EVERY)
-        for child in self._crew.children:
-            if child.leaving_since is not None:
-                times.append(child.leaving_since + _BYE_GRACE)
+        leaving = (child.leaving_since for child in self._crew.children)
+        times += [since + _BYE_GRACE for since in leaving if since is not None]
         for place in self._crew.places:
             timeout = self._crew.stage(place).task.timeout
             if timeout is not None and place.child is not None:

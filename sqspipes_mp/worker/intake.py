@@ -30,8 +30,6 @@ class Intake(threading.Thread):
         self._lease = station.orders.plan.first_lease
         self._stale_after = station.settings.visibility / 2
         self._round_trip = 0.02
-        #: Set by the main thread when it took something: there may be room for more.
-        self.demand = threading.Event()
 
     def run(self) -> None:
         station = self._station
@@ -41,8 +39,8 @@ class Intake(threading.Thread):
                 if count:
                     self._receive(count)
                 else:
-                    self.demand.wait(self._stale_after / 4)
-                    self.demand.clear()
+                    station.demand.wait(self._stale_after / 4)
+                    station.demand.clear()
                 self._return_stale()
         except BaseException as error:
             # Whatever it is, a worker that receives no more must not look alive.

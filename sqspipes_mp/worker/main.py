@@ -71,9 +71,8 @@ def _work(station: Station, caller: Caller) -> None:
     if stage.is_source:
         Source(station, caller, ready, outbox, products, results).run()
     else:
-        intake = Intake(station, ready, outbox)
-        intake.start()
-        Runner(station, caller, ready, intake, outbox, products, results).run()
+        Intake(station, ready, outbox).start()
+        Runner(station, caller, ready, outbox, products, results).run()
     station.board.put(station.slot, STATE, S_DRAINING)
     outbox.close()
     while callback := ready.take_callback():

@@ -31,10 +31,8 @@ def ask(
         return 0
     if mean is None:
         return min(1, room)
-    if limit is None:
-        count = batch if mean <= 0 else int(_HOARD / mean)
-    else:
-        count = depth + idle - waiting
+    by_time = batch if mean * batch <= _HOARD else int(_HOARD / mean)
+    count = by_time if limit is None else depth + idle - waiting
     return max(0, min(max(count, 1), batch, room))
 
 
@@ -42,6 +40,6 @@ def wanted(mean: float | None, round_trip: float) -> int:
     """Return how many messages should wait: two receive round trips' worth of work."""
     if mean is None or mean >= _LONG:
         return 0
-    if mean <= 0:
+    if mean * _MOST <= 2 * round_trip:
         return _MOST
-    return min(_MOST, math.ceil(2 * round_trip / mean))
+    return math.ceil(2 * round_trip / mean)

@@ -1,4 +1,4 @@
-"""From what a function returned to the messages it means. Pure but for the user's callables (worker, ``engine.call``)."""
+"""From what a function returned to the messages it means. Pure but for the user's callables."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.caller import Caller
 from sqspipes_mp.worker.failures import text_of
-from sqspipes_mp.worker.intake import Intake
 from sqspipes_mp.worker.outbox import Done, GiveBack, Outbox
 from sqspipes_mp.worker.products import DROPPED, Product, Products
 from sqspipes_mp.worker.ready import Ready
@@ -29,19 +28,18 @@ from sqspipes_mp.worker.verdict import decide
 log = logging.getLogger("sqspipes_mp.worker")
 
 
-class _LeaseLost(Exception):  # noqa: N818  (a private signal)
+class _LeaseLost(Exception):
     """The message is somebody else's by now."""
 
 
 class Runner:
-    """Takes deliveries from ``ready``, gives what comes of them to ``outbox`` (or to the caller, through ``results``)."""
+    """Takes deliveries from ``ready``; what comes of them goes to ``outbox`` or, through ``results``, to the caller."""
 
     def __init__(
         self,
         station: Station,
         caller: Caller,
         ready: Ready,
-        intake: Intake,
         outbox: Outbox,
         products: Products,
         results: Results | None,
@@ -49,7 +47,6 @@ class Runner:
         self._station = station
         self._caller = caller
         self._ready = ready
-        self._intake = intake
         self._outbox = outbox
         self._products = products
         self._results = results
@@ -65,13 +62,13 @@ class Runner:
             delivery = ready.take()
             if delivery is not None:
                 if len(ready) < 10:
-                    self._intake.demand.set()
+                    station.demand.set()
                 self._process(delivery)
                 continue
             if ready.closed:
                 break
             self._outbox.hurry()
-            self._intake.demand.set()
+            station.demand.set()
             ready.wait(station.full_stop.is_set)
         self._give_back()
 

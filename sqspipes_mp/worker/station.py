@@ -51,6 +51,8 @@ class Station:
         self.fifo = orders.plan.pipeline.fifo
         self.full_stop = threading.Event()
         self.no_more = threading.Event()
+        #: Wakes the intake: there may be room for more, or nothing more is wanted.
+        self.demand = threading.Event()
         self.release = threading.Event()
         self.faulted = threading.Event()
         #: Seconds one call takes, a moving average; None before the first.
@@ -68,6 +70,7 @@ class Station:
     def stop_receiving(self) -> None:
         self.no_more.set()
         self.connection.interrupt()
+        self.demand.set()
 
     def say(self, kind: Kind, header: dict[str, object] | None = None, blob: bytes = b"") -> None:
         """Tell the supervisor; if it is gone, so is this worker."""

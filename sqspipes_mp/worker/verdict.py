@@ -17,7 +17,7 @@ RECEIVES_PER_ATTEMPT = 10
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``action``: "retry" (visible again in ``delay`` seconds), or "dead". ``report``: the engine ends with the error."""
+    """``action``: "retry" (visible again in ``delay`` seconds) or "dead". ``report``: the run ends with the error."""
 
     action: str
     delay: float = 0.0

@@ -192,6 +192,38 @@ class ReducesToDict(Exception):
         return not_an_exception, ()
 
 
+class ReducesToOther(Exception):
+    def __reduce__(self):
+        return KeyError, self.args
+
+
+class ReducesToException(Exception):
+    def __reduce__(self):
+        return Exception, self.args
+
+
+class ForgetsDetail(Exception):
+    detail = "none"
+
+    def __str__(self):
+        return f"odd{self.detail[4:]}"
+
+    def __reduce__(self):
+        return ForgetsDetail, self.args
+
+
+class ForgetsArgs(Exception):
+    def __str__(self):
+        return "odd"
+
+    def __reduce__(self):
+        return ForgetsArgs, ()
+
+
+class Thing:
+    """Prints its address."""
+
+
 class BreaksHere(Exception):
     """Packs and loads in the worker, exits the process that loads it elsewhere."""
 
@@ -567,6 +599,7 @@ def test_attributes_may_refer_back(carry):
     child.parent = exc
     back = carry(thrower(exc))
     assert type(back) is Plain and back.me is back and type(back.members[0]) is Plain
+    assert type(back.members[0].parent) is RemoteError and back.members[0].parent.message == "left out of the report"
 
 
 # --- deep, large ---
@@ -710,10 +743,25 @@ def test_getattribute_that_raises(carry):
     assert type(carry(thrower(GetattributeRaises("odd")))) is GetattributeRaises
 
 
-@pytest.mark.parametrize("kind", [ReduceRaises, ReduceRecurses, ReduceExits, ReducesToDict])
+@pytest.mark.parametrize(
+    "kind",
+    [ReduceRaises, ReduceRecurses, ReduceExits, ReducesToDict, ReducesToOther, ReducesToException, ForgetsArgs],
+)
 def test_broken_reduce_is_remote_error(kind, carry):
     back = carry(thrower(kind("odd")))
     assert type(back) is RemoteError and kind.__name__ in back.type_name and back.message == "odd"
+
+
+def test_copy_that_reads_differently_is_remote_error(carry):
+    exc = ForgetsDetail("odd")
+    exc.detail = "with detail"
+    back = carry(thrower(exc))
+    assert type(back) is RemoteError and back.message == "odd detail"
+
+
+def test_addresses_and_the_order_of_sets_may_differ(carry):
+    back = carry(thrower(ValueError(Thing(), {f"key{i}" for i in range(50)})))
+    assert type(back) is ValueError and type(back.args[0]) is Thing and len(back.args[1]) == 50
 
 
 def test_loading_that_exits_only_here_is_remote_error():
@@ -721,13 +769,13 @@ def test_loading_that_exits_only_here_is_remote_error():
     assert report.pickled is not None and type(rebuild(report)) is RemoteError
 
 
-@pytest.mark.parametrize("notes", [["ok", 3, None, b"x"], "just text", 7, ("t",), [ReprRaises()]])
+@pytest.mark.parametrize("notes", [["ok", 3, None, b"x"], [threading.Lock()], "just text", 7, ("t",), [ReprRaises()]])
 def test_notes_that_are_not_strings(notes, carry):
     exc = Plain("x")
     exc.__notes__ = notes
     back = carry(thrower(exc))
     assert type(back) is Plain and all(isinstance(n, str) for n in back.__notes__)
-    assert "in stage 'resize'" in back.__notes__[-1]
+    assert "in stage 'resize'" in back.__notes__[-1] and not any("stayed" in n for n in back.__notes__)
     traceback.format_exception(back)
 
 

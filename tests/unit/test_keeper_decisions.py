@@ -1,0 +1,129 @@
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqspipes_mp.brokers.base import MAX_VISIBILITY, Handle
+from sqspipes_mp.keeper.judge import judge
+from sqspipes_mp.keeper.leases import due
+from sqspipes_mp.region import Cause, Lease, LeaseState
+
+_LEASE = Lease(
+    index=0,
+    generation=1,
+    state=LeaseState.HELD,
+    handle=Handle("q", "r", "m"),
+    group=None,
+    receives=1,
+    charges=0,
+    received_at=100.0,
+    deadline=115.0,
+    sent_at=0.0,
+    started_at=0.0,
+    extended=False,
+    lost=False,
+)
+
+
+def _due(*leases, now, timeout=None, visibility=60.0):
+    return due(leases, now, visibility=visibility, first=15.0, timeout=timeout)
+
+
+def test_a_fresh_lease_is_due_at_half_of_what_the_receive_asked_for():
+    assert _due(_LEASE, now=107.0) == ([], 107.5)
+    extensions, _ = _due(_LEASE, now=107.5)
+    assert [(e.lease, e.seconds) for e in extensions] == [(_LEASE, 60)]
+
+
+def test_an_extended_lease_is_due_at_half_of_the_visibility_timeout():
+    lease = replace(_LEASE, deadline=200.0, extended=True)
+    assert _due(lease, now=169.0)[0] == []
+    assert len(_due(lease, now=170.0)[0]) == 1
+
+
+def test_sent_closing_and_lost_leases_are_left_alone():
+    for lease in (
+        replace(_LEASE, state=LeaseState.SENT),
+        replace(_LEASE, state=LeaseState.CLOSING),
+        replace(_LEASE, lost=True),
+    ):
+        assert _due(lease, now=114.0)[0] == []
+
+
+def test_computed_messages_are_kept_until_they_are_sent():
+    assert len(_due(replace(_LEASE, state=LeaseState.DONE), now=110.0)[0]) == 1
+
+
+def test_a_running_lease_does_not_outlive_its_timeout():
+    lease = replace(_LEASE, state=LeaseState.RUNNING, started_at=101.0)
+    (extension,), _ = _due(lease, now=110.0, timeout=5.0)
+    assert extension.seconds == 101 + 5 + 30 - 110
+
+
+def test_a_timeout_does_not_cap_what_has_not_started():
+    (extension,), _ = _due(_LEASE, now=110.0, timeout=1.0)
+    assert extension.seconds == 60
+
+
+def test_nothing_is_extended_past_twelve_hours():
+    old = replace(_LEASE, received_at=0.0, deadline=MAX_VISIBILITY - 20, extended=True)
+    assert _due(old, now=MAX_VISIBILITY - 50)[0] == []
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(LeaseState), st.floats(90, 130), st.booleans(), st.booleans()), max_size=20),
+    st.floats(90, 130),
+)
+def test_the_next_look_is_never_later_than_the_next_lease_that_falls_due(entries, now):
+    leases = [
+        replace(_LEASE, index=n, state=state, deadline=deadline, extended=extended, lost=lost)
+        for n, (state, deadline, extended, lost) in enumerate(entries)
+        if state is not LeaseState.FREE
+    ]
+    extensions, again = _due(*leases, now=now)
+    chosen = {extension.lease.index for extension in extensions}
+    for lease in leases:
+        if lease.state in {LeaseState.SENT, LeaseState.CLOSING} or lease.lost:
+            assert lease.index not in chosen
+        elif lease.index not in chosen:
+            assert again <= lease.deadline - (30.0 if lease.extended else 7.5)
+    assert again <= now + 15
+
+
+def test_only_the_running_message_is_charged():
+    held, done = replace(_LEASE, index=1), replace(_LEASE, index=2, state=LeaseState.DONE)
+    running = replace(_LEASE, index=3, state=LeaseState.RUNNING)
+    verdict = judge([held, done, running], Cause.CRASH, None)
+    assert verdict.charge == (running,)
+    assert set(verdict.release) == {held, done}
+
+
+def test_where_several_ran_nobody_is_charged():
+    running = [replace(_LEASE, index=n, state=LeaseState.RUNNING) for n in range(2)]
+    verdict = judge(running, Cause.CRASH, None)
+    assert verdict.charge == ()
+    assert set(verdict.release) == set(running)
+
+
+def test_a_timeout_charges_the_late_one():
+    running = [replace(_LEASE, index=n, state=LeaseState.RUNNING) for n in range(3)]
+    verdict = judge(running, Cause.TIMEOUT, 1)
+    assert verdict.charge == (running[1],)
+    assert set(verdict.release) == {running[0], running[2]}
+
+
+def test_a_worker_cut_off_by_shutdown_charges_nobody():
+    running = replace(_LEASE, state=LeaseState.RUNNING)
+    for cause in (Cause.CUT, Cause.CLEAN):
+        assert judge([running], cause, None).charge == ()
+
+
+def test_what_was_sent_is_deleted_and_not_released():
+    sent = replace(_LEASE, state=LeaseState.SENT)
+    verdict = judge([sent], Cause.CRASH, None)
+    assert (verdict.delete, verdict.release) == ((sent,), ())
+
+
+def test_a_lost_lease_is_somebody_elses():
+    verdict = judge([replace(_LEASE, state=LeaseState.RUNNING, lost=True)], Cause.CRASH, None)
+    assert (verdict.release, verdict.delete, verdict.charge) == ((), (), ())

@@ -1,0 +1,168 @@
+import multiprocessing
+import os
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sqspipes_mp.brokers.base import Handle
+from sqspipes_mp.region import LEASES, Cause, LeaseState, id_digest
+from sqspipes_mp.scoreboard import DONE, Scoreboard
+
+
+def _write(region, index=0, ident="m", receipt="r", group=None):
+    region.write(index, 1, Handle("q1", receipt, ident), group, (2, 1), (10.0, 25.0, 5.0))
+
+
+def test_counters_are_seen_across_a_fork():
+    board = Scoreboard.create(1, 2)
+    pid = os.fork()
+    if pid == 0:
+        board.add(1, DONE, 7)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert (board.get(0, DONE), board.get(1, DONE)) == (0, 7)
+    board.close()
+
+
+def _attached(board):
+    board.add(0, DONE, 3)
+
+
+def test_the_board_travels_to_spawned_children():
+    board = Scoreboard.create(1, 1)
+    child = multiprocessing.get_context("spawn").Process(target=_attached, args=(board,))
+    child.start()
+    child.join(40)
+    assert child.exitcode == 0
+    assert board.get(0, DONE) == 3
+    board.close()
+
+
+def test_a_lease_reads_back_as_written():
+    board = Scoreboard.create(1, 1)
+    region = board.region(0)
+    region.assign(0)
+    _write(region, index=5, ident="é☃", receipt="x" * 1024, group="g" * 128)
+    (lease,) = region.leases(("q0", "q1"))
+    assert lease.handle == Handle("q1", "x" * 1024, "é☃")
+    assert (lease.index, lease.state, lease.group) == (5, LeaseState.HELD, "g" * 128)
+    assert (lease.receives, lease.charges, lease.received_at, lease.deadline) == (2, 1, 10.0, 25.0)
+    assert not lease.extended
+    board.close()
+
+
+def test_a_half_written_entry_is_not_read():
+    board = Scoreboard.create(1, 1)
+    region = board.region(0)
+    region.assign(0)
+    _write(region)
+    region._view[128 + 64] ^= 0xFF
+    assert region.read(0) is None
+    board.close()
+
+
+def test_what_the_keeper_says_of_an_old_lease_does_not_touch_the_next_one():
+    board = Scoreboard.create(1, 1)
+    region = board.region(0)
+    region.assign(0)
+    _write(region)
+    old = region.read(0)
+    region.keep(old, 99.0)
+    assert (region.read(0).deadline, region.read(0).extended) == (99.0, True)
+    _write(region)
+    assert (region.read(0).deadline, region.read(0).extended) == (25.0, False)
+    region.lose(old)
+    assert not region.lost(0)
+    region.lose(region.read(0))
+    assert region.lost(0)
+    board.close()
+
+
+def test_a_running_messages_body_is_kept_for_the_keeper():
+    board = Scoreboard.create(1, 1, calls=2)
+    region = board.region(0)
+    region.assign(0)
+    _write(region, index=3)
+    region.start(3, 11.0, 1, "bödy")
+    lease = region.read(3)
+    assert (lease.state, lease.started_at) == (LeaseState.RUNNING, 11.0)
+    assert region.body(lease, 2) == "bödy"
+    _write(region, index=3)
+    assert region.body(region.read(3), 2) is None
+    board.close()
+
+
+def test_a_region_is_free_only_once_its_dead_worker_was_judged():
+    board = Scoreboard.create(1, 1)
+    first = board.free_region()
+    first.assign(0)
+    assert (first.free, first.live, first.to_judge) == (False, True, False)
+    first.mark_dead(Cause.CRASH, -9, 4711, 3)
+    assert (first.live, first.to_judge) == (False, True)
+    assert first.death == (Cause.CRASH, -9, 4711, 3)
+    assert board.free_region().index != first.index
+    first.mark_judged()
+    assert (first.free, board.free_region().index) == (True, first.index)
+    board.close()
+
+
+def test_a_new_worker_starts_with_no_leases():
+    board = Scoreboard.create(1, 1)
+    region = board.region(0)
+    region.assign(0)
+    for index in range(LEASES):
+        _write(region, index=index)
+    region.mark_dead(Cause.CRASH, 1, 1)
+    region.mark_judged()
+    region.assign(0)
+    assert list(region.leases(())) == []
+    board.close()
+
+
+def test_turns_of_one_interval_are_shared_between_processes():
+    board = Scoreboard.create(1, 1)
+    readers = []
+    for _ in range(4):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            turns = [board.reserve_call(0, 1_000, lambda: 10) for _ in range(50)]
+            os.write(write, b"".join(t.to_bytes(8, "little") for t in turns))
+            os._exit(0)
+        os.close(write)
+        readers.append((pid, read))
+    turns = []
+    for pid, read in readers:
+        os.waitpid(pid, 0)
+        data = os.read(read, 65536)
+        os.close(read)
+        turns += [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
+    assert sorted(turns) == [1_000 + 10 * n for n in range(200)]
+    board.close()
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.booleans()), max_size=120))
+def test_charges_of_all_writers_add_up(steps):
+    board = Scoreboard.create(1, 2)
+    expected = {}
+    for writer, message, forget in steps:
+        digest = id_digest(f"message {message}")
+        if forget:
+            board.forget_charges(writer, digest)
+            expected.pop((writer, message), None)
+        else:
+            board.charge(writer, digest)
+            expected[writer, message] = expected.get((writer, message), 0) + 1
+    for message in range(41):
+        total = sum(count for (_, known), count in expected.items() if known == message)
+        assert board.charges(id_digest(f"message {message}")) == total
+    board.close()
+
+
+def test_more_charged_messages_than_fit_never_raise():
+    board = Scoreboard.create(1, 1)
+    for n in range(3000):
+        board.charge(0, id_digest(str(n)))
+    assert board.charges(id_digest("2999")) == 1
+    board.close()

@@ -1,0 +1,289 @@
+import logging
+import os
+import pickle
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqspipes_mp.brokers import sqlite_schema
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle, Output, QueueSpec
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.errors import BrokerError, ConfigError, QueueMissing
+from tests.unit.sqlite_bench import SPECS, bodies, look, opened, send, take
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queues.db"
+
+
+@pytest.fixture
+def connection(path: Path) -> Iterator[SQLiteConnection]:
+    with opened(path) as connection:
+        yield connection
+
+
+def statements() -> list[str]:
+    return sorted(text for name, text in vars(sqlite_schema).items() if name.isupper() and isinstance(text, str))
+
+
+@pytest.mark.parametrize("statement", statements())
+def test_no_statement_scans_what_can_be_long(connection: SQLiteConnection, path: Path, statement: str) -> None:
+    db = sqlite3.connect(path)
+    holes = max(statement.count("?"), 1) if "?1" not in statement else 5
+    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * holes * ("?" in statement))]
+    db.close()
+    # Reading messages in the order of their primary key, up to a limit, is no search for anything.
+    ordered = statement == sqlite_schema.OLDEST
+    scans = [step for step in plan if step.startswith("SCAN") and "CONSTANT" not in step]
+    assert [step for step in scans if step.split()[1] in {"messages", "groups", "keys"} and not ordered] == []
+    assert not any("TEMP B-TREE" in step for step in plan)
+
+
+def test_receive_finds_the_earliest_through_an_index(connection: SQLiteConnection, path: Path) -> None:
+    (step,) = look(path, "EXPLAIN QUERY PLAN " + sqlite_schema.DUE.replace("?", "1"))
+    assert "USING INDEX due (queue=? AND visible_at<?)" in str(step[3])
+    (step,) = look(path, "EXPLAIN QUERY PLAN " + sqlite_schema.READY.replace("?", "1"))
+    assert "INDEX ready (queue=? AND ready_at<?)" in str(step[3])
+
+
+def test_constructing_touches_nothing(path: Path) -> None:
+    broker = SQLite(path)
+    assert broker.path == str(path)
+    assert not path.exists()
+    broker.check()
+    assert not path.exists()
+
+
+def test_relative_path_is_resolved_at_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    broker = SQLite("queues.db")
+    broker.check()
+    monkeypatch.chdir("/")
+    with_copy = pickle.loads(pickle.dumps(broker))
+    connection = with_copy.open()
+    connection.ensure(SPECS, create=True)
+    connection.close()
+    assert (tmp_path / "queues.db").exists()
+
+
+def test_temporary_file_goes_with_the_pickle_and_with_cleanup() -> None:
+    broker = SQLite()
+    assert broker.temporary
+    broker.check()
+    copy = pickle.loads(pickle.dumps(broker))
+    assert copy.file == broker.file is not None
+    folder = Path(broker.file).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    with_messages = copy.open()
+    with_messages.ensure(SPECS, create=True)
+    assert sorted(each.name for each in folder.iterdir()) == ["queues.db", "queues.db-shm", "queues.db-wal"]
+    with_messages.close()
+    broker.cleanup()
+    assert not folder.exists()
+
+
+def test_cleanup_keeps_a_file_of_the_users_own(connection: SQLiteConnection, path: Path) -> None:
+    broker = SQLite(path)
+    broker.check()
+    broker.cleanup()
+    assert path.exists()
+
+
+@pytest.mark.parametrize("value", [7, b"queues.db", "", "a\0b", ":memory:", True])
+def test_what_is_no_path_is_refused_at_once(value: Any) -> None:
+    with pytest.raises(ConfigError, match="path"):
+        SQLite(value)
+
+
+def test_bad_places_are_refused_at_check(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database, but long enough to be taken for one" * 30)
+    os.mkfifo(tmp_path / "pipe")
+    others = sqlite3.connect(tmp_path / "others.db")
+    others.execute("CREATE TABLE messages (a)")
+    others.close()
+    for name, reason in {
+        "": "not a folder",
+        "missing/queues.db": "existing folder",
+        "text/queues.db": "existing folder",
+        "text": "SQLite database",
+        "pipe": "regular file",
+        "others.db": "another program",
+    }.items():
+        with pytest.raises(ConfigError, match=reason):
+            SQLite(tmp_path / name).check()
+
+
+def test_another_layout_is_refused(path: Path) -> None:
+    with opened(path):
+        pass
+    look(path, "PRAGMA user_version = 99")
+    with pytest.raises(ConfigError, match="layout 99"):
+        SQLite(path).open()
+
+
+def test_damaged_file_says_what_to_do(path: Path) -> None:
+    with opened(path) as connection:
+        send(connection, "in", *(f"{n}" * 50 for n in range(200)))
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(path.stat().st_size - 4096))
+    connection = SQLite(path).open()
+    with pytest.raises(BrokerError, match="damaged.*recover"):
+        take(connection, "in")
+    connection.close()
+
+
+def test_removed_file_is_noticed(connection: SQLiteConnection, path: Path) -> None:
+    for each in path.parent.iterdir():
+        each.unlink()
+    with pytest.raises(BrokerError, match="removed while in use"):
+        send(connection, "in", "a")
+    with pytest.raises(BrokerError, match="removed while in use"):
+        take(connection, "in")
+
+
+def test_a_full_disk_is_waited_out(connection: SQLiteConnection, request: pytest.FixtureRequest) -> None:
+    complained = threading.Event()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "the disk is full" in record.getMessage():
+                complained.set()
+
+    log, heard = logging.getLogger("sqspipes_mp.brokers.sqlite"), Heard()
+    log.addHandler(heard)
+    request.addfinalizer(lambda: log.removeHandler(heard))
+    # SQLite's own page limit fails like a disk: SQLITE_FULL, transaction undone.
+    connection._file.read(lambda session: session.db.execute("PRAGMA max_page_count = 1").fetchall())
+    sender = threading.Thread(target=send, args=(connection, "in", "x" * 100_000))
+    sender.start()
+    assert complained.wait(60)
+    connection._file.read(lambda session: session.db.execute("PRAGMA max_page_count = 100000").fetchall())
+    sender.join(60)
+    assert not sender.is_alive()
+    assert connection.depth("in").visible == 1
+
+
+def test_another_programs_lock_is_waited_out(connection: SQLiteConnection, path: Path) -> None:
+    begun = threading.Event()
+    connection._file.read(lambda session: session.db.set_trace_callback(lambda _: begun.set()))
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    sender = threading.Thread(target=send, args=(connection, "in", "a"))
+    sender.start()
+    assert begun.wait(60)
+    assert look(path, "SELECT count(*) FROM messages") == [(0,)]
+    other.execute("COMMIT")
+    other.close()
+    sender.join(60)
+    assert connection.depth("in").visible == 1
+
+
+def test_other_type_is_refused(connection: SQLiteConnection) -> None:
+    with pytest.raises(BrokerError, match="standard queue"):
+        connection.ensure([QueueSpec(name="in", fifo=True, visibility=60)], create=True)
+
+
+def test_deleted_meanwhile_is_missing(connection: SQLiteConnection, path: Path) -> None:
+    send(connection, "in", "a")
+    (message,) = take(connection, "in")
+    with opened(path) as other:
+        other.delete(["out", "in"])
+    with pytest.raises(QueueMissing, match="'out'"):
+        send(connection, "out", "b")
+    with pytest.raises(QueueMissing, match="'in'"):
+        take(connection, "in")
+    assert connection.complete([Completion(message.handle)]) == [message.handle]
+
+
+def test_purge_forgets_hops_and_receipts_but_not_numbers(connection: SQLiteConnection, path: Path) -> None:
+    send(connection, "in", "a", "b")
+    (message,) = take(connection, "in", 1)
+    connection.purge(["in"])
+    assert connection.extend([message.handle], 60) == [message.handle]
+    send(connection, "in", "a")
+    (again,) = take(connection, "in")
+    assert again.body == "a"
+    assert again.handle.message_id != message.handle.message_id
+    assert look(path, "SELECT count(*) FROM messages") == [(1,)]
+
+
+@pytest.mark.parametrize("receipt", ["", "7", "1-0", "x-1", "1-x", "-1-1", "99-1"])
+def test_a_receipt_never_given_is_stale(connection: SQLiteConnection, receipt: str) -> None:
+    send(connection, "in", "a")
+    handle = Handle("in", receipt, "id")
+    assert connection.complete([Completion(handle, (Output("out", "b", "b"),))]) == [handle]
+    assert connection.depth("out").empty
+    assert connection.depth("in").visible == 1
+
+
+def test_an_expired_receipt_counts_until_redelivery(connection: SQLiteConnection) -> None:
+    send(connection, "in", "a", "b")
+    first, second = take(connection, "in", visibility=0.0)
+    assert connection.complete([Completion(first.handle, (Output("out", "a", "a"),))]) == []
+    (redelivered,) = take(connection, "in")
+    assert redelivered.receives == 2
+    assert connection.complete([Completion(second.handle, (Output("out", "b", "b"),))]) == [second.handle]
+    assert bodies(connection, "out") == ["a"]
+
+
+def test_the_thousandth_delivery_is_the_last(connection: SQLiteConnection, path: Path) -> None:
+    send(connection, "in", "poison")
+    send(connection, "in.fifo", "poison", "next", group="g")
+    look(path, "UPDATE messages SET receives = 999 WHERE body = 'poison'")
+    for queue, dead in (("in", "dead"), ("in.fifo", "dead.fifo")):
+        message = take(connection, queue, 1, visibility=0.0)[0]
+        assert message.receives == 1000
+        assert "poison" not in bodies(connection, queue)
+        assert bodies(connection, dead) == ["poison"]
+        assert connection.complete([Completion(message.handle)]) == [message.handle]
+    assert bodies(connection, "in.fifo") == []
+
+
+def test_dead_letter_keeps_what_is_shown(connection: SQLiteConnection, path: Path) -> None:
+    send(connection, "in", "hop")
+    (message,) = take(connection, "in", visibility=0.0)
+    connection.extend([message.handle], 60, charge=True)
+    letter = DeadLetter(message.handle, "dead", "body", "hop", failure='{"error": 1}')
+    assert connection.dead_letter([letter, letter]) == [message.handle]
+    kept = look(path, "SELECT origin, source, failure, charges FROM messages")
+    assert kept == [("hop", "in", '{"error": 1}', 1)]
+    (dead,) = take(connection, "dead")
+    assert (dead.body, dead.charges) == ("body", 1)
+    assert abs(dead.sent_at - message.sent_at) < 0.1
+
+
+def test_a_large_body_is_written_once(connection: SQLiteConnection, path: Path) -> None:
+    send(connection, "in", "x" * 1_000_000)
+    look(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    (message,) = take(connection, "in")
+    connection.extend([message.handle], 60)
+    assert Path(f"{path}-wal").stat().st_size < 100_000
+
+
+def test_closed_has_no_descriptors_left(path: Path) -> None:
+    with opened(path):
+        pass
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with opened(path) as connection:
+            send(connection, "in", "a")
+            assert connection.receive(["out"], 1, 0.01, 60) == []
+            waiting = threading.Thread(target=connection.receive, args=(["out"], 1, 60, 60))
+            waiting.start()
+        waiting.join(60)
+        assert not waiting.is_alive()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_closed_says_so(path: Path) -> None:
+    with opened(path) as connection:
+        pass
+    with pytest.raises(BrokerError, match="closed"):
+        connection.depth("in")

@@ -1,0 +1,274 @@
+import contextlib
+import multiprocessing
+import os
+import select
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqspipes_mp.brokers.base import Completion, Depth, Output
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite_session import Session
+from sqspipes_mp.brokers.wake import Bell, Pace, Waiter
+from sqspipes_mp.errors import ConfigError
+from tests.unit.sqlite_bench import DEADLOCK, bodies, look, opened, send, take
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queues.db"
+
+
+@contextlib.contextmanager
+def child(work: Callable[..., None], *args: object) -> Iterator[tuple[Pipe, int]]:
+    """Run work(pipe, *args) in a forked process; give the other end of its pipe and its pid."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=work, args=(there, *args))
+    process.start()
+    there.close()
+    assert process.pid is not None
+    try:
+        yield here, process.pid
+    finally:
+        here.close()
+        process.join(DEADLOCK)
+        process.kill()
+        process.join()
+        process.close()
+
+
+def hear(pipe: Pipe) -> Any:
+    assert pipe.poll(DEADLOCK)
+    return pipe.recv()
+
+
+def pass_on(pipe: Pipe, path: Path) -> None:
+    connection = SQLite(path).open()
+    received = []
+    while found := connection.receive(["in"], 10, 0, 600):
+        received += [message.handle.message_id for message in found]
+        done = [Completion(each.handle, (Output("out", each.body, each.body),)) for each in found]
+        assert connection.complete(done) == []
+    connection.close()
+    pipe.send(received)
+
+
+def test_four_processes_handle_each_message_once(path: Path) -> None:
+    with opened(path) as connection:
+        for start in range(0, 2000, 100):
+            send(connection, "in", *(str(n) for n in range(start, start + 100)))
+        with contextlib.ExitStack() as stack:
+            pipes = [stack.enter_context(child(pass_on, path))[0] for _ in range(4)]
+            received = [hear(pipe) for pipe in pipes]
+        ids = [each for some in received if isinstance(some, list) for each in some]
+        assert len(ids) == len(set(ids)) == 2000
+        assert connection.depth("in").empty
+        assert connection.depth("out").visible == 2000
+    assert look(path, "SELECT count(DISTINCT body) FROM messages") == [(2000,)]
+
+
+def stop_in_a_transaction(pipe: Pipe, path: Path) -> None:
+    connection = SQLite(path).open()
+    assert len(take(connection, "in", 1)) == 1
+
+    def job(session: Session) -> None:
+        session.db.execute("DELETE FROM messages")
+        pipe.send("in the transaction")
+        pipe.recv()
+
+    connection._file.write(job)
+
+
+def test_killed_inside_a_transaction_leaves_the_others_going(path: Path) -> None:
+    with opened(path) as connection:
+        send(connection, "in", "a", "b")
+        with child(stop_in_a_transaction, path) as (pipe, pid):
+            assert hear(pipe) == "in the transaction"
+            sender = threading.Thread(target=send, args=(connection, "in", "c"))
+            sender.start()
+            os.kill(pid, signal.SIGKILL)
+            sender.join(DEADLOCK)
+            assert not sender.is_alive()
+        assert connection.depth("in") == Depth(visible=2, in_flight=1, delayed=0)
+    assert look(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def hammer(pipe: Pipe, path: Path) -> None:
+    connection = SQLite(path).open()
+    for n in range(1_000_000):
+        send(connection, "in.fifo", f"{os.getpid()}-{n}", group=str(n % 3))
+        for message in connection.receive(["in.fifo"], 10, 0, 0.0):
+            connection.complete([Completion(message.handle, (Output("out", message.body, message.body),))])
+
+
+def test_killed_anywhere_loses_and_doubles_nothing(path: Path) -> None:
+    with opened(path) as connection:
+        for round_ in range(6):
+            with child(hammer, path) as (_, pid):
+                for _ in range(1 + 7 * round_):
+                    assert len(connection.receive(["out"], 1, DEADLOCK, 600)) == 1
+                os.kill(pid, signal.SIGKILL)
+    assert look(path, "PRAGMA integrity_check") == [("ok",)]
+    assert look(path, "SELECT count(*) - count(DISTINCT body) FROM messages") == [(0,)]
+    # There is a key for each message sent; it is still in its queue, or went on to the next one.
+    assert look(path, "SELECT count(*) FROM keys") == look(path, "SELECT count(*) FROM messages")
+    left = "SELECT count(*) FROM groups WHERE id NOT IN (SELECT grp FROM messages WHERE grp IS NOT NULL)"
+    assert look(path, left) == [(0,)]
+
+
+def wait_for_one(pipe: Pipe, path: Path) -> None:
+    connection = SQLite(path).open()
+    pipe.send("waiting")
+    (message,) = connection.receive(["dead", "in"], 1, DEADLOCK, 60)
+    pipe.send((message.body, time.monotonic()))
+
+
+def test_a_commit_of_another_process_wakes(path: Path) -> None:
+    with opened(path) as connection:
+        connection.depth("in")
+        # A process that is about to wait tries its own bell once, which rings everybody's.
+        bell = Bell(f"{path}-wal")
+        with child(wait_for_one, path) as (pipe, _):
+            assert hear(pipe) == "waiting"
+            assert select.select([bell.fd], [], [], DEADLOCK)[0]
+            sent_at = time.monotonic()
+            send(connection, "in", "a")
+            body, woken_at = hear(pipe)
+        bell.close()
+    assert body == "a"
+    assert woken_at - sent_at < 1
+
+
+@pytest.mark.parametrize("release", ["extend", "delete", "timer"])
+def test_what_becomes_receivable_wakes(path: Path, release: str) -> None:
+    with opened(path) as connection, opened(path) as waiter:
+        send(connection, "in.fifo", "a", "b", group="g")
+        (held,) = take(connection, "in.fifo", 1, 0.2 if release == "timer" else 600)
+        found: list[str] = []
+        waiting = threading.Thread(target=lambda: found.extend(m.body for m in waiter.receive(["in.fifo"], 2, 60, 60)))
+        waiting.start()
+        if release == "extend":
+            connection.extend([held.handle], 0)
+        elif release == "delete":
+            connection.complete([Completion(held.handle)])
+        waiting.join(DEADLOCK / 2)
+        assert not waiting.is_alive()
+        assert found == (["b"] if release == "delete" else ["a", "b"])
+
+
+def test_an_idle_receive_uses_no_cpu(path: Path) -> None:
+    with opened(path) as connection:
+        used = time.thread_time()
+        assert connection.receive(["in", "dead"], 10, 1.0, 60) == []
+        assert time.thread_time() - used < 0.01
+
+
+def test_commits_for_others_cost_a_waiting_receive_little(path: Path) -> None:
+    with opened(path) as connection, opened(path) as waiter:
+        looks = 0
+
+        def count(text: str) -> None:
+            nonlocal looks
+            looks += "min(visible_at)" in text
+
+        waiter._file.read(lambda session: session.db.set_trace_callback(count))
+        waiting = threading.Thread(target=waiter.receive, args=(["in"], 1, 1.0, 60))
+        waiting.start()
+        sent = 0
+        while waiting.is_alive():
+            send(connection, "out", f"{sent}")
+            sent += 1
+        assert sent > 100
+        assert looks < 60
+
+
+def test_pace_grows_while_nothing_comes_and_forgets_after_a_pause() -> None:
+    pace = Pace(0.001, 0.025)
+    gaps = []
+    for _ in range(7):
+        pace.fruitless(0.0)
+        gaps.append(pace.gap)
+    assert gaps == [0.001, 0.002, 0.004, 0.008, 0.016, 0.025, 0.025]
+    pace.fruitless(10.0)
+    assert pace.gap == 0.0
+
+
+def test_without_inotify_a_receive_still_wakes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> Bell:
+        raise OSError("none left")
+
+    monkeypatch.setattr("sqspipes_mp.brokers.wake.Bell", refuse)
+    with opened(path) as connection, child(wait_for_one, path) as (pipe, _):
+        assert hear(pipe) == "waiting"
+        send(connection, "in", "a")
+        body, _ = hear(pipe)
+        assert body == "a"
+
+
+def receive_here(pipe: Pipe, connection: SQLiteConnection) -> None:
+    pipe.send(bodies(connection, "in", 1))
+    send(connection, "out", "from the child")
+    pipe.send(sorted(os.listdir("/proc/self/fd")))
+
+
+def test_a_connection_goes_on_in_parent_and_child_after_a_fork(path: Path) -> None:
+    with opened(path) as connection:
+        send(connection, "in", "a", "b")
+        waiting = threading.Thread(target=connection.receive, args=(["out"], 1, DEADLOCK, 60))
+        waiting.start()
+        with child(receive_here, connection) as (pipe, _):
+            assert hear(pipe) == ["a"]
+            waiting.join(DEADLOCK / 2)
+            assert not waiting.is_alive()
+        assert bodies(connection, "in") == ["b"]
+    assert look(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def check_as_nobody(pipe: Pipe, *paths: Path) -> None:
+    if os.geteuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    texts = []
+    for path in paths:
+        try:
+            SQLite(path).check()
+        except ConfigError as error:
+            texts.append(str(error))
+    pipe.send(texts)
+
+
+def test_what_may_not_be_written_is_refused_at_check() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with opened(folder / "queues.db"):
+            pass
+        (folder / "queues.db").chmod(0o444)
+        folder.chmod(0o777)
+        (folder / "closed").mkdir(0o555)
+        (folder / "closed").chmod(0o555)
+        with child(check_as_nobody, folder / "queues.db", folder / "closed" / "queues.db") as (pipe, _):
+            texts = hear(pipe)
+        assert isinstance(texts, list)
+        assert ["read and write" in texts[0], "writable folder" in texts[1]] == [True, True]
+
+
+def test_interrupt_is_for_good(path: Path) -> None:
+    waiter = Waiter(str(path))
+    waiter.interrupt()
+    waiter.interrupt()
+    with waiter.ear() as ear:
+        begun = time.monotonic()
+        ear.wait(DEADLOCK)
+        ear.wait(DEADLOCK)
+        assert time.monotonic() - begun < 10
+    waiter.close()

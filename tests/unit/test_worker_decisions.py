@@ -1,0 +1,148 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqspipes_mp import ConfigError, Reject, Retry
+from sqspipes_mp.worker.prefetch import ask, wanted
+from sqspipes_mp.worker.verdict import Decision, decide
+
+
+def _decide(error=None, *, attempt=1, receives=1, max_attempts=5, on_error="raise", group=None, jitter=max):
+    return decide(
+        error or ValueError("x"),
+        attempt=attempt,
+        receives=receives,
+        max_attempts=max_attempts,
+        on_error=on_error,
+        group=group,
+        jitter=jitter,
+    )
+
+
+def test_raise_gives_the_message_back_and_reports():
+    assert _decide()[0] == Decision("retry", 0.0, report=True)
+
+
+def test_raise_dead_letters_the_last_attempt_and_reports_once_more():
+    assert _decide(attempt=5)[0] == Decision("dead", report=True)
+
+
+def test_retry_backs_off_exponentially_with_jitter_up_to_the_limit():
+    assert [_decide(on_error="retry", attempt=n, max_attempts=99)[0].delay for n in (1, 2, 5, 9, 10, 40)] == [
+        2, 4, 32, 512, 900, 900,
+    ]  # fmt: skip
+    assert _decide(on_error="retry", jitter=min)[0] == Decision("retry", 0.0)
+
+
+def test_retry_dead_letters_after_the_last_attempt_and_goes_on():
+    assert _decide(on_error="retry", attempt=5)[0] == Decision("dead")
+
+
+def test_reject_dead_letters_at_once():
+    assert _decide(on_error="reject")[0] == Decision("dead")
+
+
+def test_a_task_that_raises_retry_or_reject_decides_in_every_mode():
+    for mode in ("raise", "retry", "reject", lambda error, attempt: "raise"):
+        assert _decide(Retry(7), on_error=mode)[0] == Decision("retry", 7.0)
+        assert _decide(Reject("no"), on_error=mode)[0] == Decision("dead")
+
+
+def test_retry_counts_attempts_too():
+    assert _decide(Retry(7), attempt=5)[0] == Decision("dead")
+
+
+def test_a_callable_decides_by_exception_and_attempt():
+    seen = []
+
+    def policy(error, attempt):
+        seen.append((type(error), attempt))
+        return Retry(3)
+
+    assert _decide(KeyError("k"), on_error=policy, attempt=2)[0] == Decision("retry", 3.0)
+    assert seen == [(KeyError, 2)]
+
+
+def test_a_callable_that_raises_is_reported_with_the_original_as_context():
+    def policy(error, attempt):
+        raise LookupError("policy")
+
+    original = ValueError("original")
+    decision, error = _decide(original, on_error=policy)
+    assert decision.report
+    assert isinstance(error, LookupError)
+    assert error.__context__ is original
+
+
+def test_a_callable_that_returns_nonsense_is_a_config_error():
+    decision, error = _decide(on_error=lambda error, attempt: "perhaps")
+    assert decision.report
+    assert isinstance(error, ConfigError)
+    assert "perhaps" in str(error)
+
+
+def test_the_one_group_of_sqspipes_is_not_held_up():
+    assert _decide(Retry(600), group="-")[0].delay == 1.0
+    assert _decide(Retry(600), group="mine")[0].delay == 600
+
+
+def test_too_many_deliveries_make_a_failure_the_last():
+    assert _decide(on_error="retry", receives=50)[0] == Decision("dead")
+    assert _decide(on_error="retry", receives=49)[0].action == "retry"
+
+
+@given(st.integers(1, 2000), st.integers(0, 2**32))
+def test_backoff_is_never_over_fifteen_minutes(attempt, seed):
+    decision, _ = _decide(
+        on_error="retry", attempt=attempt, receives=1, max_attempts=5000, jitter=random.Random(seed).uniform
+    )
+    assert 0 <= decision.delay <= 900
+
+
+def _ask(**changes):
+    given = {"waiting": 0, "idle": True, "mean": 0.01, "round_trip": 0.01, "limit": None, "room": 100, "batch": 10}
+    return ask(**{**given, **changes})
+
+
+def test_the_first_receive_asks_for_one():
+    assert _ask(mean=None) == 1
+    assert _ask(mean=None, idle=False) == 0
+
+
+def test_short_tasks_ask_for_full_batches_before_they_run_out():
+    assert _ask(mean=0.001, waiting=15, idle=False, round_trip=0.01) == 10
+    assert _ask(mean=0.001, waiting=20, idle=False, round_trip=0.01) == 0
+
+
+def test_tasks_over_a_second_hold_nothing_while_one_runs():
+    assert _ask(mean=1.0, idle=False) == 0
+    assert _ask(mean=1.0, idle=True) == 1
+
+
+def test_a_receive_brings_at_most_half_a_second_of_work():
+    assert _ask(mean=0.1) == 5
+    assert _ask(mean=0.3) == 1
+
+
+def test_the_users_prefetch_is_what_is_held_beside_the_running_one():
+    assert _ask(limit=0, idle=False, mean=0.001) == 0
+    assert _ask(limit=0, idle=True, mean=0.001) == 1
+    assert _ask(limit=3, idle=False, waiting=1, mean=5.0) == 2
+    assert _ask(limit=50, idle=False, waiting=1, mean=5.0) == 10
+
+
+def test_no_more_than_the_leases_that_fit():
+    assert _ask(mean=0.001, room=3) == 3
+    assert _ask(room=0) == 0
+
+
+@given(
+    st.floats(0, 100), st.floats(0, 10), st.integers(0, 100), st.booleans(), st.integers(0, 192), st.integers(1, 10)
+)
+def test_what_is_asked_for_is_bounded_by_time_room_and_batch(mean, round_trip, waiting, idle, room, batch):
+    count = _ask(mean=mean, round_trip=round_trip, waiting=waiting, idle=idle, room=room, batch=batch)
+    assert 0 <= count <= min(room, batch)
+    assert count <= 1 or count * mean <= 0.5
+    assert wanted(mean, round_trip) <= 60
