@@ -11,6 +11,7 @@ import select
 import signal
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -64,7 +65,8 @@ class Iteration(Iterator[Any]):
         self._poll.register(self._child.channel.fileno(), select.POLLIN)
         self._poll.register(self._child.watch, select.POLLIN)
         # Before multiprocessing's own, which would wait for the supervisor for ever.
-        self._at_exit = partial(_close_at_exit, self._child.pid, os.getpid())
+        self._owner = os.getpid()
+        self._at_exit = partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
         if threading.current_thread() is threading.main_thread():
             self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._on_sigterm)
@@ -125,7 +127,11 @@ class Iteration(Iterator[Any]):
 
     def __del__(self) -> None:
         # A half-built one has nothing to close, and a forked copy is not the owner.
-        if hasattr(self, "_at_exit") and self._at_exit.args[1] == os.getpid():
+        if hasattr(self, "_at_exit"):
+            self._close_if_ours()
+
+    def _close_if_ours(self) -> None:
+        if self._owner == os.getpid():
             self.close()
 
     def _is_new(self, frame: Frame) -> bool:
@@ -198,8 +204,8 @@ def _conclude(outcome: Outcome) -> Summary:
         raise RuntimeError("a task raised StopIteration") from error
 
 
-def _close_at_exit(supervisor: int, owner: int) -> None:
+def _close_at_exit(left_open: weakref.ref[Iteration]) -> None:
     """Drain at the interpreter's end, where an iterator was left open."""
-    if os.getpid() == owner:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(supervisor, signal.SIGTERM)
+    iteration = left_open()
+    if iteration is not None:
+        iteration._close_if_ours()

@@ -34,12 +34,23 @@ def end_stream(session: Session, seq: int, now: int) -> None:
 
 def sweep(session: Session, now: int, limit: int) -> None:
     """Forget up to ``limit`` expired hop ids of each kind."""
-    session.db.execute(sql.SWEEP_KEYS, (now, limit))
+    _forget(session, sql.EXPIRED_KEYS, now, limit)
     while limit > 0:
         ended = session.db.execute(sql.ENDED_STREAM, (now,)).fetchone()
         if ended is None:
             break
-        forgotten = session.db.execute(sql.SWEEP_STREAM, (ended[0], limit)).rowcount
+        forgotten = _forget(session, sql.STREAM_KEYS, ended[0], limit)
         if forgotten < limit:
             session.db.execute(sql.DROP_STREAM, ended)
         limit -= forgotten + 1
+
+
+def forget_queue(session: Session, queue: int, limit: int) -> int:
+    """Forget up to ``limit`` hop ids of a queue; returns how many."""
+    return _forget(session, sql.QUEUE_KEYS, queue, limit)
+
+
+def _forget(session: Session, which: str, value: int, limit: int) -> int:
+    keys = session.db.execute(which, (value, limit)).fetchall()
+    session.db.executemany(sql.FORGET, keys)
+    return len(keys)

@@ -87,9 +87,11 @@ def clear(session: Session) -> bool:
     row = session.db.execute(sql.GARBAGE).fetchone()
     if row is None:
         return False
-    for statement in (sql.SWEEP_MESSAGES, sql.SWEEP_GROUPS, sql.SWEEP_QUEUE_KEYS):
+    for statement in (sql.SWEEP_MESSAGES, sql.SWEEP_GROUPS):
         if session.db.execute(statement, (row[0], CHUNK)).rowcount:
             return True
+    if sqlite_keys.forget_queue(session, row[0], CHUNK):
+        return True
     session.db.execute(sql.DROP_GARBAGE, row)
     return True
 

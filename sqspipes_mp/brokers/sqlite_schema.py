@@ -95,10 +95,12 @@ START_STREAM = "INSERT OR IGNORE INTO streams (seq, queue) VALUES (?, ?)"
 MARK_STREAMED = "UPDATE messages SET streamed = 1 WHERE seq = ?"
 END_STREAM = "UPDATE streams SET expires = ? WHERE seq = ?"
 END_STREAMS = "UPDATE streams SET expires = ? WHERE queue = ? AND expires IS NULL"
-SWEEP_KEYS = """DELETE FROM keys WHERE (queue, hop) IN
-    (SELECT queue, hop FROM keys WHERE expires <= ? ORDER BY expires LIMIT ?)"""
+# Keys are found first and deleted one by one: for "(queue, hop) IN (SELECT ...)" SQLite reads the whole queue's.
+EXPIRED_KEYS = "SELECT queue, hop FROM keys WHERE expires <= ? ORDER BY expires LIMIT ?"
+STREAM_KEYS = "SELECT queue, hop FROM keys WHERE stream = ? LIMIT ?"
+QUEUE_KEYS = "SELECT queue, hop FROM keys WHERE queue = ? LIMIT ?"
+FORGET = "DELETE FROM keys WHERE queue = ? AND hop = ?"
 ENDED_STREAM = "SELECT seq FROM streams WHERE expires <= ? ORDER BY expires LIMIT 1"
-SWEEP_STREAM = "DELETE FROM keys WHERE (queue, hop) IN (SELECT queue, hop FROM keys WHERE stream = ? LIMIT ?)"
 DROP_STREAM = "DELETE FROM streams WHERE seq = ?"
 
 # Queues.
@@ -115,7 +117,6 @@ ADD_GARBAGE = "INSERT OR IGNORE INTO garbage (queue) VALUES (?)"
 GARBAGE = "SELECT queue FROM garbage LIMIT 1"
 SWEEP_MESSAGES = "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE queue = ? LIMIT ?)"
 SWEEP_GROUPS = "DELETE FROM groups WHERE id IN (SELECT id FROM groups WHERE queue = ? LIMIT ?)"
-SWEEP_QUEUE_KEYS = "DELETE FROM keys WHERE (queue, hop) IN (SELECT queue, hop FROM keys WHERE queue = ? LIMIT ?)"
 DROP_GARBAGE = "DELETE FROM garbage WHERE queue = ?"
 OLDEST = "SELECT seq, queue, grp, streamed, sent_at, visible_at, receives FROM messages ORDER BY seq LIMIT ?"
 TICK = "UPDATE clocks SET last = ? WHERE boot = ?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.plan import RunPlan
-from sqspipes_mp.scoreboard import FINISHED, HOLDING, Scoreboard
+from sqspipes_mp.scoreboard import FINISHED, Scoreboard
 
 #: Seconds between two looks.
 LOOK_EVERY = 0.1
@@ -15,7 +15,8 @@ class DrainWatch:
     """Looks at the counts and tells when the pipeline has drained.
 
     A message only ever moves downstream, so looking upstream first sees each one at least once, whatever moves
-    meanwhile; where counts are approximate they must stay zero for the broker's ``settle`` seconds.
+    meanwhile (what a worker holds is in flight in its queue, and counted there). Where counts are approximate they
+    must stay zero for the broker's ``settle`` seconds.
     """
 
     def __init__(self, plan: RunPlan, board: Scoreboard, connection: Connection) -> None:
@@ -44,7 +45,5 @@ class DrainWatch:
     def _empty(self) -> bool:
         board = self._board
         if not all(board.get(slot, FINISHED) for slot in self._sources):
-            return False
-        if any(board.get(slot, HOLDING) for slot in range(board.slots)):
             return False
         return all(self._connection.depth(queue).empty for queue in self._plan.watched)

@@ -34,8 +34,8 @@ from sqspipes_mp.scoreboard import (
 
 log = logging.getLogger("sqspipes_mp.keeper")
 
-#: Longest turn, seconds: the supervisor replaces a keeper that beats no more.
-_LONGEST_TURN = 1.0
+#: Longest rest between two looks, seconds, and as a share of the visibility timeout: new leases wake nobody.
+_LONGEST_REST, _REST_SHARE = 1.0, 1 / 8
 
 
 def keeper_main(orders: Assignment, *, boots: bool) -> None:
@@ -76,6 +76,7 @@ class Keeper:
         self._channel = channel
         self._queues = orders.plan.queue_names
         self._visibility = orders.plan.settings.visibility
+        self._rest = min(_LONGEST_REST, self._visibility * _REST_SHARE)
         self._watch: DrainWatch | None = None
         self._quit = False
 
@@ -83,7 +84,7 @@ class Keeper:
         """Turn until told to quit; what is left to judge then is judged first."""
         again = time.monotonic()
         while True:
-            self._listen(max(0.0, min(again - time.monotonic(), _LONGEST_TURN)))
+            self._listen(max(0.0, min(again - time.monotonic(), self._rest)))
             self._board.set_header(KEEPER_BEAT, time.monotonic_ns())
             again = self._extend_due(time.monotonic())
             self._judge_dead()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import pickle
@@ -10,7 +11,7 @@ import threading
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.control import Channel, Kind, ParentChannel
+from sqspipes_mp.control import Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.lifeline import Birth, begin
 from sqspipes_mp.plan import RunPlan
@@ -49,9 +50,10 @@ def supervisor_main(birth: Birth, plan: RunPlan, broker: Broker, mains: Mains, m
     finally:
         wakeup.close()
     birth.sock.setblocking(True)
-    while not channel.flush():
-        pass
-    Channel(birth.sock).send(Kind.BYE, {}, blob)
+    # A caller that is gone has no use for last words.
+    with contextlib.suppress(ParentGone):
+        channel.flush()
+        Channel(birth.sock).send(Kind.BYE, {}, blob)
 
 
 def choose_context(plan: RunPlan, broker: Broker) -> Any:

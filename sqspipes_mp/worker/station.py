@@ -59,6 +59,7 @@ class Station:
         self.mean: float | None = None
         self._queues = {name: place for place, name in enumerate(orders.plan.queue_names)}
         self._free = deque(range(LEASES))
+        self._charging = threading.Lock()
 
     # -- orders -------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,9 @@ class Station:
 
     def forget_charges(self, delivery: Delivery) -> None:
         if delivery.failed:
-            self.board.forget_charges(self.slot, id_digest(delivery.received.handle.message_id))
+            with self._charging:
+                self.board.forget_charges(self.slot, id_digest(delivery.received.handle.message_id))
 
     def charge(self, delivery: Delivery) -> None:
-        self.board.charge(self.slot, id_digest(delivery.received.handle.message_id))
+        with self._charging:
+            self.board.charge(self.slot, id_digest(delivery.received.handle.message_id))
