@@ -9,11 +9,12 @@ from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.plan import RunPlan, Seat
 from sqspipes_mp.scoreboard import Scoreboard
+from sqspipes_mp.stack import StackFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """One child's orders. ``slot``, ``seat`` and ``region`` are a worker's; the keeper has none of them (-1, None)."""
+    """One child's orders. ``slot``, ``seat``, ``region`` and ``stack`` are a worker's; the keeper has none of them."""
 
     plan: RunPlan
     broker: Broker
@@ -22,6 +23,7 @@ class Assignment:
     slot: int = -1
     seat: Seat | None = None
     region: int = -1
+    stack: StackFile | None = None
 
     @property
     def stage(self) -> Stage:

@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from sqspipes_mp.control import EXIT_ORPHAN
 
 _PR_SET_PDEATHSIG = 1
+_OOM_SCORE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ def begin(birth: Birth) -> None:
     for fd in birth.close_fds:
         with contextlib.suppress(OSError):
             os.close(fd)
+    _volunteer()
     if birth.die_with:
         die_with_parent(birth.parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
@@ -51,6 +53,13 @@ def begin(birth: Birth) -> None:
 
 #: Signals held back across the fork, so that none is lost to a handler inherited from the parent.
 BLOCKED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2})
+
+
+def _volunteer() -> None:
+    """Have the kernel pick this process before the supervisor when memory runs out (raising needs no privilege)."""
+    with contextlib.suppress(OSError, ValueError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(min(1000, int(score.read_text()) + _OOM_SCORE)))
 
 
 def die_with_parent(parent: int) -> None:
@@ -71,6 +80,3 @@ def orphaned() -> None:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Do nothing: orders come by the control socket."""
-
-
-Hook = Callable[[], object]

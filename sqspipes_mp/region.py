@@ -37,7 +37,10 @@ _U32 = struct.Struct("<I")
 _F64 = struct.Struct("<d")
 
 _HEADER = 128
-REGION_BYTES = _HEADER + LEASES * _ENTRY
+_STACK_AT = _HEADER + LEASES * _ENTRY
+#: Bytes of a dead worker's stack dump that are kept.
+STACK_BYTES = 16_384
+REGION_BYTES = _STACK_AT + STACK_BYTES
 _BODY_HEADER = 16
 
 # Header words.
@@ -49,6 +52,7 @@ _CAUSE = 4  # supervisor: one of Cause
 _EXITCODE = 5  # supervisor: exit code + 256 (a signal is negative)
 _WORKER_PID = 6  # supervisor
 _LATE = 7  # supervisor: entry index + 1 of the call that was killed for its timeout
+_STACK_SIZE = 8  # supervisor: bytes of the stack dump
 
 
 class LeaseState(IntEnum):
@@ -123,8 +127,11 @@ class Region:
         self._words[_LATE] = 0
         self._words[_ASSIGNED] += 1
 
-    def mark_dead(self, cause: Cause, exitcode: int, pid: int, late: int | None = None) -> None:
-        """Say that its worker is dead, for certain (reaped)."""
+    def mark_dead(self, cause: Cause, exitcode: int, pid: int, late: int | None = None, stack: bytes = b"") -> None:
+        """Say that its worker is dead, for certain (reaped); ``stack``: what it was doing."""
+        kept = stack[:STACK_BYTES]
+        self._view[_STACK_AT : _STACK_AT + len(kept)] = kept
+        self._words[_STACK_SIZE] = len(kept)
         self._words[_CAUSE] = cause
         self._words[_EXITCODE] = exitcode + 256
         self._words[_WORKER_PID] = pid
@@ -151,6 +158,12 @@ class Region:
         words = self._words
         late = words[_LATE]
         return Cause(words[_CAUSE]), words[_EXITCODE] - 256, words[_WORKER_PID], late - 1 if late else None
+
+    @property
+    def stack(self) -> str:
+        """The dead worker's stack dump, if there is one."""
+        size = min(self._words[_STACK_SIZE], STACK_BYTES)
+        return bytes(self._view[_STACK_AT : _STACK_AT + size]).decode("utf-8", "replace")
 
     def mark_judged(self) -> None:
         self._words[_JUDGED] = self._words[_ASSIGNED]

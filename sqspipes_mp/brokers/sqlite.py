@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqspipes_mp.brokers import sqlite_fork
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.brokers.sqlite_session import is_ours
 from sqspipes_mp.errors import BrokerError, ConfigError
@@ -84,12 +85,19 @@ class SQLite:
                 allowed = "None only where a temporary folder can be made"
                 raise ConfigError("SQLite(path)", None, allowed, f"{error}. Set TMPDIR, or give a path") from error
         # SQLite puts the -wal file beside what a symbolic link points to.
-        file = str(Path(self.path).resolve())
+        file = os.path.realpath(self.path)
         _check(file)
         return file
 
 
 def _check(file: str) -> None:
+    try:
+        _check_place(file)
+    except OSError as error:
+        raise ConfigError("SQLite(path)", file, f"a file this user can reach ({error.strerror})", _CURE) from error
+
+
+def _check_place(file: str) -> None:
     path = Path(file)
     folder = path.parent
     if path.is_dir():
@@ -105,7 +113,8 @@ def _check(file: str) -> None:
     if not os.access(file, os.R_OK | os.W_OK):
         raise ConfigError("SQLite(path)", file, "a file this user may read and write", _CURE)
     if path.stat().st_size:
-        _check_content(file)
+        with sqlite_fork.postponed():
+            _check_content(file)
 
 
 def _check_content(file: str) -> None:

@@ -5,9 +5,11 @@ into a child that holds none: a child that opened the file again could then corr
 before ``os.fork`` and opened again at its next use, on both sides.
 """
 
+import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Protocol
 
 #: Seconds a fork waits for another thread's transaction before it goes on without closing that handle.
@@ -33,6 +35,13 @@ def protect(member: Forkable) -> None:
     """Have a member closed around forks, for as long as it lives."""
     with _guard:
         _members.add(member)
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Let other threads fork only after this block, which opens a file for a moment."""
+    with _guard:
+        yield
 
 
 def _before() -> None:

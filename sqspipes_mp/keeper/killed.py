@@ -23,7 +23,9 @@ _REASON = {
 }
 
 
-def killed_letter(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int) -> DeadLetter:
+def killed_letter(
+    stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int, stack: str
+) -> DeadLetter:
     """Return the letter for a message that took its worker with it for the last allowed time."""
     error, why = _REASON.get(cause, ("WorkerLost", f"the worker died while it ran: {describe_exit(exitcode)}"))
     failure = Failure(
@@ -32,6 +34,7 @@ def killed_letter(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode:
         stage=stage.name,
         attempts=lease.charges + 1,
         signal=describe_exit(exitcode) if exitcode < 0 else None,
+        stack=stack,
         host=socket.gethostname(),
         pid=pid,
         first_seen=lease.sent_at,

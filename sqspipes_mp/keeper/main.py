@@ -184,7 +184,7 @@ class Keeper:
         body = region.body(lease, self._plan.calls)
         # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.
         if attempt >= stage.task.max_attempts and body is not None and stage.dead is not None:
-            self._connection.dead_letter([killed_letter(stage, lease, body, cause, exitcode, pid)])
+            self._connection.dead_letter([killed_letter(stage, lease, body, cause, exitcode, pid, region.stack)])
             self._board.add_stage(stage.index, KEEPER_DEAD, 1)
             return
         self._board.charge(self._board.slots, id_digest(lease.handle.message_id))

@@ -18,6 +18,7 @@ from sqspipes_mp.plan import RunPlan, Seat
 from sqspipes_mp.region import Cause, LeaseState, Region
 from sqspipes_mp.report import Report
 from sqspipes_mp.scoreboard import CALL_STARTED, DONE, HOLDING, INCARNATION, REGION, Scoreboard
+from sqspipes_mp.stack import StackFile
 from sqspipes_mp.supervisor.child import Child, start
 from sqspipes_mp.supervisor.restart import RestartPolicy
 
@@ -48,13 +49,15 @@ class Place:
     ended: bool = False
     cause: Cause | None = None
     late: int | None = None
+    kill_at: float | None = None
+    stack: StackFile | None = None
     boot_report: Report | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
     """What is known of a death: ``clean`` as asked; ``lived`` in seconds; ``done``: messages its stage has completed so
-    far; ``charged``: a message goes to its account; ``text`` for people.
+    far; ``charged``: a message goes to its account; ``text`` and ``stack`` (of what it was doing, if known) for people.
     """
 
     pid: int
@@ -64,6 +67,7 @@ class Death:
     done: int
     charged: bool
     text: str
+    stack: str
 
 
 class Crew:
@@ -122,7 +126,8 @@ class Crew:
         board = self.board
         board.put(place.slot, REGION, region.index)
         board.put(place.slot, INCARNATION, board.get(place.slot, INCARNATION) + 1)
-        place.region, place.restart_at, place.cause, place.late = region, None, None, None
+        place.region, place.restart_at, place.cause, place.late, place.kill_at = region, None, None, None, None
+        stack = place.stack = StackFile()
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
             orders = Assignment(
@@ -133,6 +138,7 @@ class Crew:
                 slot=place.slot,
                 seat=place.seat,
                 region=region.index,
+                stack=stack,
             )
             return self._mains.worker, (orders,)
 
@@ -153,14 +159,20 @@ class Crew:
         running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
         board = self.board
         done = sum(board.get(other.slot, DONE) for other in self.places if other.seat.stage == place.seat.stage)
-        region.mark_dead(cause, code, pid, place.late)
+        stack = ""
+        if place.stack is not None:
+            stack = place.stack.read()
+            place.stack.close()
+            place.stack = None
+        region.mark_dead(cause, code, pid, place.late, stack.encode())
         # Its own fields, but it is dead for certain: nobody else would clear them.
         board.put(place.slot, CALL_STARTED, 0)
         board.put(place.slot, HOLDING, 0)
         self.tell_keeper(Kind.JUDGE)
         charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(running) == 1
         texts = {Cause.TIMEOUT: "killed: its call outlived the task's timeout", Cause.MEMORY: "killed: memory limit"}
-        return Death(pid, ready, clean, lived, done, charged, texts.get(cause, describe_exit(code)))
+        text = texts.get(cause, describe_exit(code))
+        return Death(pid, ready, clean, lived, done, charged, text, stack)
 
     def tell_keeper(self, kind: Kind) -> None:
         if self.keeper is not None:
@@ -180,4 +192,5 @@ class Crew:
             fds.append(child.channel.fileno())
             if child.own_watch:
                 fds.append(child.watch)
+        fds += [place.stack.fileno() for place in self.places if place.stack is not None and place.child is not None]
         return tuple(fds)

@@ -232,6 +232,8 @@ class Supervisor:
         death = self._crew.bury_worker(place)
         self._watchdog.gone(place)
         name = self._crew.name(place)
+        if death.stack and not death.clean:
+            log.warning("%s (pid %d) was doing this:\n%s", name, death.pid, death.stack.rstrip())
         if death.clean:
             place.finished = place.ended
             if place.finished:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 
 from sqspipes_mp.control import Kind
 from sqspipes_mp.region import Cause, LeaseState
 from sqspipes_mp.scoreboard import CALL_STARTED, KEEPER_BEAT
+from sqspipes_mp.stack import DUMP
 from sqspipes_mp.supervisor.crew import Crew, Place
 from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch
 from sqspipes_mp.supervisor.switchboard import Switchboard
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
+#: What a worker has to write its stack before it is killed, seconds (it takes less than a millisecond).
+_LAST_WORDS = 0.05
 #: How long a child may take to exit after it said BYE (threads of the user's that do not end), seconds.
 _BYE_GRACE = 2.0
 #: A keeper that has not moved for so long is replaced: seconds, or a quarter of the visibility timeout if longer.
@@ -38,7 +43,9 @@ class Watchdog:
         times += [since + _BYE_GRACE for since in leaving if since is not None]
         for place in self._crew.places:
             timeout = self._crew.stage(place).task.timeout
-            if timeout is not None and place.child is not None:
+            if place.kill_at is not None and place.child is not None:
+                times.append(place.kill_at)
+            elif timeout is not None and place.child is not None:
                 # A call that begins wakes nobody, so look often enough to notice one; then exactly when it is due.
                 started = self._crew.board.get(place.slot, CALL_STARTED)
                 times.append(min(now + timeout / 4, started / 1e9 + timeout if started else now + timeout / 4))
@@ -50,6 +57,8 @@ class Watchdog:
             if place.child is None:
                 continue
             self._mind_call(place, now)
+            if place.kill_at is not None and now >= place.kill_at:
+                place.child.kill()
             if self._memory.wanted:
                 self._mind_memory(place, now)
         for child in self._crew.children:
@@ -73,8 +82,10 @@ class Watchdog:
         running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
         place.cause = Cause.TIMEOUT
         place.late = min(running, key=lambda lease: lease.started_at).index if running else None
+        place.kill_at = now + _LAST_WORDS
         log.warning("%s (pid %d): a call ran over %g s; killing it", self._crew.name(place), place.child.pid, timeout)
-        place.child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(place.child.pid, DUMP)
 
     def _mind_memory(self, place: Place, now: float) -> None:
         assert place.child is not None

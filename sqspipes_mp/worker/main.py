@@ -25,6 +25,8 @@ from sqspipes_mp.worker.station import Station
 def worker_main(orders: Assignment) -> None:
     """Run one worker; returns when it has ended cleanly, exits otherwise."""
     begin(orders.birth)
+    if orders.stack is not None:
+        orders.stack.arm()
     channel = Channel(orders.birth.sock)
     board, slot = orders.board, orders.slot
     board.put(slot, CALL_STARTED, 0)

@@ -113,6 +113,7 @@ def test_bad_places_are_refused_at_check(tmp_path: Path) -> None:
         "": "not a folder",
         "missing/queues.db": "existing folder",
         "text/queues.db": "existing folder",
+        "x" * 300: "too long",
         "text": "SQLite database",
         "pipe": "regular file",
         "others.db": "another program",
@@ -282,6 +283,31 @@ def test_closed_has_no_descriptors_left(path: Path) -> None:
         waiting.join(60)
         assert not waiting.is_alive()
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("temporary", "synced"), [(False, True), (True, False)])
+def test_only_what_has_no_input_is_synced(
+    path: Path, temporary: bool, synced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced_files: list[int] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced_files.append(os.fstat(fd).st_ino)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    broker = SQLite(None if temporary else path)
+    connection = broker.open()
+    connection.ensure(SPECS, create=True)
+    send(connection, "in", "a")
+    log = Path(f"{broker.file}-wal").stat().st_ino
+    assert (log in synced_files) is synced
+    synced_files.clear()
+    connection.complete([Completion(each.handle, (Output("out", "a", "a"),)) for each in take(connection, "in")])
+    assert synced_files == []
+    connection.close()
+    broker.cleanup()
 
 
 def test_closed_says_so(path: Path) -> None:

@@ -1,0 +1,148 @@
+"""What every test is held to: it leaves no process, descriptor, signal handler or temporary file behind."""
+
+import gc
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp.brokers.sqs import SQS
+from tests.gates import Gate, Log, children, close_gates
+from tests.moto_server import HARMLESS, moto_server
+
+_HANDLERS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGCHLD,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGPIPE,
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give this session a temporary folder of its own: what others leave in the machine's is not our tests' doing."""
+    folder = tmp_path_factory.mktemp("t")
+    old_variable, old_folder = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    yield folder
+    tempfile.tempdir = old_folder
+    if old_variable is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = old_variable
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """URL of moto's SQS."""
+    SQS().warm()
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def moto(moto_url: str) -> SQS:
+    """SQS at moto, with the waits of the real service cut short."""
+    broker = SQS("us-east-1", endpoint_url=moto_url, access_key="testing", secret_key="testing")
+    broker._settle = 0.2
+    broker._purge_window = 0.0
+    return broker
+
+
+@pytest.fixture(scope="session")
+def helpers_of_multiprocessing() -> None:
+    """Start forkserver and resource tracker, which stay until the interpreter ends."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["sqspipes_mp.children"])
+    multiprocessing.forkserver.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make AWS unreachable."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "SQSPIPES_"))]:
+        if name != "SQSPIPES_TEST_ENDPOINTS":
+            monkeypatch.delenv(name)
+    for name, value in HARMLESS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, own_temporary_folder: Path) -> Iterator[None]:
+    gc.collect()
+    before_children = {process.pid for process in children()}
+    before_helpers = _helpers()
+    before_fds = _descriptors()
+    before_handlers = {number: signal.getsignal(number) for number in _HANDLERS}
+    yield
+    close_gates()
+    gc.collect()
+    left = [process for process in children() if process.pid not in before_children]
+    for process in left:
+        process.kill()
+    assert not left, "processes left behind"
+    assert {number: signal.getsignal(number) for number in _HANDLERS} == before_handlers
+    assert signal.set_wakeup_fd(-1) == -1
+    assert not list(own_temporary_folder.glob("sqspipes*"))
+    if _helpers() == before_helpers:
+        # A helper that was started for the whole session has its pipes, too.
+        after = _descriptors()
+        assert {fd: what for fd, what in after.items() if fd not in before_fds} == {}
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # That of the listing itself.
+    return found
+
+
+def _helpers() -> set[int]:
+    import psutil
+
+    ours = {process.pid for process in children()}
+    return {process.pid for process in psutil.Process().children(recursive=True)} - ours
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """Path of an SQLite file that does not exist yet."""
+    return tmp_path / "queues.db"
+
+
+@pytest.fixture
+def new_gate(tmp_path: Path) -> Callable[[], Gate]:
+    """Make gates, closed at first."""
+    made: list[Gate] = []
+
+    def make() -> Gate:
+        gate = Gate(str(tmp_path / f"gate-{len(made)}"))
+        os.mkfifo(gate.path)
+        made.append(gate)
+        return gate
+
+    return make
+
+
+@pytest.fixture
+def gate(new_gate: Callable[[], Gate]) -> Gate:
+    return new_gate()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Log:
+    return Log(str(tmp_path / "log"))
+
+

@@ -1,0 +1,258 @@
+"""What tests hold real processes with: gates that block them, logs that tell what ran, looks into queues.
+
+All of it works across fork, forkserver, spawn and programs of their own: it is named by paths and pickles.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from sqspipes_mp import Engine, SQLite
+from sqspipes_mp.brokers.base import Completion, Output
+from sqspipes_mp.failure import Failure, parse_failure
+
+T = TypeVar("T")
+
+#: Seconds after which something that should have happened counts as a deadlock; never waited for otherwise.
+TIMEOUT = 40.0
+ROOT = Path(__file__).parent.parent
+
+_opened: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A named pipe: ``wait`` blocks in any process until the test has called ``open``, and never again after that."""
+
+    path: str
+
+    def wait(self) -> None:
+        fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if not poll.poll(TIMEOUT * 1000):
+                raise TimeoutError(f"gate {self.path} was never opened")
+        finally:
+            os.close(fd)
+
+    def open(self) -> None:
+        """Let everybody through from now on: a byte that nobody reads, kept by a descriptor that stays open."""
+        if self.path not in _opened:
+            fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.write(fd, b"!")
+            _opened[self.path] = fd
+
+
+def close_gates() -> None:
+    """Close what ``Gate.open`` holds in this process."""
+    while _opened:
+        os.close(_opened.popitem()[1])
+
+
+@dataclass(frozen=True)
+class Log:
+    """A file to which any process appends one line at a time; the kernel keeps the lines whole and in order."""
+
+    path: str
+
+    def note(self, *fields: object) -> None:
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(fd, json.dumps(fields).encode() + b"\n")
+        finally:
+            os.close(fd)
+
+    def lines(self) -> list[Any]:
+        try:
+            text = Path(self.path).read_text()
+        except FileNotFoundError:
+            return []
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [line[0] if len(line) == 1 else tuple(line) for line in lines]
+
+    def wait_for(self, count: int) -> list[Any]:
+        """Return the lines once there are so many."""
+        eventually(lambda: len(self.lines()) >= count, f"{count} lines in {self.path}, has {self.lines()}")
+        return self.lines()
+
+
+def eventually(condition: Callable[[], T], what: str = "a condition") -> T:
+    """Return the condition's result once it is true."""
+    clock = threading.Event()
+    for _ in range(int(TIMEOUT / 0.01)):
+        if result := condition():
+            return result
+        clock.wait(0.01)
+    raise AssertionError(f"never came true: {what}")
+
+
+# --- engines and their queues ---
+
+
+def engine_at(path: Path | str, tasks: Sequence[Any], **settings: Any) -> Engine:
+    """Return an engine of the domain "t" on the SQLite file ``path``."""
+    return Engine(list(tasks), domain="t", broker=SQLite(path), **settings)
+
+
+def send(engine: Engine, stage: str, *bodies: str, group: str | None = None) -> None:
+    """Put bodies into a stage's input queue as they are."""
+    queue = engine.pipeline.stage(stage).inputs[-1]
+    broker = engine.broker
+    broker.check()
+    with contextlib.closing(broker.open()) as connection:
+        connection.ensure(engine.pipeline.queues, create=True)
+        outputs = [Output(queue, body, os.urandom(8).hex(), group=group) for body in bodies]
+        for start in range(0, len(outputs), 100):
+            connection.complete([Completion(None, (output,)) for output in outputs[start : start + 100]])
+
+
+def feed(engine: Engine, stage: str, values: Sequence[object], group: str | None = None) -> None:
+    """Put values into a stage's input queue, as envelopes without ids."""
+    send(engine, stage, *(json.dumps({"meta": {"priority": 0}, "value": value}) for value in values), group=group)
+
+
+def drain(engine: Engine, *only: str, **settings: Any) -> Any:
+    """Run some stages (the source being elsewhere) until their queues are empty."""
+    return engine.run(only=list(only), until="drained", idle=0.0, **settings)
+
+
+def query(path: Path | str, text: str, *parameters: object) -> list[Any]:
+    """Ask the SQLite file, read-only."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        rows = db.execute(text, parameters).fetchall()
+    return [row[0] if len(row) == 1 else row for row in rows]
+
+
+def file_of(engine: Engine) -> str:
+    """Return the path of an engine's SQLite file."""
+    assert isinstance(engine.broker, SQLite)
+    assert engine.broker.file is not None
+    return engine.broker.file
+
+
+def bodies(engine: Engine, *queues: str) -> list[str]:
+    """Return what is in queues, in the order sent, received or not."""
+    found = []
+    for queue in queues:
+        found += query(
+            file_of(engine),
+            "SELECT body FROM messages JOIN queues ON queues.id = messages.queue WHERE name = ? ORDER BY seq",
+            queue,
+        )
+    return found
+
+
+def values(engine: Engine, stage: str) -> list[Any]:
+    """Return the values waiting for a stage, in the order sent."""
+    return [json.loads(body)["value"] for body in bodies(engine, *engine.pipeline.stage(stage).inputs)]
+
+
+def dead(engine: Engine, stage: str) -> list[tuple[str, Failure]]:
+    """Return a stage's dead letters: body and failure."""
+    found = query(
+        file_of(engine),
+        "SELECT body, failure FROM messages JOIN queues ON queues.id = messages.queue WHERE name = ? ORDER BY seq",
+        engine.pipeline.stage(stage).dead,
+    )
+    return [(body, parse_failure(failure)) for body, failure in found]
+
+
+def waiting(engine: Engine, stage: str) -> tuple[int, int, int]:
+    """Return (visible, in flight, delayed) of a stage's input queues."""
+    stats = engine.stats()[stage]
+    return stats.visible, stats.in_flight, stats.delayed
+
+
+def charges(engine: Engine) -> list[int]:
+    """Return the attempts charged to each message in the file."""
+    return query(file_of(engine), "SELECT charges FROM messages ORDER BY seq")
+
+
+# --- processes ---
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs (a zombie does not)."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def children(pid: int | None = None) -> list[psutil.Process]:
+    """Return the engine's processes below ``pid``: not the helpers of multiprocessing, nor moto's server."""
+    try:
+        found = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [process for process in found if not _is_helper(process)]
+
+
+def _is_helper(process: psutil.Process) -> bool:
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.ZombieProcess:
+        return False
+    helpers = ("moto_server.py", "multiprocessing.resource_tracker", "multiprocessing.forkserver")
+    # A child of the forkserver has its command line, but another parent.
+    if "multiprocessing.forkserver" in command:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return "multiprocessing.forkserver" not in " ".join(process.parent().cmdline())
+    return any(helper in command for helper in helpers)
+
+
+def direct_children(pid: int | None = None) -> list[int]:
+    """Return the pids of a process's own children, oldest first (the keeper before the workers)."""
+    found = sorted(psutil.Process(pid).children(), key=lambda child: child.create_time())
+    return [child.pid for child in found if not _is_helper(child)]
+
+
+@contextlib.contextmanager
+def program(tmp_path: Path, text: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python program of its own that can import the tests' modules; end it with the block."""
+    script = tmp_path / "program.py"
+    script.write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, str(script), *(str(arg) for arg in args)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        left = children(process.pid)
+        for each in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.kill()
+        process.wait(TIMEOUT)
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    """Wait for a program; return its exit status, output and errors."""
+    output, errors = process.communicate(timeout=TIMEOUT)
+    return process.returncode, output, errors
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    os.kill(pid, number)

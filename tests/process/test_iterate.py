@@ -1,0 +1,391 @@
+"""``run(iterate=True)``: when a result counts as done, backpressure, every way to close it."""
+
+import gc
+import os
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sqspipes_mp import Engine, OutputError, SupervisorLost, Task
+from tests.gates import (
+    Gate,
+    Log,
+    alive,
+    children,
+    direct_children,
+    ended,
+    engine_at,
+    eventually,
+    feed,
+    kill,
+    program,
+    values,
+    waiting,
+)
+
+
+def source():
+    yield from ()
+
+
+def same(value):
+    return value
+
+
+def noted(value, log: Log):
+    log.note(value)
+    return value
+
+
+def one_stage(db: Path, count: int, *args: object, method=noted, **settings: object) -> Engine:
+    engine = engine_at(db, [source, Task(method, name="work", args=args)], **settings)
+    feed(engine, "work", list(range(count)))
+    return engine
+
+
+def test_break_gives_the_last_result_again_and_no_earlier_one(db: Path) -> None:
+    engine = one_stage(db, 10, method=same)
+    with engine.run(iterate=True, only="work") as results:
+        first = [next(results) for _ in range(4)]
+    assert len(first) == 4
+    assert waiting(engine, "work") == (7, 0, 0)
+    with engine.run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        second = list(results)
+    assert first[-1] in second
+    assert not set(first[:-1]) & set(second)
+    assert sorted(first[:-1] + second) == list(range(10))
+
+
+def test_an_exception_in_the_loops_body_loses_nothing(db: Path) -> None:
+    engine = one_stage(db, 5, method=same)
+    seen = []
+    with pytest.raises(ZeroDivisionError), engine.run(iterate=True, only="work") as results:
+        for value in results:
+            seen.append(value)
+            if len(seen) == 3:
+                raise ZeroDivisionError
+    assert waiting(engine, "work") == (3, 0, 0)
+    assert sorted([*seen[:2], *values(engine, "work")]) == list(range(5))
+
+
+def test_asking_for_the_next_one_acknowledges(db: Path) -> None:
+    engine = one_stage(db, 2, method=same)
+    results = engine.run(iterate=True, only="work", until="drained", idle=0.0)
+    next(results)
+    assert sum(waiting(engine, "work")) == 2
+    next(results)
+    eventually(lambda: sum(waiting(engine, "work")) == 1)
+    with pytest.raises(StopIteration):
+        next(results)
+    assert sum(waiting(engine, "work")) == 0
+
+
+def test_a_slow_caller_bounds_what_is_computed(db: Path, log: Log) -> None:
+    engine = one_stage(db, 300, log)
+    with engine.run(iterate=True, only="work") as results:
+        next(results)
+        # 16 unacknowledged, and the one whose call has ended but whose result has to wait.
+        log.wait_for(17)
+        # Nothing says that no more will come; so take ten more, and see that ten more were computed.
+        for _ in range(10):
+            next(results)
+        assert len(log.wait_for(27)) == 27
+    assert len(log.lines()) == 27
+    assert waiting(engine, "work") == (290, 0, 0)
+
+
+def test_close_ends_everything_and_next_says_stop(db: Path) -> None:
+    results = one_stage(db, 5, method=same).run(iterate=True, only="work")
+    next(results)
+    results.close()
+    assert children() == []
+    assert results.summary.reason == "closed"
+    with pytest.raises(StopIteration):
+        next(results)
+    results.close()
+
+
+def test_close_before_the_first_result(db: Path) -> None:
+    engine = one_stage(db, 5, method=same)
+    engine.run(iterate=True, only="work").close()
+    assert waiting(engine, "work") == (5, 0, 0)
+
+
+def test_losing_the_last_reference_closes(db: Path) -> None:
+    engine = one_stage(db, 5, method=same)
+    results = engine.run(iterate=True, only="work")
+    next(results)
+    del results
+    gc.collect()
+    assert children() == []
+    assert waiting(engine, "work") == (5, 0, 0)
+
+
+def test_close_waits_for_the_running_call(db: Path, log: Log, gate: Gate) -> None:
+    engine = one_stage(db, 1, log, gate, method=gated)
+    results = engine.run(iterate=True, only="work")
+    log.wait_for(1)
+    closer = threading.Thread(target=results.close)
+    closer.start()
+    gate.open()
+    closer.join()
+    assert log.lines() == ["begin", "end"]
+    assert waiting(engine, "work") == (1, 0, 0)
+
+
+def gated(value, log: Log, gate: Gate):
+    log.note("begin")
+    gate.wait()
+    log.note("end")
+    return value
+
+
+OPEN_AT_EXIT = """
+import sys
+from tests.process.test_iterate import *
+db, size = sys.argv[1:]
+engine = engine_at(db, [source, Task(padded, name="work", args=(int(size),))])
+results = engine.run(iterate=True, only="work")
+print(next(results)[0])
+"""
+
+
+def padded(value, size: int):
+    return value, b"x" * size
+
+
+@pytest.mark.parametrize("size", [0, 500_000], ids=["small", "fills the pipes"])
+def test_an_iterator_left_open_at_the_interpreters_end_is_closed(tmp_path: Path, db: Path, size: int) -> None:
+    engine = one_stage(db, 30, method=same)
+    with program(tmp_path, OPEN_AT_EXIT, db, size) as process:
+        code, output, errors = ended(process)
+    assert (code, output, errors) == (0, "0\n", "")
+    assert waiting(engine, "work") == (30, 0, 0)
+
+
+def test_results_of_any_size_all_arrive(db: Path) -> None:
+    engine = one_stage(db, 40, 700_000, method=padded)
+    with engine.run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        assert sorted((value, len(data)) for value, data in results) == [(n, 700_000) for n in range(40)]
+
+
+def big_source():
+    for number in range(20):
+        yield number, b"x" * 700_000
+
+
+def test_a_sources_results_of_any_size_all_arrive(db: Path) -> None:
+    engine = engine_at(db, [big_source])
+    for _ in range(3):
+        with engine.run(iterate=True) as results:
+            assert [number for number, _ in results] == list(range(20))
+            assert results.summary.reason == "ended"
+
+
+def nothing(value):
+    return None
+
+
+def test_none_is_a_result(db: Path) -> None:
+    with one_stage(db, 3, method=nothing).run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        assert list(results) == [None, None, None]
+
+
+def pair(value):
+    return value, {"a": (1, 2)}, {3, 4}
+
+
+def test_results_keep_their_types(db: Path) -> None:
+    with one_stage(db, 1, method=pair).run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        assert list(results) == [(0, {"a": (1, 2)}, {3, 4})]
+
+
+def unpicklable(value):
+    return threading.Lock()
+
+
+def test_an_output_that_cannot_be_pickled_is_an_output_error(db: Path) -> None:
+    engine = one_stage(db, 1, method=unpicklable)
+    with pytest.raises(OutputError, match=r"stage 'work'.*lock.*cannot be pickled"):
+        next(engine.run(iterate=True, only="work"))
+    assert waiting(engine, "work") == (1, 0, 0)
+
+
+def numbers():
+    yield from range(50)
+
+
+def test_a_source_alone_can_be_iterated(db: Path) -> None:
+    with engine_at(db, [numbers]).run(iterate=True) as results:
+        assert list(results) == list(range(50))
+        assert results.summary["numbers"].done == 50
+
+
+def fan_out(value):
+    for number in range(40):
+        yield value, number
+
+
+def test_more_results_of_one_input_than_fit_on_the_way_all_arrive(db: Path) -> None:
+    engine = one_stage(db, 3, method=fan_out)
+    with engine.run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        assert sorted(results) == [(value, number) for value in range(3) for number in range(40)]
+    assert waiting(engine, "work") == (0, 0, 0)
+
+
+def test_the_supervisors_death_is_an_error_and_takes_everything_along(db: Path, log: Log, gate: Gate) -> None:
+    engine = one_stage(db, 3, log, gate, method=gated, visibility_timeout=2)
+    results = engine.run(iterate=True, only="work")
+    log.wait_for(1)
+    supervisor = direct_children()
+    below = [process.pid for process in psutil.Process(supervisor[0]).children(recursive=True)]
+    assert len(below) == 2
+    kill(supervisor[0])
+    with pytest.raises(SupervisorLost, match="SIGKILL"):
+        next(results)
+    eventually(lambda: not any(map(alive, below)))
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def dies_once(value, log: Log):
+    log.note(value)
+    if value == 5 and log.lines().count(5) == 1:
+        kill(os.getpid())
+    return value
+
+
+def test_a_workers_death_in_the_middle_costs_and_doubles_no_result(db: Path, log: Log) -> None:
+    engine = one_stage(db, 12, log, method=dies_once)
+    with engine.run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        assert sorted(results) == list(range(12))
+    assert waiting(engine, "work") == (0, 0, 0)
+
+
+def fails_at_5(value, log: Log):
+    log.note(value)
+    if value == 5:
+        raise ValueError(value)
+    return value
+
+
+def test_before_a_functions_exception_nothing_is_handed_out_that_comes_again(db: Path, log: Log) -> None:
+    engine = one_stage(db, 12, log, method=fails_at_5)
+    seen = []
+    results = engine.run(iterate=True, only="work")
+    log.wait_for(6)
+    supervisor = direct_children()[0]
+    eventually(lambda: len(direct_children(supervisor)) == 0 if alive(supervisor) else True)
+    with pytest.raises(ValueError, match="5"):
+        for value in results:
+            seen.append(value)
+    left = values(engine, "work")
+    assert 5 in left
+    assert set(seen) | set(left) == set(range(12))
+    # What the caller has finished with is done; the last one it was given may come again.
+    assert not set(seen[:-1]) & set(left)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_replaced_workers_wait_until_their_results_are_taken(db: Path, log: Log, most: int) -> None:
+    engine = engine_at(db, [source, Task(noted, name="work", args=(log,), max_tasks_per_worker=most)])
+    feed(engine, "work", list(range(7)))
+    with engine.run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        assert sorted(results) == list(range(7))
+    assert sorted(log.lines()) == list(range(7))
+    assert waiting(engine, "work") == (0, 0, 0)
+
+
+def test_a_replaced_worker_ends_on_close_too(db: Path, log: Log) -> None:
+    engine = engine_at(db, [source, Task(noted, name="work", args=(log,), max_tasks_per_worker=2)])
+    feed(engine, "work", list(range(7)))
+    with engine.run(iterate=True, only="work") as results:
+        next(results)
+    assert waiting(engine, "work") == (7, 0, 0)
+
+
+def counting(log: Log):
+    log.note("call")
+    return len(log.lines())
+
+
+def test_a_replaced_function_source_loses_none_of_its_results(db: Path, log: Log) -> None:
+    engine = engine_at(db, [Task(counting, args=(log,), max_tasks_per_worker=2)])
+    with engine.run(iterate=True) as results:
+        assert [next(results) for _ in range(9)] == list(range(1, 10))
+
+
+def test_stop_from_a_thread_ends_the_iteration(db: Path, log: Log) -> None:
+    engine = one_stage(db, 1, log)
+    results = engine.run(iterate=True, only="work")
+    next(results)
+    threading.Timer(0.0, engine.stop).start()
+    with pytest.raises(StopIteration):
+        next(results)
+    assert results.summary is not None
+
+
+SIGNALLED = """
+import sys
+from tests.process.test_iterate import *
+db, log = sys.argv[1:]
+log = Log(log)
+engine = engine_at(db, [source, Task(same, name="work")])
+try:
+    with engine.run(iterate=True, only="work") as results:
+        for value in results:
+            log.note(value)
+    log.note("after", results.summary.reason)
+except KeyboardInterrupt:
+    log.note("interrupted")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "last"), [(signal.SIGTERM, ("after", "SIGTERM")), (signal.SIGINT, "interrupted")], ids=["TERM", "INT"]
+)
+def test_a_signal_ends_the_loop_cleanly(
+    tmp_path: Path, db: Path, log: Log, number: int, last: object
+) -> None:
+    engine = one_stage(db, 5, method=same)
+    with program(tmp_path, SIGNALLED, db, log.path) as process:
+        log.wait_for(5)
+        process.send_signal(number)
+        code, _, errors = ended(process)
+        assert (code, errors) == (0, "")
+    assert log.lines()[-1] == last
+    # The loop was waiting for the sixth result, so the fifth is done.
+    assert waiting(engine, "work") == (0, 0, 0)
+
+
+KILLED = """
+import sys
+from tests.process.test_iterate import *
+db, log, gate = sys.argv[1:]
+engine = engine_at(db, [source, Task(gated, name="work", args=(Log(log), Gate(gate)))])
+for value in engine.run(iterate=True, only="work"):
+    pass
+"""
+
+
+def test_a_callers_sigkill_leaves_no_process(tmp_path: Path, db: Path, log: Log, gate: Gate) -> None:
+    one_stage(db, 2, method=same)
+    with program(tmp_path, KILLED, db, log.path, gate.path) as process:
+        log.wait_for(1)
+        below = [child.pid for child in children(process.pid)]
+        assert len(below) == 3
+        process.kill()
+        eventually(lambda: not any(map(alive, below)))
+
+
+def test_a_second_engine_may_iterate_at_the_same_time(db: Path, tmp_path: Path) -> None:
+    first = one_stage(db, 3, method=same)
+    second = one_stage(tmp_path / "other.db", 3, method=same)
+    with (
+        first.run(iterate=True, only="work", until="drained", idle=0.0) as ones,
+        second.run(iterate=True, only="work", until="drained", idle=0.0) as others,
+    ):
+        assert sorted(zip(ones, others, strict=True)) == [(n, n) for n in range(3)]

@@ -1,0 +1,55 @@
+import os
+import signal
+
+from sqspipes_mp.stack import DUMP, StackFile, users_part
+
+_DUMP = """Fatal Python error: Segmentation fault
+
+Thread 0x01 (most recent call first):
+  File "/x/sqspipes_mp/worker/intake.py", line 42 in run
+
+Current thread 0x02 (most recent call first):
+  File "/usr/lib/ctypes/__init__.py", line 519 in string_at
+  File "/home/me/app.py", line 9 in work
+  File "/x/sqspipes_mp/worker/caller.py", line 51 in call
+  File "/x/sqspipes_mp/worker/runner.py", line 99 in _run
+
+Extension modules: numpy (total: 1)
+"""
+
+
+def test_only_the_users_frames_are_kept():
+    assert users_part(_DUMP) == (
+        "Fatal Python error: Segmentation fault\n"
+        "Current thread 0x02 (most recent call first):\n"
+        '  File "/usr/lib/ctypes/__init__.py", line 519 in string_at\n'
+        '  File "/home/me/app.py", line 9 in work'
+    )
+
+
+def test_a_dump_without_a_running_call_is_kept_whole():
+    text = _DUMP.replace("caller.py", "other.py")
+    assert users_part(text) == text.strip()
+    assert users_part("") == ""
+
+
+def test_a_child_answers_the_dump_signal_while_it_is_busy():
+    stack = StackFile()
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        stack.arm()
+        os.write(told, b"x")
+        while True:
+            pass
+    os.read(ready, 1)
+    os.kill(pid, DUMP)
+    # The dump is written before the handler returns, and the busy child never ends by itself.
+    while not stack.read():
+        pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert "test_a_child_answers_the_dump_signal_while_it_is_busy" in stack.read()
+    for fd in (ready, told):
+        os.close(fd)
+    stack.close()
