@@ -8,6 +8,7 @@ from sqspipes_mp.admin import PipelineStats
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.current import CurrentMessage, current_message
+from sqspipes_mp.dead import DeadLetter
 from sqspipes_mp.engine import Engine
 from sqspipes_mp.errors import (
     AccessDenied,
@@ -38,6 +39,7 @@ __all__ = [
     "BrokerError",
     "ConfigError",
     "CurrentMessage",
+    "DeadLetter",
     "DecodeError",
     "EmptyTaskOutput",
     "Engine",

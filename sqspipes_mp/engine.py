@@ -6,6 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.checks import sync_callable
+from sqspipes_mp.dead import DeadLetter, look
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.pipeline import Pipeline, build, derive_domain
@@ -27,6 +29,8 @@ from sqspipes_mp.task import check_on_error
 
 _METHODS = ("fork", "forkserver", "spawn")
 _PACKAGE = str(Path(__file__).parent) + os.sep
+#: The default as an object of its own (and so never interned), to tell it from a "raise" that was given.
+_RAISE = "".join(("ra", "ise"))
 
 
 class Engine:
@@ -65,7 +69,7 @@ class Engine:
         broker: Broker | str | None = None,
         fifo: bool = False,
         ignore_none: bool = True,
-        on_error: Any = "raise",
+        on_error: Any = _RAISE,
         setup: Callable[[], object] | None = None,
         visibility_timeout: float = 60.0,
         shutdown_grace: float = 25.0,
@@ -99,6 +103,8 @@ class Engine:
         self._wanted = parse(broker) if isinstance(broker, str) else broker
         if broker is not None:
             resolve(self._wanted, domain, {})
+        #: Whether the constructor was given one; the environment gives way to that.
+        self.on_error_given = on_error is not _RAISE
         self._broker: Broker | None = None
         self._stoppers: list[Callable[[], None]] = []
 
@@ -120,11 +126,14 @@ class Engine:
                 weakref.finalize(self, _clean_up, self._broker, os.getpid())
         return self._broker
 
-    def use(self, broker: Broker | str) -> None:
-        """Use another broker from the next call on (the command line's ``--broker``)."""
-        self._broker = None
-        self._wanted = parse(broker) if isinstance(broker, str) else broker
-        resolve(self._wanted, self.domain, {})
+    def use(self, broker: Broker | str | None = None, *, on_error: Any = None) -> None:
+        """Use another broker or ``on_error`` from the next call on (the command line's flags)."""
+        if on_error is not None:
+            self._settings = replace(self._settings, on_error=check_on_error("Engine(on_error)", on_error))
+        if broker is not None:
+            self._broker = None
+            self._wanted = parse(broker) if isinstance(broker, str) else broker
+            resolve(self._wanted, self.domain, {})
 
     def run(
         self,
@@ -226,6 +235,10 @@ class Engine:
     def stats(self) -> PipelineStats:
         """Count every queue of the pipeline. Raises ``ConfigError`` and ``BrokerError``."""
         return read_stats(self._pipeline, self.broker)
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return everything in the dead-letter queues, with its reason. On SQS it is hidden from others meanwhile."""
+        return look(self._pipeline, self.broker)
 
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included."""

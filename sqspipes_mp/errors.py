@@ -5,6 +5,7 @@
     SqsPipesError
     ├── ConfigError (ValueError)        a value the user gave is wrong; found before any process starts
     ├── BrokerError                     the queue service refuses for good, and retrying will not help
+    │   ├── BrokerBusy                  no answer in time, where the caller is in a hurry (the keeper)
     │   ├── QueueMissing                a queue does not exist (deleted, or create_queues=False)
     │   └── AccessDenied                credentials missing, expired or not allowed to do this
     ├── MessageError                    one message cannot be carried
@@ -58,6 +59,10 @@ class ConfigError(SqsPipesError, ValueError):
 
 class BrokerError(SqsPipesError):
     """The queue service refuses for good: the text says what was refused and what to do."""
+
+
+class BrokerBusy(BrokerError):
+    """No answer in time; only connections opened with ``patience`` raise it, and trying again is right."""
 
 
 class QueueMissing(BrokerError):

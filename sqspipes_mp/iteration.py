@@ -55,7 +55,11 @@ class Iteration(Iterator[Any]):
         self._outcome: Outcome | None = None
         self._closed = False
         self._stopped = False
-        self._handlers: dict[signal.Signals, Any] = {}
+        #: Whether the results on their way have been taken back: they come again in the next run.
+        self._taken_back = False
+        assert plan.sink is not None
+        self._repeatable = not plan.pipeline.stages[plan.sink].is_source
+        self._sigterm: _Sigterm | None = None
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
             return supervisor_main, (birth, plan, broker, mains, context.get_start_method())
@@ -69,7 +73,7 @@ class Iteration(Iterator[Any]):
         self._at_exit = partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
         if threading.current_thread() is threading.main_thread():
-            self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._on_sigterm)
+            self._sigterm = _Sigterm(self)
 
     def __iter__(self) -> Self:
         return self
@@ -81,8 +85,11 @@ class Iteration(Iterator[Any]):
         if self._handed is not None:
             self._acknowledge(self._handed)
             self._handed = None
+        if self._ready:
+            # Did the run end meanwhile?
+            self._listen(0.0)
         while True:
-            while self._ready and not self._stopped:
+            while self._ready and not (self._stopped or self._taken_back):
                 frame = self._ready.popleft()
                 if self._is_new(frame):
                     self._handed = frame
@@ -110,7 +117,7 @@ class Iteration(Iterator[Any]):
             try:
                 self._listen(deadline - time.monotonic())
             except SupervisorLost:
-                break
+                return
         outcome = self._outcome
         self._finish()
         if outcome is not None:
@@ -156,11 +163,17 @@ class Iteration(Iterator[Any]):
         for frame in self._child.channel.read():
             if frame.kind is Kind.RESULT:
                 self._ready.append(frame)
+            elif frame.kind is Kind.HELLO and self._stopped:
+                # Stopped before it could hear signals.
+                self._signal_supervisor()
+            elif frame.kind is Kind.STOPPED:
+                self._taken_back = self._repeatable
             elif frame.kind is Kind.BYE:
                 self._outcome = pickle.loads(frame.blob)  # noqa: S301  (our own child's)
         self._child.channel.flush()
-        died = self._child.watch in ready or self._child.channel.eof
-        if died and self._outcome is None and not self._child.channel.read():
+        # One turn does not read everything that a dead supervisor has left.
+        died = self._child.watch in ready and self._child.channel.fileno() not in ready
+        if (died or self._child.channel.eof) and self._outcome is None:
             pid = self._child.pid
             self._child.kill()
             code = self._finish()
@@ -171,11 +184,8 @@ class Iteration(Iterator[Any]):
         self._closed = True
         code = self._reap()
         atexit.unregister(self._at_exit)
-        for number, handler in self._handlers.items():
-            with contextlib.suppress(ValueError):
-                # Off the main thread (a finalizer) handlers cannot be set; the default one then stays ours.
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._handlers.clear()
+        if self._sigterm is not None:
+            self._sigterm.remove()
         self._ended()
         return code
 
@@ -186,14 +196,44 @@ class Iteration(Iterator[Any]):
             self._child.kill()
         return self._child.bury()
 
-    def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
-        self._stopped = True
-        self._signal_supervisor()
-
     def _signal_supervisor(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             if not self._closed:
                 os.kill(self._child.pid, signal.SIGTERM)
+
+
+class _Sigterm:
+    """SIGTERM stops an iteration, which it does not keep alive; several at once may come and go in any order."""
+
+    def __init__(self, iteration: Iteration) -> None:
+        self._iteration = weakref.ref(iteration)
+        self._removed = False
+        self._old: Any = signal.signal(signal.SIGTERM, self)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        iteration = self._iteration()
+        if iteration is not None and not self._removed:
+            iteration.stop()
+        elif not isinstance(self._old, _Sigterm):
+            # It could not be put back when it should have been.
+            signal.signal(number, self._before())
+            os.kill(os.getpid(), number)
+        if isinstance(self._old, _Sigterm):
+            self._old(number, frame)
+
+    def remove(self) -> None:
+        """Put the old handler back, unless there is another above this one or this is not the main thread."""
+        self._removed = True
+        with contextlib.suppress(ValueError):
+            if signal.getsignal(signal.SIGTERM) is self:
+                signal.signal(signal.SIGTERM, self._before())
+
+    def _before(self) -> Any:
+        old = self._old
+        while isinstance(old, _Sigterm) and old._removed:
+            old = old._old
+        # None: it was not set from Python, so it cannot be put back; the default is the nearest.
+        return signal.SIG_DFL if old is None else old
 
 
 def _conclude(outcome: Outcome) -> Summary:

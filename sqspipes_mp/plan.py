@@ -66,6 +66,11 @@ class RunPlan:
         return min(self.settings.visibility, FIRST_LEASE)
 
     @property
+    def keeper_patience(self) -> float:
+        """Seconds that one of the keeper's calls may take; it stands still for twice as long before it is replaced."""
+        return max(0.5, self.first_lease / 8)
+
+    @property
     def queue_names(self) -> tuple[str, ...]:
         """Every queue of the pipeline; leases name theirs by its place here."""
         return tuple(spec.name for spec in self.pipeline.queues)

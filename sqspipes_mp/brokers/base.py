@@ -4,8 +4,8 @@ A *broker* is what the user writes down (``SQS(...)``, ``SQLite(path)``): small,
 ``broker.open()`` gives a *connection*: owned by one process, opened after the fork, usable by all its threads.
 
 Every method works on batches, takes at-least-once delivery for granted, and retries transient faults (throttling,
-resets, timeouts, locks) by itself with capped, jittered backoff for as long as it takes. What retrying cannot cure
-raises ``BrokerError`` (``QueueMissing``, ``AccessDenied``) with the cure in its text.
+resets, timeouts, locks) by itself with capped, jittered backoff for as long as it takes (or for the ``patience`` of
+``open``). What retrying cannot cure raises ``BrokerError`` (``QueueMissing``, ``AccessDenied``), its cure in the text.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Received:
     """One delivery.
 
     ``receives`` counts deliveries (1 at the first; releases count too), ``charges`` the failed attempts where the
-    broker itself keeps them (SQLite; 0 on SQS), ``sent_at`` is in epoch seconds.
+    broker itself keeps them (SQLite; 0 on SQS), ``sent_at`` is in epoch seconds, ``failure`` the text of
+    ``FAILURE_ATTRIBUTE`` where the message has one.
     """
 
     handle: Handle
@@ -62,6 +63,7 @@ class Received:
     charges: int
     group: str | None
     sent_at: float
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +187,11 @@ class Broker(Protocol):
     def warm(self) -> None:
         """In the process that forks, before it does: load what children can share. No network, no sockets."""
 
-    def open(self) -> Connection:
-        """Open a connection for this process. Raises ``ConfigError`` or ``BrokerError``."""
+    def open(self, *, patience: float | None = None) -> Connection:
+        """Open a connection for this process. Raises ``ConfigError`` or ``BrokerError``.
+
+        ``patience``: seconds after which a call that finds no answer raises ``BrokerBusy``; None: it goes on for ever.
+        """
 
     def describe(self) -> str:
         """A short text for logs, without secrets."""

@@ -59,11 +59,11 @@ class SQLite:
     def warm(self) -> None:
         """Do nothing: importing this module loaded all that children can share."""
 
-    def open(self) -> SQLiteConnection:
+    def open(self, *, patience: float | None = None) -> SQLiteConnection:
         """Open a connection for this process. Raises ``ConfigError``; ``BrokerError`` comes from its first call."""
         self.check()
         assert self.file is not None
-        return SQLiteConnection(self.file, durable=not self.temporary)
+        return SQLiteConnection(self.file, durable=not self.temporary, patience=patience)
 
     def cleanup(self) -> None:
         """Remove a temporary file and its folder; a file of the user's own stays."""

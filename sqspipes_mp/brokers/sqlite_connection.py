@@ -29,8 +29,8 @@ class SQLiteConnection:
     #: A transaction for one message costs about as much as one for ten: wait a little for company.
     linger = 0.02
 
-    def __init__(self, file: str, *, durable: bool) -> None:
-        self._file = File(file, durable=durable)
+    def __init__(self, file: str, *, durable: bool, patience: float | None = None) -> None:
+        self._file = File(file, durable=durable, patience=patience)
         self._waiter = Waiter(self._file.wal)
         self._tidy_at = time.monotonic() + _TIDY_EVERY
         self._warned: set[str] = set()

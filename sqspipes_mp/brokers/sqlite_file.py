@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from sqspipes_mp.brokers import sqlite_errors, sqlite_fork
 from sqspipes_mp.brokers.sqlite_session import Session
-from sqspipes_mp.errors import BrokerError
+from sqspipes_mp.errors import BrokerBusy, BrokerError
 
 T = TypeVar("T")
 
@@ -39,10 +39,11 @@ _PATIENCE = 10.0
 
 
 class File:
-    """The file, for one process. ``durable`` False: it need not survive a power cut."""
+    """The file, for one process. ``durable`` False: it need not survive a power cut. ``patience``: see ``base``."""
 
-    def __init__(self, file: str, *, durable: bool) -> None:
+    def __init__(self, file: str, *, durable: bool, patience: float | None = None) -> None:
         self.file = file
+        self._patience = patience
         self.wal = f"{file}-wal"
         self._log_path = Path(self.wal)
         #: How many times the file was opened; the -wal file is the same one in between.
@@ -162,11 +163,26 @@ class File:
     def _turn(self) -> Iterator[None]:
         turn = os.open(self.wal, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(turn, fcntl.LOCK_EX)
+            self._queue_up(turn)
             self._check_place(os.fstat(turn))
             yield
         finally:
             os.close(turn)
+
+    def _queue_up(self, turn: int) -> None:
+        if self._patience is None:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            return
+        # The kernel's queue has no deadline: whoever has one stands beside it and asks.
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until or self._closed.wait(_SHORTEST_WAIT):
+                    raise BrokerBusy(f"{self.file}: another process has kept it for {self._patience:g} s") from None
+            else:
+                return
 
     def _check_place(self, found: os.stat_result) -> None:
         # It cannot change under an open session, unless someone moves or removes the files.
@@ -201,6 +217,8 @@ class File:
             failures += 1
             if wait.notable or time.monotonic() - since > _PATIENCE:
                 self._complain(wait.reason, cause)
+            if self._patience is not None and time.monotonic() - since > self._patience:
+                raise BrokerBusy(f"{self.file}: {wait.reason} for {self._patience:g} s ({cause})") from cause
             longest = min(wait.longest, _SHORTEST_WAIT * 2 ** min(failures, 20))
             if self._closed.wait(longest * random.uniform(0.5, 1.0)):
                 raise BrokerError(f"the connection to {self.file} was closed while {wait.reason}") from cause

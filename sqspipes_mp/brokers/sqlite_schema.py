@@ -60,10 +60,10 @@ LOOK_STANDARD = "SELECT min(visible_at) FROM messages WHERE queue = ?"
 LOOK_FIFO = "SELECT min(ready_at) FROM groups WHERE queue = ?"
 
 # Receiving.
-DUE = """SELECT seq, receives, charges, sent_at, first_sent_at, body FROM messages
+DUE = """SELECT seq, receives, charges, sent_at, first_sent_at, failure, body FROM messages
     WHERE queue = ? AND visible_at <= ? ORDER BY visible_at, receives, seq LIMIT ?"""
 READY = "SELECT id, name FROM groups WHERE queue = ? AND ready_at <= ? ORDER BY ready_at, head LIMIT ?"
-IN_TURN = """SELECT seq, receives, charges, sent_at, first_sent_at, body, visible_at FROM messages
+IN_TURN = """SELECT seq, receives, charges, sent_at, first_sent_at, failure, body, visible_at FROM messages
     WHERE grp = ? ORDER BY seq LIMIT ?"""
 TAKE = "UPDATE messages SET visible_at = ?, receives = ? WHERE seq = ?"
 

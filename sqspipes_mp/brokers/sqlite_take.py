@@ -39,9 +39,9 @@ def _take_groups(session: Session, queue: Queue, room: int, now: int, until: int
         if len(taken) >= full:
             break
         rows = session.db.execute(sql.IN_TURN, (group, full - len(taken))).fetchall()
-        due = next((i for i, row in enumerate(rows) if row[6] > now), len(rows))
+        due = next((i for i, row in enumerate(rows) if row[-1] > now), len(rows))
         before = len(taken)
-        _deliver(session, queue, [row[:6] for row in rows[:due]], name, now, until, taken)
+        _deliver(session, queue, [row[:-1] for row in rows[:due]], name, now, until, taken)
         if len(taken) - before == due > 0:
             session.db.execute(sql.BLOCK, (until, group))
         else:
@@ -61,7 +61,7 @@ def _deliver(
     updates = []
     # Times are handed out on the wall clock; the file keeps them on its own.
     epoch = time.time() - now / 1000
-    for seq, receives, charges, sent_at, first_sent_at, body in rows:
+    for seq, receives, charges, sent_at, first_sent_at, failure, body in rows:
         sent = first_sent_at or sent_at
         if receives >= MAX_RECEIVES and queue.dead in session.queues:
             burial = Burial(body=body, group=group or str(seq), charges=charges, sent_at=sent, source=queue.name)
@@ -70,7 +70,7 @@ def _deliver(
         delivery = receives + 1
         updates.append((until, delivery, seq))
         handle = Handle(queue.name, f"{seq}-{delivery}", f"{session.token}-{seq}")
-        taken.append(Received(handle, body, delivery, charges, group, sent / 1000 + epoch))
+        taken.append(Received(handle, body, delivery, charges, group, sent / 1000 + epoch, failure))
     session.db.executemany(sql.TAKE, updates)
 
 

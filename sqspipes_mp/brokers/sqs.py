@@ -108,14 +108,14 @@ class SQS:
         self._throwaway(session, self.region or "us-east-1")
         _warm["data_loader"] = session.get_component("data_loader")
 
-    def open(self) -> SqsConnection:
+    def open(self, *, patience: float | None = None) -> SqsConnection:
         """Make the two clients of this process. Raises ``ConfigError`` without region or credentials."""
         make, region = self._from_chain() if self.session is None else self._from_user(self.session)
-        hot = _or_config_error(lambda: make(_config(READ_TIMEOUT)))
+        hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
         poll = _or_config_error(lambda: make(_config(POLL_READ_TIMEOUT)))
         endpoint = str(hot.meta.endpoint_url)
         clients = Clients(hot=hot, poll=poll, region=region, endpoint=endpoint, loopback=is_loopback(endpoint))
-        calls = Calls(clients)
+        calls = Calls(clients, patience)
         making = Making(self.retention, self.kms_key, self.tags or {})
         connection = SqsConnection(calls, Queues(calls, making))
         connection.settle = self._settle
@@ -192,16 +192,16 @@ def _new_session() -> botocore.session.Session:
     return session
 
 
-def _config(read_timeout: int) -> botocore.config.Config:
+def _config(read_timeout: float, patience: float | None = None) -> botocore.config.Config:
     import botocore.config  # noqa: PLC0415
 
     return botocore.config.Config(
         # A pinned user agent and no second validation save 15 % of a call; botocore rebuilds its own twice per call.
         user_agent=f"sqspipes-mp botocore/{botocore.__version__}",
         parameter_validation=False,
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=read_timeout,
-        retries={"mode": "standard", "total_max_attempts": 2},
+        connect_timeout=CONNECT_TIMEOUT if patience is None else patience,
+        read_timeout=read_timeout if patience is None else patience,
+        retries={"mode": "standard", "total_max_attempts": 2 if patience is None else 1},
         max_pool_connections=10,
         tcp_keepalive=True,
     )

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqspipes_mp.brokers.sqs_errors import Fault, backoff, classify, explain, gives_up
-from sqspipes_mp.errors import BrokerError
+from sqspipes_mp.errors import BrokerBusy, BrokerError
 
 logger = logging.getLogger("sqspipes_mp.brokers.sqs")
 
 #: Seconds between two warnings about calls that are being tried again.
 WARN_EVERY = 60.0
+#: Failures of entries in a row that an impatient connection bears.
+_IMPATIENT_FAILURES = 3
 #: Waits this long and shorter use the client with the short read timeout.
 SHORT_WAIT = 1
 
@@ -49,8 +51,9 @@ class Clients:
 class Calls:
     """Makes calls, safe from several threads: retries, backs off, warns, and gives up where that is right."""
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, patience: float | None = None) -> None:
         self.clients = clients
+        self._patience = patience
         self.interrupted = threading.Event()
         self.closed = threading.Event()
         self._warned_at: float | None = None
@@ -67,7 +70,7 @@ class Calls:
         self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False
     ) -> dict[str, Any] | Fault:
         """Make a call until it succeeds; return the fault that cannot be cured by trying again."""
-        failures = 0
+        failures, since = 0, time.monotonic()
         while True:
             self._check_open()
             result = self._once(self.clients.hot, operation, params)
@@ -76,6 +79,7 @@ class Calls:
             failures += 1
             if gives_up(result.kind, failures, boot=boot):
                 return result
+            self._check_patience(result, operation, queue, since)
             self.pause(self.retrying(result, operation, queue, failures))
 
     def receive(self, queue: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -93,6 +97,15 @@ class Calls:
                 raise self.error(result, "ReceiveMessage", queue)
             self.interrupted.wait(self.retrying(result, "ReceiveMessage", queue, failures))
         return []
+
+    def _check_patience(self, fault: Fault, operation: str, queue: str, since: float) -> None:
+        if self._patience is not None and time.monotonic() - since >= self._patience:
+            raise BrokerBusy(f"{operation} on queue {queue}: no answer for {self._patience:g} s ({fault})")
+
+    def check_failures(self, fault: Fault, operation: str, queue: str, failures: int) -> None:
+        """Give up on entries that keep failing, where this connection has its patience. Raises ``BrokerBusy``."""
+        if self._patience is not None and failures >= _IMPATIENT_FAILURES:
+            raise BrokerBusy(f"{operation} on queue {queue}: failed {failures} times ({fault})")
 
     def retrying(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
         """Warn that a call is going to be tried again, at most once a minute; return the seconds to wait first."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, QueueSpec, Received
+from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, Completion, DeadLetter, Depth, Handle, QueueSpec, Received
 from sqspipes_mp.brokers.sqs_attributes import MAX_WAIT
 from sqspipes_mp.brokers.sqs_batches import (
     MAX_ENTRIES,
@@ -142,6 +142,7 @@ class SqsConnection:
             "WaitTimeSeconds": wait,
             "VisibilityTimeout": max(1, visibility(hidden)),
             "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
+            "MessageAttributeNames": [FAILURE_ATTRIBUTE],
         }
         if is_fifo(queue):
             # All tries of one receive say the same id: a reply that was lost is then repeated, not hidden.
@@ -241,6 +242,7 @@ class SqsConnection:
         if not transient:
             return 0
         self._calls.pause(self._calls.retrying(transient[0], operation, queue, failures + 1))
+        self._calls.check_failures(transient[0], operation, queue, failures + 1)
         return failures + 1
 
 
@@ -253,6 +255,7 @@ def _received(queue: str, message: Mapping[str, Any]) -> Received:
         charges=0,
         group=attributes.get("MessageGroupId"),
         sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,
+        failure=message.get("MessageAttributes", {}).get(FAILURE_ATTRIBUTE, {}).get("StringValue"),
     )
 
 

@@ -7,20 +7,24 @@ boots first and checks the queues, so that a wrong region or a missing right is 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import select
 import time
+from contextlib import closing
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.backoff import backoff
 from sqspipes_mp.brokers.base import Completion, Connection
 from sqspipes_mp.control import EXIT_BOOT, EXIT_FAULT, Channel, Kind
+from sqspipes_mp.errors import BrokerBusy
 from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.killed import killed_letter
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.lifeline import begin, orphaned
+from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.region import Cause, Lease, Region, id_digest
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import (
@@ -47,9 +51,10 @@ def keeper_main(orders: Assignment, *, boots: bool) -> None:
     try:
         if plan.settings.setup is not None:
             plan.settings.setup()
-        connection = orders.broker.open()
         if boots:
-            connection.ensure(plan.pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
+            with closing(orders.broker.open()) as connection:
+                connection.ensure(plan.pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
+        connection = orders.broker.open(patience=plan.keeper_patience)
     except BaseException as error:
         # A wrong region, a missing queue or right, a failing setup: the engine ends with this very error.
         report = pack_exception(error, stage="keeper", pid=os.getpid(), message_id=None)
@@ -85,16 +90,31 @@ class Keeper:
         again = time.monotonic()
         while True:
             self._listen(max(0.0, min(again - time.monotonic(), self._rest)))
-            self._board.set_header(KEEPER_BEAT, time.monotonic_ns())
-            again = self._extend_due(time.monotonic())
-            self._judge_dead()
-            if self._quit:
-                return
-            if self._watch is not None:
-                again = min(again, time.monotonic() + self._watch.pause())
-                if self._watch.drained(time.monotonic()):
-                    self._watch = None
-                    self._channel.send(Kind.DRAINED)
+            self._beat()
+            try:
+                again = self._extend_due(time.monotonic())
+                self._judge_dead()
+                if self._quit:
+                    return
+                again = min(again, self._look_for_the_end())
+            except BrokerBusy as busy:
+                # What is due stays due, and what is to be judged unjudged: the next turn tries again.
+                log.info("%s", busy)
+                again = time.monotonic() + self._rest / 2
+
+    def _look_for_the_end(self) -> float:
+        if self._watch is None:
+            return math.inf
+        self._beat()
+        if self._watch.drained(time.monotonic()):
+            self._watch = None
+            self._channel.send(Kind.DRAINED)
+            return math.inf
+        return time.monotonic() + self._watch.pause()
+
+    def _beat(self) -> None:
+        """Say that this process moves, before each call that may take a while."""
+        self._board.set_header(KEEPER_BEAT, time.monotonic_ns())
 
     def _listen(self, timeout: float) -> None:
         poll = select.poll()
@@ -118,7 +138,7 @@ class Keeper:
             region = self._board.region(index)
             if not region.live:
                 continue
-            stage = self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
+            stage = self._stage(region)
             extensions, look = due(
                 region.leases(self._queues),
                 now,
@@ -138,6 +158,7 @@ class Keeper:
         current = [(region, lease) for region, lease in leases if self._unchanged(region, lease)]
         if not current:
             return
+        self._beat()
         now = time.monotonic()
         stale = set(self._connection.extend([lease.handle for _, lease in current], seconds))
         for region, lease in current:
@@ -151,6 +172,9 @@ class Keeper:
     def _unchanged(self, region: Region, lease: Lease) -> bool:
         fresh = region.read(lease.index, self._queues)
         return fresh is not None and fresh.generation == lease.generation and fresh.state == lease.state
+
+    def _stage(self, region: Region) -> Stage:
+        return self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
 
     def _count(self, field: int, amount: int) -> None:
         self._board.set_header(field, self._board.header(field) + amount)
@@ -166,20 +190,25 @@ class Keeper:
 
     def _judge(self, region: Region) -> None:
         cause, exitcode, pid, late = region.death
-        stage = self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
+        stage = self._stage(region)
         verdict = judge(region.leases(self._queues), cause, late)
         # On FIFO the running one comes first: its group stays closed until it is visible again.
         for lease in verdict.charge:
+            self._beat()
             self._charge(region, lease, cause, exitcode, pid)
+            # Judged: should this keeper die before the rest is, the next one must not charge it again.
+            region.lose(lease)
         if verdict.delete:
+            self._beat()
             self._connection.complete([Completion(lease.handle) for lease in verdict.delete])
         if verdict.release:
+            self._beat()
             self._connection.extend([lease.handle for lease in verdict.release], 0.0)
             self._board.add_stage(stage.index, KEEPER_RELEASED, len(verdict.release))
             log.info("%s: %d messages of dead worker %d are back in their queue", stage.name, len(verdict.release), pid)
 
     def _charge(self, region: Region, lease: Lease, cause: Cause, exitcode: int, pid: int) -> None:
-        stage = self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
+        stage = self._stage(region)
         attempt = lease.charges + 1
         body = region.body(lease, self._plan.calls)
         # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.

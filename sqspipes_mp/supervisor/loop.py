@@ -83,6 +83,8 @@ class Supervisor:
             lines.connect(self._wakeup.reader, self._on_wakeup)
             if self._caller is not None:
                 lines.connect(self._caller, self._on_caller)
+                # From now on signals are heard.
+                lines.tell(self._caller, Kind.HELLO)
                 crew.own_fds.append(self._caller.fileno())
             crew.own_fds += [*self._wakeup.fds(), *lines.fds()]
             try:
@@ -271,7 +273,7 @@ class Supervisor:
 
     def _maybe_ended(self) -> None:
         """End a run whose every worker was a source that ended: nothing is left to do here."""
-        if all(place.finished for place in self._crew.places):
+        if self._plan.until is None and all(place.finished for place in self._crew.places):
             self._drain("ended")
 
     # -- stopping -----------------------------------------------------------------------------------------------
@@ -294,6 +296,9 @@ class Supervisor:
         log.info("draining (%s): running messages have %g s", reason, grace)
         self._reason = reason
         self._shutdown = Shutdown(time.monotonic(), grace)
+        if self._caller is not None and reason not in {"drained", "ended"}:
+            # What it was not given yet goes back to its queue now.
+            self._lines.tell(self._caller, Kind.STOPPED)
         for place in self._crew.places:
             place.restart_at = None
             if place.child is None:

@@ -19,13 +19,24 @@ class Outcome:
     error: SqsPipesError | None = None
     signal: int | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the caller gets ``exception()`` instead of the summary."""
+        return self.report is not None or self.error is not None or self.signal == signal.SIGINT
+
+    def exception(self) -> BaseException:
+        """Return what to raise: what ended the run, KeyboardInterrupt for SIGINT.
+
+        For the public method to raise itself: each function it passes through is one more frame that the user reads
+        before those of the task.
+        """
+        if self.report is not None:
+            return rebuild(self.report)
+        return self.error or KeyboardInterrupt()
+
 
 def conclude(outcome: Outcome) -> Summary:
-    """Return the summary, or raise what ended the run. Raises KeyboardInterrupt for SIGINT."""
-    if outcome.report is not None:
-        raise rebuild(outcome.report)
-    if outcome.error is not None:
-        raise outcome.error
-    if outcome.signal == signal.SIGINT:
-        raise KeyboardInterrupt
+    """Return the summary, or raise what ended the run."""
+    if outcome.failed:
+        raise outcome.exception()
     return outcome.summary

@@ -21,8 +21,6 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 _LAST_WORDS = 0.05
 #: How long a child may take to exit after it said BYE (threads of the user's that do not end), seconds.
 _BYE_GRACE = 2.0
-#: A keeper that has not moved for so long is replaced: seconds, or a quarter of the visibility timeout if longer.
-_KEEPER_STALL = 10.0
 
 
 class Watchdog:
@@ -32,7 +30,8 @@ class Watchdog:
         self._crew = crew
         self._lines = board
         self._memory = MemoryWatch(crew.plan)
-        self._patience = max(_KEEPER_STALL, crew.plan.settings.visibility / 4)
+        # Leases must not end before it is replaced: a fresh one is due when half of it is left.
+        self._patience = 2 * crew.plan.keeper_patience
 
     def deadline(self, now: float) -> float:
         """Return when to look again at the latest (monotonic s)."""

@@ -25,6 +25,7 @@ class Results:
         self._left: dict[int, int] = {}
         self._owner: dict[int, int] = {}
         self._next = 0
+        self._moving = False
         self._changed = threading.Condition()
 
     def pack(self, value: Any) -> bytes:
@@ -63,17 +64,29 @@ class Results:
             finished = self._waiting.pop(key) if not self._left[key] else None
             if finished is not None:
                 del self._left[key]
+            self._moving = finished is not None
             self._changed.notify_all()
         if finished is not None:
             self._outbox.put(finished)
+            with self._changed:
+                self._moving = False
+                self._changed.notify_all()
 
     def wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
+    def wait_taken(self) -> None:
+        """Wait until the caller is done with all values, or the run ends."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not (self._owner or self._moving) or self._station.full_stop.is_set(),
+            )
+
     def take_unacknowledged(self) -> list[Done]:
         """Return what the caller did not acknowledge; it goes back to its queue."""
         with self._changed:
+            self._changed.wait_for(lambda: not self._moving)
             left = list(self._waiting.values())
             self._waiting.clear()
             self._owner.clear()

@@ -132,7 +132,8 @@ class Runner:
             hop = delivery.message.parent
             kept = [product for product in products if product.value is not DROPPED]
             blobs = [(f"{hop}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
-        dropped = sum(product.value is DROPPED or product.value is None for product in products)
+        sends = bool(station.stage.outputs)
+        dropped = sum(item.value is DROPPED or (sends and item.output is None) for item in products)
         if dropped:
             station.board.add(station.slot, DROPPED_COUNT, dropped)
         station.region.set_state(delivery.lease, LeaseState.DONE)
@@ -201,6 +202,8 @@ class Runner:
     def _give_back(self) -> None:
         """Return what was not begun, once no worker of this engine would take it again."""
         station = self._station
+        if self._results is not None:
+            self._results.wait_taken()
         unacknowledged = self._results.take_unacknowledged() if self._results is not None else []
         if not station.full_stop.is_set():
             return

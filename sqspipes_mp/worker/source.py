@@ -13,7 +13,7 @@ from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import source_parent
 from sqspipes_mp.report import pack_exception
-from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED
+from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.worker.caller import Caller
 from sqspipes_mp.worker.failures import text_of
@@ -50,6 +50,9 @@ class Source:
         #: Calls accepted downstream before this worker began; calls are numbered from there.
         self._number = station.board.get(station.slot, ACCEPTED)
         self._slot = f"{station.stage.name}/{station.orders.seat.index}" if station.orders.seat else station.stage.name
+        if not caller.task.is_generator:
+            # A generator's replacement goes through the same values again; a function's calls are all new ones.
+            self._slot += f"/{station.board.get(station.slot, INCARNATION)}"
 
     def run(self) -> None:
         """Call until told to stop or the generator ends."""
@@ -64,6 +67,7 @@ class Source:
         station.say(Kind.STOPPED)
         self._run_callbacks()
         if self._results is not None:
+            self._results.wait_taken()
             self._results.take_unacknowledged()
 
     def _repeat(self) -> None:
@@ -109,6 +113,8 @@ class Source:
                 value = self._caller.next_of(values)
                 product = self._make(value)
             except StopIteration:
+                if self._results is not None:
+                    self._results.wait_taken()
                 self._outbox.put(Done(Completion(None), ended=True))
                 self._outbox.hurry()
                 station.say(Kind.ENDED)
@@ -128,7 +134,7 @@ class Source:
 
     def _send(self, product: Product) -> None:
         station = self._station
-        if product.output is None:
+        if product.value is DROPPED or (station.stage.outputs and product.output is None):
             station.board.add(station.slot, DROPPED_COUNT, 1)
         callbacks = () if product.callback is None else (product.callback,)
         outputs = () if product.output is None else (product.output,)

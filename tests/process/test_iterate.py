@@ -128,10 +128,10 @@ def test_close_waits_for_the_running_call(db: Path, log: Log, gate: Gate) -> Non
     engine = one_stage(db, 1, log, gate, method=gated)
     results = engine.run(iterate=True, only="work")
     log.wait_for(1)
-    closer = threading.Thread(target=results.close)
-    closer.start()
-    gate.open()
-    closer.join()
+    opener = threading.Thread(target=gate.open)
+    opener.start()
+    results.close()
+    opener.join()
     assert log.lines() == ["begin", "end"]
     assert waiting(engine, "work") == (1, 0, 0)
 
@@ -359,6 +359,44 @@ def test_a_signal_ends_the_loop_cleanly(
     assert log.lines()[-1] == last
     # The loop was waiting for the sixth result, so the fifth is done.
     assert waiting(engine, "work") == (0, 0, 0)
+
+
+CLOSED_IN_A_THREAD = """
+import sys, threading
+from tests.process.test_iterate import *
+db, log = sys.argv[1:]
+engine = engine_at(db, [source, Task(same, name="work")])
+results = engine.run(iterate=True, only="work")
+thread = threading.Thread(target=results.close)
+thread.start()
+thread.join()
+Log(log).note("closed")
+signal.pause()
+"""
+
+
+def test_an_iterator_closed_in_another_thread_leaves_sigterm_deadly(tmp_path: Path, db: Path, log: Log) -> None:
+    one_stage(db, 1, method=same)
+    with program(tmp_path, CLOSED_IN_A_THREAD, db, log.path) as process:
+        log.wait_for(1)
+        process.terminate()
+        assert ended(process)[0] == -signal.SIGTERM
+
+
+def test_iterators_closed_in_any_order_put_the_signal_handler_back(db: Path, tmp_path: Path) -> None:
+    engines = [one_stage(tmp_path / f"{n}.db", 1, method=same) for n in range(3)]
+    before = signal.getsignal(signal.SIGTERM)
+    iterators = [engine.run(iterate=True, only="work") for engine in engines]
+    for place in (1, 0, 2):
+        iterators[place].close()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_one_sigterm_stops_every_open_iterator(db: Path, tmp_path: Path) -> None:
+    engines = [one_stage(tmp_path / f"{n}.db", 1, method=same) for n in range(2)]
+    iterators = [engine.run(iterate=True, only="work") for engine in engines]
+    signal.raise_signal(signal.SIGTERM)
+    assert [list(iterator) for iterator in iterators] == [[], []]
 
 
 KILLED = """

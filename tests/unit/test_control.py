@@ -181,6 +181,64 @@ def test_sending_to_nobody_is_parent_gone(ends):
         child.send(Kind.READY)
 
 
+@pytest.fixture
+def cut_off():
+    """A channel whose descriptor the user's function has closed, and its parent's end."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(theirs)
+    os.close(channel.fileno())
+    yield channel, ours
+    # Python still believes it to be open.
+    theirs.detach()
+    ours.close()
+
+
+def test_sending_on_a_descriptor_closed_by_others_is_parent_gone(cut_off):
+    channel, _ = cut_off
+    with pytest.raises(ParentGone):
+        channel.send(Kind.READY)
+
+
+def test_receiving_on_a_descriptor_closed_by_others_is_the_end(cut_off):
+    channel, _ = cut_off
+    assert channel.recv() is None and channel.recv() is None
+
+
+def test_a_closed_channel_has_nobody_at_the_other_end(ends):
+    parent, child = ends
+    parent.queue(Kind.DRAIN)
+    parent.flush()
+    child.close()
+    assert child.recv() is None and not child.waiting
+    with pytest.raises(ParentGone):
+        child.send(Kind.READY)
+
+
+def test_frames_read_along_are_waiting_where_the_descriptor_says_nothing(ends):
+    parent, child = ends
+    assert not child.waiting
+    for kind in (Kind.DRAIN, Kind.RELEASE, Kind.QUIT):
+        parent.queue(kind)
+    assert parent.flush() and not child.waiting
+    assert child.recv().kind is Kind.DRAIN and child.waiting
+    with selectors.DefaultSelector() as selector:
+        selector.register(child, selectors.EVENT_READ)
+        assert selector.select(0) == []
+    assert child.recv().kind is Kind.RELEASE and child.waiting
+    assert child.recv().kind is Kind.QUIT and not child.waiting
+
+
+def test_half_a_frame_is_not_waiting():
+    ours, theirs = socket.socketpair()
+    child = Channel(theirs)
+    ours.sendall(packed([FRAMES[2], FRAMES[2]])[:-1])
+    assert child.recv() == FRAMES[2] and not child.waiting
+    ours.sendall(packed([FRAMES[2]])[-1:])
+    assert child.recv() == FRAMES[2]
+    child.close()
+    ours.close()
+
+
 def test_parent_gone_does_not_kill_where_sigpipe_is_default():
     script = """
 import signal, socket

@@ -258,7 +258,8 @@ def test_dead_letter_keeps_what_is_shown(connection: SQLiteConnection, path: Pat
     kept = look(path, "SELECT origin, source, failure, charges FROM messages")
     assert kept == [("hop", "in", '{"error": 1}', 1)]
     (dead,) = take(connection, "dead")
-    assert (dead.body, dead.charges) == ("body", 1)
+    assert (dead.body, dead.charges, dead.failure) == ("body", 1, '{"error": 1}')
+    assert message.failure is None
     assert abs(dead.sent_at - message.sent_at) < 0.1
 
 

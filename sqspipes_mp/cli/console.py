@@ -1,0 +1,93 @@
+"""What the command line shows on stderr: the log, its first line, the reason of its end (its process)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from logging.handlers import MemoryHandler
+
+NAME = "sqspipes-mp"
+
+_COLORS = {"WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
+#: More than any logger says before the first line.
+_HELD = 10_000
+_NOISY = ("boto3", "botocore", "urllib3")
+
+
+class Console:
+    """The program's own logging: text or JSON lines on stderr; children that are forked inherit it."""
+
+    def __init__(self) -> None:
+        self._handler = logging.StreamHandler(sys.stderr)
+        self._json = False
+        self.configure(logging.WARNING, "text")
+
+    def configure(self, level: int, form: str) -> None:
+        """Log from ``level`` up, in the form "text" or "json"; earlier handlers go."""
+        self._json = form == "json"
+        colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        self._handler.setFormatter(JsonLines() if self._json else TextLines(colored=colored))
+        logging.basicConfig(level=level, handlers=[self._handler], force=True)
+        for name in _NOISY:
+            logging.getLogger(name).setLevel(max(level, logging.INFO))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the log back within the block, so that what is said here comes first."""
+        root = logging.getLogger()
+        buffer = MemoryHandler(_HELD, flushLevel=logging.CRITICAL + 1, target=self._handler)
+        root.handlers[:] = [buffer]
+        try:
+            yield
+        finally:
+            root.handlers[:] = [self._handler]
+            buffer.close()
+
+    def say(self, message: str, level: int = logging.INFO, error: BaseException | None = None) -> None:
+        """Show a line of the log whatever its level."""
+        info = None if error is None else (type(error), error, error.__traceback__)
+        self._handler.handle(logging.LogRecord("sqspipes_mp.cli", level, __file__, 0, message, None, info))
+
+    def fail(self, message: str, error: BaseException | None = None) -> None:
+        """Show why the command ends: the traceback, if there is one, then what to do about it."""
+        if self._json:
+            self.say(message, logging.ERROR, error)
+            return
+        text = "" if error is None else "".join(traceback.format_exception(error))
+        sys.stderr.write(f"{text}{NAME}: error: {message}\n")
+        sys.stderr.flush()
+
+
+class TextLines(logging.Formatter):
+    """Time, level, message."""
+
+    def __init__(self, *, colored: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._colored = colored
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        text = super().formatMessage(record)
+        color = _COLORS.get(record.levelname) if self._colored else None
+        return text.replace(record.levelname, f"{color}{record.levelname}\033[0m", 1) if color else text
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line: time (UTC), level, logger, message, pid, and exc where there is an exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+        }
+        if record.exc_info:
+            fields["exc"] = self.formatException(record.exc_info)
+        return json.dumps(fields)

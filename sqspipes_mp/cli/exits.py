@@ -1,0 +1,82 @@
+"""How a command ends: exit codes, and which one an exception means. Pure (the command line's process)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sqspipes_mp.errors import BootError, BrokerError, ConfigError, RestartLimit
+
+#: The note that worker/main.py gives to an exception of its boot.
+AT_BOOT = "before it was ready"
+#: What keeper/main.py notes, with no message: nearly always of its boot, where setup runs and queues are checked.
+_OF_THE_KEEPER = re.compile(r"in stage 'keeper', worker \d+")
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    BOOT = 3
+    RESTARTS = 4
+
+
+class Refused(Exception):
+    """A command ends here, for a reason the user can act on; ``__cause__``: the user's own exception, if any."""
+
+    def __init__(self, message: str, code: Exit = Exit.USAGE) -> None:
+        self.message = message
+        self.code = code
+        super().__init__(message)
+
+
+class Stopped(SystemExit):
+    """SIGTERM came while nothing was running that could drain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """``message``: what to tell, "" for nothing; ``traceback``: of whom, None where the message says it all."""
+
+    code: Exit
+    message: str = ""
+    traceback: BaseException | None = None
+
+
+def judge(error: BaseException) -> Ending | None:
+    """Return how a command ends that raised ``error``; None: it is no business of ours (argparse's exit)."""
+    if isinstance(error, Refused):
+        return Ending(error.code, error.message, error.__cause__)
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    if any(note.startswith("in stage ") for note in notes):
+        booting = AT_BOOT in notes or any(map(_OF_THE_KEEPER.fullmatch, notes))
+        return _of_a_child(error, booting=booting)
+    if isinstance(error, (KeyboardInterrupt, Stopped)):
+        return Ending(Exit.DONE)
+    if isinstance(error, SystemExit):
+        return None
+    if isinstance(error, RestartLimit):
+        return Ending(Exit.RESTARTS, str(error))
+    if isinstance(error, ConfigError):
+        return Ending(Exit.USAGE, "\n".join([str(error), *notes]))
+    if isinstance(error, (BootError, BrokerError)):
+        return Ending(Exit.BOOT, str(error))
+    return Ending(Exit.FAILED, "this is not a task's exception but the engine's; please report it", error)
+
+
+def _of_a_child(error: BaseException, *, booting: bool) -> Ending:
+    if booting and isinstance(error, (BrokerError, ConfigError)):
+        return Ending(Exit.BOOT, f"the queues could not be used: {error}")
+    if booting:
+        return Ending(Exit.BOOT, "a process could not start: see what runs in setup, in init and in __init__", error)
+    if isinstance(error, BrokerError):
+        return Ending(Exit.FAILED, f"the queues cannot be used any more: {error}")
+    return Ending(
+        Exit.FAILED,
+        "a task failed; its message is back in its queue, or dead-lettered after its last attempt. "
+        "Correct the task and run again, or go on despite failures: --on-error retry, --on-error reject",
+        error,
+    )

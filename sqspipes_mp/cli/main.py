@@ -1,0 +1,158 @@
+"""The command line ``sqspipes-mp``: what can be asked, and the exit code of what came of it (its own process)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from sqspipes_mp.cli.console import NAME, Console
+from sqspipes_mp.cli.demo import demo
+from sqspipes_mp.cli.exits import Exit, Stopped, judge
+from sqspipes_mp.cli.options import FORMATS, LEVELS, POLICIES, UNTIL
+from sqspipes_mp.cli.queues import delete, purge, status
+from sqspipes_mp.cli.run import run
+from sqspipes_mp.version import __version__
+
+Command = Callable[[Namespace, Console], Exit]
+
+_TARGET = "an Engine, or a function returning one: words:engine or ./words.py:engine for engine in words.py"
+_CODES = """\
+exit codes: 0 done, or stopped by a signal cleanly; 1 a task failed, or drained with dead letters;
+            2 usage or configuration; 3 a process could not start; 4 a stage's workers die too often
+"""
+_EXAMPLES = f"""\
+examples:
+  sqspipes-mp demo                                  see it work: no AWS, no files left behind
+  sqspipes-mp run words:engine                      run the engine of words.py until Ctrl-C
+  sqspipes-mp run words:engine --only reduce --workers 8
+  sqspipes-mp status words:engine                   what waits, runs and failed
+
+{_CODES}"""
+_RUN_EXAMPLES = f"""\
+examples:
+  sqspipes-mp run words:engine --until drained      end when all work is done
+  sqspipes-mp run words:engine --workers reduce=8 --workers count=auto
+  sqspipes-mp run words:engine --only reduce --broker sqs://us-west-2
+  SQSPIPES_BROKER=sqs://us-west-2 SQSPIPES_LOG_FORMAT=json sqspipes-mp run words:engine
+
+Each flag also reads its environment variable: SQSPIPES_ONLY, SQSPIPES_WORKERS (both with commas), SQSPIPES_BROKER,
+SQSPIPES_UNTIL, SQSPIPES_ON_ERROR, SQSPIPES_LOG_LEVEL, SQSPIPES_LOG_FORMAT. A flag is stronger than the code, the code
+than the environment. Ctrl-C and SIGTERM finish what runs and give the rest back to its queue; a second one kills.
+
+{_CODES}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. ``argv``: without the program's name; default: the process's."""
+    with _stopped_by(signal.SIGTERM):
+        console = Console()
+        try:
+            flags = _parser().parse_args(argv)
+            command: Command = flags.command
+            code = command(flags, console)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            if getattr(error, "__notes__", None):
+                return _end(error, console)
+            # Whoever read our output has gone; what the interpreter flushes at its end has to go somewhere, too.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.DONE
+        except BaseException as error:
+            return _end(error, console)
+        return code
+
+
+def _end(error: BaseException, console: Console) -> int:
+    ending = judge(error)
+    if ending is None:
+        raise error
+    if ending.message:
+        console.fail(ending.message, ending.traceback)
+    return ending.code
+
+
+@contextmanager
+def _stopped_by(number: signal.Signals) -> Iterator[None]:
+    """End the program within the block by an exception; while an engine runs, the signal is the engine's."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise Stopped
+
+    before = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=NAME,
+        description="Run pipelines of Python functions in worker processes, over SQS or one SQLite file.",
+        epilog=_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, text: str, epilog: str = _CODES) -> ArgumentParser:
+        made = commands.add_parser(
+            name, help=text, description=f"{text}.", epilog=epilog, formatter_class=RawDescriptionHelpFormatter
+        )
+        made.set_defaults(command=command)
+        return made
+
+    _add_run(add("run", run, "Run an engine, or some of its tasks", _RUN_EXAMPLES))
+    one = add("status", status, "Show what is in each queue of a pipeline")
+    one.add_argument("--json", action="store_true", help="as one JSON object")
+    _add_target(one)
+    for name, command, text in (
+        ("purge", purge, "Remove every message of exactly this pipeline's queues"),
+        ("delete", delete, "Delete exactly this pipeline's queues"),
+    ):
+        one = add(name, command, text)
+        one.add_argument("--yes", action="store_true", help="do not ask (for scripts)")
+        _add_target(one)
+    _add_demo(add("demo", demo, "Measure the standard library of this Python: a pipeline that ends by itself"))
+    return parser
+
+
+def _add_target(parser: ArgumentParser) -> None:
+    parser.add_argument("target", metavar="MODULE:ENGINE", help=_TARGET)
+    parser.add_argument("--broker", metavar="URL", help="sqs://REGION or sqlite:///FILE; default: what the code says")
+
+
+def _add_run(parser: ArgumentParser) -> None:
+    _add_target(parser)
+    parser.add_argument("--only", metavar="NAME", action="append", help="run only this task here (repeatable)")
+    parser.add_argument(
+        "--workers",
+        metavar="N|NAME=N",
+        action="append",
+        help='processes of a task, or "auto": one per CPU; NAME= where several tasks run (repeatable)',
+    )
+    parser.add_argument(
+        "--until", metavar="|".join(UNTIL), help="end when the source has ended and all queues are empty"
+    )
+    parser.add_argument(
+        "--on-error",
+        metavar="|".join(POLICIES),
+        help="what a task's exception does, for tasks without an on_error of their own: end the run, "
+        "try the message again later, or dead-letter it",
+    )
+    parser.add_argument("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)}; default: info")
+    parser.add_argument("--log-format", metavar="|".join(FORMATS), help="default: text")
+
+
+def _add_demo(parser: ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", nargs="?", help="a folder of Python files, or one file, instead")
+    parser.add_argument("--workers", metavar="N", default="auto", help="processes that measure; default: one per CPU")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON object")
+    parser.add_argument(
+        "--full-comparison", action="store_true", help="measure all files in one process, too, not only a sample"
+    )

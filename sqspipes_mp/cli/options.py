@@ -1,0 +1,111 @@
+"""The options of ``run``: flags over environment, checked. Pure (the command line's process)."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqspipes_mp.cli.exits import Refused
+from sqspipes_mp.pipeline import Pipeline
+
+POLICIES = ("raise", "retry", "reject")
+UNTIL = ("drained",)
+LEVELS = ("debug", "info", "warning", "error", "critical")
+FORMATS = ("text", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value and where it comes from: the name of the flag or variable."""
+
+    source: str
+    value: str
+
+    @property
+    def from_flag(self) -> bool:
+        return self.source.startswith("--")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What was asked for; None or empty: nothing. ``workers``: flags before the environment's, which yields to code."""
+
+    only: list[str] | None
+    workers: list[Given]
+    broker: str | None
+    until: str | None
+    on_error: Given | None
+    log_level: int
+    log_format: str
+
+
+def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
+    """Read flags and environment. Raises ``Refused`` naming the flag or the variable."""
+
+    def one(flag: str, allowed: Sequence[str], default: str | None = None) -> Given | None:
+        found = _from_flag(flags, flag) or _from_variable(environ, flag)
+        if found and found[0].value not in allowed:
+            raise Refused(f"{found[0].source} must be {_either(allowed)}, got {found[0].value!r}")
+        return found[0] if found else Given("default", default) if default else None
+
+    only = _from_flag(flags, "only") or _split(_from_variable(environ, "only"))
+    until, level, form = one("until", UNTIL), one("log-level", LEVELS, "info"), one("log-format", FORMATS, "text")
+    assert level is not None
+    assert form is not None
+    return RunOptions(
+        only=[given.value for given in only] or None,
+        workers=[*_from_flag(flags, "workers"), *_split(_from_variable(environ, "workers"))],
+        # SQSPIPES_BROKER is the engine's own to read: only it knows whether its constructor was given one.
+        broker=flags.broker,
+        until=until.value if until else None,
+        on_error=one("on-error", POLICIES),
+        log_level=logging.getLevelNamesMapping()[level.value.upper()],
+        log_format=form.value,
+    )
+
+
+def worker_counts(given: Sequence[Given], pipeline: Pipeline, only: Sequence[str] | None) -> dict[str, Any]:
+    """Return the workers of each task named; a bare number is for the one task that runs here.
+
+    The environment's yield to a ``Task(workers=)`` other than 1, and may name tasks that run elsewhere. Raises
+    ``Refused``, and ``ConfigError`` for a task that is not there.
+    """
+    stages = [pipeline.stage(name) for name in only] if only else list(pipeline.stages)
+    names = [stage.name for stage in stages]
+    counts: dict[str, Any] = {}
+    for one in given:
+        named, _, text = one.value.rpartition("=")
+        count: Any = int(text) if text.isdecimal() else text
+        if count != "auto" and (not isinstance(count, int) or count < 1):
+            raise Refused(f"{one.source} must be a number from 1, auto, or NAME=one of them, got {one.value!r}")
+        if not named and len(names) > 1:
+            raise Refused(
+                f"{one.source} must be NAME={text} where several tasks run ({', '.join(names)}), got {one.value!r}. "
+                f"Write {one.source}{' ' if one.from_flag else '='}{names[-1]}={text}, or run one of them with --only"
+            )
+        stage = pipeline.stage(named or names[0])
+        if one.from_flag or (stage.name in names and stage.task.workers == 1):
+            counts.setdefault(stage.name, count)
+    return counts
+
+
+def _from_flag(flags: Namespace, flag: str) -> list[Given]:
+    value = getattr(flags, flag.replace("-", "_"))
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    return [Given(f"--{flag}", each) for each in values]
+
+
+def _from_variable(environ: Mapping[str, str], flag: str) -> list[Given]:
+    name = f"SQSPIPES_{flag.replace('-', '_').upper()}"
+    return [Given(name, environ[name])] if environ.get(name) else []
+
+
+def _split(found: list[Given]) -> list[Given]:
+    return [Given(one.source, part.strip()) for one in found for part in one.value.split(",") if part.strip()]
+
+
+def _either(allowed: Sequence[str]) -> str:
+    return " or ".join([", ".join(allowed[:-1]), allowed[-1]] if len(allowed) > 1 else allowed)

@@ -1,0 +1,163 @@
+"""``sqspipes-mp status``, ``purge`` and ``delete``: a pipeline's queues (the command line's process)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqspipes_mp.admin import PipelineStats, QueueStats, StageStats
+from sqspipes_mp.brokers.base import Depth
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.cli.console import Console
+from sqspipes_mp.cli.exits import Exit, Refused
+from sqspipes_mp.cli.loading import load
+from sqspipes_mp.cli.table import table
+from sqspipes_mp.engine import Engine
+
+_COLUMNS = ("stage", "queue", "waiting", "in flight", "delayed", "dead")
+
+
+def status(flags: Namespace, _console: Console) -> Exit:
+    """Show what is in the queues."""
+    stats = _stats(_engine(flags))
+    if flags.json:
+        print(json.dumps(_plain(stats), indent=2))
+        return Exit.DONE
+    rows = [row for stage in stats.stages for row in _rows(stage)]
+    print(f"{stats.domain} on {stats.broker}\n\n{table(_COLUMNS, rows, left=2)}")
+    if any(queue.depth is None for stage in stats.stages for queue in _queues(stage)):
+        print("\n-: this queue does not exist yet; running the engine creates it")
+    return Exit.DONE
+
+
+def purge(flags: Namespace, _console: Console) -> Exit:
+    """Remove every message of the pipeline's queues, after asking."""
+    engine = _engine(flags)
+    names = _announce(engine, "purge", "Every message in these queues will be removed, dead letters included")
+    if not names:
+        return Exit.DONE
+    if not _agreed(flags, "Remove them all?"):
+        return Exit.FAILED
+    engine.purge()
+    print(f"Purged {len(names)} queues.")
+    return Exit.DONE
+
+
+def delete(flags: Namespace, _console: Console) -> Exit:
+    """Delete the pipeline's queues, after asking."""
+    engine = _engine(flags)
+    names = _announce(engine, "delete", "These queues will be deleted, with every message in them")
+    if not names:
+        return Exit.DONE
+    if not _agreed(flags, "Delete them all?"):
+        return Exit.FAILED
+    engine.delete()
+    print(f"Deleted {len(names)} queues.")
+    return Exit.DONE
+
+
+def _engine(flags: Namespace) -> Engine:
+    engine = load(flags.target)
+    if flags.broker is not None:
+        engine.use(flags.broker)
+    return engine
+
+
+def _stats(engine: Engine) -> PipelineStats:
+    broker = engine.broker
+    broker.check()
+    if isinstance(broker, SQLite) and broker.file is not None and not Path(broker.file).exists():
+        # Looking must not make the file: most likely the folder is the wrong one.
+        stages = tuple(
+            StageStats(
+                name=stage.name,
+                inputs=tuple(QueueStats(name=name, depth=None) for name in stage.inputs),
+                dead_letters=None if stage.dead is None else QueueStats(name=stage.dead, depth=None),
+            )
+            for stage in engine.pipeline.stages
+        )
+        return PipelineStats(domain=engine.domain, broker=broker.describe(), stages=stages)
+    return engine.stats()
+
+
+def _announce(engine: Engine, verb: str, what: str) -> list[str]:
+    """Print what will be touched; return the names of the queues that exist."""
+    stats, own = _stats(engine), engine.pipeline.queue_names()
+    found = {queue.name: queue.depth for stage in stats.stages for queue in _queues(stage) if queue.depth is not None}
+    names = [name for name in own if name in found]
+    place = f"{stats.domain} on {stats.broker}"
+    if not names:
+        print(f"{place} has no queues: nothing to {verb}.")
+        return []
+    rows = [(name, _total(found[name])) for name in names]
+    print(f"{what}; {place}:\n\n{table(('queue', 'messages'), rows)}\n", flush=True)
+    return names
+
+
+def _agreed(flags: Namespace, question: str) -> bool:
+    if flags.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise Refused("there is no terminal to ask on: nothing was done. Add --yes to do it without asking")
+    try:
+        agreed = input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    except (EOFError, KeyboardInterrupt):
+        print()
+        agreed = False
+    if not agreed:
+        print("Nothing was done.")
+    return agreed
+
+
+def _queues(stage: StageStats) -> Iterator[QueueStats]:
+    yield from stage.inputs
+    if stage.dead_letters is not None:
+        yield stage.dead_letters
+
+
+def _total(depth: Depth) -> int:
+    return depth.visible + depth.in_flight + depth.delayed
+
+
+def _rows(stage: StageStats) -> Iterator[tuple[object, ...]]:
+    if not stage.inputs:
+        yield stage.name, "(a source: no queue)", "", "", "", ""
+    dead = stage.dead_letters.depth if stage.dead_letters is not None else None
+    for place, queue in enumerate(stage.inputs):
+        depth = queue.depth
+        counts = ("-", "-", "-") if depth is None else (depth.visible, depth.in_flight, depth.delayed)
+        last = ("-" if dead is None else _total(dead)) if place == 0 else ""
+        yield stage.name if place == 0 else "", queue.name, *counts, last
+
+
+def _plain(stats: PipelineStats) -> dict[str, object]:
+    return {
+        "domain": stats.domain,
+        "broker": stats.broker,
+        "stages": [
+            {
+                "name": stage.name,
+                "waiting": stage.visible,
+                "in_flight": stage.in_flight,
+                "delayed": stage.delayed,
+                "dead": stage.dead,
+                "queues": [_plain_queue(queue) for queue in stage.inputs],
+                "dead_letter_queue": None if stage.dead_letters is None else _plain_queue(stage.dead_letters),
+            }
+            for stage in stats.stages
+        ],
+    }
+
+
+def _plain_queue(queue: QueueStats) -> dict[str, object]:
+    depth = queue.depth
+    return {
+        "name": queue.name,
+        "exists": depth is not None,
+        "waiting": None if depth is None else depth.visible,
+        "in_flight": None if depth is None else depth.in_flight,
+        "delayed": None if depth is None else depth.delayed,
+    }

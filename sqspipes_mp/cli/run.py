@@ -1,0 +1,39 @@
+"""``sqspipes-mp run``: the user's engine, from flags and environment to an exit code (the command line's process)."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+
+from sqspipes_mp.cli.console import Console
+from sqspipes_mp.cli.exits import Exit
+from sqspipes_mp.cli.loading import load
+from sqspipes_mp.cli.options import run_options, worker_counts
+from sqspipes_mp.plan import Settings, make_plan
+from sqspipes_mp.summary import Summary
+
+
+def run(flags: Namespace, console: Console) -> Exit:
+    """Run the engine until it ends. Raises what it raises."""
+    options = run_options(flags, os.environ)
+    console.configure(options.log_level, options.log_format)
+    engine = load(flags.target)
+    if options.broker is not None:
+        engine.use(options.broker)
+    if options.on_error is not None and (options.on_error.from_flag or not engine.on_error_given):
+        engine.use(on_error=options.on_error.value)
+    workers = worker_counts(options.workers, engine.pipeline, options.only)
+    plan = make_plan(engine.pipeline, Settings(), only=options.only, workers=workers, until=options.until)
+    with console.held():
+        engine.broker.check()
+        names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
+        console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
+    return _exit(engine.run(options.only, workers=workers, until=options.until), console, flags.target)
+
+
+def _exit(summary: Summary, console: Console, target: str) -> Exit:
+    if summary.reason != "drained" or not summary.dead:
+        return Exit.DONE
+    stages = ", ".join(f"{stage.name} {stage.dead}" for stage in summary.stages if stage.dead)
+    console.fail(f"drained, but with dead-lettered messages: {stages}. See sqspipes-mp status {target}")
+    return Exit.FAILED

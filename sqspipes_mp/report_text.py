@@ -1,0 +1,125 @@
+"""An exception in words, whatever its class does when asked (worker and keeper)."""
+
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from types import FrameType, TracebackType
+from typing import Any
+
+from sqspipes_mp.report_raw import get
+
+#: Characters of the formatted traceback; more is cut from its middle.
+MAX_TEXT = 65_536
+#: Characters of the message, of one note; notes.
+MAX_MESSAGE, MAX_NOTE, MAX_NOTES = 16_384, 4_096, 32
+#: Entries of a formatted traceback.
+_MAX_ENTRIES = 50
+_OWN_FRAMES = "sqspipes_mp."
+
+# BaseException throughout: code of the user runs here (__str__, __repr__, __getattr__), and may call sys.exit().
+
+
+def type_name(cls: type) -> str:
+    """Return the name to show: without its module where that is ``builtins``."""
+    module, name = cls.__module__, cls.__qualname__
+    return name if module == "builtins" else f"{module}.{name}"
+
+
+def message_of(exc: BaseException) -> str:
+    """Return ``str(exc)``, or what came instead."""
+    try:
+        return str(exc)
+    except BaseException as error:
+        return f"<str() raised {type(error).__name__}>"
+
+
+def notes_of(exc: BaseException) -> list[str]:
+    """Return the notes, cut to MAX_NOTES of MAX_NOTE characters; what is no string as its repr."""
+    notes = get(exc, "__dict__").get("__notes__", ())
+    entries = notes if isinstance(notes, (list, tuple)) else [notes]
+    return [cut(note if isinstance(note, str) else _repr(note), MAX_NOTE) for note in entries[:MAX_NOTES]]
+
+
+def traceback_text(exc: BaseException) -> str:
+    """Format as the interpreter does, causes and notes included, in at most about MAX_TEXT characters."""
+    tb, lost = _both_ends(without_own(get(exc, "__traceback__")))
+    start = (f"({lost} frames in the middle of the last traceback are not shown)\n",) if lost else ()
+    try:
+        lines = traceback.TracebackException(type(exc), exc, tb, limit=-_MAX_ENTRIES, compact=True).format()
+        return _join(chain(start, lines))
+    except BaseException:
+        # Odd attributes (a __getattr__ that raises, a SyntaxError without numbers) stop the standard formatter.
+        plain = (f'  File "{f.f_code.co_filename}", line {n}, in {f.f_code.co_name}\n' for f, n in walk(tb))
+        return _join((*start, *plain, f"{type_name(type(exc))}: {cut(message_of(exc), MAX_MESSAGE)}\n"))
+
+
+def without_own(tb: TracebackType | None) -> TracebackType | None:
+    """Skip the engine's own frames, as long as the traceback goes on into other code."""
+    inner = tb
+    while inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith(_OWN_FRAMES):
+        inner = inner.tb_next
+    return inner or tb
+
+
+def walk(tb: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    """Yield frames and lines, outermost first."""
+    while tb is not None:
+        yield tb.tb_frame, _line(tb)
+        tb = tb.tb_next
+
+
+def cut(text: str, limit: int) -> str:
+    """Shorten a text to ``limit`` characters, both ends kept."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2 - 40
+    return f"{text[:half]} ... (cut: {len(text)} characters in all) ... {text[-half:]}"
+
+
+def _both_ends(tb: TracebackType | None) -> tuple[TracebackType | None, int]:
+    """Shorten a traceback: who started a recursion matters as much as where it ended; formatting 1,000 is slow."""
+    entries = []
+    inner = tb
+    while inner is not None:
+        entries.append(inner)
+        inner = inner.tb_next
+    lost = len(entries) - _MAX_ENTRIES
+    if lost <= 0:
+        return tb, 0
+    half = _MAX_ENTRIES // 2
+    for entry in reversed(entries[:half] + entries[-half:]):
+        inner = TracebackType(inner, entry.tb_frame, entry.tb_lasti, _line(entry))
+    return inner, lost
+
+
+def _line(tb: TracebackType) -> int:
+    # None for instructions that belong to no line.
+    return tb.tb_lineno or tb.tb_frame.f_code.co_firstlineno
+
+
+def _join(chunks: Iterable[str]) -> str:
+    """Join up to MAX_TEXT characters, both ends kept, without ever holding more."""
+    head: list[str] = []
+    tail: deque[str] = deque()
+    room, held, lost = MAX_TEXT // 2, 0, 0
+    for whole in chunks:
+        chunk = cut(whole, MAX_TEXT // 4)
+        if not tail and len(chunk) <= room:
+            head.append(chunk)
+            room -= len(chunk)
+            continue
+        tail.append(chunk)
+        held += len(chunk)
+        while held > MAX_TEXT // 2 - 100:
+            held -= len(tail[0])
+            lost += len(tail.popleft())
+    gap = [f"\n... {lost} characters left out ...\n\n"] if lost else []
+    return "".join((*head, *gap, *tail))
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except BaseException as error:
+        return f"<repr() raised {type(error).__name__}>"

@@ -1,0 +1,106 @@
+"""Every code example of the README runs as it stands, and what it says of commands is true."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_README = (_ROOT / "README.rst").read_text()
+_BLOCKS = {
+    match.group("name"): textwrap.dedent(match.group("code"))
+    for match in re.finditer(
+        r"\.\. code:: python\n\n(?P<code>    (?:# (?P<name>\S+\.py)\n)?(?:(?:    .*)?\n)+)", _README + "\n"
+    )
+}
+_DEMO = "demo_pipeline.py"
+
+
+def _run(tmp_path, name, *args, env=None):
+    script = tmp_path / name
+    script.write_text(_BLOCKS[name])
+    environ = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
+    environ.pop("SQSPIPES_DOMAIN", None)
+    return subprocess.Popen(
+        [sys.executable, name, *args], cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _finish(process):
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_every_python_block_has_a_name_and_a_test_here():
+    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "test_words.py"}
+
+
+def _read_words(process, count):
+    lines = [process.stdout.readline() for _ in range(count)]
+    for line in lines:
+        word, vowels = line.split()
+        assert sum(letter in "aeiou" for letter in word) == int(vowels)
+    process.send_signal(signal.SIGINT)
+    return _finish(process)
+
+
+def test_the_first_example_prints_words_without_aws_until_it_is_stopped(tmp_path):
+    process = _run(tmp_path, "words.py")
+    _, _, err = _read_words(process, 20)
+    assert "KeyboardInterrupt" in err
+    assert {path.name for path in tmp_path.iterdir()} <= {"words.py", "words.db", "words.db-wal", "words.db-shm"}
+    assert (tmp_path / "words.db").exists()
+
+
+def test_the_first_example_runs_on_sqs_by_one_environment_variable(tmp_path, moto_url):
+    environ = {
+        "SQSPIPES_BROKER": f"sqs://us-east-1?endpoint_url={moto_url}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+    }
+    process = _run(tmp_path, "words.py", env=environ)
+    _read_words(process, 5)
+    assert {path.name for path in tmp_path.iterdir()} == {"words.py"}
+
+
+def test_the_second_example_is_the_demos_own_source_and_runs(tmp_path):
+    own = (_ROOT / "sqspipes_mp" / "cli" / _DEMO).read_text()
+    assert _BLOCKS[_DEMO].strip() == f"# {_DEMO}\n{own}".strip()
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "branchy.py").write_text("def branchy(x):\n    if x:\n        return 1\n    return 2\n")
+    status, out, err = _finish(_run(tmp_path, _DEMO, str(tree)))
+    assert (status, err) == (0, "")
+    assert out.split() == ["2", "branchy", f"{tree}/branchy.py:1"]
+
+
+def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
+    status, out, err = _finish(_run(tmp_path, "ends.py"))
+    assert (status, err) == (0, "")
+    assert out.split() == [str(sum(n * n for n in range(1000))), "drained", "1000"]
+
+
+def test_the_test_example_passes(tmp_path):
+    assert _finish(_run(tmp_path, "test_words.py"))[0] == 0
+
+
+@pytest.mark.parametrize("command", ["pip install '.[test]' && pytest"])
+def test_ci_calls_the_readmes_test_command_word_for_word(command):
+    assert f"    {command}\n" in _README
+    assert f"\n{command}\n" in (_ROOT / ".ci" / "run").read_text()
+
+
+def test_every_option_of_engine_and_task_is_in_the_tables():
+    import inspect
+
+    from sqspipes_mp import Engine, Task
+
+    hidden = {"self", "tasks", "method", "threads", "batch", "batch_wait", "input", "decode"}
+    for callee in (Engine, Task):
+        for name in inspect.signature(callee.__init__).parameters:
+            assert name in hidden or f"``{name}``" in _README, name
