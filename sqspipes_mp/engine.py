@@ -21,8 +21,7 @@ from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.pipeline import Pipeline, build, derive_domain
 from sqspipes_mp.plan import MAX_VISIBILITY, MIN_VISIBILITY, RunPlan, Settings, check_flag, make_plan, number
 from sqspipes_mp.rehearsal import rehearse
-from sqspipes_mp.summary import Summary
-from sqspipes_mp.supervisor.outcome import conclude
+from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.run import choose_context, supervise
 from sqspipes_mp.supervisor.signals import Wakeup
 from sqspipes_mp.task import check_on_error
@@ -30,7 +29,7 @@ from sqspipes_mp.task import check_on_error
 _METHODS = ("fork", "forkserver", "spawn")
 _PACKAGE = str(Path(__file__).parent) + os.sep
 #: The default as an object of its own (and so never interned), to tell it from a "raise" that was given.
-_RAISE = "".join(("ra", "ise"))
+_RAISE = str(b"raise", "ascii")
 
 
 class Engine:
@@ -185,19 +184,23 @@ class Engine:
         )
         broker = self.broker
         broker.check()
-        return self._iterate(plan, broker) if plan.sink is not None else self._run(plan, broker)
+        if plan.sink is not None:
+            return self._iterate(plan, broker)
+        outcome = self._run(plan, broker)
+        if outcome.failed:
+            raise outcome.exception()
+        return outcome.summary
 
-    def _run(self, plan: RunPlan, broker: Broker) -> Summary:
+    def _run(self, plan: RunPlan, broker: Broker) -> Outcome:
         from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
 
         wakeup = Wakeup()
         self._stoppers.append(wakeup.stop)
         try:
-            outcome = supervise(plan, broker, MAINS, choose_context(plan, broker), wakeup)
+            return supervise(plan, broker, MAINS, choose_context(plan, broker), wakeup)
         finally:
             self._stoppers.remove(wakeup.stop)
             wakeup.close()
-        return conclude(outcome)
 
     def _iterate(self, plan: RunPlan, broker: Broker) -> Iterator[Any]:
         from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)

@@ -26,7 +26,7 @@ from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.summary import Summary
 from sqspipes_mp.supervisor.child import start
 from sqspipes_mp.supervisor.crew import Mains
-from sqspipes_mp.supervisor.outcome import Outcome, conclude
+from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.run import supervisor_main
 
 log = logging.getLogger("sqspipes_mp.engine")
@@ -97,7 +97,9 @@ class Iteration(Iterator[Any]):
                 self._acknowledge(frame)
             if self._outcome is not None:
                 self._finish()
-                self.summary = _conclude(self._outcome)
+                if self._outcome.failed:
+                    raise _not_the_end(self._outcome.exception())
+                self.summary = self._outcome.summary
                 raise StopIteration
             self._listen(None)
 
@@ -236,12 +238,13 @@ class _Sigterm:
         return signal.SIG_DFL if old is None else old
 
 
-def _conclude(outcome: Outcome) -> Summary:
-    """Return the summary or raise, but never what would pass for the end of the loop."""
-    try:
-        return conclude(outcome)
-    except StopIteration as error:
-        raise RuntimeError("a task raised StopIteration") from error
+def _not_the_end(error: BaseException) -> BaseException:
+    """Return the error, within another where it would pass for the end of the loop."""
+    if not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError("a task raised StopIteration")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _close_at_exit(left_open: weakref.ref[Iteration]) -> None:

@@ -2,15 +2,14 @@
 
 ::
 
-    worker, keeper                                                          parent
-    ──────────────                                                          ──────
-    pack_exception ──▶ Report ──to_bytes──▶ (FAILED, FAULT) ──from_bytes──▶ Report ──▶ rebuild
-      report_text     words                                                              report_load
-      report_pack     the chain
-      report_pickle   one of it
-                            report_raw, report_bytes: both sides
+    worker, keeper                                    parent
+    ──────────────                                    ──────
+    pack_exception ──▶ Report ── to_bytes ─▶ socket ─▶ from_bytes ── Report ──▶ rebuild
+      report_text      the words                                                report_load
+      report_pack      the chain
+      report_pickle    one of its exceptions
 
-Trust: only bytes from the private socket of an own child.
+``report_raw`` and ``report_bytes`` serve both sides. Trust: only bytes from the private socket of an own child.
 """
 
 from dataclasses import dataclass

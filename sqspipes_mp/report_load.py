@@ -1,12 +1,17 @@
-"""Bytes back into an exception and all it is chained to (parent; packing tries it out in the worker)."""
+"""Bytes back into an exception and all it is chained to (parent; packing tries it out in the worker).
+
+The only import of tblib, which makes the frames.
+"""
 
 import pickle
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
-from types import CodeType, FrameType, FunctionType, TracebackType
+from types import TracebackType
 from typing import Any
+
+import tblib
 
 from sqspipes_mp.errors import RemoteError
 from sqspipes_mp.report_bytes import split
@@ -105,37 +110,21 @@ class _Loader:
         return None if number is None or number >= len(self._nodes) else self._other(number)
 
 
-def _code() -> CodeType:
-    """Make the code of all frames: it never runs, and all of it belongs to its first line and to no column.
-
-    CPython's locations.md: two bytes, 0x80 | 13 << 3 | instructions - 1 and the step to the next line, per eight
-    instructions of two bytes. Without it the interpreter would print carets where this function has something.
-    """
-
-    def never() -> Iterator[None]:
-        yield
-
-    instructions = len(never.__code__.co_code) // 2
-    lengths = (min(8, left) for left in range(instructions, 0, -8))
-    return never.__code__.replace(co_linetable=b"".join(bytes((0xE8 | length - 1, 0)) for length in lengths))
-
-
-_CODE = _code()
-
-
-def _frame(filename: str, name: str, module: str, line: int) -> FrameType:
-    """Make a frame that looks like one of the worker's and keeps nothing of this process alive."""
-    code = _CODE.replace(co_filename=filename, co_name=name, co_qualname=name, co_firstlineno=line)
-    # A generator has its frame before it runs, hence without locals and without callers.
-    frame: FrameType = FunctionType(code, {"__name__": module, "__file__": filename})().gi_frame
-    return frame
-
-
 def _traceback(codes: list[tuple[str, str, str]], entries: list[tuple[int, int, int]]) -> TracebackType | None:
     """Make a traceback of (number of the code, line, repetitions), outermost first."""
     made: TracebackType | None = None
     for number, line, count in reversed(entries):
-        frame = _frame(*codes[number], line)
         for _ in range(count):
-            made = TracebackType(made, frame, frame.f_lasti, line)
+            entry = _entry(*codes[number], line)
+            entry.tb_next = made
+            made = entry
     return made
+
+
+def _entry(filename: str, name: str, module: str, line: int) -> TracebackType:
+    code = {"co_filename": filename, "co_name": name}
+    frame = {"f_globals": {"__name__": module, "__file__": filename}, "f_locals": {}, "f_code": code, "f_lineno": line}
+    entry: TracebackType = tblib.Traceback.from_dict(
+        {"tb_frame": frame, "tb_lineno": line, "tb_next": None}
+    ).as_traceback()
+    return entry

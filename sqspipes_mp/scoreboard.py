@@ -6,7 +6,7 @@ It is an anonymous file (no name to leak) mapped by all; forkserver and spawn ch
 
 ::
 
-    header | stages | slots | charge tables (one per slot, one for the keeper) | regions (region.py)
+    header | wallet | stages | slots | charge tables (one per slot, one for the keeper) | regions (region.py)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import mmap
 import os
 import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
@@ -24,6 +25,7 @@ from sqspipes_mp.region import REGION_BYTES, Region, body_bytes
 
 _WORD = 8
 _HEADER_WORDS = 8
+_WALLET_WORDS = 1024
 _STAGE_WORDS = 8
 _SLOT_WORDS = 24
 _CHARGE = struct.Struct("<16sQ")
@@ -75,7 +77,7 @@ class Scoreboard:
         self.regions = 2 * slots + 2
         self._region_bytes = REGION_BYTES + body_bytes(calls)
         self._calls = calls
-        self._stage_at = _HEADER_WORDS
+        self._stage_at = _HEADER_WORDS + _WALLET_WORDS
         self._slot_at = self._stage_at + stages * _STAGE_WORDS
         self._charges_at = (self._slot_at + slots * _SLOT_WORDS) * _WORD
         start = self._charges_at + (slots + 1) * _CHARGE_BYTES
@@ -123,6 +125,12 @@ class Scoreboard:
 
     def set_header(self, field: int, value: int) -> None:
         self._words[field] = value
+
+    @property
+    def wallet(self) -> SharedText:
+        """A text the keeper shares with the workers."""
+        start = _HEADER_WORDS * _WORD
+        return SharedText(self._view[start : start + _WALLET_WORDS * _WORD])
 
     # -- stages -------------------------------------------------------------------------------------------------
 
@@ -203,6 +211,31 @@ class Scoreboard:
             if region.free:
                 return region
         return None
+
+
+class SharedText:
+    """A text with one writer; a reader that meets it half-written looks again."""
+
+    _HEAD = struct.Struct("<II")
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+
+    def read(self) -> str | None:
+        """Return the text; None while there is none."""
+        for _ in range(100):
+            size, crc = self._HEAD.unpack_from(self._view)
+            raw = bytes(self._view[self._HEAD.size : self._HEAD.size + size])
+            if zlib.crc32(raw) == crc:
+                return raw.decode() if raw else None
+        return None
+
+    def write(self, text: str) -> None:
+        """Replace the text; one that is too long is not kept."""
+        raw = text.encode()
+        if len(raw) <= len(self._view) - self._HEAD.size:
+            self._view[self._HEAD.size : self._HEAD.size + len(raw)] = raw
+            self._HEAD.pack_into(self._view, 0, len(raw), zlib.crc32(raw))
 
 
 def _attach(handle: Any, stages: int, slots: int, calls: int) -> Scoreboard:

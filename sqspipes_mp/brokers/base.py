@@ -120,6 +120,16 @@ class Depth:
         return not (self.visible or self.in_flight or self.delayed)
 
 
+class Wallet(Protocol):
+    """A text that all processes of one engine share: the keeper writes it, the workers read it."""
+
+    def read(self) -> str | None:
+        """Return the text; None while there is none."""
+
+    def write(self, text: str) -> None:
+        """Replace the text; too long ones are not kept."""
+
+
 class Connection(Protocol):
     """An open broker, owned by one process; any thread of it may call any method."""
 
@@ -171,6 +181,9 @@ class Connection(Protocol):
     def delete(self, queues: Sequence[str]) -> None:
         """Delete exactly these queues; missing ones are fine."""
 
+    def tend(self) -> None:
+        """Keep the wallet up to date (the keeper, about every half minute); cheap while nothing is due."""
+
     def interrupt(self) -> None:
         """From any thread, for good: receives return at once from now on, with what they have."""
 
@@ -187,10 +200,12 @@ class Broker(Protocol):
     def warm(self) -> None:
         """In the process that forks, before it does: load what children can share. No network, no sockets."""
 
-    def open(self, *, patience: float | None = None) -> Connection:
+    def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> Connection:
         """Open a connection for this process. Raises ``ConfigError`` or ``BrokerError``.
 
         ``patience``: seconds after which a call that finds no answer raises ``BrokerBusy``; None: it goes on for ever.
+        ``wallet``: where what a whole fleet would otherwise fetch one by one (credentials) is shared; the connection
+        with patience, the keeper's, fills it.
         """
 
     def describe(self) -> str:

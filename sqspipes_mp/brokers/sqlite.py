@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqspipes_mp.brokers import sqlite_fork
+from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.brokers.sqlite_session import is_ours
 from sqspipes_mp.errors import BrokerError, ConfigError
@@ -59,7 +60,7 @@ class SQLite:
     def warm(self) -> None:
         """Do nothing: importing this module loaded all that children can share."""
 
-    def open(self, *, patience: float | None = None) -> SQLiteConnection:
+    def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> SQLiteConnection:  # noqa: ARG002  (the port's)
         """Open a connection for this process. Raises ``ConfigError``; ``BrokerError`` comes from its first call."""
         self.check()
         assert self.file is not None

@@ -111,6 +111,9 @@ class SQLiteConnection:
         self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=True))
         self._clear()
 
+    def tend(self) -> None:
+        """Do nothing: a file needs no credentials."""
+
     def interrupt(self) -> None:
         """From any thread, for good: receives return at once from now on, with what they have."""
         self._waiter.interrupt()

@@ -18,7 +18,7 @@ PARENTLESS = 14 * 86_400_000
 
 def remember(session: Session, queue: int, hop: str, stream: int | None, expires: int | None, now: int) -> bool:
     """Record a hop id; False if it is a duplicate. Either ``stream`` (its input's seq) or ``expires`` is given."""
-    return session.db.execute(sql.REMEMBER, (queue, hop, stream, expires, now)).rowcount == 1
+    return session.db.execute(sql.REMEMBER, (queue, hop, stream, expires, now, now)).rowcount == 1
 
 
 def start_stream(session: Session, seq: int, queue: int) -> None:

@@ -88,9 +88,9 @@ SETTLE = "UPDATE groups SET ready_at = ?, head = ? WHERE id = ?"
 DROP_GROUP = "DELETE FROM groups WHERE id = ?"
 
 # Deduplication: the row count says whether the hop id is new.
-REMEMBER = """INSERT INTO keys (queue, hop, stream, expires) VALUES (?1, ?2, ?3, ?4)
+REMEMBER = """INSERT INTO keys (queue, hop, stream, expires) VALUES (?, ?, ?, ?)
     ON CONFLICT (queue, hop) DO UPDATE SET stream = excluded.stream, expires = excluded.expires
-    WHERE keys.expires <= ?5 OR (SELECT s.expires FROM streams AS s WHERE s.seq = keys.stream) <= ?5"""
+    WHERE keys.expires <= ? OR (SELECT s.expires FROM streams AS s WHERE s.seq = keys.stream) <= ?"""
 START_STREAM = "INSERT OR IGNORE INTO streams (seq, queue) VALUES (?, ?)"
 MARK_STREAMED = "UPDATE messages SET streamed = 1 WHERE seq = ?"
 END_STREAM = "UPDATE streams SET expires = ? WHERE seq = ?"

@@ -6,12 +6,16 @@ the fork. boto3 is imported inside the functions that need it: naming ``SQS`` mu
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import os
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqs_calls import Calls, Clients
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from sqspipes_mp.brokers.sqs_queues import Making, Queues
@@ -40,6 +44,11 @@ T = TypeVar("T")
 READ_TIMEOUT = 10
 POLL_READ_TIMEOUT = 30
 CONNECT_TIMEOUT = 5
+
+#: Seconds before the end at which workers look for newer credentials, may and must. The keeper has done so by then:
+#: botocore's own times are 15 and 10 minutes. Jitter keeps workers that find none from asking all at once.
+_ADVISORY = 480 + random.randrange(60)
+_MANDATORY = 300 + random.randrange(60)
 
 _SET_REGION = 'Give one, SQS("us-west-2") or sqs://us-west-2, or set AWS_REGION or AWS_DEFAULT_REGION'
 _SET_CREDENTIALS = (
@@ -108,16 +117,22 @@ class SQS:
         self._throwaway(session, self.region or "us-east-1")
         _warm["data_loader"] = session.get_component("data_loader")
 
-    def open(self, *, patience: float | None = None) -> SqsConnection:
+    def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> SqsConnection:
         """Make the two clients of this process. Raises ``ConfigError`` without region or credentials."""
-        make, region = self._from_chain() if self.session is None else self._from_user(self.session)
+        tend = None
+        if self.session is None:
+            make, region, session = self._from_chain(wallet, fills=patience is not None)
+            if wallet is not None and patience is not None:
+                tend = partial(_share, session, wallet)
+        else:
+            make, region = self._from_user(self.session)
         hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
         poll = _or_config_error(lambda: make(_config(POLL_READ_TIMEOUT)))
         endpoint = str(hot.meta.endpoint_url)
         clients = Clients(hot=hot, poll=poll, region=region, endpoint=endpoint, loopback=is_loopback(endpoint))
         calls = Calls(clients, patience)
         making = Making(self.retention, self.kms_key, self.tags or {})
-        connection = SqsConnection(calls, Queues(calls, making))
+        connection = SqsConnection(calls, Queues(calls, making), tend)
         connection.settle = self._settle
         connection.purge_window = self._purge_window
         return connection
@@ -147,9 +162,13 @@ class SQS:
 
         _or_config_error(make).close()
 
-    def _from_chain(self) -> tuple[Callable[[botocore.config.Config], Any], str]:
+    def _from_chain(
+        self, wallet: Wallet | None, *, fills: bool
+    ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
         session = _new_session()
         region = self._region(session)
+        if wallet is not None and self.access_key is None and (text := wallet.read()) is not None:
+            _adopt(session, text, wallet, fills=fills)
         if self.access_key is not None and self.secret_key is not None:
             session.set_credentials(self.access_key, self.secret_key)
         if _or_config_error(session.get_credentials) is None:
@@ -158,7 +177,7 @@ class SQS:
         def make(config: botocore.config.Config) -> Any:
             return session.create_client("sqs", region_name=region, endpoint_url=self.endpoint_url, config=config)
 
-        return make, region
+        return make, region, session
 
     def _from_user(
         self, new_session: Callable[[], boto3.Session]
@@ -190,6 +209,58 @@ def _new_session() -> botocore.session.Session:
         if _or_config_error(partial(session.get_config_variable, variable)) == default:
             session.set_config_variable(variable, ours)
     return session
+
+
+def _share(session: botocore.session.Session, wallet: Wallet) -> None:
+    """Put credentials that expire into the wallet, refreshed when they are due; others every process reads itself."""
+    metadata = _metadata(session)
+    if metadata is not None:
+        text = json.dumps(metadata)
+        if text != wallet.read():
+            wallet.write(text)
+
+
+def _metadata(session: botocore.session.Session) -> dict[str, Any] | None:
+    credentials = session.get_credentials()
+    # botocore has no public way to ask when credentials expire; without an answer nothing is shared.
+    expires = getattr(credentials, "_expiry_time", None)
+    if expires is None or credentials is None:
+        return None
+    frozen = credentials.get_frozen_credentials()
+    expires = getattr(credentials, "_expiry_time", expires)
+    keys = {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "token": frozen.token}
+    return {**keys, "expiry_time": expires.isoformat()}
+
+
+def _adopt(session: botocore.session.Session, text: str, wallet: Wallet, *, fills: bool) -> None:
+    """Give a session the wallet's credentials; when they run out it looks there again, and asks itself only then."""
+    import botocore.credentials  # noqa: PLC0415
+
+    def fetch() -> dict[str, Any]:
+        shared = None if fills else wallet.read()
+        if shared is not None and shared != text and not _ends_soon(json.loads(shared)):
+            return cast("dict[str, Any]", json.loads(shared))
+        own = _metadata(_new_session())
+        if own is None:
+            raise _no_credentials(None)
+        return own
+
+    timeouts = {} if fills else {"advisory_timeout": _ADVISORY, "mandatory_timeout": _MANDATORY}
+    metadata = json.loads(text)
+    made = botocore.credentials.RefreshableCredentials.create_from_metadata(metadata, fetch, "sqspipes", **timeouts)
+
+    class Shared(botocore.credentials.CredentialProvider):
+        METHOD = "sqspipes"
+
+        def load(self) -> Any:
+            return made
+
+    session.get_component("credential_provider").insert_before("env", Shared())
+
+
+def _ends_soon(metadata: Mapping[str, Any]) -> bool:
+    left = dt.datetime.fromisoformat(metadata["expiry_time"]) - dt.datetime.now(dt.UTC)
+    return left.total_seconds() < _ADVISORY
 
 
 def _config(read_timeout: float, patience: float | None = None) -> botocore.config.Config:

@@ -48,8 +48,9 @@ class SqsConnection:
     #: Seconds between two looks at every level when several are received from: a new message waits that long at most.
     sweep = 1
 
-    def __init__(self, calls: Calls, queues: Queues) -> None:
+    def __init__(self, calls: Calls, queues: Queues, tend: Callable[[], None] | None = None) -> None:
         self._calls = calls
+        self._tend = tend
         self._queues = queues
         self._turn = 0
 
@@ -126,6 +127,11 @@ class SqsConnection:
     def delete(self, queues: Sequence[str]) -> None:
         """Delete queues. For 60 s SQS may still answer for them, and refuses to create them again."""
         self._queues.delete(queues)
+
+    def tend(self) -> None:
+        """Refresh this connection's credentials when they are due, and share them."""
+        if self._tend is not None:
+            self._tend()
 
     def interrupt(self) -> None:
         """End receives; a poll in flight still returns when it returns."""

@@ -20,6 +20,7 @@ from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.demo_report import Measured, OneProcess, as_json, as_text
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped
 from sqspipes_mp.cli.progress import Progress
+from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.task import check_workers
 
@@ -82,7 +83,7 @@ def _pipeline(root: Path, workers: Any, total: int, progress: Progress) -> Measu
     seconds = time.perf_counter() - began
     if results.summary is None or results.summary.reason != "drained":
         return None
-    return Measured(root=root, reports=reports, seconds=seconds, stages=results.summary.stages)
+    return Measured(root=root, reports=reports, seconds=seconds, stages=results.summary.stages, cpus=cpus())
 
 
 @contextmanager

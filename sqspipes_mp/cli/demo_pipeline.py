@@ -15,6 +15,8 @@ from sqspipes_mp.cli.complexity import complexities
 
 def find(root: str) -> Iterator[str]:
     """Yield the path of each Python file below a folder; site-packages and hidden folders are left out."""
+    if Path(root).is_file():
+        yield root
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name != "site-packages" and not name.startswith("."))
         for name in sorted(names):

@@ -38,6 +38,7 @@ class Measured:
     reports: Sequence[dict[str, Any]]
     seconds: float
     stages: Sequence[StageSummary]
+    cpus: int
 
     @property
     def parsed(self) -> list[dict[str, Any]]:
@@ -115,7 +116,8 @@ def _comparison(measured: Measured, alone: OneProcess) -> Iterator[str]:
         f"One process alone, without queues, just before: {which}, {alone.lines:,} lines in {alone.seconds:.1f} s,\n"
         f"{alone.lines_per_second:,.0f} lines per second."
     )
-    yield f"The pipeline, its start and end included, was {_speedup(measured, alone):.2f} times as fast."
+    yield f"The pipeline, its start and end included, was {_speedup(measured, alone):.2f} times as fast, on {measured.cpus} CPUs."
+    yield "Whatever else runs on this machine disturbs both measurements."
     if measured.seconds < 2:
         yield "(Starting and ending take most of so short a run.)"
 
@@ -137,6 +139,7 @@ def as_json(measured: Measured, alone: OneProcess) -> dict[str, Any]:
         "most_complex": [{"complexity": n, "function": name, "where": where} for n, name, where in measured.top()],
         "errors": [{"path": path, "error": error} for path, error in measured.errors],
         "stages": [asdict(stage) for stage in measured.stages],
+        "cpus": measured.cpus,
         "one_process": {
             "files": alone.files,
             "sample": alone.files < alone.total,

@@ -40,8 +40,10 @@ def load(target: str) -> Engine:
     if inspect.isroutine(value):
         value = _call(target, value)
     if not isinstance(value, Engine):
-        what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-        raise Refused(f"{target} is {what}, not an Engine or a function returning one. {_found(source, module)}")
+        raise Refused(
+            f"{target} must be an Engine or a function returning one, is of type {type(value).__name__}. "
+            f"{_found(source, module)}"
+        )
     return value
 
 
@@ -62,7 +64,7 @@ def _call(target: str, function: Any) -> Any:
         raise Refused(f"{target} must be callable without arguments to return an Engine: {error}") from None
     except ValueError:
         return None  # A built-in without a signature.
-    return _users_code(target, function)
+    return _users_code(f"calling {target}", function)
 
 
 def _import(name: str) -> ModuleType:
@@ -74,7 +76,7 @@ def _import(name: str) -> ModuleType:
     if found is None:
         raise Refused(f"there is no module {name!r}, in {Path.cwd()} or installed.{_near_files(name)}")
     try:
-        module: ModuleType = _users_code(name, lambda: importlib.import_module(name))
+        module: ModuleType = _users_code(f"importing {name}", lambda: importlib.import_module(name))
     except Refused as refused:
         cause = refused.__cause__
         # Missing is what was asked for, not something that it imports.
@@ -98,7 +100,7 @@ def _import_file(source: str) -> ModuleType:
     if not all(part.isidentifier() for part in parts):
         raise Refused(f"{source!r} cannot be imported as a module: rename it to letters, digits and _")
     _put_first(folder)
-    module: ModuleType = _users_code(source, lambda: importlib.import_module(name))
+    module: ModuleType = _users_code(f"importing {source}", lambda: importlib.import_module(name))
     origin = getattr(module, "__file__", None)
     # Children import it by this name, so it has to mean this file.
     if origin is None or not Path(origin).samefile(file):
@@ -106,7 +108,7 @@ def _import_file(source: str) -> ModuleType:
     return module
 
 
-def _users_code(target: str, function: Any) -> Any:
+def _users_code(what: str, function: Any) -> Any:
     """Call what runs code of the user. Raises ``Refused`` from what it raises, with its own frames only."""
     try:
         return function()
@@ -117,7 +119,7 @@ def _users_code(target: str, function: Any) -> Any:
         error.__traceback__ = _own(error.__traceback__)
         if isinstance(error, ConfigError):
             raise Refused(f"{_place(error)}{error}") from None
-        raise Refused(f"{target} could not be imported or built its engine with an error", Exit.BOOT) from error
+        raise Refused(f"{what} failed: see the traceback", Exit.BOOT) from error
 
 
 def _own(frames: TracebackType | None) -> TracebackType | None:

@@ -8,7 +8,8 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
+from types import FrameType, TracebackType
 
 from sqspipes_mp.cli.console import NAME, Console
 from sqspipes_mp.cli.demo import demo
@@ -19,6 +20,8 @@ from sqspipes_mp.cli.run import run
 from sqspipes_mp.version import __version__
 
 Command = Callable[[Namespace, Console], Exit]
+
+_FOLDER = str(Path(__file__).parent) + os.sep
 
 _TARGET = "an Engine, or a function returning one: words:engine or ./words.py:engine for engine in words.py"
 _CODES = """\
@@ -71,9 +74,18 @@ def _end(error: BaseException, console: Console) -> int:
     ending = judge(error)
     if ending is None:
         raise error
+    if ending.traceback is not None:
+        ending.traceback.__traceback__ = _without_ours(ending.traceback.__traceback__)
     if ending.message:
         console.fail(ending.message, ending.traceback)
     return ending.code
+
+
+def _without_ours(frames: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the engine's ``run`` on: the command line's own frames tell the user nothing."""
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_FOLDER):
+        frames = frames.tb_next
+    return frames
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqspipes_mp.cli.exits import Refused
-from sqspipes_mp.pipeline import Pipeline
+from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.pipeline import Pipeline, Stage
 
 POLICIES = ("raise", "retry", "reject")
 UNTIL = ("drained",)
@@ -33,7 +34,7 @@ class Given:
 class RunOptions:
     """What was asked for; None or empty: nothing. ``workers``: flags before the environment's, which yields to code."""
 
-    only: list[str] | None
+    only: list[Given]
     workers: list[Given]
     broker: str | None
     until: str | None
@@ -56,7 +57,7 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
     assert level is not None
     assert form is not None
     return RunOptions(
-        only=[given.value for given in only] or None,
+        only=only,
         workers=[*_from_flag(flags, "workers"), *_split(_from_variable(environ, "workers"))],
         # SQSPIPES_BROKER is the engine's own to read: only it knows whether its constructor was given one.
         broker=flags.broker,
@@ -67,11 +68,16 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
     )
 
 
+def task_names(given: Sequence[Given], pipeline: Pipeline) -> list[str] | None:
+    """Return the tasks to run here; None: all. Raises ``Refused`` for one that is not there."""
+    return [_stage(one, pipeline, one.value).name for one in given] or None
+
+
 def worker_counts(given: Sequence[Given], pipeline: Pipeline, only: Sequence[str] | None) -> dict[str, Any]:
     """Return the workers of each task named; a bare number is for the one task that runs here.
 
     The environment's yield to a ``Task(workers=)`` other than 1, and may name tasks that run elsewhere. Raises
-    ``Refused``, and ``ConfigError`` for a task that is not there.
+    ``Refused`` for a task that is not there, and for what is no number.
     """
     stages = [pipeline.stage(name) for name in only] if only else list(pipeline.stages)
     names = [stage.name for stage in stages]
@@ -86,10 +92,17 @@ def worker_counts(given: Sequence[Given], pipeline: Pipeline, only: Sequence[str
                 f"{one.source} must be NAME={text} where several tasks run ({', '.join(names)}), got {one.value!r}. "
                 f"Write {one.source}{' ' if one.from_flag else '='}{names[-1]}={text}, or run one of them with --only"
             )
-        stage = pipeline.stage(named or names[0])
+        stage = _stage(one, pipeline, named or names[0])
         if one.from_flag or (stage.name in names and stage.task.workers == 1):
             counts.setdefault(stage.name, count)
     return counts
+
+
+def _stage(given: Given, pipeline: Pipeline, name: str) -> Stage:
+    try:
+        return pipeline.stage(name)
+    except ConfigError as error:
+        raise Refused(f"{given.source}: {error}") from None
 
 
 def _from_flag(flags: Namespace, flag: str) -> list[Given]:

@@ -8,7 +8,7 @@ from argparse import Namespace
 from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit
 from sqspipes_mp.cli.loading import load
-from sqspipes_mp.cli.options import run_options, worker_counts
+from sqspipes_mp.cli.options import run_options, task_names, worker_counts
 from sqspipes_mp.plan import Settings, make_plan
 from sqspipes_mp.summary import Summary
 
@@ -22,13 +22,14 @@ def run(flags: Namespace, console: Console) -> Exit:
         engine.use(options.broker)
     if options.on_error is not None and (options.on_error.from_flag or not engine.on_error_given):
         engine.use(on_error=options.on_error.value)
-    workers = worker_counts(options.workers, engine.pipeline, options.only)
-    plan = make_plan(engine.pipeline, Settings(), only=options.only, workers=workers, until=options.until)
+    only = task_names(options.only, engine.pipeline)
+    workers = worker_counts(options.workers, engine.pipeline, only)
+    plan = make_plan(engine.pipeline, Settings(), only=only, workers=workers, until=options.until)
     with console.held():
         engine.broker.check()
         names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
         console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
-    return _exit(engine.run(options.only, workers=workers, until=options.until), console, flags.target)
+    return _exit(engine.run(only, workers=workers, until=options.until), console, flags.target)
 
 
 def _exit(summary: Summary, console: Console, target: str) -> Exit:

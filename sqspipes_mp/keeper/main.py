@@ -38,6 +38,8 @@ from sqspipes_mp.scoreboard import (
 
 log = logging.getLogger("sqspipes_mp.keeper")
 
+#: Seconds between two looks at the credentials.
+_TEND_EVERY = 30.0
 #: Longest rest between two looks, seconds, and as a share of the visibility timeout: new leases wake nobody.
 _LONGEST_REST, _REST_SHARE = 1.0, 1 / 8
 
@@ -54,7 +56,8 @@ def keeper_main(orders: Assignment, *, boots: bool) -> None:
         if boots:
             with closing(orders.broker.open()) as connection:
                 connection.ensure(plan.pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
-        connection = orders.broker.open(patience=plan.keeper_patience)
+        connection = orders.broker.open(patience=plan.keeper_patience, wallet=orders.board.wallet)
+        connection.tend()
     except BaseException as error:
         # A wrong region, a missing queue or right, a failing setup: the engine ends with this very error.
         report = pack_exception(error, stage="keeper", pid=os.getpid(), message_id=None)
@@ -83,6 +86,7 @@ class Keeper:
         self._visibility = orders.plan.settings.visibility
         self._rest = min(_LONGEST_REST, self._visibility * _REST_SHARE)
         self._watch: DrainWatch | None = None
+        self._tend_at = time.monotonic() + _TEND_EVERY
         self._quit = False
 
     def run(self) -> None:
@@ -97,6 +101,7 @@ class Keeper:
                 if self._quit:
                     return
                 again = min(again, self._look_for_the_end())
+                self._tend()
             except BrokerBusy as busy:
                 # What is due stays due, and what is to be judged unjudged: the next turn tries again.
                 log.info("%s", busy)
@@ -111,6 +116,13 @@ class Keeper:
             self._channel.send(Kind.DRAINED)
             return math.inf
         return time.monotonic() + self._watch.pause()
+
+    def _tend(self) -> None:
+        now = time.monotonic()
+        if now >= self._tend_at:
+            self._tend_at = now + _TEND_EVERY
+            self._beat()
+            self._connection.tend()
 
     def _beat(self) -> None:
         """Say that this process moves, before each call that may take a while."""

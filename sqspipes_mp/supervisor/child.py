@@ -96,8 +96,10 @@ def start(
     function, args = target(birth)
     process: BaseProcess = context.Process(target=function, args=args, name=name)
     frozen = gc.get_freeze_count()
-    # Held back until the child has its own handlers, or one sent in between would be swallowed by ours.
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    # Held back until the child has its own handlers, or one sent in between would be swallowed by ours. Not from a
+    # forkserver, which would inherit that when this starts it, and never hear of its children's deaths.
+    held_back = BLOCKED if context.get_start_method() != "forkserver" else ()
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     try:
         # What exists now will not be collected in the child, so its pages stay shared.
         gc.freeze()

@@ -33,10 +33,3 @@ class Outcome:
         if self.report is not None:
             return rebuild(self.report)
         return self.error or KeyboardInterrupt()
-
-
-def conclude(outcome: Outcome) -> Summary:
-    """Return the summary, or raise what ended the run."""
-    if outcome.failed:
-        raise outcome.exception()
-    return outcome.summary

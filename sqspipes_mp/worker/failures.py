@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-import traceback
 from dataclasses import asdict
 
 from sqspipes_mp.failure import Failure, failure_text
+from sqspipes_mp.report_text import message_of, traceback_text
 from sqspipes_mp.worker.station import Delivery
 
 
@@ -17,8 +17,8 @@ def failure_of(error: BaseException, delivery: Delivery, stage: str) -> str | No
     received = delivery.received
     failure = Failure(
         error=type(error).__qualname__,
-        text=text_of(error),
-        traceback=_traceback(error),
+        text=message_of(error),
+        traceback=traceback_text(error),
         stage=stage,
         attempts=delivery.attempt,
         host=socket.gethostname(),
@@ -28,20 +28,3 @@ def failure_of(error: BaseException, delivery: Delivery, stage: str) -> str | No
         source=received.handle.queue,
     )
     return failure_text(asdict(failure), len(received.body.encode("utf-8", "surrogatepass")))
-
-
-def text_of(error: BaseException) -> str:
-    """Return ``str(error)``, whatever the user's class does."""
-    try:
-        return str(error)
-    except Exception as fault:
-        # __str__ is the user's.
-        return f"<str() of it failed: {type(fault).__name__}>"
-
-
-def _traceback(error: BaseException) -> str:
-    try:
-        return "".join(traceback.TracebackException.from_exception(error, limit=-30, compact=True).format())
-    except Exception:
-        # Formatting calls the user's __str__ and __notes__.
-        return ""

@@ -37,11 +37,13 @@ def worker_main(orders: Assignment) -> None:
         settings = orders.plan.settings
         if settings.setup is not None:
             settings.setup()
-        station = Station(orders, orders.broker.open(), channel)
+        station = Station(orders, orders.broker.open(wallet=board.wallet), channel)
         caller = Caller(station)
     except BaseException as error:
         # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
-        report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note="before it was ready")
+        report = pack_exception(
+            error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note="before it was ready"
+        )
         channel.send(Kind.FAILED, {"boot": True}, report.to_bytes())
         os._exit(EXIT_BOOT)
     try:

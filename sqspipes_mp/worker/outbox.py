@@ -16,6 +16,7 @@ from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle
 from sqspipes_mp.region import LeaseState
+from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, HOLDING, RETRIED, SENT
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.failures import failure_of
@@ -106,7 +107,8 @@ class Outbox:
         )
         log.warning(
             "%s: message %s is dead-lettered after attempt %d: %s: %.200s",
-            self._station.stage.name, received.handle.message_id, delivery.attempt, type(error).__name__, error,
+            self._station.stage.name, received.handle.message_id, delivery.attempt, type(error).__name__,
+            message_of(error),
         )  # fmt: skip
         self.put(Bury(delivery, letter))
 

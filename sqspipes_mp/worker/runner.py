@@ -13,11 +13,11 @@ from sqspipes_mp.control import Kind
 from sqspipes_mp.current import set_current
 from sqspipes_mp.region import LeaseState
 from sqspipes_mp.report import pack_exception
+from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.caller import Caller
-from sqspipes_mp.worker.failures import text_of
 from sqspipes_mp.worker.outbox import Done, GiveBack, Outbox
 from sqspipes_mp.worker.products import DROPPED, Product, Products
 from sqspipes_mp.worker.ready import Ready
@@ -166,8 +166,8 @@ class Runner:
         else:
             log.info(
                 "%s: message %s failed (%s: %.200s), attempt %d of %d; visible again in %.1f s",
-                station.stage.name, received.handle.message_id, type(error).__name__, text_of(error), delivery.attempt,
-                task.max_attempts, decision.delay,
+                station.stage.name, received.handle.message_id, type(error).__name__, message_of(error),
+                delivery.attempt, task.max_attempts, decision.delay,
             )  # fmt: skip
             self._outbox.put(GiveBack((delivery,), decision.delay, charge=True))
         if decision.report:

@@ -13,10 +13,10 @@ from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import source_parent
 from sqspipes_mp.report import pack_exception
+from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.worker.caller import Caller
-from sqspipes_mp.worker.failures import text_of
 from sqspipes_mp.worker.outbox import Done, Outbox
 from sqspipes_mp.worker.products import DROPPED, Product, Products
 from sqspipes_mp.worker.ready import Ready
@@ -152,7 +152,9 @@ class Source:
         station.board.add(station.slot, FAILED, 1)
         policy = station.settings.on_error if self._caller.task.on_error is None else self._caller.task.on_error
         if policy in {"retry", "reject"}:
-            log.warning("%s: the source failed: %s: %.200s", station.stage.name, type(error).__name__, text_of(error))
+            log.warning(
+                "%s: the source failed: %s: %.200s", station.stage.name, type(error).__name__, message_of(error)
+            )
             return False
         self._report(error)
         return True

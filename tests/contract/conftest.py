@@ -1,4 +1,5 @@
-"""The brokers the contract suite runs against: SQLite, moto's SQS, and any other endpoint that speaks SQS.
+"""The brokers the contract suite runs against: SQLite, moto's SQS, our own stand-in, and any other endpoint that
+speaks SQS.
 
 ``SQSPIPES_TEST_ENDPOINTS="http://127.0.0.1:9324 ..."`` adds endpoints (emulators; with dummy credentials only).
 """
@@ -16,6 +17,7 @@ from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output, Que
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
 from tests.moto_server import HARMLESS, moto_server
+from tests.standin import standin
 
 OTHERS = os.environ.get("SQSPIPES_TEST_ENDPOINTS", "").split()
 
@@ -25,6 +27,11 @@ CANNOT: dict[str, dict[str, str]] = {
     "moto": {
         "stale": "moto accepts every receipt a message ever had (so may SQS on standard queues)",
         "dedup after delete": "moto forgets a deduplication id with its message (SQS keeps it for 5 minutes)",
+        "charges": "SQS counts receives only",
+    },
+    "standin": {
+        "stale delete": "SQS accepts, and ignores, an old receipt on a standard queue",
+        "stale before sending": "SQS sends first, and learns of a stale receipt when it deletes",
         "charges": "SQS counts receives only",
     },
 }
@@ -79,6 +86,10 @@ class Bench:
         if reason:
             pytest.skip(f"{self.name}: {reason}")
 
+    def can(self, ability: str) -> bool:
+        """Tell whether the broker has ``ability``."""
+        return ability not in CANNOT.get(self.name, {})
+
 
 def dead_of(queue: str) -> str:
     """Name a queue's dead-letter queue."""
@@ -94,10 +105,24 @@ def sqs_at(url: str) -> SQS:
 
 
 @pytest.fixture(scope="session")
-def moto_url() -> Iterator[str]:
+def moto_server_url() -> Iterator[str]:
     SQS().warm()
     with moto_server() as url:
         yield url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def standin_url() -> Iterator[str]:
+    # For the whole session, so that no test finds it left behind.
+    SQS().warm()
+    with standin() as server:
+        yield server.url
+
+
+@pytest.fixture(params=["moto", "standin"])
+def moto_url(request: pytest.FixtureRequest) -> str:
+    """URL of an SQS: moto's, or the stand-in's."""
+    return str(request.getfixturevalue(f"{'moto_server' if request.param == 'moto' else 'standin'}_url"))
 
 
 @pytest.fixture(autouse=True)
@@ -126,13 +151,15 @@ def moto(moto_url: str) -> Iterator[Bench]:
         yield bench
 
 
-@pytest.fixture(params=["sqlite", "moto", *OTHERS])
+@pytest.fixture(params=["sqlite", "moto", "standin", *OTHERS])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     match request.param:
         case "sqlite":
             broker: Broker = SQLite(str(tmp_path / "queues.db"))
         case "moto":
-            broker = sqs_at(request.getfixturevalue("moto_url"))
+            broker = sqs_at(request.getfixturevalue("moto_server_url"))
+        case "standin":
+            broker = sqs_at(request.getfixturevalue("standin_url"))
         case url:
             broker = sqs_at(url)
     with opened(request.param, broker) as bench:

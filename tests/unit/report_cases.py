@@ -213,7 +213,7 @@ class ReducesToDict(Exception):
 
 class ReducesToOther(Exception):
     def __reduce__(self):
-        return KeyError, self.args
+        return ValueError, self.args
 
 
 class ReducesToException(Exception):

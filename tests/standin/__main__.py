@@ -1,0 +1,41 @@
+"""The stand-in's process. Prints its port; ends when its standard input does, and so with whoever started it."""
+
+import asyncio
+import gc
+import os
+import sys
+import threading
+
+from tests.standin.connection import Connection, Gate
+from tests.standin.control import Control
+from tests.standin.manage import MANAGE
+from tests.standin.options import Options, parse
+from tests.standin.receive import RECEIVE
+from tests.standin.send import SEND
+from tests.standin.service import Service
+
+
+async def serve(options: Options) -> None:
+    service, gate = Service(options, {**MANAGE, **SEND, **RECEIVE}), Gate()
+    control = Control(service, gate)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Connection(service, gate, control), "127.0.0.1", options.port, backlog=1024
+    )
+    options.port = server.sockets[0].getsockname()[1]
+    print(options.port, flush=True)
+    await server.serve_forever()
+
+
+def _end_with_input() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    # Hundreds of thousands of messages live long and make no cycles: looking for some among them is a waste.
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+    asyncio.run(serve(parse(sys.argv[1:])))

@@ -1,0 +1,99 @@
+"""How tests and benchmarks start the stand-in and talk to it."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.standin.options import command_line
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A running stand-in; picklable, so that other processes can ask it, too."""
+
+    url: str
+    pid: int
+
+    def ledger(self, queue: str | None = None, *, messages: bool = True) -> dict[str, Any]:
+        """Return what became of everything; see ``control`` and ``Message.record``. One queue, or all."""
+        return self._ask("ledger", {"messages": int(messages)} | ({} if queue is None else {"queue": queue}))
+
+    def messages(self, queue: str) -> list[dict[str, Any]]:
+        """Return the ledger's lines about one queue's messages, deleted ones first."""
+        found: list[dict[str, Any]] = self.ledger(queue)["queues"][queue]["messages"]
+        return found
+
+    def faults(self, **changes: object) -> dict[str, Any]:
+        """Change faults from now on (see ``options.Faults``); return them all."""
+        return self._ask("faults", changes)
+
+    def plan(self, operation: str, fault: str, *, times: int = 1, entries: Sequence[int] = ()) -> None:
+        """Have exactly the next ``times`` requests of an operation fail (see ``faults.KINDS``)."""
+        self._ask("plan", {"operation": operation, "fault": fault, "times": times, "entries": list(entries)})
+
+    def reset(self) -> None:
+        """Forget queues, messages, counts and plans."""
+        self._ask("reset", {})
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock of visibility, delays, deduplication and windows (long polls wait in real time)."""
+        self._ask("clock", {"advance": seconds})
+
+    def keys(self, *, key: str | None = None, expire: Sequence[str] = (), renew: Sequence[str] = ()) -> None:
+        """Accept only ``key`` ("": any); let access keys expire, or be good again."""
+        asked: dict[str, Any] = {"expire": list(expire), "renew": list(renew)}
+        self._ask("keys", asked if key is None else asked | {"key": key})
+
+    def pause(self) -> None:
+        """Stop answering; requests are kept."""
+        self._ask("pause", {})
+
+    def resume(self) -> None:
+        """Answer what was kept, and go on."""
+        self._ask("resume", {})
+
+    def _ask(self, what: str, asked: dict[str, Any]) -> dict[str, Any]:
+        connection = HTTPConnection(urlsplit(self.url).netloc, timeout=30)
+        try:
+            connection.request("POST", f"/-/{what}", json.dumps(asked))
+            reply = connection.getresponse()
+            told: dict[str, Any] = json.loads(reply.read())
+        finally:
+            connection.close()
+        if reply.status != 200:
+            raise ValueError(told["error"])
+        return told
+
+
+@contextlib.contextmanager
+def standin(**options: object) -> Iterator[StandIn]:
+    """Start a stand-in with options (see ``options``), yield it, stop it."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.standin", *command_line(options)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        text=True,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        port = server.stdout.readline().strip()
+        if not port:
+            raise RuntimeError(f"the stand-in did not start (exit code {server.wait(10)})")
+        yield StandIn(f"http://127.0.0.1:{port}", server.pid)
+    finally:
+        server.stdin.close()
+        server.terminate()
+        server.wait(10)
+        server.stdout.close()

@@ -1,0 +1,94 @@
+"""SendMessage and SendMessageBatch."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from tests.standin import rules
+from tests.standin.errors import SqsError
+from tests.standin.message import Message, attributes_md5, md5, quoted, sequence
+from tests.standin.queue import Queue
+from tests.standin.service import Call, Operation, Service
+
+Entry = Mapping[str, Any]
+
+
+def send_message(service: Service, call: Call) -> str:
+    queue, request = service.queue(call.request), call.request
+    rules.check_present(request, fifo=queue.fifo, content_based=_content_based(queue))
+    rules.check_message(request, rules.size_of(request), fifo=queue.fifo, longest=_longest(queue))
+    result = "{" + _accept(service, queue, request) + "}"
+    queue.line.stir()
+    return result
+
+
+def send_message_batch(service: Service, call: Call) -> str:
+    queue, entries = service.queue(call.request), call.request.get("Entries") or []
+    rules.check_entries(entries)
+    content_based, longest = _content_based(queue), _longest(queue)
+    for entry in entries:
+        rules.check_present(entry, fifo=queue.fifo, content_based=content_based)
+    sizes = [rules.size_of(entry) for entry in entries]
+    rules.check_total(sizes)
+    accepted, failed = [], []
+    for position, (entry, size) in enumerate(zip(entries, sizes, strict=True)):
+        try:
+            if service.dice.entry_fails(call.operation, call.fate, position):
+                failed.append(failure(entry["Id"], None))
+                continue
+            rules.check_message(entry, size, fifo=queue.fifo, longest=longest)
+        except SqsError as error:
+            service.refused(call, error)
+            failed.append(failure(entry["Id"], error))
+        else:
+            accepted.append(f'{{"Id":"{entry["Id"]}",{_accept(service, queue, entry)}}}')
+    queue.line.stir()
+    return results(accepted, failed)
+
+
+def results(accepted: list[str], failed: list[str]) -> str:
+    """Return a batch's reply."""
+    return f'{{"Successful":[{",".join(accepted)}],"Failed":[{",".join(failed)}]}}'
+
+
+def failure(name: str, error: SqsError | None) -> str:
+    """Return an entry that failed: the client's fault, or (None) that of the service."""
+    if error is None:
+        return f'{{"Id":"{name}","SenderFault":false,"Code":"InternalError","Message":"Internal error"}}'
+    return f'{{"Id":"{name}","SenderFault":true,"Code":"{error.code}","Message":{quoted(error.message)}}}'
+
+
+def _accept(service: Service, queue: Queue, entry: Entry) -> str:
+    body, now = entry["MessageBody"], service.clock.now()
+    queue.counter += 1
+    message = Message(service.new_id(), body, md5(body), queue.counter, service.clock.now_ms())
+    message.group = entry.get("MessageGroupId")
+    text = f'"MD5OfMessageBody":"{message.md5}"'
+    if entry.get("MessageAttributes"):
+        message.attributes = entry["MessageAttributes"]
+        text += f',"MD5OfMessageAttributes":"{attributes_md5(message.attributes)}"'
+    trace = entry.get("MessageSystemAttributes", {}).get("AWSTraceHeader")
+    if trace:
+        message.trace = trace["StringValue"]
+        text += f',"MD5OfMessageSystemAttributes":"{attributes_md5({"AWSTraceHeader": trace})}"'
+    if not queue.fifo:
+        queue.add(message, entry.get("DelaySeconds", int(queue.attributes["DelaySeconds"])), now)
+        return f'{text},"MessageId":"{message.id}"'
+    given = entry.get("MessageDeduplicationId")
+    message.dedup = given or hashlib.sha256(body.encode()).hexdigest()
+    original = queue.original(message, now)
+    if original is None:
+        queue.add(message, int(queue.attributes["DelaySeconds"]), now)
+    shown = original or message
+    return f'{text},"MessageId":"{shown.id}","SequenceNumber":"{sequence(shown)}"'
+
+
+def _content_based(queue: Queue) -> bool:
+    return queue.attributes.get("ContentBasedDeduplication") == "true"
+
+
+def _longest(queue: Queue) -> int:
+    return int(queue.attributes["MaximumMessageSize"])
+
+
+SEND: dict[str, Operation] = {"SendMessage": send_message, "SendMessageBatch": send_message_batch}

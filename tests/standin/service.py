@@ -1,0 +1,204 @@
+"""Everything the stand-in holds, and the way of a request through it: credentials, faults, operation, ledger."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.standin.errors import SqsError
+from tests.standin.faults import Dice, Fate
+from tests.standin.line import Clock, Line, Timer
+from tests.standin.options import Options
+from tests.standin.queue import Queue
+from tests.standin.shelf import FifoShelf, Shelf, StandardShelf
+
+Json = dict[str, Any]
+#: Takes the reply's body (or the error) when there is one: at once, or at the end of a long poll.
+Reply = Callable[[str | SqsError], None]
+
+_KEY = re.compile(r"Credential=([^/,\s]+)/")
+_MOST_VIOLATIONS = 1000
+
+
+class LoopClock:
+    """The event loop's time, plus what tests have moved it forward."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def now(self) -> float:
+        return time.monotonic() + self.offset
+
+    def now_ms(self) -> int:
+        return int((time.time() + self.offset) * 1000)
+
+    def call_at(self, when: float, do: Callable[[], None]) -> Timer:
+        return self.call_later(max(0.0, when - self.now()), do)
+
+    def call_later(self, seconds: float, do: Callable[[], None]) -> Timer:
+        return asyncio.get_running_loop().call_later(seconds, do)
+
+
+@dataclass(slots=True)
+class Count:
+    """What the ledger counts for an operation."""
+
+    requests: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One request on its way."""
+
+    operation: str
+    request: Json
+    fate: Fate
+    reply: Reply
+    #: Set by a long poll: takes it out of its line when the client is gone.
+    withdraw: Callable[[], None] | None = None
+
+
+Operation = Callable[["Service", Call], str | None]
+
+
+@dataclass(slots=True, eq=False)
+class Service:
+    """``operations``: by name; each returns the reply's body, or None where it comes later."""
+
+    options: Options
+    operations: dict[str, Operation]
+    clock: LoopClock = field(default_factory=LoopClock)
+    queues: dict[str, Queue] = field(default_factory=dict)
+    deleted: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, Count] = field(default_factory=dict)
+    violations: list[Json] = field(default_factory=list)
+    expired_keys: set[str] = field(default_factory=set)
+    random: Random = field(init=False)
+    dice: Dice = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.options.seed)
+        self.dice = Dice(self.options.faults, self.options.seed)
+
+    def count(self, operation: str) -> Count:
+        count = self.counts.get(operation)
+        if count is None:
+            count = self.counts[operation] = Count()
+        return count
+
+    def call(self, call: Call, authorization: str) -> None:
+        """Answer a request, now or later."""
+        try:
+            self._check_key(authorization)
+            if call.fate.refuse is not None:
+                raise call.fate.refuse
+            do = self.operations.get(call.operation)
+            if do is None:
+                raise SqsError("UnsupportedOperation", f"Unsupported operation {call.operation}.")
+            body = do(self, call)
+        except SqsError as error:
+            self.refused(call, error)
+            call.reply(error)
+        else:
+            if body is not None:
+                call.reply(body)
+
+    def refused(self, call: Call, error: SqsError) -> None:
+        """Write an error into the ledger, of a request or of an entry of its batch."""
+        errors = self.count(call.operation).errors
+        errors[error.code] = errors.get(error.code, 0) + 1
+        if error.blame and len(self.violations) < _MOST_VIOLATIONS:
+            text = json.dumps(call.request)
+            self.violations.append(
+                {
+                    "operation": call.operation,
+                    "code": error.code,
+                    "message": error.message[:500],
+                    "request": text if len(text) <= 2000 else text[:1900] + f"... ({len(text)} characters)",
+                }
+            )
+
+    def queue(self, request: Json) -> Queue:
+        """Return the queue a request is about. Raises ``SqsError``."""
+        url = request.get("QueueUrl")
+        if not isinstance(url, str) or not url:
+            raise SqsError("MissingRequiredParameterException", "The request must contain the parameter QueueUrl.")
+        account, _, name = url.rpartition("/")
+        found = self.queues.get(name)
+        if found is None or not account.endswith(self.options.account):
+            raise SqsError("QueueDoesNotExist", "The specified queue does not exist.")
+        return found
+
+    def new_queue(self, name: str, *, fifo: bool) -> Queue:
+        """Make a queue with a line to wait in; it is not listed yet."""
+
+        def new_shelf() -> Shelf:
+            return FifoShelf() if fifo else StandardShelf(self.random, self.options.shuffle)
+
+        line = Line(_as_clock(self.clock))
+        now = self.clock.now_ms() // 1000
+        queue = Queue(
+            name=name,
+            arn=f"arn:aws:sqs:{self.options.region}:{self.options.account}:{name}",
+            fifo=fifo,
+            new_shelf=new_shelf,
+            line=line,
+            limit=self.options.in_flight,
+            lenient=bool(self.options.lenient_change),
+            duplicates=self.dice.duplicate,
+            created=now,
+            changed=now,
+            past=[] if self.options.ledger else None,
+        )
+
+        def next_due() -> float | None:
+            queue.settle(self.clock.now())
+            return queue.next_due()
+
+        line.next_due = next_due
+        return queue
+
+    def new_id(self) -> str:
+        """Return a message id that looks like SQS's."""
+        digits = f"{self.random.getrandbits(128):032x}"
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+    def reset(self) -> None:
+        """Forget queues, messages and counts, and what was planned; faults stay as they are."""
+        for queue in self.queues.values():
+            queue.line.dismiss()
+        for held in (self.queues, self.deleted, self.counts, self.violations, self.expired_keys):
+            held.clear()
+        self.dice.hits.clear()
+        self.dice.plans.clear()
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward."""
+        self.clock.offset += seconds
+        for queue in list(self.queues.values()):
+            queue.settle(self.clock.now())
+            queue.line.stir()
+
+    def _check_key(self, authorization: str) -> None:
+        if not authorization:
+            raise SqsError("MissingAuthenticationTokenException", "Missing Authentication Token")
+        if not self.options.key and not self.expired_keys:
+            return
+        found = _KEY.search(authorization)
+        key = found[1] if found else ""
+        if key in self.expired_keys:
+            raise SqsError("ExpiredTokenException", "The security token included in the request is expired")
+        if self.options.key and key != self.options.key:
+            text = "The security token included in the request is invalid."
+            raise SqsError("UnrecognizedClientException", text)
+
+
+def _as_clock(clock: LoopClock) -> Clock:
+    return clock

@@ -1,0 +1,36 @@
+"""What is remembered for a while and then forgotten, at constant cost."""
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Window(Generic[T]):
+    """A mapping whose entries vanish ``seconds`` after they were put in."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._entries: dict[Hashable, tuple[float, T]] = {}
+        self._order: deque[tuple[float, Hashable]] = deque()
+
+    def get(self, key: Hashable, now: float) -> T | None:
+        """Return an entry that is young enough."""
+        while self._order and self._order[0][0] <= now:
+            until, old = self._order.popleft()
+            # A key that was put in again since has a later place in the order.
+            if old in self._entries and self._entries[old][0] == until:
+                del self._entries[old]
+        found = self._entries.get(key)
+        return None if found is None else found[1]
+
+    def put(self, key: Hashable, value: T, now: float) -> None:
+        """Put an entry in, or in again."""
+        until = now + self._seconds
+        self._entries[key] = (until, value)
+        self._order.append((until, key))
+
+    def drop(self, key: Hashable) -> None:
+        """Forget an entry."""
+        self._entries.pop(key, None)

@@ -1,0 +1,407 @@
+"""The command line as people and scripts use it: real programs, real SQLite files."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqspipes_mp import __version__
+from tests.gates import ROOT, TIMEOUT, Log, children, ended
+
+WORDS = """
+import sys
+from sqspipes_mp import Engine, Task
+
+def numbers():
+    yield from range(5)
+
+def endless():
+    return 1
+
+def double(value):
+    return 2 * value
+
+def fails(value):
+    raise ValueError("no luck")
+
+def exits(value):
+    sys.exit(0)
+
+def interrupts(value):
+    raise KeyboardInterrupt
+
+def breaks():
+    raise OSError("no model")
+
+def tell(value):
+    print("value", value, flush=True)
+
+db = "sqlite:///w.db"
+engine = Engine([numbers, Task(double, workers=2), tell], broker=db)
+failing = Engine([numbers, fails], domain="failing", broker=db)
+stubborn = Engine([numbers, fails], domain="stubborn", broker=db, on_error="raise")
+exiting = Engine([numbers, exits], domain="exiting", broker=db)
+interrupting = Engine([numbers, interrupts], domain="interrupting", broker=db)
+without_queues = Engine([numbers, tell], domain="none", broker=db, create_queues=False)
+bad_setup = Engine([numbers, tell], domain="setup", broker=db, setup=breaks)
+bad_init = Engine([numbers, Task(tell, init=breaks)], domain="init", broker=db)
+endless = Engine([Task(endless, interval=0.01), tell], domain="endless", broker=db)
+anywhere = Engine([numbers, tell], domain="anywhere")
+spawning = Engine([numbers, tell], domain="spawning", broker=db, start_method="spawn")
+
+def make():
+    return Engine([numbers, tell], domain="made", broker=db)
+"""
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "words.py").write_text(WORDS)
+    return tmp_path
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "sqspipes_mp", *map(str, args)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **more}
+
+
+@pytest.fixture
+def cli(folder: Path) -> Cli:
+    def run(*args: object, **variables: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command(*args),
+            cwd=folder,
+            env=environment(**variables),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+
+    return run
+
+
+@contextlib.contextmanager
+def started(folder: Path, *args: object) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        command(*args),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(TIMEOUT)
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def values(result: "subprocess.CompletedProcess[str]") -> list[int]:
+    return sorted(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("value"))
+
+
+def status(cli: Cli, target: str, *args: object) -> dict[str, Any]:
+    result = cli("status", target, "--json", *args)
+    assert result.returncode == 0, result.stderr
+    stages = json.loads(result.stdout)["stages"]
+    return {stage["name"]: (stage["waiting"], stage["in_flight"], stage["dead"]) for stage in stages}
+
+
+# --- run ---
+
+
+@pytest.mark.parametrize("target", ["words:engine", "./words.py:engine"])
+def test_a_drained_run_is_done(cli: Cli, target: str) -> None:
+    result = cli("run", target, "--until", "drained", "--log-level", "critical")
+    assert (result.returncode, values(result)) == (0, [0, 2, 4, 6, 8])
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1
+    for part in ("words on", "w.db", "numbers x1, double x2, tell x1"):
+        assert part in lines[0]
+
+
+def test_the_first_line_comes_before_the_warning_about_the_broker(cli: Cli, folder: Path) -> None:
+    result = cli("run", "words:anywhere", "--until", "drained")
+    assert (result.returncode, values(result)) == (0, [0, 1, 2, 3, 4])
+    first, second, *_ = result.stderr.splitlines()
+    assert "anywhere on SQLite" in first
+    assert "no broker was chosen" in second
+    assert (folder / "anywhere.db").exists()
+
+
+def test_a_function_may_return_the_engine(cli: Cli) -> None:
+    result = cli("run", "words:make", "--until", "drained")
+    assert (result.returncode, values(result)) == (0, [0, 1, 2, 3, 4])
+
+
+def test_spawned_workers_find_the_module(cli: Cli) -> None:
+    result = cli("run", "words:spawning", "--until", "drained")
+    assert (result.returncode, values(result)) == (0, [0, 1, 2, 3, 4])
+
+
+def test_some_tasks_run_here_and_others_there(cli: Cli) -> None:
+    source = cli("run", "words:engine", "--only", "numbers")
+    assert (source.returncode, values(source)) == (0, [])
+    assert status(cli, "words:engine")["double"] == (5, 0, 0)
+
+
+def test_every_flag_has_its_variable(cli: Cli, folder: Path) -> None:
+    variables = {
+        "SQSPIPES_ONLY": "numbers,tell",
+        "SQSPIPES_WORKERS": "tell=3",
+        "SQSPIPES_BROKER": "sqlite:///elsewhere.db",
+        "SQSPIPES_UNTIL": "drained",
+        "SQSPIPES_LOG_FORMAT": "json",
+        "SQSPIPES_LOG_LEVEL": "debug",
+    }
+    result = cli("run", "words:anywhere", **variables)
+    assert (result.returncode, values(result)) == (0, [0, 1, 2, 3, 4])
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert all({"time", "level", "logger", "message", "pid"} <= line.keys() for line in lines)
+    assert "elsewhere.db: numbers x1, tell x3" in lines[0]["message"]
+    assert not (folder / "anywhere.db").exists()
+
+
+def test_the_code_s_broker_wins_over_the_variable_and_the_flag_over_the_code(cli: Cli, folder: Path) -> None:
+    cli("run", "words:make", "--until", "drained", SQSPIPES_BROKER="sqlite:///other.db")
+    assert (folder / "w.db").exists()
+    assert not (folder / "other.db").exists()
+    cli("run", "words:make", "--until", "drained", "--broker", "sqlite:///other.db")
+    assert (folder / "other.db").exists()
+
+
+def test_a_task_s_exception_is_shown_and_told_by_the_exit_code(cli: Cli) -> None:
+    result = cli("run", "words:failing", "--until", "drained")
+    assert result.returncode == 1
+    assert 'raise ValueError("no luck")' in result.stderr
+    assert "in stage 'fails'" in result.stderr
+    assert "cli/run.py" not in result.stderr
+    assert "--on-error" in result.stderr.splitlines()[-1]
+    assert status(cli, "words:failing")["fails"] == (5, 0, 0)
+
+
+def test_a_failure_is_one_json_object_too(cli: Cli) -> None:
+    result = cli("run", "words:failing", "--until", "drained", "--log-format", "json")
+    last = json.loads(result.stderr.splitlines()[-1])
+    assert (result.returncode, last["level"]) == (1, "ERROR")
+    assert "ValueError: no luck" in last["exc"]
+
+
+@pytest.mark.parametrize("target", ["words:exiting", "words:interrupting"])
+def test_a_task_that_ends_the_program_has_failed(cli: Cli, target: str) -> None:
+    assert cli("run", target, "--until", "drained").returncode == 1
+
+
+def test_drained_with_dead_letters_is_a_failure(cli: Cli) -> None:
+    result = cli("run", "words:failing", "--until", "drained", "--on-error", "reject")
+    assert result.returncode == 1
+    assert "fails 5" in result.stderr.splitlines()[-1]
+    assert status(cli, "words:failing")["fails"] == (0, 0, 5)
+
+
+def test_on_error_of_the_environment_gives_way_to_the_code(cli: Cli) -> None:
+    cli("run", "words:failing", "--until", "drained", SQSPIPES_ON_ERROR="reject")
+    cli("run", "words:stubborn", "--until", "drained", SQSPIPES_ON_ERROR="reject")
+    assert status(cli, "words:failing")["fails"] == (0, 0, 5)
+    assert status(cli, "words:stubborn")["fails"] == (5, 0, 0)
+
+
+@pytest.mark.parametrize("target", ["words:without_queues", "words:bad_setup"])
+def test_an_engine_that_cannot_start_is_a_boot_failure(cli: Cli, target: str) -> None:
+    assert cli("run", target).returncode == 3
+
+
+@pytest.mark.slow
+def test_an_init_that_fails_is_a_boot_failure(cli: Cli) -> None:
+    result = cli("run", "words:bad_init")
+    assert result.returncode == 3
+    assert 'raise OSError("no model")' in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(cli: Cli, folder: Path, number: signal.Signals) -> None:
+    with started(folder, "run", "words:endless") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "value 1\n"
+        process.send_signal(number)
+        code, _, errors = ended(process)
+    assert (code, "Traceback" in errors) == (0, False)
+    waiting, in_flight, dead = status(cli, "words:endless")["tell"]
+    assert (in_flight, dead) == (0, 0)
+
+
+def test_a_signal_before_the_engine_runs_ends_it_cleanly(folder: Path, log: Log) -> None:
+    text = f"from tests.gates import Log\nLog({log.path!r}).note('here')\nimport signal\nsignal.pause()\n"
+    (folder / "pausing.py").write_text(text)
+    with started(folder, "run", "pausing:engine") as process:
+        log.wait_for(1)
+        process.terminate()
+        code, _, errors = ended(process)
+    assert (code, errors) == (0, "")
+
+
+# --- what cannot be run ---
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("words", "words:engine"),
+        ("words:engin", "Did you mean words:engine?"),
+        ("wrds:engine", "Did you mean words?"),
+        ("./wrds.py:engine", "Did you mean words?"),
+        ("words:db", "must be an Engine"),
+        ("words:double", "without arguments"),
+        (":engine", "must name a module"),
+    ],
+)
+def test_a_wrong_target_is_refused_with_the_cure(cli: Cli, target: str, told: str) -> None:
+    result = cli("run", target)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "told"),
+    [
+        ("import nothing_like_it", 3, "No module named 'nothing_like_it'"),
+        ("def (", 3, "SyntaxError"),
+        ("import sys\nsys.exit(0)", 3, "SystemExit"),
+        ("from sqspipes_mp import Engine\nengine = Engine([], domain='t')", 2, "module.py:2: "),
+    ],
+)
+def test_a_module_that_fails_is_told_by_its_own_lines(cli: Cli, folder: Path, text: str, code: int, told: str) -> None:
+    (folder / "module.py").write_text(text)
+    result = cli("status", "module:engine")
+    assert result.returncode == code
+    assert told in result.stderr
+    assert "importlib" not in result.stderr
+    assert "cli/" not in result.stderr
+
+
+def test_a_file_whose_name_is_taken_is_refused(cli: Cli, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "queue.py").write_text(WORDS)
+    result = cli("run", "sub/queue.py:engine")
+    assert result.returncode == 2
+    assert "rename" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("run",),
+        ("walk", "words:engine"),
+        ("run", "words:engine", "--workers", "3"),
+        ("run", "words:engine", "--only", "nobody"),
+        ("run", "words:engine", "--broker", "redis://"),
+        ("run", "words:endless", "--until", "drained"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(cli: Cli, arguments: tuple[str, ...]) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 2
+    assert "error: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_version_and_help(cli: Cli) -> None:
+    assert cli("--version").stdout == f"sqspipes-mp {__version__}\n"
+    result = cli("run", "--help")
+    assert result.returncode == 0
+    assert "SQSPIPES_ON_ERROR" in result.stdout
+
+
+# --- status, purge, delete ---
+
+
+def test_status_works_without_queues_and_makes_no_file(cli: Cli, folder: Path) -> None:
+    result = cli("status", "words:engine")
+    assert result.returncode == 0
+    assert "does not exist yet" in result.stdout
+    assert status(cli, "words:engine") == {name: (0, 0, 0) for name in ("numbers", "double", "tell")}
+    assert not (folder / "w.db").exists()
+
+
+def test_status_names_every_queue_and_its_counts(cli: Cli) -> None:
+    cli("run", "words:engine", "--only", "numbers")
+    result = cli("status", "words:engine")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["double", "words-numbers", "5", "0", "0", "0"] in lines
+    assert ["tell", "words-double", "-", "-", "-", "-"] in lines
+
+
+def test_without_a_terminal_nothing_is_removed(cli: Cli) -> None:
+    cli("run", "words:engine", "--only", "numbers")
+    for verb in ("purge", "delete"):
+        result = cli(verb, "words:engine")
+        assert result.returncode == 2
+        assert "--yes" in result.stderr
+    assert status(cli, "words:engine")["double"] == (5, 0, 0)
+
+
+def test_purge_and_delete_name_what_they_touch_and_touch_nothing_else(cli: Cli) -> None:
+    cli("run", "words:engine", "--only", "numbers")
+    cli("run", "words:make", "--only", "numbers")
+    purged = cli("purge", "words:engine", "--yes")
+    assert purged.returncode == 0
+    assert ["words-numbers", "5"] in [line.split() for line in purged.stdout.splitlines()]
+    assert "made-numbers" not in purged.stdout
+    assert status(cli, "words:engine")["double"] == (0, 0, 0)
+    assert status(cli, "words:make")["tell"] == (5, 0, 0)
+    assert cli("delete", "words:make", "--yes").returncode == 0
+    assert "does not exist yet" in cli("status", "words:make").stdout
+    assert "nothing to delete" in cli("delete", "words:make", "--yes").stdout
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, 0), ("n", 1, 5), ("", 1, 5)])
+def test_the_answer_decides(cli: Cli, folder: Path, answer: str, code: int, left: int) -> None:
+    cli("run", "words:engine", "--only", "numbers")
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        result = subprocess.run(
+            command("purge", "words:engine"),
+            cwd=folder,
+            env=environment(),
+            stdin=theirs,
+            capture_output=True,
+            timeout=TIMEOUT,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert result.returncode == code
+    assert status(cli, "words:engine")["double"][0] == left
+
+
+def test_nothing_is_left_running(folder: Path) -> None:
+    with started(folder, "run", "words:endless") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        family = children(process.pid)
+        assert len(family) >= 3
+        process.terminate()
+        assert ended(process)[0] == 0
+        assert not any(each.is_running() for each in family)

@@ -1,0 +1,172 @@
+"""The command line's decisions: which value wins, and which exit code an exception means."""
+
+import logging
+from argparse import Namespace
+from typing import Any
+
+import pytest
+
+from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissing, RestartLimit, Task
+from sqspipes_mp.cli.exits import Exit, Refused, Stopped, judge
+from sqspipes_mp.cli.options import Given, run_options, task_names, worker_counts
+from sqspipes_mp.cli.table import table
+
+NOTE = "in stage 'reduce', worker 12, message abc"
+BOOT = "before it was ready"
+
+
+def noted(error: BaseException, *notes: str) -> BaseException:
+    for note in notes:
+        error.add_note(note)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), Exit.DONE),
+        (Stopped(), Exit.DONE),
+        (noted(ValueError("x"), NOTE), Exit.FAILED),
+        (noted(KeyboardInterrupt(), NOTE), Exit.FAILED),
+        (noted(SystemExit(0), NOTE), Exit.FAILED),
+        (noted(ConfigError("Retry(delay)", -1, "more"), NOTE), Exit.FAILED),
+        (noted(RestartLimit("a", 1, 2.0, "x"), NOTE), Exit.FAILED),
+        (noted(QueueMissing("q", "Create it"), NOTE), Exit.FAILED),
+        (ConfigError("a", 1, "2"), Exit.USAGE),
+        (Refused("no"), Exit.USAGE),
+        (Refused("no", Exit.BOOT), Exit.BOOT),
+        (BootError("the keeper", 1, "killed"), Exit.BOOT),
+        (AccessDenied("no"), Exit.BOOT),
+        (noted(ValueError("x"), BOOT, "in stage 'reduce', worker 12"), Exit.BOOT),
+        (noted(QueueMissing("q", "Create it"), "in stage 'keeper', worker 12"), Exit.BOOT),
+        (noted(ValueError("x"), "in stage 'keeper', worker 12, message abc"), Exit.FAILED),
+        (RestartLimit("a", 1, 2.0, "x"), Exit.RESTARTS),
+        (RuntimeError("ours"), Exit.FAILED),
+    ],
+    ids=repr,
+)
+def test_an_exception_means_an_exit_code(error: BaseException, code: Exit) -> None:
+    ending = judge(error)
+    assert ending is not None
+    assert ending.code is code
+
+
+def test_the_exit_of_argparse_is_none_of_ours() -> None:
+    assert judge(SystemExit(2)) is None
+
+
+def test_a_tasks_traceback_is_shown_and_a_wrong_value_s_is_not() -> None:
+    failure = noted(ValueError("x"), NOTE)
+    ending, refused = judge(failure), judge(ConfigError("a", 1, "2"))
+    assert ending is not None
+    assert ending.traceback is failure
+    assert refused is not None
+    assert refused.traceback is None
+    assert refused.message == "a must be 2, got 1"
+
+
+# --- options ---
+
+
+def options(environ: dict[str, str] | None = None, **flags: Any) -> Any:
+    names = ("only", "workers", "broker", "until", "on_error", "log_level", "log_format")
+    return run_options(Namespace(**{**dict.fromkeys(names), **flags}), environ or {})
+
+
+def source():
+    yield 1
+
+
+def pipeline(**workers: int) -> Any:
+    def first(value):
+        return value
+
+    def last(value):
+        return value
+
+    tasks = [source, *(Task(each, workers=workers.get(each.__name__, 1)) for each in (first, last))]
+    return Engine(tasks, domain="t").pipeline
+
+
+def counts(given: Any, only: list[str] | None = None, **workers: int) -> dict[str, Any]:
+    return worker_counts(given.workers, pipeline(**workers), only)
+
+
+def test_nothing_asked_for_is_the_default() -> None:
+    given = options()
+    assert (given.only, given.workers, given.until, given.on_error, given.broker) == ([], [], None, None, None)
+    assert (given.log_level, given.log_format) == (logging.INFO, "text")
+
+
+def test_the_environment_is_read() -> None:
+    environ = {"SQSPIPES_ONLY": "first, last", "SQSPIPES_UNTIL": "drained", "SQSPIPES_LOG_LEVEL": "error"}
+    given = options({**environ, "SQSPIPES_LOG_FORMAT": "json", "SQSPIPES_ON_ERROR": "retry"})
+    assert task_names(given.only, pipeline()) == ["first", "last"]
+    assert (given.until, given.log_level, given.log_format) == ("drained", logging.ERROR, "json")
+    assert given.on_error == Given("SQSPIPES_ON_ERROR", "retry")
+
+
+def test_an_empty_variable_is_none() -> None:
+    given = options({"SQSPIPES_ONLY": "", "SQSPIPES_UNTIL": "", "SQSPIPES_ON_ERROR": ""})
+    assert (given.only, given.until, given.on_error) == ([], None, None)
+
+
+def test_flags_win_over_the_environment() -> None:
+    environ = {"SQSPIPES_ONLY": "first", "SQSPIPES_ON_ERROR": "retry", "SQSPIPES_WORKERS": "last=2,first=3"}
+    given = options(environ, only=["last"], on_error="reject", workers=["last=5"])
+    assert task_names(given.only, pipeline()) == ["last"]
+    assert given.on_error == Given("--on-error", "reject")
+    assert counts(given) == {"last": 5, "first": 3}
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "named"),
+    [
+        ({"SQSPIPES_UNTIL": "dry"}, {}, "SQSPIPES_UNTIL"),
+        ({}, {"until": "dry"}, "--until"),
+        ({"SQSPIPES_ON_ERROR": "ignore"}, {}, "raise, retry or reject"),
+        ({}, {"log_level": "loud"}, "--log-level"),
+        ({"SQSPIPES_LOG_FORMAT": "xml"}, {}, "text or json"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(environ: dict[str, str], flags: dict[str, str], named: str) -> None:
+    with pytest.raises(Refused, match=named):
+        options(environ, **flags)
+
+
+def test_a_bare_number_is_for_the_one_task_that_runs() -> None:
+    assert counts(options(workers=["4"]), ["first"]) == {"first": 4}
+    assert counts(options(workers=["auto"]), ["first"]) == {"first": "auto"}
+    with pytest.raises(Refused, match="--workers last=4"):
+        counts(options(workers=["4"]))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "first=", "first=x", "first=0", "=", "=3x", "²"])
+def test_workers_must_be_a_number(text: str) -> None:
+    with pytest.raises(Refused, match="--workers must be"):
+        counts(options(workers=[text]), ["first"])
+
+
+def test_the_code_wins_over_the_environment_and_flags_over_the_code() -> None:
+    assert counts(options({"SQSPIPES_WORKERS": "first=5,last=6"}), first=2) == {"last": 6}
+    assert counts(options(workers=["first=5"]), first=2) == {"first": 5}
+
+
+def test_the_environment_may_name_tasks_that_run_elsewhere() -> None:
+    assert counts(options({"SQSPIPES_WORKERS": "first=5,last=6"}), ["last"]) == {"last": 6}
+
+
+def test_unknown_tasks_are_refused_by_the_option_s_name() -> None:
+    with pytest.raises(Refused, match="SQSPIPES_WORKERS: .*'nobody'"):
+        counts(options({"SQSPIPES_WORKERS": "nobody=5"}))
+    with pytest.raises(Refused, match="--only: .*'nobody'"):
+        task_names(options(only=["nobody"]).only, pipeline())
+
+
+def test_an_explicit_on_error_is_told_from_the_default() -> None:
+    assert not Engine([source], domain="t").on_error_given
+    assert Engine([source], domain="t", on_error="raise").on_error_given
+
+
+def test_a_table_is_aligned() -> None:
+    assert table(("name", "n"), [("a", 1), ("bcdef", 12345)]) == "name        n\na           1\nbcdef  12,345"
