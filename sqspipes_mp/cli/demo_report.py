@@ -116,7 +116,8 @@ def _comparison(measured: Measured, alone: OneProcess) -> Iterator[str]:
         f"One process alone, without queues, just before: {which}, {alone.lines:,} lines in {alone.seconds:.1f} s,\n"
         f"{alone.lines_per_second:,.0f} lines per second."
     )
-    yield f"The pipeline, its start and end included, was {_speedup(measured, alone):.2f} times as fast, on {measured.cpus} CPUs."
+    faster = f"{_speedup(measured, alone):.2f} times as fast"
+    yield f"The pipeline, its start and end included, was {faster}, with {measured.cpus} CPUs to use."
     yield "Whatever else runs on this machine disturbs both measurements."
     if measured.seconds < 2:
         yield "(Starting and ending take most of so short a run.)"

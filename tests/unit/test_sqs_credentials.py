@@ -1,0 +1,102 @@
+import datetime as dt
+import json
+
+import pytest
+
+from sqspipes_mp import SQS
+from sqspipes_mp.scoreboard import Scoreboard
+from tests.credential_server import serving
+
+
+class Wallet:
+    text = None
+
+    def read(self):
+        return self.text
+
+    def write(self, text):
+        self.text = text
+
+
+@pytest.fixture
+def chain(monkeypatch):
+    """An environment in which credentials come from a container's endpoint, as in ECS."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+
+    def use(url):
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
+        return SQS("us-east-1", endpoint_url="http://127.0.0.1:1")
+
+    return use
+
+
+def _key(connection):
+    return connection._calls.clients.hot._request_signer._credentials.get_frozen_credentials().access_key
+
+
+def _snapshot(key, minutes):
+    expires = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=minutes)
+    return json.dumps({"access_key": key, "secret_key": "s", "token": "t", "expiry_time": expires.isoformat()})
+
+
+def test_the_keeper_shares_what_it_fetched_and_workers_fetch_nothing(chain):
+    with serving(lives=3600) as (url, given):
+        broker, wallet = chain(url), Wallet()
+        keeper = broker.open(patience=1.0, wallet=wallet)
+        keeper.tend()
+        workers = [broker.open(wallet=wallet) for _ in range(5)]
+        assert {_key(worker) for worker in workers} == {"AKIA0001"}
+        assert given == ["AKIA0001"]
+        for connection in (keeper, *workers):
+            connection.close()
+
+
+def test_a_worker_takes_the_rotated_credentials_from_the_wallet(chain):
+    with serving(lives=3600) as (url, given):
+        broker, wallet = chain(url), Wallet()
+        wallet.write(_snapshot("OLD", 4))
+        worker = broker.open(wallet=wallet)
+        wallet.write(_snapshot("NEW", 60))
+        assert _key(worker) == "NEW"
+        assert given == []
+        worker.close()
+
+
+def test_a_worker_whose_wallet_is_stale_asks_itself(chain):
+    with serving(lives=3600) as (url, given):
+        broker, wallet = chain(url), Wallet()
+        wallet.write(_snapshot("OLD", 4))
+        worker = broker.open(wallet=wallet)
+        assert _key(worker) == "AKIA0001"
+        assert given == ["AKIA0001"]
+        worker.close()
+
+
+def test_the_keeper_refreshes_before_the_workers_have_to(chain):
+    with serving(lives=3600) as (url, given):
+        broker, wallet = chain(url), Wallet()
+        wallet.write(_snapshot("OLD", 12))
+        keeper = broker.open(patience=1.0, wallet=wallet)
+        keeper.tend()
+        assert json.loads(wallet.read())["access_key"] == "AKIA0001"
+        keeper.close()
+
+
+def test_static_credentials_are_not_shared(monkeypatch):
+    wallet = Wallet()
+    connection = SQS("us-east-1").open(patience=1.0, wallet=wallet)
+    connection.tend()
+    assert wallet.read() is None
+    assert _key(connection) == "testing"
+    connection.close()
+
+
+def test_the_boards_wallet_keeps_a_text_and_refuses_one_that_is_too_long():
+    board = Scoreboard.create(1, 1)
+    assert board.wallet.read() is None
+    board.wallet.write("é" * 1000)
+    assert board.wallet.read() == "é" * 1000
+    board.wallet.write("x" * 100_000)
+    assert board.wallet.read() == "é" * 1000
+    board.close()
