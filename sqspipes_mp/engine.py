@@ -210,7 +210,7 @@ class Engine:
         def ended() -> None:
             stoppers[:] = [stop for stop in stoppers if stop is not stopper]
 
-        iteration = Iteration(plan, broker, MAINS, choose_context(plan, broker), ended)
+        iteration = Iteration(plan, broker, MAINS, choose_context(plan, broker), ended, self)
         weak = weakref.ref(iteration)
 
         def stopper() -> None:

@@ -45,10 +45,14 @@ class Iteration(Iterator[Any]):
     acknowledged come again in the next run. Not for several threads at once.
     """
 
-    def __init__(self, plan: RunPlan, broker: Broker, mains: Mains, context: Any, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: RunPlan, broker: Broker, mains: Mains, context: Any, ended: Callable[[], None], owner: object
+    ) -> None:
         self.summary: Summary | None = None
         self._grace = plan.settings.grace
         self._ended = ended
+        # The engine removes its temporary files when nobody needs it any more.
+        self._owned_by = owner
         self._ready: deque[Frame] = deque()
         self._handed: Frame | None = None
         self._seen: OrderedDict[str, None] = OrderedDict()
@@ -207,10 +211,12 @@ class Iteration(Iterator[Any]):
 class _Sigterm:
     """SIGTERM stops an iteration, which it does not keep alive; several at once may come and go in any order."""
 
+    _old: Any
+
     def __init__(self, iteration: Iteration) -> None:
         self._iteration = weakref.ref(iteration)
         self._removed = False
-        self._old: Any = signal.signal(signal.SIGTERM, self)
+        self._old = signal.signal(signal.SIGTERM, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         iteration = self._iteration()
@@ -226,12 +232,13 @@ class _Sigterm:
     def remove(self) -> None:
         """Put the old handler back, unless there is another above this one or this is not the main thread."""
         self._removed = True
+        before = self._before()
         with contextlib.suppress(ValueError):
             if signal.getsignal(signal.SIGTERM) is self:
-                signal.signal(signal.SIGTERM, self._before())
+                signal.signal(signal.SIGTERM, before)
 
     def _before(self) -> Any:
-        old = self._old
+        old: Any = self._old
         while isinstance(old, _Sigterm) and old._removed:
             old = old._old
         # None: it was not set from Python, so it cannot be put back; the default is the nearest.

@@ -33,6 +33,7 @@ _STARTED = _CRC_AT + 16  # worker: monotonic s, when the function began
 _KEPT_GENERATION = _CRC_AT + 24  # keeper: which generation the two below speak of
 _KEPT_UNTIL = _CRC_AT + 32  # keeper: monotonic s until which the lease was extended
 _KEPT_LOST = _CRC_AT + 40  # keeper: a byte
+_KEPT_CHARGED = _CRC_AT + 48  # keeper: which generation was charged with its worker's death
 _U32 = struct.Struct("<I")
 _F64 = struct.Struct("<d")
 
@@ -93,6 +94,7 @@ class Lease:
     started_at: float
     extended: bool
     lost: bool
+    charged: bool = False
 
 
 def body_bytes(calls: int) -> int:
@@ -182,6 +184,10 @@ class Region:
         self._view[base + _KEPT_LOST] = 1
         _U32.pack_into(self._view, base + _KEPT_GENERATION, lease.generation)
 
+    def note_charge(self, lease: Lease) -> None:
+        """Note that a lease's message is being charged with its worker's death; once is all it may be."""
+        _U32.pack_into(self._view, _HEADER + lease.index * _ENTRY + _KEPT_CHARGED, lease.generation)
+
     # -- worker -------------------------------------------------------------------------------------------------
 
     def write(
@@ -252,7 +258,10 @@ class Region:
         text = raw[_TEXT_AT : _TEXT_AT + a + b + c]
         if _CRC.unpack_from(raw, _CRC_AT)[0] != zlib.crc32(text, zlib.crc32(raw[: _FIXED.size])):
             return None
-        if self._view[base + _STATE] != state or _U32.unpack_from(self._view, base)[0] != generation:
+        # Both copies: an entry may have been freed, written anew and brought to the same state in between.
+        if raw[_STATE] != state or self._view[base + _STATE] != state:
+            return None
+        if _U32.unpack_from(self._view, base)[0] != generation:
             return None
         kept = _U32.unpack_from(raw, _KEPT_GENERATION)[0] == generation
         name = queues[queue] if queue < len(queues) else ""
@@ -270,6 +279,7 @@ class Region:
             started_at=_F64.unpack_from(raw, _STARTED)[0],
             extended=kept,
             lost=bool(kept and raw[_KEPT_LOST]),
+            charged=_U32.unpack_from(raw, _KEPT_CHARGED)[0] == generation,
         )
 
     def leases(self, queues: tuple[str, ...]) -> Iterator[Lease]:

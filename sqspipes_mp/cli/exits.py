@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sqspipes_mp.control import BOOT_NOTE
 from sqspipes_mp.errors import BootError, BrokerError, ConfigError, RestartLimit
-
-#: The note that worker/main.py gives to an exception of its boot.
-AT_BOOT = "before it was ready"
-#: What keeper/main.py notes, with no message: nearly always of its boot, where setup runs and queues are checked.
-_OF_THE_KEEPER = re.compile(r"in stage 'keeper', worker \d+")
 
 
 class Exit(IntEnum):
@@ -52,8 +47,7 @@ def judge(error: BaseException) -> Ending | None:
         return Ending(error.code, error.message, error.__cause__)
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     if any(note.startswith("in stage ") for note in notes):
-        booting = AT_BOOT in notes or any(map(_OF_THE_KEEPER.fullmatch, notes))
-        return _of_a_child(error, booting=booting)
+        return _of_a_child(error, booting=BOOT_NOTE in notes)
     if isinstance(error, (KeyboardInterrupt, Stopped)):
         return Ending(Exit.DONE)
     if isinstance(error, SystemExit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from sqspipes_mp.region import Lease, LeaseState
 _KEPT = frozenset({LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE})
 #: SQS refuses what goes past 12 hours from the receive; keep clear of it, seconds.
 _MARGIN = 60.0
+#: Less than this is no extension, seconds.
+_WORTH = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,10 @@ def due(
             again = min(again, at)
             continue
         until = min(now + visibility, _cap(lease, timeout, visibility))
-        if until > lease.deadline:
-            extensions.append(Extension(lease, max(1, round(until - now))))
+        # What has reached its cap ends there; one that is only late is tried, its receipt may still be good.
+        if until > max(lease.deadline, now) + _WORTH:
+            # Rounded up: what falls short of its cap would be due again at every look.
+            extensions.append(Extension(lease, max(1, math.ceil(until - now - _WORTH / 2))))
             again = min(again, now + visibility / 2)
     return extensions, again
 

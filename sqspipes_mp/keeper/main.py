@@ -17,7 +17,7 @@ from contextlib import closing
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.backoff import backoff
 from sqspipes_mp.brokers.base import Completion, Connection
-from sqspipes_mp.control import EXIT_BOOT, EXIT_FAULT, Channel, Kind
+from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.errors import BrokerBusy
 from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
@@ -60,7 +60,7 @@ def keeper_main(orders: Assignment, *, boots: bool) -> None:
         connection.tend()
     except BaseException as error:
         # A wrong region, a missing queue or right, a failing setup: the engine ends with this very error.
-        report = pack_exception(error, stage="keeper", pid=os.getpid(), message_id=None)
+        report = pack_exception(error, stage="keeper", pid=os.getpid(), message_id=None, note=BOOT_NOTE)
         channel.send(Kind.FAILED, {"boot": True}, report.to_bytes())
         os._exit(EXIT_BOOT)
     try:
@@ -228,7 +228,11 @@ class Keeper:
             self._connection.dead_letter([killed_letter(stage, lease, body, cause, exitcode, pid, region.stack)])
             self._board.add_stage(stage.index, KEEPER_DEAD, 1)
             return
-        self._board.charge(self._board.slots, id_digest(lease.handle.message_id))
+        if not lease.charged:
+            # Noted before it is done: a keeper that ends, or finds the broker busy, judges again and must not charge
+            # again. Dying between the two spares a message one charge, which is the lesser harm.
+            region.note_charge(lease)
+            self._board.charge(self._board.slots, id_digest(lease.handle.message_id))
         delay = backoff(attempt, random.uniform)
-        self._connection.extend([lease.handle], delay, charge=True)
+        self._connection.extend([lease.handle], delay, charge=not lease.charged)
         self._board.add_stage(stage.index, KEEPER_CHARGED, 1)

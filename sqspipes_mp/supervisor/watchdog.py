@@ -11,8 +11,9 @@ from sqspipes_mp.control import Kind
 from sqspipes_mp.region import Cause, LeaseState
 from sqspipes_mp.scoreboard import CALL_STARTED, KEEPER_BEAT
 from sqspipes_mp.stack import DUMP
+from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, pressure
 from sqspipes_mp.supervisor.crew import Crew, Place
-from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch
+from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch, private_bytes
 from sqspipes_mp.supervisor.switchboard import Switchboard
 
 log = logging.getLogger("sqspipes_mp.supervisor")
@@ -30,13 +31,15 @@ class Watchdog:
         self._crew = crew
         self._lines = board
         self._memory = MemoryWatch(crew.plan)
+        self._contained = pressure() is not None
+        self._contain_at = 0.0
         # Leases must not end before it is replaced: a fresh one is due when half of it is left.
         self._patience = 2 * crew.plan.keeper_patience
 
     def deadline(self, now: float) -> float:
         """Return when to look again at the latest (monotonic s)."""
         times = [now + self._patience / 2]
-        if self._memory.wanted:
+        if self._memory.wanted or self._contained:
             times.append(now + LOOK_EVERY)
         leaving = (child.leaving_since for child in self._crew.children)
         times += [since + _BYE_GRACE for since in leaving if since is not None]
@@ -52,6 +55,8 @@ class Watchdog:
 
     def look(self, now: float) -> None:
         self._mind_keeper(now)
+        if self._contained and now >= self._contain_at:
+            self._mind_container(now)
         for place in self._crew.places:
             if place.child is None:
                 continue
@@ -95,6 +100,25 @@ class Watchdog:
             place.cause = Cause.MEMORY
             log.warning("%s (pid %d) is far over its max_memory; killing it", self._crew.name(place), place.child.pid)
             place.child.kill()
+
+    def _mind_container(self, now: float) -> None:
+        """Replace the fattest worker before the kernel chooses for itself, which may be the whole container."""
+        self._contain_at = now + LOOK_EVERY
+        used = pressure() or 0.0
+        workers = [(place, place.child) for place in self._crew.places if place.child is not None and place.child.ready]
+        if used < REPLACE_AT or not workers:
+            return
+        place, child = max(workers, key=lambda worker: private_bytes(worker[1].pid))
+        self._contain_at = now + SETTLE
+        log.warning(
+            "the container's memory is %.0f%% full; replacing %s (pid %d), which has most of it",
+            100 * used, self._crew.name(place), child.pid,
+        )  # fmt: skip
+        if used < KILL_AT:
+            self._lines.tell(child.channel, Kind.RECYCLE, {"reason": "the container's memory"})
+        elif place.cause is None:
+            place.cause = Cause.MEMORY
+            child.kill()
 
     def _mind_keeper(self, now: float) -> None:
         keeper = self._crew.keeper

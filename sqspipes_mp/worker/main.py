@@ -7,7 +7,7 @@ import threading
 from functools import partial
 
 from sqspipes_mp.assignment import Assignment
-from sqspipes_mp.control import EXIT_BOOT, EXIT_FAULT, Channel, Kind
+from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, PID, S_BOOTING, S_DRAINING, S_READY, STATE
@@ -41,9 +41,7 @@ def worker_main(orders: Assignment) -> None:
         caller = Caller(station)
     except BaseException as error:
         # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
-        report = pack_exception(
-            error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note="before it was ready"
-        )
+        report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note=BOOT_NOTE)
         channel.send(Kind.FAILED, {"boot": True}, report.to_bytes())
         os._exit(EXIT_BOOT)
     try:

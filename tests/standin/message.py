@@ -6,7 +6,7 @@ import json.encoder
 import struct
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -29,7 +29,7 @@ class Message:
     md5: str
     number: int
     sent_ms: int
-    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, str]] | None = None
     trace: str | None = None
     group: str | None = None
     dedup: str | None = None
@@ -61,7 +61,7 @@ class Message:
     def forget(self) -> None:
         """Give the body's memory back."""
         self.body = self._fragment = ""
-        self.attributes = {}
+        self.attributes = None
 
     def record(self) -> dict[str, Any]:
         """Return the ledger's line."""

@@ -19,6 +19,8 @@ _ATTRIBUTE_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TYPE = re.compile(r"(String|Number|Binary)(\..+)?")
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
+_NO_ATTRIBUTES: dict[str, dict[str, str]] = {}
+
 #: Queue attributes that are numbers: lowest, highest, default.
 NUMBERS = {
     "DelaySeconds": (0, 900, 0),
@@ -60,7 +62,7 @@ def size_of(entry: Mapping[str, Any]) -> int:
     """Count a message's bytes: body, and names, types and values of its attributes."""
     body = entry["MessageBody"]
     size = len(body) if body.isascii() else len(body.encode("utf-8", "surrogatepass"))
-    for name, value in entry.get("MessageAttributes", {}).items():
+    for name, value in (entry.get("MessageAttributes") or _NO_ATTRIBUTES).items():
         size += len(name.encode()) + len(value.get("DataType", "").encode())
         size += len(value.get("StringValue", "").encode("utf-8", "surrogatepass"))
         size += len(value.get("BinaryValue", "")) * 3 // 4 - value.get("BinaryValue", "")[-2:].count("=")
@@ -94,20 +96,22 @@ def check_message(entry: Mapping[str, Any], size: int, *, fifo: bool, longest: i
     if bad:
         text = f"Invalid binary character '#x{ord(bad[0]):X}' was found in the message body, the set of allowed "
         raise SqsError("InvalidMessageContents", f"{text}characters is {_ALLOWED}")
-    group, dedup, delay = (entry.get(n) for n in ("MessageGroupId", "MessageDeduplicationId", "DelaySeconds"))
+    group = entry.get("MessageGroupId")
     if group is not None:
         check_token("MessageGroupId", group)
+    dedup = entry.get("MessageDeduplicationId")
     if dedup is not None:
         check_token("MessageDeduplicationId", dedup)
         if not fifo:
             raise _of_another_type("MessageDeduplicationId", dedup)
+    delay = entry.get("DelaySeconds")
     if delay is not None:
         check_number("DelaySeconds", delay, 0, 900, "DelaySeconds must be >= 0 and <= 900.")
         if fifo and delay:
             raise _of_another_type("DelaySeconds", delay)
     if entry.get("MessageAttributes"):
         _check_attributes(entry["MessageAttributes"])
-    for name, value in entry.get("MessageSystemAttributes", {}).items():
+    for name, value in (entry.get("MessageSystemAttributes") or _NO_ATTRIBUTES).items():
         if name != "AWSTraceHeader" or value.get("DataType") != "String" or not value.get("StringValue"):
             raise invalid("MessageSystemAttributes", name, "Only AWSTraceHeader, a String, is supported.")
 

@@ -17,7 +17,7 @@ def send_message(service: Service, call: Call) -> str:
     queue, request = service.queue(call.request), call.request
     rules.check_present(request, fifo=queue.fifo, content_based=_content_based(queue))
     rules.check_message(request, rules.size_of(request), fifo=queue.fifo, longest=_longest(queue))
-    result = "{" + _accept(service, queue, request) + "}"
+    result = "{" + _accept(service, queue, request, service.clock.now(), service.clock.now_ms()) + "}"
     queue.line.stir()
     return result
 
@@ -30,6 +30,7 @@ def send_message_batch(service: Service, call: Call) -> str:
         rules.check_present(entry, fifo=queue.fifo, content_based=content_based)
     sizes = [rules.size_of(entry) for entry in entries]
     rules.check_total(sizes)
+    now, now_ms = service.clock.now(), service.clock.now_ms()
     accepted, failed = [], []
     for position, (entry, size) in enumerate(zip(entries, sizes, strict=True)):
         try:
@@ -41,7 +42,7 @@ def send_message_batch(service: Service, call: Call) -> str:
             service.refused(call, error)
             failed.append(failure(entry["Id"], error))
         else:
-            accepted.append(f'{{"Id":"{entry["Id"]}",{_accept(service, queue, entry)}}}')
+            accepted.append(f'{{"Id":"{entry["Id"]}",{_accept(service, queue, entry, now, now_ms)}}}')
     queue.line.stir()
     return results(accepted, failed)
 
@@ -58,17 +59,18 @@ def failure(name: str, error: SqsError | None) -> str:
     return f'{{"Id":"{name}","SenderFault":true,"Code":"{error.code}","Message":{quoted(error.message)}}}'
 
 
-def _accept(service: Service, queue: Queue, entry: Entry) -> str:
-    body, now = entry["MessageBody"], service.clock.now()
+def _accept(service: Service, queue: Queue, entry: Entry, now: float, now_ms: int) -> str:
+    body = entry["MessageBody"]
     queue.counter += 1
-    message = Message(service.new_id(), body, md5(body), queue.counter, service.clock.now_ms())
+    message = Message(service.new_id(), body, md5(body), queue.counter, now_ms)
     message.group = entry.get("MessageGroupId")
     text = f'"MD5OfMessageBody":"{message.md5}"'
-    if entry.get("MessageAttributes"):
-        message.attributes = entry["MessageAttributes"]
-        text += f',"MD5OfMessageAttributes":"{attributes_md5(message.attributes)}"'
-    trace = entry.get("MessageSystemAttributes", {}).get("AWSTraceHeader")
-    if trace:
+    attributes, system = entry.get("MessageAttributes"), entry.get("MessageSystemAttributes")
+    if attributes:
+        message.attributes = attributes
+        text += f',"MD5OfMessageAttributes":"{attributes_md5(attributes)}"'
+    if system:
+        trace = system["AWSTraceHeader"]
         message.trace = trace["StringValue"]
         text += f',"MD5OfMessageSystemAttributes":"{attributes_md5({"AWSTraceHeader": trace})}"'
     if not queue.fifo:

@@ -80,11 +80,15 @@ class Service:
     counts: dict[str, Count] = field(default_factory=dict)
     violations: list[Json] = field(default_factory=list)
     expired_keys: set[str] = field(default_factory=set)
+    made: int = 0
+    tail: str = field(init=False)
     random: Random = field(init=False)
     dice: Dice = field(init=False)
 
     def __post_init__(self) -> None:
         self.random = Random(self.options.seed)
+        tail = f"{self.random.getrandbits(96):024x}"
+        self.tail = f"{tail[:4]}-{tail[4:8]}-{tail[8:12]}-{tail[12:]}"
         self.dice = Dice(self.options.faults, self.options.seed)
 
     def count(self, operation: str) -> Count:
@@ -167,8 +171,9 @@ class Service:
 
     def new_id(self) -> str:
         """Return a message id that looks like SQS's."""
-        digits = f"{self.random.getrandbits(128):032x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        # A multiplication by an odd number spreads the counter over all 32 bits without a collision.
+        self.made = (self.made + 1) & 0xFFFFFFFF
+        return f"{self.made * 0x9E3779B1 & 0xFFFFFFFF:08x}-{self.tail}"
 
     def reset(self) -> None:
         """Forget queues, messages and counts, and what was planned; faults stay as they are."""

@@ -123,7 +123,7 @@ def test_one_cpu_by_affinity_is_one_worker():
 
 def test_python_cpu_count_is_honoured(monkeypatch):
     monkeypatch.setattr(os, "process_cpu_count", lambda: 7, raising=False)
-    monkeypatch.setattr("sqspipes_mp.cpus._read", lambda path: None)
+    monkeypatch.setattr("sqspipes_mp.cpus.read_file", lambda path: None)
     assert cpus() == 7
     monkeypatch.setattr(os, "process_cpu_count", lambda: None, raising=False)
     assert cpus() == 1
@@ -132,5 +132,5 @@ def test_python_cpu_count_is_honoured(monkeypatch):
 def test_a_part_of_a_cpu_is_rounded_up(monkeypatch):
     files, _ = CASES["an ancestor is tighter"]
     monkeypatch.setattr(os, "process_cpu_count", lambda: 8, raising=False)
-    monkeypatch.setattr("sqspipes_mp.cpus._read", files.get)
+    monkeypatch.setattr("sqspipes_mp.cpus.read_file", files.get)
     assert cpus() == 2

@@ -1,0 +1,232 @@
+"""Sources: generators that end, functions called for ever, and what becomes of them when their worker dies."""
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp import Reject, Retry, Task
+from tests.gates import Gate, Log, alive, direct_children, engine_at, eventually, kill, values
+from tests.process.test_deaths import Background
+
+
+def sink(value):
+    return value
+
+
+def some(count: int):
+    yield from range(count)
+
+
+def test_a_generator_that_ends_ends_the_run(db: Path) -> None:
+    engine = engine_at(db, [Task(some, args=(25,)), sink])
+    summary = engine.run(only="some")
+    assert summary.reason == "ended"
+    assert summary["some"].done == 25
+    assert values(engine, "sink") == list(range(25))
+
+
+def test_arguments_of_the_run_override_those_of_the_task(db: Path) -> None:
+    engine = engine_at(db, [Task(some, args=(25,)), sink])
+    engine.run(only="some", args=(3,))
+    assert values(engine, "sink") == [0, 1, 2]
+
+
+def test_a_generator_that_gives_nothing_drains(db: Path) -> None:
+    assert engine_at(db, [Task(some, args=(0,)), sink]).run(until="drained").reason == "drained"
+
+
+def test_each_run_gives_its_outputs_anew(db: Path) -> None:
+    engine = engine_at(db, [Task(some, args=(3,)), sink])
+    for _ in range(2):
+        engine.run(only="some")
+    assert values(engine, "sink") == [0, 1, 2, 0, 1, 2]
+
+
+def gated_at(log: Log, gates: list[Gate], most: int):
+    """Yields numbers; stops at every 40th until its gate opens."""
+    for number in range(most):
+        if number and number % 40 == 0:
+            log.note(number, os.getpid())
+            gates[number // 40 - 1].wait()
+        yield number
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["all of it sent", "whatever of it sent"])
+def test_a_killed_generators_outputs_come_exactly_once(db: Path, log: Log, new_gate: object, settled: bool) -> None:
+    gates = [new_gate(), new_gate()]
+    engine = engine_at(db, [Task(gated_at, args=(log, gates, 100)), sink], start_method="fork")
+    with Background(engine, only=0) as run:
+        for at in (40, 80):
+            [*_, (number, pid)] = log.wait_for(1 if at == 40 else 3)
+            assert number == at
+            if settled:
+                eventually(lambda at=at: len(values(engine, "sink")) == at)
+            kill(pid)
+            # The replacement goes through the same values, and comes to the same gate.
+            log.wait_for(2 if at == 40 else 5)
+            gates[at // 40 - 1].open()
+    assert run.summary.reason == "ended"
+    assert values(engine, "sink") == list(range(100))
+
+
+def test_a_generator_that_ended_is_not_called_again(db: Path, log: Log, gate: Gate) -> None:
+    work = Task(gated, args=(log, gate))
+    engine = engine_at(db, [Task(once, args=(log,)), work], start_method="fork")
+    with Background(engine, until="drained"):
+        eventually(lambda: "work" in log.lines())
+        gate.open()
+    assert log.lines().count("source") == 1
+
+
+def once(log: Log):
+    log.note("source")
+    yield 1
+
+
+def gated(value, log: Log, gate: Gate):
+    log.note("work")
+    gate.wait()
+    return value
+
+
+# --- functions ---
+
+
+def stamped(log: Log):
+    log.note(time.monotonic(), os.getpid())
+    return len(log.lines())
+
+
+@pytest.mark.parametrize("interval", [0.05, lambda: 0.05], ids=["number", "callable"])
+def test_an_interval_is_shared_by_the_stages_workers(db: Path, log: Log, interval: object) -> None:
+    engine = engine_at(db, [Task(stamped, args=(log,), workers=3, interval=interval), sink], start_method="fork")
+    with Background(engine, only=0):
+        log.wait_for(14)
+        engine.stop()
+    stamps = sorted(stamp for stamp, _ in log.lines())
+    gaps = [after - before for before, after in itertools.pairwise(stamps)]
+    # A worker that is late for its turn does not move the others' turns: of many the sum counts.
+    assert stamps[-1] - stamps[0] >= 0.05 * (len(gaps) - 1)
+    assert len({pid for _, pid in log.lines()}) > 1
+
+
+def numbered(value, log: Log):
+    log.note(time.monotonic())
+    return value
+
+
+def test_a_later_task_may_have_an_interval_too(db: Path, log: Log) -> None:
+    engine = engine_at(db, [Task(some, args=(8,)), Task(numbered, args=(log,), workers=2, interval=0.04)])
+    engine.run(until="drained")
+    stamps = sorted(log.lines())
+    assert len(stamps) == 8
+    assert stamps[-1] - stamps[0] >= 0.04 * 6
+
+
+def called(log: Log):
+    log.note("call")
+    return None
+
+
+def test_a_source_that_gives_nothing_is_not_called_in_a_hurry(db: Path, log: Log) -> None:
+    engine = engine_at(db, [Task(called, args=(log,)), sink], start_method="fork")
+    with Background(engine, only=0):
+        log.wait_for(6)
+        engine.stop()
+    # 0.02, 0.04, ... 0.32 s of rest: a busy loop would have made thousands in that time.
+    assert len(log.lines()) <= 8
+    assert values(engine, "sink") == []
+
+
+def test_none_is_sent_on_where_it_is_asked_for(db: Path, log: Log) -> None:
+    engine = engine_at(db, [Task(called, args=(log,), interval=0.01), sink], start_method="fork", ignore_none=False)
+    with Background(engine, only=0):
+        log.wait_for(3)
+        engine.stop()
+    assert set(values(engine, "sink")) == {None}
+    assert len(values(engine, "sink")) == len(log.lines())
+
+
+def dying(log: Log):
+    number = len(log.lines())
+    log.note("call")
+    if number in {5, 9}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_function_source_loses_nothing_that_was_accepted_and_doubles_nothing(db: Path, log: Log) -> None:
+    engine = engine_at(db, [Task(dying, args=(log,), interval=0.05), sink], start_method="fork")
+    with Background(engine, only=0):
+        log.wait_for(15)
+        engine.stop()
+    got = values(engine, "sink")
+    # Each call was long ago when the worker died 0.05 s later, but for the one that died.
+    assert got == [number for number in range(len(log.lines())) if number not in {5, 9}]
+
+
+def test_functions_of_several_workers_all_count(db: Path, log: Log) -> None:
+    engine = engine_at(db, [Task(stamped, args=(log,), workers=3), sink], start_method="fork")
+    with Background(engine, only=0) as run:
+        log.wait_for(30)
+        engine.stop()
+    assert len(values(engine, "sink")) == len(log.lines()) == run.summary["stamped"].done
+
+
+class Flaky(Exception):
+    pass
+
+
+def failing(log: Log, error: Exception):
+    log.note("call")
+    if len(log.lines()) == 2:
+        raise error
+    return len(log.lines())
+
+
+def at_once(error: Exception, attempt: int):
+    assert (type(error), attempt) == (Flaky, 1)
+    return Retry(0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "error"),
+    [("retry", Flaky()), ("reject", Flaky()), (at_once, Flaky()), ("raise", Retry(0)), ("raise", Reject("not now"))],
+    ids=["retry", "reject", "callable", "Retry", "Reject"],
+)
+def test_a_function_source_goes_on_after_a_failure(db: Path, log: Log, policy: object, error: Exception) -> None:
+    work = Task(failing, args=(log, error), on_error=policy, interval=0.01)
+    engine = engine_at(db, [work, sink], start_method="fork")
+    with Background(engine, only=0) as run:
+        log.wait_for(5)
+        engine.stop()
+    assert run.summary["failing"].failed == 1
+    got = values(engine, "sink")
+    assert got == [number + 1 for number in range(len(log.lines())) if number != 1]
+
+
+def test_replaced_source_workers_lose_and_double_nothing(db: Path, log: Log) -> None:
+    work = Task(stamped, args=(log,), workers=2, max_tasks_per_worker=3, interval=0.005)
+    engine = engine_at(db, [work, sink], start_method="fork")
+    with Background(engine, only=0):
+        log.wait_for(20)
+        engine.stop()
+    assert len(values(engine, "sink")) == len(log.lines())
+    assert len({pid for _, pid in log.lines()}) >= 6
+
+
+def test_a_source_elsewhere_is_waited_for(db: Path, log: Log, gate: Gate) -> None:
+    here = engine_at(db, [Task(once, args=(log,)), Task(gated, args=(log, gate))], start_method="fork")
+    gate.open()
+    with Background(here, only="gated") as run:
+        eventually(lambda: len([pid for pid in direct_children() if alive(pid)]) == 2)
+        here.run(only="once")
+        eventually(lambda: "work" in log.lines())
+        here.stop()
+    assert run.summary.reason == "stopped"
+
+

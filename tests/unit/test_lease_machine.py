@@ -1,0 +1,847 @@
+"""Workers, supervisor and keeper in any order, one step at a time, against SQS's rules.
+
+Real here: the scoreboard with its regions, the worker's ``Station``, and the whole ``Keeper``. Modelled: the broker,
+the clock, and a worker's threads as single steps. The keeper runs in a thread that stands still at each point where
+its process could be killed or another could be quicker; only one of the two threads ever runs, so nothing is random.
+
+Longer: ``LEASE_EXAMPLES=5000 pytest tests/unit/test_lease_machine.py``.
+"""
+
+import itertools
+import math
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sqspipes_mp import Task
+from sqspipes_mp import region as region_module
+from sqspipes_mp.assignment import Assignment
+from sqspipes_mp.backoff import MOST_BACKOFF
+from sqspipes_mp.brokers.base import MAX_VISIBILITY, Completion, DeadLetter, Depth, Handle, Received
+from sqspipes_mp.errors import BrokerBusy
+from sqspipes_mp.keeper import main as keeper_main
+from sqspipes_mp.keeper.leases import due
+from sqspipes_mp.message import decode
+from sqspipes_mp.pipeline import build
+from sqspipes_mp.plan import RunPlan, Settings, make_plan
+from sqspipes_mp.region import LEASES, Cause, Lease, LeaseState, Region, id_digest
+from sqspipes_mp.scoreboard import Scoreboard
+from sqspipes_mp.worker import station as station_module
+from sqspipes_mp.worker.station import Delivery, Station
+
+EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "60"))
+BODY = '{"meta": {"priority": 0}, "value": 1}'
+MESSAGES, ENTRIES = 5, 16
+MOST_ATTEMPTS = 3
+KEPT = {LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE}
+GUILTY = {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY}
+
+
+def source() -> Iterator[int]:
+    yield from ()
+
+
+def function(value: int) -> int:
+    return value
+
+
+def plan_of(visibility: float, timeout: float | None) -> RunPlan:
+    work = Task(function, name="work", workers=2, threads=2, timeout=timeout, max_attempts=MOST_ATTEMPTS)
+    pipeline = build([source, work, Task(function, name="sink")], domain="t", fifo=False, visibility=visibility)
+    return make_plan(pipeline, Settings(visibility=visibility), only="work")
+
+
+PLANS = {
+    (visibility, timeout): plan_of(visibility, timeout)
+    for visibility, timeout in ((2.0, None), (2.0, 1.0), (10.0, 30.3), (60.0, None), (60.0, 20.0))
+}
+
+
+class Clock:
+    """Stands in for the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def monotonic_ns(self) -> int:
+        return int(self.now * 1e9)
+
+
+# --- the broker ---
+
+
+@dataclass
+class Message:
+    """``accepted``: its outputs are downstream; ``buried``: a copy is in the dead-letter queue; ``attempts``: charges
+    there may be: calls that failed, and deaths in which it ran."""
+
+    ident: str
+    visible_at: float = 0.0
+    receives: int = 0
+    received_at: float = 0.0
+    charges: int = 0
+    deleted: bool = False
+    accepted: bool = False
+    buried: bool = False
+    attempts: int = 0
+
+
+class Queue:
+    """SQS's rules for one standard queue; ``rows``: it keeps charges, and completes in one step, as SQLite does."""
+
+    def __init__(self, clock: Clock, *, rows: bool) -> None:
+        self.clock = clock
+        self.rows = rows
+        self.messages = {f"m{n}": Message(f"m{n}") for n in range(MESSAGES)}
+
+    def receive(self, most: int, visibility: float) -> list[Received]:
+        ready = [m for m in self.messages.values() if not m.deleted and m.visible_at <= self.clock.now]
+        found = []
+        for message in ready[:most]:
+            message.receives += 1
+            message.received_at = self.clock.now
+            message.visible_at = self.clock.now + visibility
+            handle = Handle("t-source", f"{message.ident}-{message.receives}", message.ident)
+            charges = message.charges if self.rows else 0
+            found.append(Received(handle, BODY, message.receives, charges, None, 5.0))
+        return found
+
+    def current(self, handle: Handle) -> Message | None:
+        message = self.messages[handle.message_id]
+        return None if message.deleted or handle.receipt != f"{message.ident}-{message.receives}" else message
+
+    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
+        stale = []
+        for handle in handles:
+            message = self.current(handle)
+            if message is None or self.clock.now + seconds > message.received_at + MAX_VISIBILITY:
+                stale.append(handle)
+                continue
+            message.visible_at = self.clock.now + seconds
+            message.charges += charge
+        return stale
+
+    def delete(self, handles: Sequence[Handle]) -> list[Handle]:
+        stale = []
+        for handle in handles:
+            message = self.current(handle)
+            if message is None:
+                stale.append(handle)
+                continue
+            assert message.accepted or message.buried, "deleted before anything else had it"
+            message.deleted = True
+        return stale
+
+
+# --- the keeper, stopped at will ---
+
+
+class Killed(BaseException):
+    """The keeper's process ends here."""
+
+
+class Puppet:
+    """A thread that runs only within ``resume``, up to the next point asked for."""
+
+    def __init__(self, run: Callable[["Puppet"], None]) -> None:
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._until = ""
+        self._killed = False
+        self._error: BaseException | None = None
+        self.at = "turn"
+        self._last = ""
+        self._thread = threading.Thread(target=self._main, args=(run,), daemon=True)
+        self._thread.start()
+
+    def resume(self, until: str) -> None:
+        """Go on to the next point of that name, or to the end of the turn."""
+        self._until = until
+        self._go.release()
+        assert self._back.acquire(timeout=60)
+        if self._error is not None:
+            raise self._error
+
+    def kill(self) -> None:
+        self._killed = True
+        self._go.release()
+        self._thread.join(60)
+
+    def point(self, name: str) -> None:
+        """Stand still here if asked to; the first of several points of one name counts."""
+        first, self._last = self._last != name, name
+        if name == "turn" or (first and name == self._until):
+            self.at = name
+            self._back.release()
+            self._go.acquire()
+            if self._killed:
+                raise Killed
+
+    def _main(self, run: Callable[["Puppet"], None]) -> None:
+        self._go.acquire()
+        try:
+            if not self._killed:
+                run(self)
+        except Killed:
+            return
+        except BaseException as error:
+            self._error = error
+        self._back.release()
+
+
+class WatchedRegion:
+    """A region as the keeper sees it: every look just before a call, and every note, is a point."""
+
+    def __init__(self, region: Region, machine: "LeaseMachine", puppet: Puppet) -> None:
+        self._region, self._machine, self._puppet = region, machine, puppet
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "read":
+            self._puppet.point("look")
+        elif name in {"keep", "lose", "note_charge", "mark_judged"}:
+            self._puppet.point("note")
+            if name == "mark_judged":
+                self._machine.judged(self._region)
+        return getattr(self._region, name)
+
+
+class WatchedBoard:
+    def __init__(self, board: Scoreboard, machine: "LeaseMachine", puppet: Puppet) -> None:
+        self._board, self._machine, self._puppet = board, machine, puppet
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._board, name)
+
+    def region(self, index: int) -> WatchedRegion:
+        return WatchedRegion(self._board.region(index), self._machine, self._puppet)
+
+    def charge(self, writer: int, digest: bytes) -> None:
+        self._puppet.point("note")
+        self._machine.charged(next(m.ident for m in self._machine.queue.messages.values() if id_digest(m.ident) == digest))
+        self._board.charge(writer, digest)
+        self._puppet.point("noted")
+
+
+class KeepersConnection:
+    """The broker as the keeper sees it: a point before and after each call, each of which may find it busy."""
+
+    batch, carriers, settle, linger = 10, 1, 0.0, 0.0
+
+    def __init__(self, machine: "LeaseMachine", puppet: Puppet) -> None:
+        self._machine, self._puppet = machine, puppet
+
+    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
+        machine = self._machine
+        if charge:
+            machine.charged_row(handles)
+        if seconds > 0 and not charge and machine.extending(handles):
+            machine.leave_alone(handles)
+        elif seconds == 0:
+            machine.releasing(handles)
+        return self._call(lambda: machine.queue.extend(handles, seconds, charge=charge))
+
+    def complete(self, completions: Sequence[Completion], on_sent: object = None) -> list[Handle]:
+        handles = [completion.input for completion in completions if completion.input is not None]
+        assert not any(completion.outputs for completion in completions)
+        return self._call(lambda: self._machine.queue.delete(handles))
+
+    def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
+        handles = [letter.handle for letter in letters]
+        for letter in letters:
+            self._machine.buried(letter)
+        self._puppet.point("call")
+        for handle in handles:
+            self._machine.queue.messages[handle.message_id].buried = True
+        return self._call(lambda: self._machine.queue.delete(handles))
+
+    def tend(self) -> None:
+        self._puppet.point("call")
+
+    def depth(self, queue: str) -> Depth:
+        raise AssertionError("nobody asked to look for the end")
+
+    def _call(self, act: Callable[[], list[Handle]]) -> list[Handle]:
+        self._puppet.point("call")
+        busy, self._machine.busy = self._machine.busy, None
+        if busy == "unheard":
+            raise BrokerBusy("the request was lost")
+        stale = act()
+        if busy == "unanswered":
+            raise BrokerBusy("the reply was lost")
+        self._puppet.point("called")
+        return stale
+
+
+# --- workers ---
+
+
+@dataclass
+class Work:
+    """What one thread of a worker is about: its generator yields where the process may be killed."""
+
+    delivery: Delivery
+    steps: Iterator[None]
+
+
+@dataclass
+class Worker:
+    """``number`` counts incarnations; ``pending``: received, no lease written yet, with the time of the request."""
+
+    number: int
+    slot: int
+    station: Station
+    region: Region
+    pending: list[tuple[Received, float]] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    busy: list[Work] = field(default_factory=list)
+    late: int | None = None
+    condemned: bool = False
+
+
+@dataclass
+class Death:
+    """``running``: the messages that ran; ``charged``, ``row``: how often one was charged for it, and where."""
+
+    number: int
+    region: int
+    cause: Cause
+    running: list[str]
+    late: str | None
+    charged: int = 0
+    row: int = 0
+
+    def guilty(self) -> list[str]:
+        if self.cause not in GUILTY:
+            return []
+        if self.cause is Cause.TIMEOUT:
+            return [] if self.late is None else [self.late]
+        return self.running if len(self.running) == 1 else []
+
+
+class LeaseMachine(RuleBasedStateMachine):
+    @initialize(which=st.sampled_from(sorted(PLANS, key=str)), rows=st.booleans())
+    def begin(self, which: tuple[float, float | None], rows: bool) -> None:
+        self.visibility, self.timeout = which
+        self.plan = PLANS[which]
+        self.clock = Clock()
+        self.patches = [patch.object(module, "time", self.clock) for module in (keeper_main, station_module)]
+        # Looking through all entries is most of what this test would do.
+        self.patches += [patch.object(module, "LEASES", ENTRIES) for module in (region_module, station_module)]
+        for each in self.patches:
+            each.start()
+        self.board = Scoreboard.create(len(self.plan.pipeline.stages), 2, self.plan.calls)
+        self.queue = Queue(self.clock, rows=rows)
+        self.busy: str | None = None
+        self.busy_in_a_row = 0
+        self.numbers = itertools.count()
+        self.seats: list[Worker | None] = [None, None]
+        self.unreaped: list[Worker] = []
+        self.deaths: list[Death] = []
+        self.unjudged: set[int] = set()
+        #: (worker, lease, generation) that nobody promised to keep: the keeper, or the worker's intake, stood still.
+        self.neglected: set[tuple[int, int, int]] = set()
+        self.raced: set[Handle] = set()
+        self.keeper: Puppet | None = None
+        self.refill(0)
+        self.refill(1)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "board"):
+            return
+        try:
+            if self.keeper is not None:
+                self.keeper.kill()
+            self.settle_all()
+        finally:
+            if self.keeper is not None:
+                self.keeper.kill()
+            for each in self.patches:
+                each.stop()
+            self.board.close()
+
+    def settle_all(self) -> None:
+        """Kill and judge everybody: then every message is done, buried, or there to be received."""
+        self.keeper, self.busy = None, None
+        for worker in list(filter(None, self.seats)):
+            self.kill(worker)
+        while self.unreaped:
+            self.reap_first(Cause.CRASH)
+        self.turn()
+        assert all(self.board.region(index).free for index in range(self.board.regions))
+        self.clock.now += MAX_VISIBILITY
+        for message in self.queue.messages.values():
+            assert message.deleted or message.visible_at <= self.clock.now, "hidden for good"
+            assert not message.deleted or message.accepted or message.buried, "lost"
+
+    # -- what the keeper does is judged here --------------------------------------------------------------------
+
+    def owner(self, handle: Handle) -> tuple[Worker, Delivery] | None:
+        """Return the living worker that has this very delivery on the scoreboard."""
+        for worker in filter(None, self.seats):
+            for delivery in worker.deliveries:
+                if delivery.received.handle == handle:
+                    return worker, delivery
+        return None
+
+    def extending(self, handles: Sequence[Handle]) -> bool:
+        for handle in handles:
+            owner = self.owner(handle)
+            if owner is not None and handle not in self.raced:
+                state = owner[0].region.state(owner[1].lease)
+                assert state in KEPT, f"extended while its worker has it {state.name}"
+        return True
+
+    def leave_alone(self, handles: Sequence[Handle]) -> None:
+        """Between the keeper's look and its call (microseconds) a worker may begin to close a lease: no harm but delay."""
+        self.raced.update(handles)
+
+    def releasing(self, handles: Sequence[Handle]) -> None:
+        for handle in handles:
+            assert self.owner(handle) is None, "released what a living worker holds"
+
+    def charged(self, ident: str) -> None:
+        for death in self.deaths:
+            if ident in death.guilty() and not death.charged:
+                death.charged += 1
+                return
+        raise AssertionError(f"{ident} was charged on the scoreboard for no death, or twice")
+
+    def charged_row(self, handles: Sequence[Handle]) -> None:
+        for handle in handles:
+            death = next((d for d in self.deaths if handle.message_id in d.guilty() and not d.row), None)
+            assert death is not None, f"{handle.message_id} was charged at the broker for no death, or twice"
+            death.row += 1
+
+    def buried(self, letter: DeadLetter) -> None:
+        ident = letter.handle.message_id
+        assert any(ident in death.guilty() for death in self.deaths), "dead-lettered without having run at a death"
+        assert self.queue.messages[ident].attempts >= MOST_ATTEMPTS, "dead-lettered too early"
+        assert letter.body == BODY
+
+    def judged(self, region: Region) -> None:
+        """The keeper is about to give the region free: nothing of it may still be hidden."""
+        death = next(death for death in reversed(self.deaths) if death.region == region.index)
+        for lease in region.leases(self.plan.queue_names):
+            message = self.queue.current(lease.handle)
+            if message is None:
+                continue
+            if lease.handle.message_id in death.guilty() and lease.state is LeaseState.RUNNING:
+                assert message.visible_at <= self.clock.now + MOST_BACKOFF
+            elif not lease.lost:
+                assert message.visible_at <= self.clock.now, "a dead worker's message was not given back"
+        self.unjudged.discard(region.index)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    @rule(share=st.sampled_from([0.1, 0.5, 1.0]))
+    def rest(self, share: float) -> None:
+        """As long as the keeper rests at most; then it takes a turn."""
+        self.clock.now += share * self.longest_rest
+        self.turn()
+
+    @rule(share=st.sampled_from([0.5, 1.0]), times=st.integers(2, 40))
+    def rest_often(self, share: float, times: int) -> None:
+        for _ in range(times):
+            self.rest(share)
+            self.nothing_kept_expires()
+
+    @rule(seconds=st.sampled_from([0.3, 1.0, 3.0, 8.0, 20.0, 70.0]))
+    def keeper_stands_still(self, seconds: float) -> None:
+        self.neglect()
+        self.clock.now += seconds
+
+    def turn(self) -> None:
+        """Finish the keeper's turn if it is within one, and have it take another."""
+        if self.keeper is None:
+            self.start_keeper()
+        assert self.keeper is not None
+        if self.keeper.at != "turn":
+            self.resume("turn")
+        self.resume("turn")
+
+    @property
+    def longest_rest(self) -> float:
+        return min(1.0, self.visibility / 8)
+
+    def neglect(self) -> None:
+        for worker in filter(None, self.seats):
+            for delivery in worker.deliveries:
+                lease = worker.region.read(delivery.lease)
+                if lease is not None:
+                    self.neglected.add((worker.number, lease.index, lease.generation))
+            worker.pending = [(received, -math.inf) for received, _ in worker.pending]
+
+    # -- the keeper ---------------------------------------------------------------------------------------------
+
+    def start_keeper(self) -> None:
+        def run(puppet: Puppet) -> None:
+            orders = Assignment(plan=self.plan, broker=None, board=WatchedBoard(self.board, self, puppet), birth=None)
+            channel = SimpleNamespace(send=lambda kind: None)
+            keeper = keeper_main.Keeper(orders, KeepersConnection(self, puppet), channel)
+
+            def listen(timeout: float) -> None:
+                assert 0 <= timeout <= self.longest_rest
+                puppet.point("turn")
+
+            keeper._listen = listen
+            keeper.run()
+
+        self.keeper = Puppet(run)
+        # It boots; its first turn comes next.
+        self.resume("turn")
+
+    def resume(self, until: str) -> None:
+        assert self.keeper is not None
+        asked = self.busy
+        self.keeper.resume(until)
+        if asked is not None and self.busy is None:
+            self.busy_in_a_row += 1
+            if self.busy_in_a_row > 1:
+                self.neglect()
+        elif self.keeper.at == "turn":
+            self.busy_in_a_row = 0
+
+    @rule(until=st.sampled_from(["look", "call", "called", "note", "noted", "turn"]))
+    def keeper_goes_on(self, until: str) -> None:
+        if self.keeper is None:
+            self.start_keeper()
+        self.resume(until)
+
+    @precondition(lambda self: self.keeper is not None)
+    @rule()
+    def keeper_dies(self) -> None:
+        assert self.keeper is not None
+        self.keeper.kill()
+        self.keeper = None
+
+    @rule(until=st.sampled_from(["look", "call", "called", "note", "noted"]))
+    def keeper_dies_at(self, until: str) -> None:
+        self.keeper_goes_on(until)
+        self.keeper_dies()
+
+    @rule(how=st.sampled_from(["unheard", "unanswered"]))
+    def broker_is_busy(self, how: str) -> None:
+        self.busy = how
+
+    # -- the supervisor -----------------------------------------------------------------------------------------
+
+    @rule(slot=st.integers(0, 1))
+    def refill(self, slot: int) -> None:
+        if self.seats[slot] is not None or any(worker.slot == slot for worker in self.unreaped):
+            return
+        region = self.board.free_region()
+        if region is None:
+            return
+        assert region.index not in self.unjudged, "a region was reused before it was judged"
+        others = [*filter(None, self.seats), *self.unreaped]
+        assert region.index not in {worker.region.index for worker in others}
+        region.assign(slot)
+        orders = Assignment(
+            plan=self.plan,
+            broker=None,
+            board=self.board,
+            birth=None,
+            slot=slot,
+            seat=self.plan.seats[slot],
+            region=region.index,
+        )
+        self.seats[slot] = Worker(next(self.numbers), slot, Station(orders, None, None), region)
+
+    @rule(slot=st.integers(0, 1), data=st.data())
+    def call_runs_late(self, slot: int, data: st.DataObject) -> None:
+        """The supervisor sees a call over its timeout; the worker goes on until the kill arrives."""
+        worker = self.seats[slot]
+        if worker is None or worker.condemned:
+            return
+        running = [d.lease for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
+        if running:
+            worker.late, worker.condemned = data.draw(st.sampled_from(running)), True
+
+    @rule(slot=st.integers(0, 1))
+    def worker_dies(self, slot: int) -> None:
+        worker = self.seats[slot]
+        if worker is not None:
+            self.kill(worker)
+
+    def kill(self, worker: Worker) -> None:
+        self.seats[worker.slot] = None
+        self.unreaped.append(worker)
+
+    @rule(slot=st.integers(0, 1), cause=st.sampled_from([Cause.CRASH, Cause.MEMORY]))
+    def call_kills(self, slot: int, cause: Cause) -> None:
+        """A worker dies while it runs something, and a new one comes."""
+        worker = self.seats[slot]
+        if worker is None:
+            return
+        if not worker.deliveries:
+            self.receive(slot, 1)
+            self.write_lease(slot)
+        self.start_call(slot)
+        self.kill(worker)
+        while self.unreaped:
+            self.reap_first(cause)
+        self.refill(slot)
+
+    @precondition(lambda self: self.unreaped)
+    @rule(cause=st.sampled_from([Cause.CRASH, Cause.CRASH, Cause.MEMORY, Cause.CUT, Cause.CLEAN]))
+    def reap_first(self, cause: Cause) -> None:
+        worker = self.unreaped.pop(0)
+        if worker.condemned:
+            cause = Cause.TIMEOUT
+        running = {
+            d.lease: d.received.handle.message_id
+            for d in worker.deliveries
+            if worker.region.state(d.lease) is LeaseState.RUNNING
+        }
+        late = running.get(worker.late) if worker.late is not None else None
+        death = Death(worker.number, worker.region.index, cause, list(running.values()), late)
+        for ident in death.guilty():
+            self.queue.messages[ident].attempts += 1
+        self.deaths.append(death)
+        self.unjudged.add(worker.region.index)
+        worker.region.mark_dead(cause, -9, 4711, worker.late)
+
+    # -- workers ------------------------------------------------------------------------------------------------
+
+    @rule(slot=st.integers(0, 1), most=st.integers(1, 3))
+    def receive(self, slot: int, most: int) -> None:
+        worker = self.seats[slot]
+        if worker is not None:
+            worker.pending += [(each, self.clock.now) for each in self.queue.receive(most, self.plan.first_lease)]
+
+    @rule(slot=st.integers(0, 1))
+    def write_lease(self, slot: int) -> None:
+        worker = self.seats[slot]
+        if worker is None or not worker.pending or not worker.station.room:
+            return
+        received, asked_at = worker.pending.pop(0)
+        punctual = self.clock.now - asked_at <= self.plan.first_lease / 4
+        leased_at = max(asked_at, self.clock.now - self.plan.first_lease / 4)
+        lease, failed, until = worker.station.open_lease(received, leased_at, self.plan.first_lease)
+        message = self.queue.messages[received.handle.message_id]
+        assert failed <= message.attempts, "charged more often than it failed"
+        worker.deliveries.append(Delivery(received, decode(BODY, message.ident), lease, failed, until))
+        if not punctual:
+            entry = worker.region.read(lease)
+            assert entry is not None
+            self.neglected.add((worker.number, lease, entry.generation))
+
+    def waiting(self, worker: Worker, *states: LeaseState) -> list[Delivery]:
+        """Return the worker's deliveries in these states that no thread of it is at."""
+        taken = {id(work.delivery) for work in worker.busy}
+        return [d for d in worker.deliveries if id(d) not in taken and worker.region.state(d.lease) in states]
+
+    @rule(slot=st.integers(0, 1))
+    def start_call(self, slot: int) -> None:
+        worker = self.seats[slot]
+        if worker is None:
+            return
+        seats = self.plan.calls - len([d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING])
+        held = self.waiting(worker, LeaseState.HELD)
+        if not held or not seats:
+            return
+        delivery = held[0]
+        if not worker.station.holds(delivery):
+            self.close(worker, delivery)
+            return
+        running = [d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
+        worker.region.start(delivery.lease, self.clock.now, len(running), BODY)
+
+    @rule(slot=st.integers(0, 1), data=st.data())
+    def next_step(self, slot: int, data: st.DataObject) -> None:
+        """Begin to carry something away, or go on with it."""
+        worker = self.seats[slot]
+        if worker is None:
+            return
+        choices: list[tuple[str, Any]] = [("go on", work) for work in worker.busy]
+        choices += [("finish", d) for d in self.waiting(worker, LeaseState.RUNNING)]
+        choices += [("fail", d) for d in self.waiting(worker, LeaseState.RUNNING)]
+        choices += [("complete", d) for d in self.waiting(worker, LeaseState.DONE)]
+        choices += [("give back", d) for d in self.waiting(worker, LeaseState.HELD, LeaseState.DONE)]
+        if not choices:
+            return
+        verb, subject = choices[data.draw(st.integers(0, len(choices) - 1))]
+        if verb == "finish":
+            worker.region.set_state(subject.lease, LeaseState.DONE)
+            return
+        if verb != "go on":
+            steps = {"fail": self.failing, "complete": self.completing, "give back": self.giving_back}[verb]
+            subject = Work(subject, steps(worker, subject))
+            worker.busy.append(subject)
+        if next(subject.steps, "over") == "over":
+            worker.busy.remove(subject)
+
+    def failing(self, worker: Worker, delivery: Delivery) -> Iterator[None]:
+        """``Outbox._give_back`` with a charge, ``_bury_now`` after the last attempt."""
+        message = self.queue.messages[delivery.received.handle.message_id]
+        handle = delivery.received.handle
+        # The call is over, and the carrier has not come to it yet: a death now is still this attempt's.
+        yield
+        message.attempts += 1
+        worker.region.set_state(delivery.lease, LeaseState.CLOSING)
+        yield
+        if delivery.attempt >= MOST_ATTEMPTS:
+            message.buried = True
+            yield
+            self.queue.delete([handle])
+            yield
+            worker.station.forget_charges(delivery)
+        else:
+            worker.station.charge(delivery)
+            yield
+            self.queue.extend([handle], 1.0, charge=True)
+            self.raced.discard(handle)
+        yield
+        self.close(worker, delivery)
+
+    def giving_back(self, worker: Worker, delivery: Delivery) -> Iterator[None]:
+        worker.region.set_state(delivery.lease, LeaseState.CLOSING)
+        yield
+        self.queue.extend([delivery.received.handle], 0.0)
+        yield
+        self.close(worker, delivery)
+
+    def completing(self, worker: Worker, delivery: Delivery) -> Iterator[None]:
+        """``Outbox._complete``; where sending and deleting are one transaction, nobody is told between them."""
+        handle = delivery.received.handle
+        message = self.queue.messages[handle.message_id]
+        if self.queue.rows:
+            if self.queue.current(handle) is not None:
+                message.accepted = True
+            self.queue.delete([handle])
+        else:
+            message.accepted = True
+            yield
+            worker.region.set_state(delivery.lease, LeaseState.SENT)
+            yield
+            self.queue.delete([handle])
+        yield
+        self.close(worker, delivery)
+        worker.station.forget_charges(delivery)
+
+    def close(self, worker: Worker, delivery: Delivery) -> None:
+        worker.station.close_lease(delivery.lease)
+        worker.deliveries.remove(delivery)
+
+    # -- always -------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if hasattr(self, "queue"):
+            for message in self.queue.messages.values():
+                assert not message.deleted or message.accepted or message.buried
+
+    @invariant()
+    def nothing_kept_expires(self) -> None:
+        for worker in filter(None, getattr(self, "seats", ())):
+            for delivery in worker.deliveries:
+                lease = worker.region.read(delivery.lease, self.plan.queue_names)
+                assert lease is not None, "an entry nobody is writing cannot be read"
+                if lease.state not in KEPT or (worker.number, lease.index, lease.generation) in self.neglected:
+                    continue
+                message = self.queue.current(lease.handle)
+                if lease.state is LeaseState.RUNNING and self.timeout is not None:
+                    if self.clock.now > lease.started_at + self.timeout:
+                        # Its worker should be dead by now; what comes back from here on is nobody's promise.
+                        self.neglected.add((worker.number, lease.index, lease.generation))
+                        continue
+                assert message is not None, "a kept message went to another worker"
+                assert message.visible_at >= self.clock.now, "a kept lease expired"
+                assert not lease.lost
+
+    @invariant()
+    def nothing_outlives_its_cap(self) -> None:
+        for worker in filter(None, getattr(self, "seats", ())):
+            for delivery in worker.deliveries:
+                lease = worker.region.read(delivery.lease, self.plan.queue_names)
+                if lease is None or (message := self.queue.current(lease.handle)) is None:
+                    continue
+                assert message.visible_at <= message.received_at + MAX_VISIBILITY
+                neglected = (worker.number, lease.index, lease.generation) in self.neglected
+                if lease.state is LeaseState.RUNNING and self.timeout is not None and not neglected:
+                    # What was still held got a whole visibility timeout; a running one is rounded up to full seconds.
+                    held = lease.started_at + self.visibility
+                    cap = max(held, lease.started_at + self.timeout + self.visibility / 2)
+                    assert message.visible_at <= cap + 1 + 2 * self.longest_rest
+
+
+TestLeases = LeaseMachine.TestCase
+TestLeases.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=60,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+# --- due() alone, over a whole life of a lease ---
+
+
+def kept(
+    lease: Lease, *, until: float, visibility: float, timeout: float | None, delay: float = 0.0
+) -> list[tuple[float, float]]:
+    """Let the keeper look whenever ``due`` asks for it; return (when, until when) of its extensions."""
+    now, made = lease.received_at, []
+    while now < until:
+        extensions, again = due([lease], now, visibility=visibility, first=min(visibility, 15.0), timeout=timeout)
+        for extension in extensions:
+            assert lease.deadline >= now, "too late"
+            lease = replace(lease, deadline=now + delay + extension.seconds, extended=True)
+            made.append((now, lease.deadline))
+        assert again > now
+        now = again
+    return made
+
+
+FRESH = Lease(0, 1, LeaseState.RUNNING, Handle("q", "r", "m"), None, 1, 0, 0.0, 0.0, 0.0, 0.0, False, False)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@given(
+    st.floats(2, 600) | st.sampled_from([2.0, 15.0, 60.0]),
+    st.floats(0.01, 1000) | st.none(),
+    st.floats(0, 20),
+    st.floats(0, 1e6),
+)
+def test_a_lease_is_kept_to_its_cap_and_not_beyond(
+    visibility: float, timeout: float | None, started: float, born: float
+) -> None:
+    first = min(visibility, 15.0)
+    lease = replace(
+        FRESH, received_at=born, deadline=born + first, started_at=born + min(started, first / 2)
+    )
+    end = MAX_VISIBILITY if timeout is None or visibility >= 60 else 2000.0
+    end = min(end, 200 * visibility)
+    made = kept(lease, until=born + end, visibility=visibility, timeout=timeout)
+    cap = math.inf if timeout is None else lease.started_at + timeout + visibility / 2
+    last = max([lease.deadline, *(until for _, until in made)])
+    # A minute is kept clear of SQS's own limit.
+    assert last >= min(cap, born + end, born + MAX_VISIBILITY - 60) - 0.02
+    assert last <= max(cap + 1, lease.deadline)
+    assert last <= born + MAX_VISIBILITY
+    # Half a visibility timeout apart, but for the last one.
+    times = [when for when, _ in made]
+    assert all(later - earlier >= visibility / 2 - 0.51 for earlier, later in zip(times[:-1], times[1:-1], strict=False))
+    assert len(made) <= 2 * (min(cap, born + end) - born) / (visibility - 1) + 3
+
+
+def test_a_lease_found_past_its_cap_is_left_to_end() -> None:
+    lease = replace(FRESH, deadline=15.0, started_at=1.0)
+    assert due([lease], 120.0, visibility=60.0, first=15.0, timeout=5.0)[0] == []
+    # One that is only late, and has not reached its cap, is tried: its receipt may still be good.
+    assert len(due([lease], 30.0, visibility=60.0, first=15.0, timeout=5.0)[0]) == 1
