@@ -1,25 +1,43 @@
 """Dead letters for people: look at them, put them back where they failed, or drop them (caller).
 
-SQS has no way to look without receiving, so a look receives everything for a while and gives it back.
+SQS has no way to look without receiving, so a look receives all there is for a while and gives it back. This happens
+in a thread of its own: signals raise in the main one, and must not come between a receive and its release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import threading
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sqspipes_mp.admin import opened
-from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output, Received
+from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Completion, Connection, Handle, Output, Received
+from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.errors import ConfigError, DecodeError, QueueMissing
 from sqspipes_mp.failure import Failure, parse_failure
-from sqspipes_mp.message import decode, moved_id
+from sqspipes_mp.message import clamp_priority, decode, moved_id
 from sqspipes_mp.pipeline import Pipeline, Stage
 
-#: Seconds for which a look hides dead letters from another look or redrive.
-_HIDDEN = 60.0
-#: Messages handled per round, so that none outlives its hiding.
-_ROUND = 100
+T = TypeVar("T")
+
+#: Seconds for which a command hides dead letters from others, if it cannot give them back; more where there are more
+#: than so many per second of it, which takes longer to receive.
+_HIDDEN, _PER_SECOND = 60.0, 100
+#: Seconds of a long poll, and how many must bring nothing new in a row: SQS asks some of its servers at a time.
+_POLL, _POLLS = 1.0, 2
+#: Messages of a FIFO group that SQS hands out at a time (Amazon SQS API Reference, ReceiveMessage); without groups,
+#: what one receive asks for.
+_OF_A_GROUP, _AT_ONCE = 10, 100
+#: Dead-letter queues received from side by side.
+_THREADS = 8
+_UNTOLD = "moved by the queue service (received too often), or its reason did not fit"
+#: Characters of a shown id, at least; ids named in an error.
+_SHORT, _NAMED = 8, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,37 +57,190 @@ class DeadLetter:
     value: Any
 
 
-def look(pipeline: Pipeline, broker: Broker, stage: str | None = None) -> list[DeadLetter]:
-    """Return all dead letters, by stage and then as received."""
-    with opened(broker) as connection:
-        found: list[DeadLetter] = []
-        held: list[Received] = []
-        try:
-            for received, letter in _receive_all(pipeline, connection, stage):
-                held.append(received)
-                found.append(letter)
-        finally:
-            connection.extend([received.handle for received in held], 0.0)
-        return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """``letters``: what was found, by stage and time; ``hidden``: how many more the queues count (about, on SQS)."""
+
+    letters: list[DeadLetter]
+    hidden: int
 
 
-def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> list[DeadLetter]:
-    """Put dead letters back into the queues they failed in, with no attempts charged; ``ids`` None: all.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """``letters``: what was moved; ``missed``: what was to be, but was in other hands when it came to deleting.
 
-    Each is sent first and deleted after, so that a redrive killed half-way loses none.
+    ``hidden``: as in ``Survey``, when all were to be moved.
     """
 
-    def moved(received: Received, letter: DeadLetter) -> Completion:
+    letters: Sequence[DeadLetter] = ()
+    missed: Sequence[DeadLetter] = ()
+    hidden: int = 0
+
+
+Found = tuple[Received, DeadLetter]
+
+
+def look(pipeline: Pipeline, broker: Broker, stage: str | None = None) -> list[DeadLetter]:
+    """Return all dead letters, by stage and time. Raises ``ConfigError`` and ``BrokerError``."""
+    return survey(pipeline, broker, stage).letters
+
+
+def survey(pipeline: Pipeline, broker: Broker, stage: str | None = None) -> Survey:
+    """Look, and count what could not be seen: what others hold, and on SQS all behind ten of one FIFO group."""
+    stages = _stages(pipeline, broker, stage)
+
+    def work(hands: _Hands) -> Survey:
+        found, total = hands.receive(stages)
+        order = {each.name: each.index for each in stages}
+        letters = sorted((letter for _, letter in found), key=lambda letter: (order[letter.stage], _time(letter)))
+        return Survey(letters=letters, hidden=max(0, total - len(found)))
+
+    return _in_a_thread(broker, work)
+
+
+def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> Moved:
+    """Put dead letters back into the queues they failed in, with no attempts charged; ``ids`` None: all.
+
+    ``ids`` may be unique beginnings. Each is sent first and deleted after, so a redrive killed half-way loses none.
+    Raises ``ConfigError`` for an id that fits none or several, before anything is moved.
+    """
+
+    def back(received: Received, letter: DeadLetter) -> Completion:
+        # Not the original's id: SQS would drop the message as a duplicate, and the delete would lose it.
         hop = moved_id(letter.id, "redrive", received.handle.message_id)
         group = (received.group or letter.id) if letter.queue.endswith(".fifo") else None
         return Completion(received.handle, (Output(letter.queue, letter.body, hop, group),))
 
-    return _move(pipeline, broker, ids, moved)
+    return _move(pipeline, broker, ids, back)
 
 
-def discard(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> list[DeadLetter]:
-    """Delete dead letters; ``ids`` None: all."""
+def discard(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> Moved:
+    """Delete dead letters; ``ids`` as in ``redrive``."""
     return _move(pipeline, broker, ids, lambda received, _: Completion(received.handle))
+
+
+def resolve_ids(known: Collection[str], wanted: Collection[str], hidden: int = 0) -> set[str]:
+    """Turn unique beginnings of ids into ids. Raises ``ConfigError``, naming candidates, for any other."""
+    found: set[str] = set()
+    for beginning in wanted:
+        fitting = {ident for ident in known if ident.startswith(beginning)} if beginning else set()
+        if beginning in fitting:
+            fitting = {beginning}
+        if len(fitting) != 1:
+            raise _unresolved(beginning, fitting, known, hidden)
+        found |= fitting
+    return found
+
+
+def short_ids(ids: Collection[str]) -> dict[str, str]:
+    """Return the shortest beginning of each id that no other has, of 8 characters at least."""
+    ordered = sorted(set(ids))
+    before, after = ["", *ordered[:-1]], [*ordered[1:], ""]
+    return {
+        ident: ident[: max(_SHORT, _common(ident, one) + 1, _common(ident, other) + 1)]
+        for ident, one, other in zip(ordered, before, after, strict=True)
+    }
+
+
+def _common(one: str, other: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _unresolved(beginning: str, fitting: set[str], known: Collection[str], hidden: int) -> ConfigError:
+    shown = short_ids(known)
+    some = sorted(shown[ident] for ident in fitting or known)
+    names = ", ".join(some[:_NAMED]) + (f" and {len(some) - _NAMED} more" if len(some) > _NAMED else "")
+    cure = f"These begin so: {names}" if fitting else f"There are: {names}" if names else "There are none"
+    if hidden and not fitting:
+        cure += f"; about {hidden} more cannot be seen now"
+    return ConfigError("the dead letter's ID", beginning, "an id, or the beginning of just one", cure)
+
+
+class _Hands:
+    """What one command has received and has to give back; used in its thread, and in those it starts."""
+
+    def __init__(self, connection: Connection, stopped: threading.Event) -> None:
+        self.connection = connection
+        self.stopped = stopped
+        self.moved: list[DeadLetter] = []
+        self.missed: list[DeadLetter] = []
+        #: The newest receipt of each, by message id.
+        self._held: dict[str, Handle] = {}
+
+    def receive(self, stages: Sequence[Stage]) -> tuple[list[Found], int]:
+        """Receive every dead letter there is; returns them in order, and how many the queues count."""
+        if not stages:
+            return [], 0
+        with ThreadPoolExecutor(min(_THREADS, len(stages)), "sqspipes-dead") as pool:
+            results = list(pool.map(self._receive_all, stages))
+        return list(chain.from_iterable(found for found, _ in results)), sum(total for _, total in results)
+
+    def move(self, chosen: Sequence[Found], how: Callable[[Received, DeadLetter], Completion]) -> None:
+        """Complete in small rounds: being stopped costs no more than the one that has begun."""
+        size = self.connection.batch
+        for start in range(0, len(chosen), size):
+            if self.stopped.is_set():
+                return
+            batch = chosen[start : start + size]
+            stale = set(self.connection.complete([how(received, letter) for received, letter in batch]))
+            for received, letter in batch:
+                (self.missed if received.handle in stale else self.moved).append(letter)
+                del self._held[received.handle.message_id]
+
+    def give_back(self) -> None:
+        """Release all that was not moved."""
+        with suppress(QueueMissing):  # Deleted meanwhile: nothing to give back to.
+            self.connection.extend(list(self._held.values()), 0.0)
+
+    def _receive_all(self, stage: Stage) -> tuple[list[Found], int]:
+        assert stage.dead is not None
+        found: dict[str, Found] = {}
+        total = idle = 0
+        # Of a FIFO group nothing more comes while some of it is held: ask for all at once where that can be had.
+        with suppress(QueueMissing):  # Never created: nothing has failed yet.
+            depth = self.connection.depth(stage.dead)
+            total = depth.visible + depth.in_flight + depth.delayed
+            count = _AT_ONCE + (total if stage.dead.endswith(".fifo") else 0)
+            hidden = min(MAX_VISIBILITY, max(_HIDDEN, total / _PER_SECOND))
+            wait, polls = (_POLL, _POLLS) if self.connection.settle else (0.0, 1)
+            while idle < polls and not self.stopped.is_set():
+                idle += 1
+                for received in self.connection.receive([stage.dead], count, wait, hidden):
+                    ident = received.handle.message_id
+                    self._held[ident] = received.handle
+                    if ident not in found:
+                        idle = 0
+                    found[ident] = received, _letter(stage, received)
+        return list(found.values()), total
+
+
+def _in_a_thread(broker: Broker, work: Callable[[_Hands], T]) -> T:
+    """Do ``work`` out of the signals' reach; what raises here meanwhile has it stop soon and give back first."""
+    stopped = threading.Event()
+
+    def whole(connection: Connection) -> T:
+        hands = _Hands(connection, stopped)
+        try:
+            return work(hands)
+        finally:
+            hands.give_back()
+
+    with opened(broker) as connection, ThreadPoolExecutor(1, "sqspipes-dead") as pool:
+        future = pool.submit(whole, connection)
+        try:
+            return future.result()
+        except BaseException:
+            stopped.set()
+            connection.interrupt()
+            raise
+
+
+def _stages(pipeline: Pipeline, broker: Broker, name: str | None) -> list[Stage]:
+    chosen = pipeline.stages if name is None else (pipeline.stage(name),)
+    broker.check()
+    if isinstance(broker, SQLite) and broker.file is not None and not Path(broker.file).exists():
+        return []  # Looking must not make the file.
+    return [stage for stage in chosen if stage.dead is not None]
 
 
 def _move(
@@ -77,81 +248,52 @@ def _move(
     broker: Broker,
     ids: Collection[str] | None,
     how: Callable[[Received, DeadLetter], Completion],
-) -> list[DeadLetter]:
-    if ids is not None:
-        ids = _resolve([letter.id for letter in look(pipeline, broker)], ids)
-    moved: list[DeadLetter] = []
-    with opened(broker) as connection:
-        held: list[Received] = []
-        batch: list[tuple[Completion, DeadLetter]] = []
-        try:
-            for received, letter in _receive_all(pipeline, connection, None):
-                if ids is not None and letter.id not in ids:
-                    held.append(received)
-                    continue
-                batch.append((how(received, letter), letter))
-                if len(batch) >= _ROUND:
-                    moved += _complete(connection, batch)
-            moved += _complete(connection, batch)
-        finally:
-            connection.extend([received.handle for received in held], 0.0)
-    return moved
+) -> Moved:
+    stages = _stages(pipeline, broker, None)
 
-
-def _complete(connection: Connection, batch: list[tuple[Completion, DeadLetter]]) -> list[DeadLetter]:
-    stale = set(connection.complete([completion for completion, _ in batch]))
-    done = [letter for completion, letter in batch if completion.input not in stale]
-    batch.clear()
-    return done
-
-
-def _resolve(known: list[str], wanted: Collection[str]) -> set[str]:
-    """Turn unique beginnings of ids into ids. Raises ``ConfigError`` for what fits none or several."""
-    found: set[str] = set()
-    for beginning in wanted:
-        fitting = {ident for ident in known if ident.startswith(beginning)} if beginning else set()
-        if beginning in fitting:
-            fitting = {beginning}
-        if len(fitting) != 1:
-            some = ", ".join(sorted(fitting or known)[:3]) or "none there"
-            kind = "unique" if fitting else "known"
-            raise ConfigError("dead letter ID", beginning, f"{kind}, or the unique beginning of an id ({some})")
-        found |= fitting
-    return found
-
-
-def _receive_all(
-    pipeline: Pipeline, connection: Connection, stage_name: str | None
-) -> Iterator[tuple[Received, DeadLetter]]:
-    """Receive every dead letter once."""
-    for stage in pipeline.stages:
-        if stage.dead is None or stage_name not in {None, stage.name}:
-            continue
-        seen: set[str] = set()
-        while True:
-            try:
-                batch = connection.receive([stage.dead], 10, 1.0 if connection.settle else 0.0, _HIDDEN)
-            except QueueMissing:
+    def work(hands: _Hands) -> Moved:
+        found, total = hands.receive(stages)
+        hidden = max(0, total - len(found))
+        if ids is not None and not hands.stopped.is_set():
+            wanted = resolve_ids([letter.id for _, letter in found], ids, hidden)
+            hands.move([each for each in found if each[1].id in wanted], how)
+            return Moved(letters=hands.moved, missed=hands.missed)
+        hands.move(found, how)
+        # The rest of long FIFO groups. A running engine may bring the same ones again, and new ones for ever.
+        for _ in range(total // _OF_A_GROUP + 1 if pipeline.fifo else 0):
+            known = {_lasting(each) for each in found}
+            more = [each for each in hands.receive(stages)[0] if _lasting(each) not in known]
+            if not more:
                 break
-            fresh = [received for received in batch if received.handle.message_id not in seen]
-            if not fresh:
-                break
-            for received in fresh:
-                seen.add(received.handle.message_id)
-                yield received, _letter(stage, received)
+            hands.move(more, how)
+            found += more
+        return Moved(letters=hands.moved, missed=hands.missed, hidden=max(0, total - len(found)))
+
+    return _in_a_thread(broker, work)
+
+
+def _lasting(found: Found) -> str:
+    """Return what stays the same when a message fails again: the message id does not."""
+    received, letter = found
+    return letter.body if letter.id == received.handle.message_id else letter.id
 
 
 def _letter(stage: Stage, received: Received) -> DeadLetter:
-    # What SQS itself moved, after a thousand receives, has no failure of ours beside it.
     failure = (
         parse_failure(received.failure)
         if received.failure is not None
-        else Failure(error="unknown", text="moved by the queue service (received too often), or its reason did not fit")
+        else Failure(error="unknown", text=_UNTOLD, first_seen=received.sent_at)
     )
     try:
         message = decode(received.body, received.handle.message_id)
-        ident, value = message.parent, message.value
+        ident, value, priority = message.parent, message.value, message.priority
     except DecodeError:
-        ident, value = received.handle.message_id, None
-    queue = failure.source if failure.source in stage.inputs else stage.inputs[-1]
+        ident, value, priority = received.handle.message_id, None, 0
+    queue = failure.source
+    if queue not in stage.inputs:
+        queue = stage.inputs[-1 - clamp_priority(priority, len(stage.inputs))]
     return DeadLetter(id=ident, stage=stage.name, queue=queue, failure=failure, body=received.body, value=value)
+
+
+def _time(letter: DeadLetter) -> float:
+    return letter.failure.failed_at or letter.failure.first_seen or 0.0

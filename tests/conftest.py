@@ -144,5 +144,3 @@ def gate(new_gate: Callable[[], Gate]) -> Gate:
 @pytest.fixture
 def log(tmp_path: Path) -> Log:
     return Log(str(tmp_path / "log"))
-
-

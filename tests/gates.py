@@ -102,6 +102,34 @@ def eventually(condition: Callable[[], T], what: str = "a condition") -> T:
 # --- engines and their queues ---
 
 
+class Background:
+    """``engine.run`` in another thread, so that the test can look and act meanwhile."""
+
+    def __init__(self, engine: Engine, **arguments: object) -> None:
+        self.engine = engine
+        self.summary: object = None
+        self.error: BaseException | None = None
+        self._arguments = arguments
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.summary = self.engine.run(**self._arguments)
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> "Background":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, tb: object) -> None:
+        if error is not None:
+            self.engine.stop()
+        self._thread.join()
+        if self.error is not None and error is None:
+            raise self.error
+
+
 def engine_at(path: Path | str, tasks: Sequence[Any], **settings: Any) -> Engine:
     """Return an engine of the domain "t" on the SQLite file ``path``."""
     return Engine(list(tasks), domain="t", broker=SQLite(path), **settings)
@@ -236,6 +264,11 @@ def program(tmp_path: Path, text: str, *args: object) -> Iterator[subprocess.Pop
     )
     try:
         yield process
+    except BaseException as error:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired, ValueError):
+            error.add_note(f"the program said: {process.communicate(timeout=1)}")
+        raise
     finally:
         left = children(process.pid)
         for each in left:

@@ -92,6 +92,8 @@ class Calls:
             if not isinstance(result, Fault):
                 messages: list[dict[str, Any]] = result.get("Messages", [])
                 return messages
+            if _is_full(result):
+                return []
             failures += 1
             if gives_up(result.kind, failures):
                 raise self.error(result, "ReceiveMessage", queue)
@@ -151,3 +153,12 @@ class Calls:
     def _check_open(self) -> None:
         if self.closed.is_set():
             raise BrokerError(f"the connection to SQS at {self.clients.endpoint} was closed meanwhile")
+
+
+def _is_full(fault: Fault) -> bool:
+    """Tell whether a queue has as many messages in flight as it may.
+
+    SQS says so to short polls of standard queues only; to a long poll such a queue is empty. It is to a short one here,
+    or it would hold up the lower levels.
+    """
+    return fault.code.rpartition("#")[2] == "OverLimit"

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from sqspipes_mp.cli.console import NAME, Console
+from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
 from sqspipes_mp.cli.demo import demo
 from sqspipes_mp.cli.exits import Exit, Stopped, judge
 from sqspipes_mp.cli.options import FORMATS, LEVELS, POLICIES, UNTIL
@@ -34,6 +35,15 @@ examples:
   sqspipes-mp run words:engine                      run the engine of words.py until Ctrl-C
   sqspipes-mp run words:engine --only reduce --workers 8
   sqspipes-mp status words:engine                   what waits, runs and failed
+  sqspipes-mp dead list words:engine                what was given up, and why
+
+{_CODES}"""
+_DEAD_EXAMPLES = f"""\
+examples:
+  sqspipes-mp dead list words:engine
+  sqspipes-mp dead show words:engine 3f2a91c4       an id as listed, or any unique beginning of one
+  sqspipes-mp dead redrive words:engine 3f2a91c4    back into the queue it failed in, attempts counted anew
+  sqspipes-mp dead discard words:engine --all
 
 {_CODES}"""
 _RUN_EXAMPLES = f"""\
@@ -130,6 +140,15 @@ def _parser() -> ArgumentParser:
         one = add(name, command, text)
         one.add_argument("--yes", action="store_true", help="do not ask (for scripts)")
         _add_target(one)
+    _add_dead(
+        commands.add_parser(
+            "dead",
+            help="Look at dead letters, put them back, or delete them",
+            description="Messages that failed for the last allowed time, with the reason.",
+            epilog=_DEAD_EXAMPLES,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+    )
     _add_demo(add("demo", demo, "Measure the standard library of this Python: a pipeline that ends by itself"))
     return parser
 
@@ -159,6 +178,38 @@ def _add_run(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)}; default: info")
     parser.add_argument("--log-format", metavar="|".join(FORMATS), help="default: text")
+
+
+def _add_dead(parser: ArgumentParser) -> None:
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, text: str) -> ArgumentParser:
+        made = verbs.add_parser(
+            name, help=text, description=f"{text}.", epilog=_CODES, formatter_class=RawDescriptionHelpFormatter
+        )
+        made.set_defaults(command=command)
+        _add_target(made)
+        return made
+
+    one = add("list", dead_list, "Show a line for each dead letter")
+    one.add_argument("--stage", metavar="NAME", help="only those of this task")
+    one.add_argument("--json", action="store_true", help="all that is known of each, as one JSON array")
+    one = add("show", dead_show, "Show all that is known of one: reason, traceback, attempts, times, body")
+    one.add_argument("id", metavar="ID", help="as listed, or any unique beginning of it")
+    one.add_argument("--json", action="store_true", help="as a JSON object")
+    one = add("redrive", dead_redrive, "Put dead letters back into the queues they failed in, attempts counted anew")
+    _add_ids(one)
+    one = add("discard", dead_discard, "Delete dead letters")
+    one.add_argument("--yes", action="store_true", help="do not ask (for scripts)")
+    _add_ids(one)
+
+
+def _add_ids(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s [options] MODULE:ENGINE (ID... | --all)"
+    # With "*" argparse takes none of them when an option stands between the target and the first.
+    ids = parser.add_argument("ids", metavar="ID", nargs="+", help="as listed, or any unique beginning of it")
+    ids.required = False
+    parser.add_argument("--all", action="store_true", help="every dead letter of the pipeline")
 
 
 def _add_demo(parser: ArgumentParser) -> None:

@@ -31,12 +31,12 @@ def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
     delete: list[Lease] = []
     running: list[Lease] = []
     for lease in leases:
-        if lease.lost:
-            continue
-        if lease.state is LeaseState.SENT:
-            delete.append(lease)
-        elif lease.state is LeaseState.RUNNING:
+        if lease.state is LeaseState.RUNNING:
             running.append(lease)
+        elif lease.lost:
+            continue
+        elif lease.state is LeaseState.SENT:
+            delete.append(lease)
         else:
             release.append(lease)
     if cause in _BLAMELESS:
@@ -45,5 +45,6 @@ def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
         guilty = [lease for lease in running if lease.index == late]
     else:
         guilty = running if len(running) == 1 else []
-    release += [lease for lease in running if lease not in guilty]
-    return Judgement(tuple(release), tuple(delete), tuple(guilty))
+    # A lost one ran as well as the others, but is somebody else's to give back.
+    release += [lease for lease in running if lease not in guilty and not lease.lost]
+    return Judgement(tuple(release), tuple(delete), tuple(lease for lease in guilty if not lease.lost))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import sys
@@ -50,8 +51,17 @@ class Child:
     def bury(self) -> int:
         """Reap it, dead for certain, and close its descriptors. Returns the exit code (negative: a signal)."""
         self.kill_group()
-        self.process.join(_REAP)
         code = self.process.exitcode
+        if code is None:
+            # Not yet a zombie, or its forkserver has not told yet. Asked first, since ``join`` listens to a pipe that
+            # stays open in a child of the child's.
+            poll = select.poll()
+            poll.register(self.watch, select.POLLIN)
+            poll.poll(_REAP * 1000)
+            code = self.process.exitcode
+        if code is None:
+            self.process.join(_REAP)
+            code = self.process.exitcode
         self.close()
         with contextlib.suppress(ValueError):
             self.process.close()

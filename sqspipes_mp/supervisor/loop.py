@@ -345,6 +345,9 @@ class Supervisor:
             child.bury()
         for place in self._crew.places:
             place.child = None
+            if place.stack is not None:
+                place.stack.close()
+                place.stack = None
         self._crew.keeper = None
 
 

@@ -50,6 +50,7 @@ class Caller:
         try:
             return self._method(*values, *self._args)
         finally:
+            self._station.check_line()
             board.put(slot, CALL_STARTED, 0)
             self._spent(time.monotonic_ns() - started)
 
@@ -61,6 +62,7 @@ class Caller:
         try:
             return next(iterator)
         finally:
+            self._station.check_line()
             board.put(slot, CALL_STARTED, 0)
             board.add(slot, BUSY_NS, time.monotonic_ns() - started)
 

@@ -51,13 +51,15 @@ class Intake(threading.Thread):
 
     def _ask(self) -> int:
         station = self._station
+        waiting = len(self._ready)
+        room = station.room if station.left is None else max(0, min(station.room, station.left - waiting))
         return ask(
-            waiting=len(self._ready),
+            waiting=waiting,
             idle=self._ready.idle,
             mean=station.mean,
             round_trip=self._round_trip,
             limit=station.stage.task.prefetch,
-            room=station.room,
+            room=room,
             batch=min(10, station.connection.batch),
         )
 

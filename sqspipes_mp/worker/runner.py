@@ -52,12 +52,12 @@ class Runner:
         self._results = results
         self._back: list[Delivery] = []
         self._charged: list[Delivery] = []
-        self._left = _lifetime(station.stage.task.max_tasks_per_worker)
+        station.left = _lifetime(station.stage.task.max_tasks_per_worker)
 
     def run(self) -> None:
         """Run messages until told to stop, then give back what was not begun."""
         station, ready = self._station, self._ready
-        while not station.full_stop.is_set():
+        while not station.no_more.is_set():
             self._run_callbacks()
             delivery = ready.take()
             if delivery is not None:
@@ -69,7 +69,9 @@ class Runner:
                 break
             self._outbox.hurry()
             station.demand.set()
-            ready.wait(station.full_stop.is_set)
+            ready.wait(station.no_more.is_set)
+        if not station.full_stop.is_set():
+            self._hand_over()
         self._give_back()
 
     def _process(self, delivery: Delivery) -> None:
@@ -81,6 +83,8 @@ class Runner:
         if not self._caller.pace():
             self._back.append(delivery)
             return
+        if station.left is not None:
+            station.left -= 1
         station.region.start(delivery.lease, time.monotonic(), 0, delivery.received.body)
         self._caller.announce(delivery)
         try:
@@ -92,7 +96,8 @@ class Runner:
             self._failed(delivery, error)
         finally:
             set_current(None)
-        self._count()
+        if station.left == 0:
+            self._recycle("max_tasks_per_worker")
 
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
         message, handle = delivery.message, delivery.received.handle
@@ -182,14 +187,6 @@ class Runner:
         if isinstance(error, MemoryError):
             self._recycle("MemoryError")
 
-    def _count(self) -> None:
-        """Count down to this worker's planned end."""
-        if self._left is None:
-            return
-        self._left -= 1
-        if self._left == 0:
-            self._recycle("max_tasks_per_worker")
-
     def _recycle(self, reason: str) -> None:
         if not self._station.no_more.is_set():
             self._station.say(Kind.RECYCLE, {"reason": reason})
@@ -198,6 +195,18 @@ class Runner:
     def _run_callbacks(self) -> None:
         while callback := self._ready.take_callback():
             callback()
+
+    def _hand_over(self) -> None:
+        """Before a planned end: leave to others what was not begun, and what still comes in."""
+        closed = False
+        while not (closed or self._station.full_stop.is_set()):
+            # Asked first: nothing is put after the closing.
+            closed = self._ready.closed
+            self._run_callbacks()
+            if held := self._ready.take_all():
+                self._outbox.put(GiveBack(tuple(held), 0.0))
+            if not closed:
+                self._ready.wait(self._station.full_stop.is_set)
 
     def _give_back(self) -> None:
         """Return what was not begun, once no worker of this engine would take it again."""

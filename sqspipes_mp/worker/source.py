@@ -22,6 +22,7 @@ from sqspipes_mp.worker.products import DROPPED, Product, Products
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.results import Results
 from sqspipes_mp.worker.station import Station
+from sqspipes_mp.worker.verdict import decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 
@@ -82,9 +83,10 @@ class Source:
             except BaseException as error:
                 # SystemExit and KeyboardInterrupt of the user's code are its failures too.
                 failures += 1
-                if self._failed(error):
+                again = self._failed(error, failures)
+                if again is None:
                     return
-                rest = backoff(failures, random.uniform)
+                rest = again
                 continue
             failures = 0
             idle = min(_LONGEST_REST, 2 * idle or 0.01) if value is None and not self._caller.task.interval else 0.0
@@ -146,18 +148,25 @@ class Source:
         else:
             self._results.send(done, [(ident, self._blob)])
 
-    def _failed(self, error: BaseException) -> bool:
-        """Take note of a failed call; True: the run ends with it."""
-        station = self._station
+    def _failed(self, error: BaseException, failures: int) -> float | None:
+        """Take note of a failed call; return the seconds to rest, None where the run ends with it."""
+        station, task = self._station, self._caller.task
         station.board.add(station.slot, FAILED, 1)
-        policy = station.settings.on_error if self._caller.task.on_error is None else self._caller.task.on_error
-        if policy in {"retry", "reject"}:
-            log.warning(
-                "%s: the source failed: %s: %.200s", station.stage.name, type(error).__name__, message_of(error)
-            )
-            return False
-        self._report(error)
-        return True
+        decision, error = decide(
+            error,
+            attempt=failures,
+            receives=0,
+            # There is no message whose attempts could be used up.
+            max_attempts=failures + 1,
+            on_error=station.settings.on_error if task.on_error is None else task.on_error,
+            group=None,
+            jitter=random.uniform,
+        )
+        if decision.report:
+            self._report(error)
+            return None
+        log.warning("%s: the source failed: %s: %.200s", station.stage.name, type(error).__name__, message_of(error))
+        return decision.delay if decision.action == "retry" else backoff(failures, random.uniform)
 
     def _end_with(self, error: BaseException) -> None:
         self._station.board.add(self._station.slot, FAILED, 1)

@@ -15,6 +15,7 @@ import pytest
 
 from sqspipes_mp import BootError, Engine, RemoteError, RestartLimit, Task
 from tests.gates import (
+    Background,
     Gate,
     Log,
     alive,
@@ -141,34 +142,6 @@ def test_what_a_killed_worker_held_comes_back_uncharged(db: Path, log: Log, gate
     assert run.summary.reason == "drained"
     assert sorted(values(engine, "sink")) == list(range(8))
     assert (run.summary["work"].failed, run.summary["work"].retried) == (1, 1)
-
-
-class Background:
-    """``engine.run`` in another thread, so that the test can look and act meanwhile."""
-
-    def __init__(self, engine: Engine, **arguments: object) -> None:
-        self.engine = engine
-        self.summary: object = None
-        self.error: BaseException | None = None
-        self._arguments = arguments
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        try:
-            self.summary = self.engine.run(**self._arguments)
-        except BaseException as error:
-            self.error = error
-
-    def __enter__(self) -> "Background":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: object, error: object, tb: object) -> None:
-        if error is not None:
-            self.engine.stop()
-        self._thread.join()
-        if self.error is not None and error is None:
-            raise self.error
 
 
 def test_killed_while_draining_its_message_comes_back(db: Path, log: Log, gate: Gate) -> None:

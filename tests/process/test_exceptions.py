@@ -200,7 +200,10 @@ def test_its_cause_chain_comes_along(db: Path) -> None:
 
 def test_its_members_come_along(db: Path) -> None:
     error = raised(one_stage(db, fail_group), run_through, ExceptionGroup)
-    assert [(type(member), member.args) for member in error.exceptions] == [(ValueError, ("one",)), (KeyError, ("two",))]
+    assert [(type(member), member.args) for member in error.exceptions] == [
+        (ValueError, ("one",)),
+        (KeyError, ("two",)),
+    ]
 
 
 def test_its_own_notes_stay_before_ours(db: Path) -> None:

@@ -347,9 +347,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize(
     ("number", "last"), [(signal.SIGTERM, ("after", "SIGTERM")), (signal.SIGINT, "interrupted")], ids=["TERM", "INT"]
 )
-def test_a_signal_ends_the_loop_cleanly(
-    tmp_path: Path, db: Path, log: Log, number: int, last: object
-) -> None:
+def test_a_signal_ends_the_loop_cleanly(tmp_path: Path, db: Path, log: Log, number: int, last: object) -> None:
     engine = one_stage(db, 5, method=same)
     with program(tmp_path, SIGNALLED, db, log.path) as process:
         log.wait_for(5)

@@ -314,5 +314,3 @@ def test_a_program_of_one_file_is_a_pipeline(tmp_path: Path) -> None:
         code, output, _ = ended(process)
     assert (code, output) == (0, "drained\n")
     assert (tmp_path / "program.db").exists()
-
-

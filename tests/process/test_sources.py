@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import Reject, Retry, Task
-from tests.gates import Gate, Log, alive, direct_children, engine_at, eventually, kill, values
-from tests.process.test_deaths import Background
+from tests.gates import Background, Gate, Log, alive, direct_children, engine_at, eventually, kill, values
 
 
 def sink(value):
@@ -228,5 +227,3 @@ def test_a_source_elsewhere_is_waited_for(db: Path, log: Log, gate: Gate) -> Non
         eventually(lambda: "work" in log.lines())
         here.stop()
     assert run.summary.reason == "stopped"
-
-

@@ -145,10 +145,8 @@ class Queue:
                 self.tally.duplicates_delivered += 1
                 self.in_flight -= 1
                 found.append(message)
-        while True:
-            taken = self.shelf.take(min(count - len(found), self.limit - self.in_flight))
-            if not taken:
-                break
+        room = min(count, self.limit - self.in_flight)
+        while taken := self.shelf.take(room - len(found)):
             for message in taken:
                 if self.target is not None and message.receives_here >= self.most_receives:
                     self._redrive(message, self.target, now, now_ms)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.standin.errors import SqsError
 from tests.standin.faults import Dice, Fate
-from tests.standin.line import Clock, Line, Timer
+from tests.standin.line import Line, Timer
 from tests.standin.options import Options
 from tests.standin.queue import Queue
 from tests.standin.shelf import FifoShelf, Shelf, StandardShelf
@@ -146,7 +146,7 @@ class Service:
         def new_shelf() -> Shelf:
             return FifoShelf() if fifo else StandardShelf(self.random, self.options.shuffle)
 
-        line = Line(_as_clock(self.clock))
+        line = Line(self.clock)
         now = self.clock.now_ms() // 1000
         queue = Queue(
             name=name,
@@ -203,7 +203,3 @@ class Service:
         if self.options.key and key != self.options.key:
             text = "The security token included in the request is invalid."
             raise SqsError("UnrecognizedClientException", text)
-
-
-def _as_clock(clock: LoopClock) -> Clock:
-    return clock

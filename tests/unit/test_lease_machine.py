@@ -40,11 +40,13 @@ from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.worker import station as station_module
 from sqspipes_mp.worker.station import Delivery, Station
 
-EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "120"))
 BODY = '{"meta": {"priority": 0}, "value": 1}'
 MESSAGES, ENTRIES = 5, 16
 MOST_ATTEMPTS = 3
 KEPT = {LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE}
+#: What a lease is in before it goes each way.
+COURSES = {"complete": LeaseState.DONE, "fail": LeaseState.RUNNING, "give back": LeaseState.HELD}
 GUILTY = {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY}
 
 
@@ -203,19 +205,22 @@ class Puppet:
 
 
 class WatchedRegion:
-    """A region as the keeper sees it: every look just before a call, and every note, is a point."""
+    """A region as the keeper sees it: there is a point after the look at all its leases, and before every note."""
 
     def __init__(self, region: Region, machine: "LeaseMachine", puppet: Puppet) -> None:
         self._region, self._machine, self._puppet = region, machine, puppet
 
     def __getattr__(self, name: str) -> Any:
-        if name == "read":
-            self._puppet.point("look")
-        elif name in {"keep", "lose", "note_charge", "mark_judged"}:
+        if name in {"keep", "lose", "note_charge", "mark_judged"}:
             self._puppet.point("note")
             if name == "mark_judged":
                 self._machine.judged(self._region)
         return getattr(self._region, name)
+
+    def leases(self, queues: tuple[str, ...]) -> list[Lease]:
+        found = list(self._region.leases(queues))
+        self._puppet.point("look")
+        return found
 
 
 class WatchedBoard:
@@ -438,6 +443,7 @@ class LeaseMachine(RuleBasedStateMachine):
             message = self.queue.current(lease.handle)
             if message is None:
                 continue
+            assert lease.state is not LeaseState.SENT or lease.lost, "sent, and not deleted"
             if lease.handle.message_id in death.guilty() and lease.state is LeaseState.RUNNING:
                 assert message.visible_at <= self.clock.now + MOST_BACKOFF
             elif not lease.lost:
@@ -580,17 +586,12 @@ class LeaseMachine(RuleBasedStateMachine):
         self.seats[worker.slot] = None
         self.unreaped.append(worker)
 
-    @rule(slot=st.integers(0, 1), cause=st.sampled_from([Cause.CRASH, Cause.MEMORY]))
-    def call_kills(self, slot: int, cause: Cause) -> None:
-        """A worker dies while it runs something, and a new one comes."""
+    @rule(slot=st.integers(0, 1), cause=st.sampled_from([Cause.CRASH, Cause.CRASH, Cause.MEMORY, Cause.CUT]))
+    def worker_is_lost(self, slot: int, cause: Cause) -> None:
+        """It dies in the state it is in, is reaped at once, and a new one comes."""
         worker = self.seats[slot]
-        if worker is None:
-            return
-        if not worker.deliveries:
-            self.receive(slot, 1)
-            self.write_lease(slot)
-        self.start_call(slot)
-        self.kill(worker)
+        if worker is not None:
+            self.kill(worker)
         while self.unreaped:
             self.reap_first(cause)
         self.refill(slot)
@@ -660,6 +661,36 @@ class LeaseMachine(RuleBasedStateMachine):
         running = [d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
         worker.region.start(delivery.lease, self.clock.now, len(running), BODY)
 
+    @rule(slot=st.integers(0, 1), course=st.sampled_from(["", "complete", "fail", "give back"]), steps=st.integers(0, 5))
+    def come_to(self, slot: int, course: str, steps: int) -> None:
+        """Bring one message some way through a worker; it then stands there."""
+        worker = self.seats[slot]
+        if worker is None or self.waiting(worker, *KEPT) and steps == 0:
+            return
+        if not self.waiting(worker, LeaseState.HELD):
+            if not worker.pending:
+                self.receive(slot, 1)
+            self.write_lease(slot)
+        held = self.waiting(worker, LeaseState.HELD)[:1]
+        if course in {"complete", "fail"} or (steps and not course):
+            self.start_call(slot)
+        if not course or not held or held[0] not in worker.deliveries:
+            return
+        (delivery,) = held
+        if course == "complete" and worker.region.state(delivery.lease) is LeaseState.RUNNING:
+            worker.region.set_state(delivery.lease, LeaseState.DONE)
+        if worker.region.state(delivery.lease) is COURSES[course]:
+            self.carry(worker, delivery, course, steps)
+
+    def carry(self, worker: Worker, delivery: Delivery, course: str, steps: int) -> None:
+        begin = {"fail": self.failing, "complete": self.completing, "give back": self.giving_back}[course]
+        work = Work(delivery, begin(worker, delivery))
+        worker.busy.append(work)
+        for _ in range(steps):
+            if next(work.steps, "over") == "over":
+                worker.busy.remove(work)
+                return
+
     @rule(slot=st.integers(0, 1), data=st.data())
     def next_step(self, slot: int, data: st.DataObject) -> None:
         """Begin to carry something away, or go on with it."""
@@ -678,10 +709,8 @@ class LeaseMachine(RuleBasedStateMachine):
             worker.region.set_state(subject.lease, LeaseState.DONE)
             return
         if verb != "go on":
-            steps = {"fail": self.failing, "complete": self.completing, "give back": self.giving_back}[verb]
-            subject = Work(subject, steps(worker, subject))
-            worker.busy.append(subject)
-        if next(subject.steps, "over") == "over":
+            self.carry(worker, subject, verb, 1)
+        elif next(subject.steps, "over") == "over":
             worker.busy.remove(subject)
 
     def failing(self, worker: Worker, delivery: Delivery) -> Iterator[None]:
@@ -752,6 +781,8 @@ class LeaseMachine(RuleBasedStateMachine):
                 assert lease is not None, "an entry nobody is writing cannot be read"
                 if lease.state not in KEPT or (worker.number, lease.index, lease.generation) in self.neglected:
                     continue
+                if self.queue.messages[lease.handle.message_id].deleted:
+                    continue  # By this worker, which is about to clear the entry.
                 message = self.queue.current(lease.handle)
                 if lease.state is LeaseState.RUNNING and self.timeout is not None:
                     if self.clock.now > lease.started_at + self.timeout:
@@ -845,3 +876,66 @@ def test_a_lease_found_past_its_cap_is_left_to_end() -> None:
     assert due([lease], 120.0, visibility=60.0, first=15.0, timeout=5.0)[0] == []
     # One that is only late, and has not reached its cap, is tried: its receipt may still be good.
     assert len(due([lease], 30.0, visibility=60.0, first=15.0, timeout=5.0)[0]) == 1
+
+
+# --- torn reads ---
+
+
+def entry_of(number: int) -> tuple[Handle, str, tuple[int, int], tuple[float, float, float], float]:
+    """Return handle, group, counts, times and start of the entry with that number: all of it tells which it is."""
+    text = f"{number}."
+    receipt = text * (1 + number * 7919 % (1024 // len(text)))
+    handle = Handle("q1", receipt, f"m{number}" + "é" * (number % 50))
+    return handle, "g" * (1 + number % 128), (number, number // 2), (number + 0.25, number + 15.25, number / 3), number + 1.5
+
+
+def rewrite_for_ever(board: Scoreboard, entries: int, started: Any) -> None:
+    region = board.region(0)
+    for number in itertools.count(1):
+        index = number % entries
+        handle, group, counts, times, start = entry_of(number)
+        region.set_state(index, LeaseState.FREE)
+        region.write(index, 1, handle, group, counts, times)
+        region.start(index, start, 0, BODY)
+        if number % 3:
+            region.set_state(index, LeaseState.DONE)
+        if number == entries:
+            started.set()
+
+
+def test_leases_rewritten_at_full_speed_are_read_whole_or_not_at_all() -> None:
+    context = multiprocessing.get_context("fork")
+    with closing(Scoreboard.create(1, 1)) as board:
+        region = board.region(0)
+        region.assign(0)
+        started = context.Event()
+        entries = 3
+        writer = context.Process(target=rewrite_for_ever, args=(board, entries, started), daemon=True)
+        writer.start()
+        try:
+            assert started.wait(60)
+            whole, torn, seen = 0, 0, set()
+            for turn in range(60_000):
+                lease = region.read(turn % entries, ("q0", "q1"))
+                if lease is None:
+                    torn += 1
+                    continue
+                whole += 1
+                number = lease.receives
+                handle, group, counts, times, start = entry_of(number)
+                assert (lease.handle, lease.group, (lease.receives, lease.charges)) == (handle, group, counts)
+                assert (lease.received_at, lease.deadline, lease.sent_at) == times
+                assert lease.state in KEPT
+                assert number % entries == lease.index
+                if lease.state is not LeaseState.HELD:
+                    assert lease.started_at == start
+                assert not lease.extended
+                assert not lease.lost
+                seen.add(number)
+            assert writer.is_alive()
+            assert whole
+            assert len(seen) > entries
+        finally:
+            writer.kill()
+            writer.join(60)
+            writer.close()

@@ -1,0 +1,206 @@
+"""``sqspipes-mp dead``: list, show, redrive and discard dead letters (the command line's process)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from datetime import datetime
+
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.cli.console import Console
+from sqspipes_mp.cli.exits import Exit, Refused
+from sqspipes_mp.cli.queues import _agreed, _engine
+from sqspipes_mp.cli.table import table
+from sqspipes_mp.dead import DeadLetter, Moved, discard, redrive, resolve_ids, short_ids, survey
+from sqspipes_mp.engine import Engine
+from sqspipes_mp.pipeline import Pipeline
+
+#: Columns where there is no terminal to ask, and the least of an error that is shown on a narrow one.
+_WIDTH, _LEAST = 200, 20
+
+Mover = Callable[[Pipeline, Broker, Collection[str] | None], Moved]
+
+
+def dead_list(flags: Namespace, _console: Console) -> Exit:
+    """Show a line for each dead letter."""
+    engine = _engine(flags)
+    found = survey(engine.pipeline, engine.broker, flags.stage)
+    if flags.json:
+        print(json.dumps([_plain(letter) for letter in found.letters], indent=2))
+        return Exit.DONE
+    if found.letters:
+        print(f"{_place(engine)}\n\n{_table(found.letters)}")
+    else:
+        print(f"{_place(engine)}: no dead letters{' to be seen' if found.hidden else ''}.")
+    _tell_hidden(found.hidden)
+    return Exit.DONE
+
+
+def dead_show(flags: Namespace, _console: Console) -> Exit:
+    """Show all that is known of one dead letter. Raises ``ConfigError`` for an id that fits none or several."""
+    engine = _engine(flags)
+    found = survey(engine.pipeline, engine.broker)
+    ids = resolve_ids([letter.id for letter in found.letters], [flags.id], found.hidden)
+    # SQS may have delivered, and so dead-lettered, one message twice.
+    copies = [letter for letter in found.letters if letter.id in ids]
+    if flags.json:
+        print("\n".join(json.dumps(_plain(letter), indent=2) for letter in copies))
+    else:
+        print("\n\n".join(_whole(letter) for letter in copies))
+    return Exit.DONE
+
+
+def dead_redrive(flags: Namespace, _console: Console) -> Exit:
+    """Put dead letters back where they failed."""
+    engine, ids = _engine(flags), _ids(flags)
+    moved = redrive(engine.pipeline, engine.broker, ids)
+    queues = Counter(letter.queue for letter in moved.letters)
+    counts = ", ".join(f"{queue} {count:,}" for queue, count in queues.items())
+    return _done(engine, moved, f"Put back {len(moved.letters):,}: {counts}.", "redrive")
+
+
+def dead_discard(flags: Namespace, _console: Console) -> Exit:
+    """Delete dead letters, after asking."""
+    engine, ids = _engine(flags), _ids(flags)
+    if not flags.yes:
+        found = survey(engine.pipeline, engine.broker)
+        known = [letter.id for letter in found.letters]
+        # What is asked about is what goes, not what has come meanwhile.
+        ids = set(known) if ids is None else resolve_ids(known, ids, found.hidden)
+        if ids:
+            chosen = [letter for letter in found.letters if letter.id in ids]
+            print(f"These dead letters will be deleted; {_place(engine)}:\n\n{_table(chosen)}\n", flush=True)
+            if not _agreed(flags, "Delete them all?"):
+                return Exit.FAILED
+    moved = discard(engine.pipeline, engine.broker, ids) if ids is None or ids else Moved()
+    return _done(engine, moved, f"Deleted {len(moved.letters):,}.", "discard")
+
+
+def _ids(flags: Namespace) -> Collection[str] | None:
+    if bool(flags.ids) == flags.all:
+        raise Refused(f"give IDs as in dead list, or --all{', not both' if flags.all else ''}")
+    return None if flags.all else flags.ids
+
+
+def _done(engine: Engine, moved: Moved, text: str, verb: str) -> Exit:
+    if moved.letters:
+        print(text)
+    elif not moved.missed:
+        print(f"{_place(engine)}: no dead letters{' to be seen' if moved.hidden else ''}, nothing to {verb}.")
+    if moved.missed:
+        print(f"{len(moved.missed):,} could not be taken out: another command had them. See dead list.")
+    _tell_hidden(moved.hidden)
+    return Exit.FAILED if moved.missed else Exit.DONE
+
+
+def _place(engine: Engine) -> str:
+    return f"{engine.domain} on {engine.broker.describe()}"
+
+
+def _tell_hidden(count: int) -> None:
+    if count:
+        print(
+            f"\nThe queues count about {count:,} more, which cannot be seen now: another command has them (for a minute"
+            "\nif it was killed), they wait behind others of their FIFO group, or SQS's count is late."
+        )
+
+
+def _table(letters: Sequence[DeadLetter]) -> str:
+    ids = short_ids([letter.id for letter in letters])
+    rows = [
+        (_safe(ids[letter.id]), letter.stage, _when(letter.failure.failed_at), letter.failure.attempts or "?")
+        for letter in letters
+    ]
+    lines = table(("id", "stage", "failed", "attempts"), rows, left=3).splitlines()
+    room = max(_LEAST, shutil.get_terminal_size((_WIDTH, 24)).columns - len(lines[0]) - 2)
+    errors = ["error", *(_cut(_error(letter), room) for letter in letters)]
+    return "\n".join(f"{line}  {error}" for line, error in zip(lines, errors, strict=True))
+
+
+def _whole(letter: DeadLetter) -> str:
+    failure = letter.failure
+    worker = f"pid {failure.pid} on {failure.host or 'an unknown host'}" if failure.pid is not None else failure.host
+    fields = (
+        ("id", letter.id),
+        ("stage", letter.stage),
+        ("queue", letter.queue),
+        ("error", _error(letter)),
+        ("attempts", str(failure.attempts or "")),
+        ("signal", failure.signal or ""),
+        ("first seen", _when(failure.first_seen, "")),
+        ("failed", _when(failure.failed_at, "")),
+        ("worker", worker),
+    )
+    # An error of several lines stands in its traceback; without one, below.
+    text = failure.text if "\n" in failure.text.strip() and not failure.traceback else ""
+    blocks = (
+        ("text", text),
+        ("traceback", failure.traceback),
+        ("stack", failure.stack),
+        ("body", _pretty(letter.body)),
+    )
+    lines = [f"{name:<10}  {_safe(value)}" for name, value in fields if value]
+    lines += [f"\n{name}:\n{_safe(value.rstrip())}" for name, value in blocks if value]
+    return "\n".join(lines)
+
+
+def _plain(letter: DeadLetter) -> dict[str, object]:
+    value = letter.value
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        value = None  # Not JSON, though Python reads it; it stands in the body.
+    return {
+        "id": letter.id,
+        "stage": letter.stage,
+        "queue": letter.queue,
+        "failure": {name: _finite(told) for name, told in asdict(letter.failure).items()},
+        "body": letter.body,
+        "value": value,
+    }
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def _error(letter: DeadLetter) -> str:
+    failure = letter.failure
+    return " ".join(f"{failure.error}: {failure.text}".split()).removesuffix(":")
+
+
+def _when(seconds: float | None, otherwise: str = "?") -> str:
+    if not seconds:
+        return otherwise
+    try:
+        return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
+
+
+def _pretty(body: str) -> str:
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return body
+
+
+def _cut(text: str, room: int) -> str:
+    text = _safe(text)
+    return text if len(text) <= room else f"{text[: room - 3]}..."
+
+
+def _safe(text: str) -> str:
+    """Escape what a terminal would obey, or cannot show: what is in a queue may come from anybody."""
+    shown = "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,81 @@
+"""The SQS broker against the stand-in's failures: nothing is lost, nothing overtakes, nothing waits that need not."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sqspipes_mp.brokers.base import Completion, Output, QueueSpec
+from sqspipes_mp.brokers.sqs_connection import SqsConnection
+from tests.contract.conftest import sqs_at
+from tests.standin import StandIn, standin
+
+FAULTS = {
+    "latency_ms": 1,
+    "throttle": 0.02,
+    "error": 0.02,
+    "reset_before": 0.03,
+    "lost_reply": 0.03,
+    "partial": 0.05,
+    "duplicate": 0.05,
+}
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    with standin(seed=3, in_flight=150) as server:
+        yield server
+
+
+@pytest.fixture
+def connection(server: StandIn) -> Iterator[SqsConnection]:
+    connection = sqs_at(server.url).open()
+    yield connection
+    connection.close()
+
+
+def make(connection: SqsConnection, *names: str, visibility: float = 30) -> None:
+    specs = [QueueSpec(name=name, fifo=name.endswith(".fifo"), visibility=visibility) for name in names]
+    connection.ensure(specs, create=True)
+
+
+@pytest.mark.parametrize("suffix", ["", ".fifo"])
+def test_every_message_gets_through_bad_weather(server: StandIn, connection: SqsConnection, suffix: str) -> None:
+    make(connection, f"in{suffix}", f"out{suffix}", visibility=60)
+    server.faults(**FAULTS)
+    fed = [Output(f"in{suffix}", f"{n}", f"hop-{n}", f"group-{n % 7}" if suffix else None) for n in range(140)]
+    connection.complete([Completion(None, tuple(fed))])
+    while not connection.depth(f"in{suffix}").empty:
+        messages = connection.receive([f"in{suffix}"], 10, 0, 60)
+        if not messages:
+            # What a lost reply keeps hidden comes again when its time is over.
+            server.advance(61)
+        done = [Completion(m.handle, (Output(f"out{suffix}", m.body, f"next-{m.body}", m.group),)) for m in messages]
+        assert connection.complete(done) == []
+    server.faults(**dict.fromkeys(FAULTS, 0))
+    arrived = []
+    while messages := connection.receive([f"out{suffix}"], 10, 0, 60):
+        arrived += [(message.group, int(message.body)) for message in messages]
+        connection.complete([Completion(message.handle) for message in messages])
+    assert {body for _, body in arrived} == set(range(140))
+    ledger = server.ledger(messages=False)
+    assert ledger["violations"] == []
+    assert sum(ledger["faults"].values()) > 20
+    if suffix:
+        assert len(arrived) == 140
+        for group in {group for group, _ in arrived}:
+            ours = [body for each, body in arrived if each == group]
+            assert ours == sorted(ours)
+
+
+def test_level_that_is_full_does_not_hold_up_the_others(server: StandIn, connection: SqsConnection) -> None:
+    make(connection, "high", "low")
+    connection.complete([Completion(None, tuple(Output("high", f"{n}", f"{n}") for n in range(160)))])
+    connection.complete([Completion(None, (Output("low", "x", "x"),))])
+    held = 0
+    while held < 150:
+        held += len(connection.receive(["high"], 10, 1, 30))
+    started = time.monotonic()
+    assert [message.body for message in connection.receive(["high", "low"], 1, 1, 30)] == ["x"]
+    assert time.monotonic() - started < 10
+    assert server.ledger(messages=False)["requests"]["ReceiveMessage"]["errors"] == {"OverLimit": 1}

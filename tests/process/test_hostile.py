@@ -1,0 +1,283 @@
+"""Functions that do to their worker what they should not: the engine copes, or ends with a clear error."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp import Task
+from tests.gates import Background, Log, alive, dead, drain, engine_at, eventually, feed, values, waiting
+from tests.process.test_deaths import wait_for_extensions
+
+
+def source():
+    yield from ()
+
+
+def sink(value):
+    return value
+
+
+def naughty(value, act: Callable[[Log], None], log: Log):
+    if value == 1:
+        act(log)
+    return value
+
+
+def installs_handlers(log: Log):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def ignores_everything(log: Log):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def changes_directory(log: Log):
+    os.chdir("/")
+
+
+def prints_binary(log: Log):
+    os.write(1, bytes(range(256)) * 100)
+    os.write(2, bytes(range(256)) * 100)
+
+
+def closes_standard_streams(log: Log):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
+
+
+def starts_a_daemon_thread(log: Log):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+def sets_a_default_timeout(log: Log):
+    socket.setdefaulttimeout(0.01)
+
+
+def starts_a_session(log: Log):
+    # A process group's leader may not; its child may.
+    if os.fork() == 0:
+        os.setsid()
+        os._exit(0)
+    os.wait()
+
+
+def reaps_everything(log: Log):
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        log.note("no children of mine")
+
+
+def takes_umask_and_nice(log: Log):
+    os.umask(0o777)
+    os.nice(5)
+
+
+def sets_the_wakeup(log: Log):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+
+def clears_the_environment(log: Log):
+    os.environ.clear()
+
+
+def sets_the_recursion_limit(log: Log):
+    sys.setrecursionlimit(150)
+
+
+def runs_a_program(log: Log):
+    assert subprocess.run([sys.executable, "-c", "print(1)"], capture_output=True, check=True).stdout == b"1\n"
+
+
+def forks_and_leaves_by_exit(log: Log):
+    if os.fork() == 0:
+        os._exit(0)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        installs_handlers,
+        ignores_everything,
+        changes_directory,
+        prints_binary,
+        closes_standard_streams,
+        starts_a_daemon_thread,
+        sets_a_default_timeout,
+        starts_a_session,
+        reaps_everything,
+        takes_umask_and_nice,
+        sets_the_wakeup,
+        clears_the_environment,
+        sets_the_recursion_limit,
+        runs_a_program,
+        forks_and_leaves_by_exit,
+    ],
+    ids=lambda act: act.__name__,
+)
+def test_the_worker_goes_on_and_ends_cleanly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Log, act: Callable[[Log], None]
+) -> None:
+    # A relative path: the working directory is the function's to change.
+    monkeypatch.chdir(tmp_path)
+    engine = engine_at("queues.db", [source, Task(naughty, name="work", args=(act, log)), sink])
+    feed(engine, "work", list(range(20)))
+    summary = drain(engine, "work")
+    assert summary.reason == "drained"
+    assert sorted(values(engine, "sink")) == list(range(20))
+    assert (summary["work"].failed, summary["work"].done) == (0, 20)
+
+
+def closes_everything(log: Log):
+    os.closerange(3, 65_536)
+
+
+def test_closing_every_descriptor_costs_the_worker_and_counts_as_the_messages_failure(db: Path, log: Log) -> None:
+    work = Task(naughty, name="work", args=(closes_everything, log), max_attempts=2)
+    engine = engine_at(db, [source, work, sink], visibility_timeout=2)
+    feed(engine, "work", list(range(10)))
+    drain(engine, "work")
+    assert sorted(values(engine, "sink")) == [number for number in range(10) if number != 1]
+    assert [failure.attempts for _, failure in dead(engine, "work")] == [2]
+
+
+def starts_a_thread_that_stays(log: Log):
+    log.note(os.getpid())
+    threading.Thread(target=threading.Event().wait).start()
+
+
+@pytest.mark.slow
+def test_a_thread_that_never_ends_does_not_keep_its_worker(db: Path, log: Log) -> None:
+    engine = engine_at(db, [source, Task(naughty, name="work", args=(starts_a_thread_that_stays, log)), sink])
+    feed(engine, "work", [1, 2])
+    summary = drain(engine, "work")
+    assert summary.reason == "drained"
+    assert sorted(values(engine, "sink")) == [1, 2]
+    assert not alive(log.lines()[0])
+
+
+def leaves_a_child(log: Log):
+    pid = os.fork()
+    if pid == 0:
+        threading.Event().wait()
+    log.note(pid)
+
+
+def leaves_a_child_and_dies(log: Log):
+    if len(log.lines()) == 0:
+        leaves_a_child(log)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("act", [leaves_a_child, leaves_a_child_and_dies], ids=lambda act: act.__name__)
+def test_a_workers_children_go_with_it(db: Path, log: Log, act: Callable[[Log], None]) -> None:
+    engine = engine_at(db, [source, Task(naughty, name="work", args=(act, log)), sink], visibility_timeout=2)
+    feed(engine, "work", [1, 2])
+    drain(engine, "work")
+    assert sorted(values(engine, "sink")) == [1, 2]
+    [child] = log.lines()
+    eventually(lambda: not alive(child))
+
+
+def dies_with_a_child_alive(log: Log):
+    if len(log.lines()) == 0:
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            threading.Event().wait()
+        log.note(pid)
+        os._exit(1)
+
+
+def test_a_death_is_noticed_though_a_grandchild_holds_every_pipe(db: Path, log: Log) -> None:
+    engine = engine_at(
+        db, [source, Task(naughty, name="work", args=(dies_with_a_child_alive, log)), sink], visibility_timeout=2
+    )
+    feed(engine, "work", [1, 2])
+    try:
+        started = time.monotonic()
+        drain(engine, "work")
+        assert sorted(values(engine, "sink")) == [1, 2]
+        # Waiting for the pipe took 5 s and lost the exit status.
+        assert time.monotonic() - started < 4.5
+    finally:
+        # It left the worker's group, so it is nobody's but ours.
+        os.kill(log.lines()[0], signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_lease_is_kept_while_c_code_holds_the_gil(tmp_path: Path, db: Path, log: Log) -> None:
+    stop = tmp_path / "stop"
+    work = Task(spins, name="work", workers=2, args=(log, str(stop)))
+    engine = engine_at(db, [source, work, sink], visibility_timeout=2, start_method="fork")
+    feed(engine, "work", [1])
+    with Background(engine, only="work", until="drained", idle=0.0):
+        log.wait_for(1)
+        wait_for_extensions(engine, 4)
+        stop.touch()
+    assert len(log.lines()) == 1
+    assert values(engine, "sink") == [1]
+
+
+def spins(value, log: Log, stop: str):
+    log.note(value)
+    wait = ctypes.PyDLL(None).usleep
+    while not os.path.exists(stop):
+        wait(500_000)
+    return value
+
+
+def raises_in_a_thread(log: Log):
+    thread = threading.Thread(target=lambda: 1 // 0)
+    thread.start()
+    thread.join()
+
+
+def test_an_exception_in_a_thread_of_the_functions_is_not_its_own(db: Path, log: Log) -> None:
+    engine = engine_at(db, [source, Task(naughty, name="work", args=(raises_in_a_thread, log)), sink])
+    feed(engine, "work", [1])
+    drain(engine, "work")
+    assert values(engine, "sink") == [1]
+
+
+def uses_multiprocessing(log: Log):
+    import multiprocessing
+
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        log.note(pool.map(abs, [-1, -2]))
+
+
+def test_a_function_may_use_multiprocessing(db: Path, log: Log) -> None:
+    engine = engine_at(db, [source, Task(naughty, name="work", args=(uses_multiprocessing, log)), sink])
+    feed(engine, "work", [1, 2])
+    drain(engine, "work")
+    assert log.lines() == [[1, 2]]
+    assert sorted(values(engine, "sink")) == [1, 2]
+
+
+def exhausts_memory(log: Log):
+    raise MemoryError
+
+
+def test_a_memory_error_replaces_the_worker(db: Path, log: Log) -> None:
+    work = Task(naughty, name="work", args=(exhausts_memory, log), on_error="reject")
+    engine = engine_at(db, [source, work, sink])
+    feed(engine, "work", [1, 2, 3])
+    drain(engine, "work")
+    assert sorted(values(engine, "sink")) == [2, 3]
+    assert waiting(engine, "work") == (0, 0, 0)
+
+

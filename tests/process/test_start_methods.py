@@ -1,0 +1,158 @@
+"""The same promises where children are not forked: forkserver and spawn."""
+
+import os
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp import ConfigError, Engine, Task
+from tests.gates import Gate, Log, drain, ended, engine_at, eventually, feed, program, values, waiting
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("helpers_of_multiprocessing")]
+
+METHODS = pytest.mark.parametrize("method", ["forkserver", "spawn"])
+
+
+def source():
+    yield from range(20)
+
+
+def sink(value):
+    return value
+
+
+class NeedsKeyword(Exception):
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+def work(value, log: Log, act: str):
+    log.note(value, os.getpid())
+    if value == 5 and [number for number, _ in log.lines()].count(5) == 1:
+        if act == "raise":
+            raise NeedsKeyword(code=5)
+        if act == "die":
+            os._exit(3)
+    return value
+
+
+def pipeline(db: Path, log: Log, method: str, act: str = "", **settings: object) -> Engine:
+    tasks = [source, Task(work, workers=2, args=(log, act)), sink]
+    return engine_at(db, tasks, start_method=method, visibility_timeout=2, **settings)
+
+
+@METHODS
+def test_a_pipeline_gives_every_value_once(db: Path, log: Log, method: str) -> None:
+    summary = pipeline(db, log, method).run(until="drained")
+    assert summary.reason == "drained"
+    assert [stage.done for stage in summary.stages] == [20, 20, 20]
+    assert sorted(value for value, _ in log.lines()) == list(range(20))
+
+
+@METHODS
+def test_iterating_gives_every_value_once(db: Path, log: Log, method: str) -> None:
+    with pipeline(db, log, method).run(iterate=True, until="drained") as results:
+        assert sorted(results) == list(range(20))
+
+
+@METHODS
+def test_an_exception_comes_back_as_itself(db: Path, log: Log, method: str) -> None:
+    engine = pipeline(db, log, method, "raise")
+    feed(engine, "work", [5])
+    with pytest.raises(NeedsKeyword, match="code 5") as caught:
+        engine.run(only="work")
+    assert caught.value.code == 5
+    assert waiting(engine, "work") == (1, 0, 0)
+
+
+@METHODS
+def test_a_workers_death_loses_and_doubles_nothing(db: Path, log: Log, method: str) -> None:
+    engine = pipeline(db, log, method, "die")
+    feed(engine, "work", list(range(10)))
+    summary = drain(engine, "work")
+    assert sorted(values(engine, "sink")) == list(range(10))
+    assert summary["work"].failed == 1
+
+
+@METHODS
+def test_tasks_that_cannot_be_sent_are_a_config_error(db: Path, log: Log, method: str) -> None:
+    engine = engine_at(db, [source, Task(lambda value: value, name="work")], start_method=method)
+    with pytest.raises(ConfigError, match="start_method"):
+        engine.run()
+
+
+def gated(value, gate: Gate, log: Log):
+    log.note(value, os.getpid())
+    gate.wait()
+    return value
+
+
+@METHODS
+def test_stop_and_restart_lose_nothing(db: Path, log: Log, gate: Gate, method: str) -> None:
+    engine = engine_at(db, [source, Task(gated, name="work", args=(gate, log)), sink], start_method=method)
+    feed(engine, "work", [1, 2, 3])
+
+    def stop() -> None:
+        eventually(log.lines)
+        engine.stop()
+        gate.open()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    summary = engine.run(only="work")
+    stopper.join()
+    assert summary.reason == "stopped"
+    assert waiting(engine, "work")[1:] == (0, 0)
+    drain(engine, "work")
+    assert sorted(values(engine, "sink")) == [1, 2, 3]
+
+
+SCRIPT = """
+import sys
+from sqspipes_mp import Engine, Task, SQLite
+
+class Odd(Exception):
+    def __init__(self, *, code):
+        super().__init__(code)
+        self.code = code
+
+def source():
+    yield from range(5)
+
+def work(value):
+    if value == 3 and len(sys.argv) > 3:
+        raise Odd(code=value)
+    return value
+
+def made():
+    return Engine([source, Task(work)], domain="t", broker=SQLite(sys.argv[1]), start_method=sys.argv[2])
+
+if __name__ == "__main__":
+    try:
+        with made().run(iterate=True, until="drained") as results:
+            print(sorted(results))
+    except Odd as error:
+        print("odd", error.code, len(error.__notes__))
+"""
+
+
+@METHODS
+@pytest.mark.parametrize("fails", [False, True], ids=["fine", "failing"])
+def test_a_programs_own_functions_and_exceptions_work(tmp_path: Path, db: Path, method: str, fails: bool) -> None:
+    with program(tmp_path, SCRIPT, db, method, *(["fail"] if fails else [])) as process:
+        code, output, errors = ended(process)
+    assert (code, output) == (0, "odd 3 1\n" if fails else "[0, 1, 2, 3, 4]\n"), errors
+
+
+def note_setup(log: Log) -> None:
+    log.note("setup", os.getpid())
+
+
+@METHODS
+def test_setup_runs_once_in_each_child(db: Path, log: Log, tmp_path: Path, method: str) -> None:
+    setups = Log(str(tmp_path / "setups"))
+    pipeline(db, log, method, setup=partial(note_setup, setups)).run(only="source")
+    assert len(setups.lines()) == len(set(setups.lines())) == 2

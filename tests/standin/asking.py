@@ -1,0 +1,126 @@
+"""Short words for talking to the stand-in through the real boto3, as its tests do."""
+
+import contextlib
+import functools
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import botocore.config
+import botocore.exceptions
+import botocore.session
+import pytest
+
+from tests.standin.client import StandIn, standin
+
+
+@functools.cache
+def _session() -> botocore.session.Session:
+    session = botocore.session.Session()
+    session.set_credentials("testing", "testing")
+    return session
+
+
+def connect(url: str, **config: Any) -> Any:
+    """Make a client that tries once and checks nothing itself, so that the wire sees what the test says."""
+    config = {"retries": {"total_max_attempts": 1}, "parameter_validation": False, "read_timeout": 30, **config}
+    return _session().create_client(
+        "sqs", region_name="us-east-1", endpoint_url=url, config=botocore.config.Config(**config)
+    )
+
+
+@contextlib.contextmanager
+def served(**options: object) -> Iterator[tuple[StandIn, Any]]:
+    """Start a stand-in of the test's own, with a client."""
+    with standin(**options) as server:
+        client = connect(server.url)
+        try:
+            yield server, client
+        finally:
+            client.close()
+
+
+def new(client: Any, *, fifo: bool = False, **attributes: str) -> str:
+    if fifo:
+        attributes = {"FifoQueue": "true", **attributes}
+    name = uuid.uuid4().hex + (".fifo" if fifo else "")
+    return str(client.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"])
+
+
+def name_of(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def arn_of(client: Any, url: str) -> str:
+    return str(client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"])
+
+
+def send(client: Any, url: str, *bodies: str, **entry: Any) -> list[str]:
+    """Send bodies one by one; return their message ids."""
+    if url.endswith(".fifo"):
+        entry = {"MessageGroupId": "g", **entry}
+    return [
+        client.send_message(
+            QueueUrl=url,
+            MessageBody=body,
+            **({"MessageDeduplicationId": uuid.uuid4().hex} if url.endswith(".fifo") else {}) | entry,
+        )["MessageId"]
+        for body in bodies
+    ]
+
+
+def receive(client: Any, url: str, count: int = 10, **asked: Any) -> list[dict[str, Any]]:
+    asked = {
+        "MessageSystemAttributeNames": ["All"],
+        **{name: value for name, value in asked.items() if value is not None},
+    }
+    found: list[dict[str, Any]] = client.receive_message(QueueUrl=url, MaxNumberOfMessages=count, **asked).get(
+        "Messages", []
+    )
+    return found
+
+
+def bodies(client: Any, url: str, count: int = 10, **asked: Any) -> list[str]:
+    return [message["Body"] for message in receive(client, url, count, **asked)]
+
+
+def delete(client: Any, url: str, message: dict[str, Any]) -> None:
+    client.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+
+
+def extend(client: Any, url: str, message: dict[str, Any], seconds: int) -> None:
+    client.change_message_visibility(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=seconds)
+
+
+def batch(*texts: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"Id": str(position), "MessageBody": text, **more} for position, text in enumerate(texts)]
+
+
+def code_of(call: Callable[[], object]) -> str:
+    with pytest.raises(botocore.exceptions.ClientError) as caught:
+        call()
+    return str(caught.value.response["Error"]["Code"])
+
+
+def until_waiting(sqs: StandIn, polls: int) -> None:
+    """Return when exactly so many long polls wait; each look is a round trip."""
+    deadline = time.monotonic() + 20
+    while sqs.ledger(messages=False)["waiting"] != polls:
+        assert time.monotonic() < deadline
+
+
+@contextlib.contextmanager
+def polling(sqs: StandIn, client: Any, url: str, **asked: Any) -> Iterator[list[str]]:
+    """Long poll in a thread; when the block ends, what was found is in the list."""
+    found: list[str] = []
+    before = sqs.ledger(messages=False)["waiting"]
+    thread = threading.Thread(target=lambda: found.extend(bodies(client, url, WaitTimeSeconds=20, **asked)))
+    thread.start()
+    try:
+        until_waiting(sqs, before + 1)
+        yield found
+    finally:
+        thread.join(25)
+        assert not thread.is_alive()

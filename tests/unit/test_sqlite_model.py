@@ -1,0 +1,378 @@
+"""The SQLite broker against SQS's rules, written down as plain Python: two processes' connections, any order of calls.
+
+The model says what may happen: where SQS leaves open which messages a receive brings, whatever the broker brought is
+checked to be allowed and taken over. Time stands still but for the steps that let it pass.
+
+Longer: ``SQLITE_EXAMPLES=5000 pytest tests/unit/test_sqlite_model.py``.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from sqspipes_mp.brokers import sqlite_queues, sqlite_session
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output
+from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from tests.unit.sqlite_bench import SPECS, opened
+
+EXAMPLES = int(os.environ.get("SQLITE_EXAMPLES", "120"))
+#: Milliseconds, as all times of the model.
+SECOND, DAY = 1000, 86_400_000
+WINDOW, RETENTION = 300 * SECOND, 14 * DAY
+QUEUES = tuple(spec.name for spec in SPECS)
+LIVE = ("in", "in.fifo", "out", "out.fifo")
+queues = st.sampled_from(QUEUES)
+hops = st.sampled_from([f"h{n}" for n in range(6)])
+groups = st.sampled_from(["a", "b"])
+seconds = st.sampled_from([0.0, 1.0, 10.0, 60.0])
+
+
+@dataclass
+class Message:
+    """``number``: the order in which messages were accepted."""
+
+    queue: str
+    number: int
+    body: str
+    group: str | None
+    visible_at: int
+    sent_at: int
+    receives: int = 0
+    charges: int = 0
+    streamed: bool = False
+    failure: str | None = None
+    ident: str | None = None
+
+
+@dataclass
+class Key:
+    """A hop id that was accepted: until ``expires``, or while its input ``stream`` lives and then for WINDOW."""
+
+    expires: int | None
+    stream: int | None
+
+
+class Model:
+    def __init__(self) -> None:
+        self.now = 0
+        self.count = 0
+        self.messages: list[Message] = []
+        self.keys: dict[tuple[str, str], Key] = {}
+        #: When the memory of a stream's outputs ends; None while its input is there.
+        self.streams: dict[int, int | None] = {}
+        self.by_handle: dict[Handle, tuple[Message, int]] = {}
+
+    def of(self, queue: str) -> list[Message]:
+        return [message for message in self.messages if message.queue == queue]
+
+    def current(self, handle: Handle) -> Message | None:
+        found = self.by_handle.get(handle)
+        if found is None or found[0] not in self.messages or found[0].receives != found[1]:
+            return None
+        return found[0]
+
+    def put(self, queue: str, body: str, group: str | None, delay: float = 0.0) -> Message:
+        self.count += 1
+        message = Message(queue, self.count, body, group, self.now + int(delay * SECOND), self.now)
+        self.messages.append(message)
+        return message
+
+    def is_new(self, queue: str, hop: str, key: Key) -> bool:
+        known = self.keys.get((queue, hop))
+        if known is not None:
+            ends = known.expires if known.stream is None else self.streams[known.stream]
+            if ends is None or ends > self.now:
+                return False
+        self.keys[queue, hop] = key
+        return True
+
+    def send(self, output: Output, source: Message | None) -> None:
+        fifo = output.queue.endswith(".fifo")
+        key = None
+        if source is None:
+            key = Key(self.now + RETENTION, None)
+        elif source.streamed:
+            key = Key(None, source.number)
+        elif fifo:
+            key = Key(self.now + WINDOW, None)
+        if key is None or self.is_new(output.queue, output.hop, key):
+            self.put(output.queue, output.body, output.group or output.hop if fifo else None, output.delay)
+
+    def remove(self, message: Message) -> None:
+        self.messages.remove(message)
+        if message.streamed:
+            self.streams[message.number] = self.now + WINDOW
+
+    def complete(self, completions: list[Completion]) -> list[Handle]:
+        stale: list[Handle] = []
+        done = []
+        for completion in completions:
+            source = None
+            if completion.input is not None:
+                source = self.current(completion.input)
+                if source is None or source in done:
+                    stale.append(completion.input)
+                    continue
+                if not completion.last and not source.streamed:
+                    source.streamed = True
+                    self.streams[source.number] = None
+            for output in completion.outputs:
+                self.send(output, source)
+            if source is not None and completion.last:
+                done.append(source)
+        for message in done:
+            self.remove(message)
+        return list(dict.fromkeys(stale))
+
+    def ready(self, queue: str) -> dict[str | None, list[Message]]:
+        """Return what may be received now: by group in its order, each group as one (standard: None)."""
+        if not queue.endswith(".fifo"):
+            return {None: [message for message in self.of(queue) if message.visible_at <= self.now]}
+        found: dict[str | None, list[Message]] = {}
+        for group in {message.group for message in self.of(queue)}:
+            members = [message for message in self.of(queue) if message.group == group]
+            if any(message.receives and message.visible_at > self.now for message in members):
+                continue
+            hidden = next((n for n, message in enumerate(members) if message.visible_at > self.now), len(members))
+            if hidden:
+                found[group] = members[:hidden]
+        return found
+
+    def depth(self, queue: str) -> Depth:
+        hidden = [message for message in self.of(queue) if message.visible_at > self.now]
+        in_flight = sum(message.receives > 0 for message in hidden)
+        return Depth(len(self.of(queue)) - len(hidden), in_flight, len(hidden) - in_flight)
+
+
+@contextmanager
+def template() -> Iterator[Path]:
+    """A file with all queues, to be copied: creating one costs more than all the rest."""
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        path = Path(folder) / "template.db"
+        with opened(path):
+            pass
+        yield path
+
+
+class SQLiteMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.model = Model()
+        self.clock = patch.object(sqlite_session, "_ticks", lambda boot: 1_000_000 + self.model.now)
+        self.clock.start()
+        self.folder = tempfile.mkdtemp(prefix="model-")
+        self.file = str(Path(self.folder) / "queues.db")
+        shutil.copy(TEMPLATE[0], self.file)
+        self.connections = [SQLiteConnection(self.file, durable=False) for _ in range(2)]
+        self.handles: list[Handle] = []
+
+    def teardown(self) -> None:
+        if not hasattr(self, "connections"):
+            return
+        try:
+            self.everything_comes_out()
+        finally:
+            for connection in self.connections:
+                connection.close()
+            shutil.rmtree(self.folder)
+            self.clock.stop()
+
+    def everything_comes_out(self) -> None:
+        """In the end all that the model has can be received, FIFO groups in their order."""
+        self.model.now += DAY
+        connection = self.connections[0]
+        for queue in QUEUES:
+            got = []
+            while batch := connection.receive([queue], 10, 0, 60):
+                got += batch
+                connection.complete([Completion(each.handle) for each in batch])
+            expected = self.model.of(queue)
+            assert sorted(each.body for each in got) == sorted(message.body for message in expected)
+            for group in {message.group for message in expected}:
+                mine = [each.body for each in got if each.group == group]
+                if group is not None:
+                    assert mine == [message.body for message in expected if message.group == group]
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    @rule(which=st.integers(0, 1), queue=queues, hop=hops, group=groups, delay=seconds, body=st.text(max_size=3))
+    def send(self, which: int, queue: str, hop: str, group: str, delay: float, body: str) -> None:
+        output = Output(queue, text_of(body), hop, group if queue.endswith(".fifo") else None, delay)
+        assert self.connections[which].complete([Completion(None, (output,))]) == []
+        self.model.complete([Completion(None, (output,))])
+
+    @rule(which=st.integers(0, 1), queue=queues, count=st.integers(1, 8), group=groups)
+    def send_many(self, which: int, queue: str, count: int, group: str) -> None:
+        fifo = queue.endswith(".fifo")
+        outputs = [
+            Output(queue, f"{self.model.count}/{n}", f"s{self.model.count}/{n}", group if fifo else None)
+            for n in range(count)
+        ]
+        completions = [Completion(None, (output,)) for output in outputs]
+        assert self.connections[which].complete(completions) == []
+        self.model.complete(completions)
+
+    @rule(
+        which=st.integers(0, 1),
+        names=st.lists(queues, min_size=1, max_size=3, unique=True),
+        most=st.integers(1, 10),
+        visibility=seconds,
+    )
+    def receive(self, which: int, names: list[str], most: int, visibility: float) -> None:
+        received = self.connections[which].receive(names, most, 0, visibility)
+        model = self.model
+        left = most
+        rest = list(received)
+        for name in names:
+            ready = model.ready(name)
+            count = min(left, sum(len(messages) for messages in ready.values()))
+            mine, rest = rest[:count], rest[count:]
+            left -= count
+            taken = []
+            for each in mine:
+                assert each.handle.queue == name
+                message = self.identify(each.handle, ready.get(each.group, []), each.body)
+                assert message not in taken
+                taken.append(message)
+                message.receives += 1
+                assert (each.receives, each.charges) == (message.receives, message.charges)
+                assert (each.group, each.failure) == (message.group, message.failure)
+                message.visible_at = model.now + int(visibility * SECOND)
+                message.ident = each.handle.message_id
+                assert each.handle not in model.by_handle
+                model.by_handle[each.handle] = (message, message.receives)
+                self.handles.append(each.handle)
+            for group, messages in ready.items():
+                if group is not None:
+                    mine_of = [message for message in taken if message.group == group]
+                    assert mine_of == messages[: len(mine_of)], "out of order within a group"
+        assert rest == [], "more than was there"
+
+    def identify(self, handle: Handle, among: list[Message], body: str) -> Message:
+        """Return the model's message: by its id if it was received before, else the first such body."""
+        known = [message for message in among if message.ident == handle.message_id]
+        fresh = [message for message in among if message.ident is None and message.body == body]
+        found = known or fresh
+        assert found, "received what was not there"
+        assert found[0].body == body
+        if not known:
+            assert all(message.ident != handle.message_id for message in self.model.messages)
+        return found[0]
+
+    def pick(self, data: st.DataObject, most: int = 4) -> list[Handle]:
+        """Draw handles, stale ones too, the latest ones more often."""
+        if not self.handles:
+            return []
+        recent = st.sampled_from(self.handles[-6:])
+        return data.draw(st.lists(recent | recent | st.sampled_from(self.handles), max_size=most, unique=True))
+
+    @rule(which=st.integers(0, 1), data=st.data(), time=seconds, charge=st.booleans())
+    def extend(self, which: int, data: st.DataObject, time: float, charge: bool) -> None:
+        handles = self.pick(data)
+        stale = self.connections[which].extend(handles, time, charge=charge)
+        current = {handle: self.model.current(handle) for handle in handles}
+        assert stale == [handle for handle in handles if current[handle] is None]
+        for message in filter(None, current.values()):
+            message.visible_at = self.model.now + int(time * SECOND)
+            message.charges += charge
+
+    @rule(which=st.integers(0, 1), data=st.data())
+    def complete(self, which: int, data: st.DataObject) -> None:
+        outputs = st.builds(self.output, queue=st.sampled_from(LIVE), hop=hops, group=groups, delay=seconds)
+        completions = [
+            Completion(handle, tuple(data.draw(st.lists(outputs, max_size=3))), last=data.draw(st.booleans()))
+            for handle in self.pick(data)
+        ]
+        if completions and data.draw(st.booleans()):
+            # The rest of a stream, in the same call.
+            completions.append(Completion(completions[0].input, (data.draw(outputs),)))
+        stale = self.connections[which].complete(completions)
+        assert stale == self.model.complete(completions)
+
+    @staticmethod
+    def output(queue: str, hop: str, group: str, delay: float) -> Output:
+        return Output(queue, f"of {hop}", hop, group if queue.endswith(".fifo") else None, delay)
+
+    @rule(which=st.integers(0, 1), data=st.data(), failure=st.none() | st.just('{"error":"E"}'))
+    def dead_letter(self, which: int, data: st.DataObject, failure: str | None) -> None:
+        handles = [handle for handle in self.pick(data, 3) if not handle.queue.startswith("dead")]
+        letters = []
+        for handle in handles:
+            dead = "dead.fifo" if handle.queue.endswith(".fifo") else "dead"
+            message = self.model.by_handle[handle][0]
+            letters.append(DeadLetter(handle, dead, message.body, "hop", failure, message.group))
+        current = [self.model.current(handle) for handle in handles]
+        stale = self.connections[which].dead_letter(letters)
+        assert stale == [handle for handle, message in zip(handles, current, strict=True) if message is None]
+        for letter, message in zip(letters, current, strict=True):
+            if message is not None:
+                self.model.remove(message)
+                buried = self.model.put(letter.queue, letter.body, letter.group)
+                buried.charges, buried.failure = message.charges, failure
+
+    @rule(which=st.integers(0, 1), names=st.lists(queues, min_size=1, max_size=2, unique=True))
+    def purge(self, which: int, names: list[str]) -> None:
+        self.connections[which].purge(names)
+        for message in [message for message in self.model.messages if message.queue in names]:
+            self.model.remove(message)
+        self.model.keys = {place: key for place, key in self.model.keys.items() if place[0] not in names}
+
+    @rule(time=st.sampled_from([1, 1_000, 9_999, 10_000, 60_000, 299_999, 300_000, 3_600_000, 13 * DAY]))
+    def time_passes(self, time: int) -> None:
+        self.model.now += time
+
+    @rule(which=st.integers(0, 1))
+    def tidy(self, which: int) -> None:
+        self.connections[which]._file.write(sqlite_queues.tidy)
+        for message in list(self.model.messages):
+            if self.model.now - message.sent_at < RETENTION:
+                break
+            if not (message.receives and message.visible_at > self.model.now):
+                self.model.remove(message)
+
+    @rule(which=st.integers(0, 1))
+    def reopen(self, which: int) -> None:
+        self.connections[which].close()
+        self.connections[which] = SQLiteConnection(self.file, durable=False)
+
+    # -- always -------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def depths_agree(self) -> None:
+        if hasattr(self, "connections"):
+            for queue in QUEUES:
+                assert self.connections[0].depth(queue) == self.model.depth(queue), queue
+
+    @invariant()
+    def a_look_is_never_wrong(self) -> None:
+        """What may be received now is not slept through (``look`` may say "now" too often, never too late)."""
+        if hasattr(self, "connections"):
+            for queue in QUEUES:
+                if any(self.model.ready(queue).values()):
+                    due = self.connections[1]._file.read(lambda session, name=queue: session.look([name]))
+                    assert due == 0
+
+
+def text_of(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+TEMPLATE: list[Path] = []
+SQLiteMachine.TestCase.settings = settings(
+    max_examples=EXAMPLES, stateful_step_count=40, derandomize=True, database=None, deadline=None
+)
+
+
+def test_the_broker_follows_the_model() -> None:
+    with template() as path:
+        TEMPLATE[:] = [path]
+        SQLiteMachine.TestCase("runTest").runTest()
