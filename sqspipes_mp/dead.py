@@ -72,8 +72,8 @@ class Moved:
     ``hidden``: as in ``Survey``, when all were to be moved.
     """
 
-    letters: Sequence[DeadLetter] = ()
-    missed: Sequence[DeadLetter] = ()
+    letters: Sequence[DeadLetter]
+    missed: Sequence[DeadLetter]
     hidden: int = 0
 
 
@@ -135,10 +135,10 @@ def resolve_ids(known: Collection[str], wanted: Collection[str], hidden: int = 0
 def short_ids(ids: Collection[str]) -> dict[str, str]:
     """Return the shortest beginning of each id that no other has, of 8 characters at least."""
     ordered = sorted(set(ids))
-    before, after = ["", *ordered[:-1]], [*ordered[1:], ""]
+    padded = ["", *ordered, ""]
     return {
         ident: ident[: max(_SHORT, _common(ident, one) + 1, _common(ident, other) + 1)]
-        for ident, one, other in zip(ordered, before, after, strict=True)
+        for one, ident, other in zip(padded, ordered, padded[2:], strict=False)
     }
 
 

@@ -235,7 +235,7 @@ def _is_helper(process: psutil.Process) -> bool:
         return True
     except psutil.ZombieProcess:
         return False
-    helpers = ("moto_server.py", "multiprocessing.resource_tracker", "multiprocessing.forkserver")
+    helpers = ("moto_server.py", "tests.standin", "multiprocessing.resource_tracker", "multiprocessing.forkserver")
     # A child of the forkserver has its command line, but another parent.
     if "multiprocessing.forkserver" in command:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -77,7 +77,7 @@ def dead_discard(flags: Namespace, _console: Console) -> Exit:
             print(f"These dead letters will be deleted; {_place(engine)}:\n\n{_table(chosen)}\n", flush=True)
             if not _agreed(flags, "Delete them all?"):
                 return Exit.FAILED
-    moved = discard(engine.pipeline, engine.broker, ids) if ids is None or ids else Moved()
+    moved = discard(engine.pipeline, engine.broker, ids)
     return _done(engine, moved, f"Deleted {len(moved.letters):,}.", "discard")
 
 

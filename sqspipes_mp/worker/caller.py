@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+from sqspipes_mp.control import EXIT_TASK
 from sqspipes_mp.current import CurrentMessage, set_current
 from sqspipes_mp.scoreboard import BUSY_NS, CALL_STARTED
 from sqspipes_mp.task import Task, interval_seconds
 from sqspipes_mp.worker.station import Delivery, Station
+
+log = logging.getLogger("sqspipes_mp.worker")
 
 #: Weight of the newest call in the mean run time.
 _NEWEST = 0.2
@@ -26,6 +31,7 @@ class Caller:
         self._task = task
         self._args = station.orders.plan.args[station.stage.index]
         self._method: Callable[..., Any] = task.method(*task.init_args) if task.is_class else task.method
+        self._line = os.fstat(station.channel.fileno()).st_ino
         self._paced = callable(task.interval) or task.interval > 0
         self._gap = lambda: int(interval_seconds(task) * 1e9)
 
@@ -50,7 +56,7 @@ class Caller:
         try:
             return self._method(*values, *self._args)
         finally:
-            self._station.check_line()
+            self._check_line()
             board.put(slot, CALL_STARTED, 0)
             self._spent(time.monotonic_ns() - started)
 
@@ -62,9 +68,22 @@ class Caller:
         try:
             return next(iterator)
         finally:
-            self._station.check_line()
+            self._check_line()
             board.put(slot, CALL_STARTED, 0)
             board.add(slot, BUSY_NS, time.monotonic_ns() - started)
+
+    def _check_line(self) -> None:
+        """End this process if the function closed the line to the supervisor, and with it likely every descriptor.
+
+        The broker's calls might hang for ever then. The message still counts as running, so it is charged.
+        """
+        try:
+            cut = os.fstat(self._station.channel.fileno()).st_ino != self._line
+        except OSError:
+            cut = True
+        if cut:
+            log.error("%s: the function closed descriptors that are not its own; this worker ends", self._task.name)
+            os._exit(EXIT_TASK)
 
     def _spent(self, nanoseconds: int) -> None:
         station = self._station

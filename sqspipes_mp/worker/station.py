@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -11,13 +10,11 @@ from dataclasses import dataclass
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Connection, Received
-from sqspipes_mp.control import EXIT_TASK, Channel, Kind, ParentGone
+from sqspipes_mp.control import Channel, Kind, ParentGone
 from sqspipes_mp.lifeline import orphaned
 from sqspipes_mp.message import Message
 from sqspipes_mp.region import LEASES, LeaseState, id_digest
 from sqspipes_mp.report import pack_exception
-
-log = logging.getLogger("sqspipes_mp.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,6 @@ class Station:
         self.mean: float | None = None
         #: Messages this worker may still begin; None: any number.
         self.left: int | None = None
-        self._line = os.fstat(channel.fileno()).st_ino
         self._queues = {name: place for place, name in enumerate(orders.plan.queue_names)}
         self._free = deque(range(LEASES))
         self._charging = threading.Lock()
@@ -86,19 +82,6 @@ class Station:
         except ParentGone:
             # The descriptor may also have been closed by the user's function: either way nobody hears this worker.
             orphaned()
-
-    def check_line(self) -> None:
-        """End this process if the function closed the line to the supervisor, and with it likely every descriptor.
-
-        The broker's calls might hang for ever then. The message still counts as running, so it is charged.
-        """
-        try:
-            cut = os.fstat(self.channel.fileno()).st_ino != self._line
-        except OSError:
-            cut = True
-        if cut:
-            log.error("%s: the function closed descriptors that are not its own; this worker ends", self.stage.name)
-            os._exit(EXIT_TASK)
 
     def fault(self, error: BaseException) -> None:
         """Report that the engine cannot go on (the broker refuses for good), once."""

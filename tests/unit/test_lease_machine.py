@@ -235,7 +235,9 @@ class WatchedBoard:
 
     def charge(self, writer: int, digest: bytes) -> None:
         self._puppet.point("note")
-        self._machine.charged(next(m.ident for m in self._machine.queue.messages.values() if id_digest(m.ident) == digest))
+        self._machine.charged(
+            next(m.ident for m in self._machine.queue.messages.values() if id_digest(m.ident) == digest)
+        )
         self._board.charge(writer, digest)
         self._puppet.point("noted")
 
@@ -452,17 +454,30 @@ class LeaseMachine(RuleBasedStateMachine):
 
     # -- time ---------------------------------------------------------------------------------------------------
 
-    @rule(share=st.sampled_from([0.1, 0.5, 1.0]))
+    @rule(share=st.sampled_from([0.1, 0.5, 0.97, 1.0]))
     def rest(self, share: float) -> None:
         """As long as the keeper rests at most; then it takes a turn."""
         self.clock.now += share * self.longest_rest
         self.turn()
 
-    @rule(share=st.sampled_from([0.5, 1.0]), times=st.integers(2, 40))
-    def rest_often(self, share: float, times: int) -> None:
-        for _ in range(times):
+    @rule(share=st.sampled_from([0.7, 0.97]), leases=st.sampled_from([0.6, 1.2, 3.0]))
+    def rest_often(self, share: float, leases: float) -> None:
+        """For longer than a receive hides its messages, say."""
+        for _ in range(int(leases * self.plan.first_lease / (share * self.longest_rest))):
             self.rest(share)
             self.nothing_kept_expires()
+
+    @rule(slot=st.integers(0, 1), course=st.sampled_from(["complete", "fail", "give back"]), steps=st.integers(0, 5))
+    def worker_is_quicker(self, slot: int, course: str, steps: int) -> None:
+        """A lease is due, the keeper has looked, and now its worker is about to close it."""
+        self.come_to(slot, course, 0)
+        self.keeper_stands_still(self.plan.first_lease / 2)
+        self.keeper_goes_on("turn")
+        self.keeper_stands_still(self.visibility / 2)
+        self.keeper_goes_on("look")
+        worker = self.seats[slot]
+        for work in worker.busy[-1:] if worker is not None else ():
+            self.go_on(worker, work, steps)
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 3.0, 8.0, 20.0, 70.0]))
     def keeper_stands_still(self, seconds: float) -> None:
@@ -650,7 +665,9 @@ class LeaseMachine(RuleBasedStateMachine):
         worker = self.seats[slot]
         if worker is None:
             return
-        seats = self.plan.calls - len([d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING])
+        seats = self.plan.calls - len(
+            [d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
+        )
         held = self.waiting(worker, LeaseState.HELD)
         if not held or not seats:
             return
@@ -661,7 +678,9 @@ class LeaseMachine(RuleBasedStateMachine):
         running = [d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
         worker.region.start(delivery.lease, self.clock.now, len(running), BODY)
 
-    @rule(slot=st.integers(0, 1), course=st.sampled_from(["", "complete", "fail", "give back"]), steps=st.integers(0, 5))
+    @rule(
+        slot=st.integers(0, 1), course=st.sampled_from(["", "complete", "fail", "give back"]), steps=st.integers(0, 5)
+    )
     def come_to(self, slot: int, course: str, steps: int) -> None:
         """Bring one message some way through a worker; it then stands there."""
         worker = self.seats[slot]
@@ -686,10 +705,23 @@ class LeaseMachine(RuleBasedStateMachine):
         begin = {"fail": self.failing, "complete": self.completing, "give back": self.giving_back}[course]
         work = Work(delivery, begin(worker, delivery))
         worker.busy.append(work)
+        self.go_on(worker, work, steps)
+
+    def go_on(self, worker: Worker, work: Work, steps: int) -> None:
         for _ in range(steps):
             if next(work.steps, "over") == "over":
                 worker.busy.remove(work)
                 return
+
+    @rule(
+        slot=st.integers(0, 1),
+        course=st.sampled_from(["", "complete", "fail", "give back"]),
+        steps=st.integers(0, 5),
+        cause=st.sampled_from([Cause.CRASH, Cause.MEMORY, Cause.CUT]),
+    )
+    def lost_on_the_way(self, slot: int, course: str, steps: int, cause: Cause) -> None:
+        self.come_to(slot, course, steps)
+        self.worker_is_lost(slot, cause)
 
     @rule(slot=st.integers(0, 1), data=st.data())
     def next_step(self, slot: int, data: st.DataObject) -> None:
@@ -710,8 +742,8 @@ class LeaseMachine(RuleBasedStateMachine):
             return
         if verb != "go on":
             self.carry(worker, subject, verb, 1)
-        elif next(subject.steps, "over") == "over":
-            worker.busy.remove(subject)
+        else:
+            self.go_on(worker, subject, 1)
 
     def failing(self, worker: Worker, delivery: Delivery) -> Iterator[None]:
         """``Outbox._give_back`` with a charge, ``_bury_now`` after the last attempt."""
@@ -853,9 +885,7 @@ def test_a_lease_is_kept_to_its_cap_and_not_beyond(
     visibility: float, timeout: float | None, started: float, born: float
 ) -> None:
     first = min(visibility, 15.0)
-    lease = replace(
-        FRESH, received_at=born, deadline=born + first, started_at=born + min(started, first / 2)
-    )
+    lease = replace(FRESH, received_at=born, deadline=born + first, started_at=born + min(started, first / 2))
     end = MAX_VISIBILITY if timeout is None or visibility >= 60 else 2000.0
     end = min(end, 200 * visibility)
     made = kept(lease, until=born + end, visibility=visibility, timeout=timeout)
@@ -867,7 +897,9 @@ def test_a_lease_is_kept_to_its_cap_and_not_beyond(
     assert last <= born + MAX_VISIBILITY
     # Half a visibility timeout apart, but for the last one.
     times = [when for when, _ in made]
-    assert all(later - earlier >= visibility / 2 - 0.51 for earlier, later in zip(times[:-1], times[1:-1], strict=False))
+    assert all(
+        later - earlier >= visibility / 2 - 0.51 for earlier, later in zip(times[:-1], times[1:-1], strict=False)
+    )
     assert len(made) <= 2 * (min(cap, born + end) - born) / (visibility - 1) + 3
 
 
@@ -886,7 +918,13 @@ def entry_of(number: int) -> tuple[Handle, str, tuple[int, int], tuple[float, fl
     text = f"{number}."
     receipt = text * (1 + number * 7919 % (1024 // len(text)))
     handle = Handle("q1", receipt, f"m{number}" + "é" * (number % 50))
-    return handle, "g" * (1 + number % 128), (number, number // 2), (number + 0.25, number + 15.25, number / 3), number + 1.5
+    return (
+        handle,
+        "g" * (1 + number % 128),
+        (number, number // 2),
+        (number + 0.25, number + 15.25, number / 3),
+        number + 1.5,
+    )
 
 
 def rewrite_for_ever(board: Scoreboard, entries: int, started: Any) -> None:

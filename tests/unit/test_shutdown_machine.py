@@ -41,9 +41,7 @@ class ShutdownMachine(RuleBasedStateMachine):
 
     def ask(self) -> None:
         receiving = sum(self.workers)
-        steps = self.shutdown.steps(
-            self.now, workers=len(self.workers), receiving=receiving, keeper=self.keeper
-        )
+        steps = self.shutdown.steps(self.now, workers=len(self.workers), receiving=receiving, keeper=self.keeper)
         for step in steps:
             self.check(step)
             self.told.append((self.now, step))

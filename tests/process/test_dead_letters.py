@@ -1,0 +1,584 @@
+"""Dead letters of real engines: seen with their reasons, put back where they failed, and never lost on the way."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqspipes_mp import Engine, Retry, SQLite, Task, current_message
+from sqspipes_mp import dead as dead_letters
+from sqspipes_mp.brokers.base import Broker, Completion, Handle, Output, Received
+from sqspipes_mp.brokers.base import DeadLetter as Letter
+from sqspipes_mp.brokers.sqs import SQS
+from sqspipes_mp.dead import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
+from sqspipes_mp.errors import ConfigError
+from tests.gates import TIMEOUT, Log, bodies, charges, drain, engine_at, feed, query, send, waiting
+from tests.standin import StandIn, standin
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StandIn]:
+    SQS().warm()
+    with standin() as running:
+        yield running
+
+
+@pytest.fixture
+def sqs(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> SQS:
+    """The stand-in: unlike moto it remembers deduplication ids, and its clock can be moved."""
+    monkeypatch.setattr(dead_letters, "_POLL", 0.0)
+    broker = SQS("us-east-1", endpoint_url=server.url, access_key="testing", secret_key="testing")
+    broker._settle = 0.2
+    return broker
+
+
+def source():
+    yield from ()
+
+
+def sink(value):
+    return value
+
+
+def engine_on(broker: Broker, tasks: Sequence[Any], **settings: Any) -> Engine:
+    return Engine(list(tasks), domain=f"t{uuid.uuid4().hex[:12]}", broker=broker, **settings)
+
+
+def connect(engine: Engine) -> Any:
+    engine.broker.check()
+    connection = engine.broker.open()
+    connection.ensure(engine.pipeline.queues, create=True)
+    return contextlib.closing(connection)
+
+
+def bury(engine: Engine, stage: str, *values: object, group: str | None = None, text: str | None = None) -> None:
+    """Put values into a stage's dead-letter queue as an engine does: received from its input, and moved."""
+    queue = engine.pipeline.stage(stage).inputs[-1]
+    feed(engine, stage, [{"n": value} for value in values], group=group)
+    failure = None if text is None else json.dumps({"error": "ValueError", "text": text, "source": queue})
+    with connect(engine) as connection:
+        left = len(values)
+        while left:
+            received = connection.receive([queue], min(left, 10), 1.0, 30.0)
+            left -= len(received)
+            dead = str(engine.pipeline.stage(stage).dead)
+            letters = [Letter(r.handle, dead, r.body, r.handle.message_id, failure, r.group) for r in received]
+            assert connection.dead_letter(letters) == []
+
+
+def numbers(letters: Sequence[DeadLetter]) -> list[Any]:
+    return [letter.value["n"] for letter in letters]
+
+
+def dead_depth(engine: Engine, stage: str = "work") -> tuple[int, int]:
+    """Return (visible, in flight) of a stage's dead-letter queue."""
+    queue = engine.stats()[stage].dead_letters
+    assert queue is not None
+    assert queue.depth is not None
+    return queue.depth.visible, queue.depth.in_flight
+
+
+class Wrapped:
+    """A broker whose connections do something else in one method."""
+
+    def __init__(self, broker: Broker, method: str, instead: Callable[..., Any]) -> None:
+        self._broker, self._method, self._instead = broker, method, instead
+        self.check, self.warm, self.describe = broker.check, broker.warm, broker.describe
+
+    def open(self, **settings: Any) -> Any:
+        return WrappedConnection(self._broker.open(**settings), self._method, self._instead)
+
+
+class WrappedConnection:
+    def __init__(self, inner: Any, method: str, instead: Callable[..., Any]) -> None:
+        self._inner, self._method, self._instead = inner, method, instead
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        return (lambda *args: self._instead(found, *args)) if name == self._method else found
+
+
+def die_in(engine: Engine, method: str, instead: Callable[..., Any], what: Callable[..., Any], *args: Any) -> None:
+    """Call a function of ``dead`` in a child whose connection dies in the middle of ``method``."""
+    process = multiprocessing.get_context("fork").Process(
+        target=what, args=(engine.pipeline, Wrapped(engine.broker, method, instead), *args)
+    )
+    process.start()
+    process.join(TIMEOUT)
+    assert process.exitcode == 9
+
+
+# --- what is told ---
+
+
+def fail_two(value):
+    if value == 2:
+        raise ValueError("no luck")
+    return value
+
+
+def fall_asleep_here(value):
+    threading.Event().wait()
+
+
+def exit_3(value):
+    os._exit(3)
+
+
+def kill_myself(value):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("on_error", ["reject", "retry"])
+def test_an_exception_is_told_with_traceback_attempts_times_and_value(db: Path, on_error: str) -> None:
+    began = time.time()
+    work = Task(fail_two, name="work", max_attempts=1)
+    engine = engine_at(db, [source, work, sink], on_error=on_error)
+    feed(engine, "work", [1, 2, 3])
+    drain(engine, "work", "sink")
+    [letter] = engine.dead_letters()
+    failure = letter.failure
+    assert (letter.stage, letter.queue, letter.value) == ("work", "t-source", 2)
+    assert json.loads(letter.body)["value"] == 2
+    assert (failure.error, failure.text, failure.attempts) == ("ValueError", "no luck", 1)
+    assert 'raise ValueError("no luck")' in failure.traceback
+    assert failure.first_seen is not None
+    assert failure.failed_at is not None
+    assert began - 1 <= failure.first_seen <= failure.failed_at <= time.time()
+
+
+def test_the_id_is_the_message_s_own_hop(db: Path) -> None:
+    engine = engine_at(db, [source, Task(fail_two, name="work"), sink], on_error="reject")
+    send(engine, "work", '{"meta": {"id": "root", "hop": "hop-1"}, "value": 2}', '{"meta": {"id": "root"}, "value": 2}')
+    drain(engine, "work", "sink")
+    assert sorted(letter.id for letter in engine.dead_letters()) == ["hop-1", "root"]
+
+
+@pytest.mark.parametrize(
+    ("method", "limits", "error", "field", "told"),
+    [
+        (exit_3, {}, "WorkerLost", "text", "exit status 3"),
+        (kill_myself, {}, "WorkerLost", "signal", "SIGKILL"),
+        (fall_asleep_here, {"timeout": 0.3}, "TaskTimeout", "stack", "fall_asleep_here"),
+    ],
+)
+def test_a_killed_worker_s_message_tells_what_killed_it(
+    db: Path, method: Callable[[Any], Any], limits: dict[str, Any], error: str, field: str, told: str
+) -> None:
+    engine = engine_at(db, [source, Task(method, name="work", max_attempts=1, **limits), sink])
+    feed(engine, "work", [1])
+    drain(engine, "work")
+    [letter] = engine.dead_letters()
+    assert (letter.failure.error, letter.failure.attempts, letter.value) == (error, 1, 1)
+    assert told in getattr(letter.failure, field)
+
+
+def test_letters_come_by_stage_and_time_and_of_one_stage_if_asked(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work"), Task(sink, name="last")])
+    bury(engine, "last", 1, text="later stage")
+    with connect(engine) as connection:
+        dead = str(engine.pipeline.stage("work").dead)
+        bury(engine, "work", 2, 3)
+        handles = [received.handle for received in connection.receive([dead], 10, 0.0, 30.0)]
+        for handle, at in zip(handles, (200.0, 100.0), strict=True):
+            failure = json.dumps({"error": "E", "failed_at": at})
+            body = json.dumps({"meta": {}, "value": {"n": at}})
+            connection.dead_letter([Letter(handle, dead, body, str(at), failure)])
+    assert numbers(engine.dead_letters()) == [100.0, 200.0, 1]
+    assert numbers(look(engine.pipeline, engine.broker, "last")) == [1]
+    assert look(engine.pipeline, engine.broker, "source") == []
+    with pytest.raises(ConfigError, match="nobody"):
+        look(engine.pipeline, engine.broker, "nobody")
+
+
+def test_a_failure_that_nobody_wrote_is_understood(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    bury(engine, "work", 1)
+    [letter] = engine.dead_letters()
+    assert (letter.failure.error, letter.queue) == ("unknown", "t-source")
+    assert "moved by the queue service" in letter.failure.text
+    assert letter.failure.first_seen is not None
+
+
+def test_where_nothing_ever_ran_there_are_no_letters_and_no_file_comes_of_looking(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    assert engine.dead_letters() == []
+    assert redrive(engine.pipeline, engine.broker, None).letters == []
+    assert not db.exists()
+
+
+def test_queues_that_are_missing_hold_no_letters(db: Path, sqs: SQS) -> None:
+    for broker in (SQLite(db), sqs):
+        engine = engine_on(broker, [source, Task(sink, name="work"), Task(sink, name="last")])
+        with connect(engine) as connection:
+            connection.delete([engine.pipeline.stage("work").dead])
+        bury_there = Output(str(engine.pipeline.stage("last").dead), '{"value": {"n": 1}}', "h")
+        with contextlib.closing(broker.open()) as connection:
+            connection.complete([Completion(None, (bury_there,))])
+        assert numbers(engine.dead_letters()) == [1]
+
+
+# --- put back ---
+
+
+def work(value, log: Log, fixed: str):
+    message = current_message()
+    log.note(value, message.id, message.hop, message.attempt)
+    if not Path(fixed).exists():
+        raise ValueError("no luck")
+    return value
+
+
+def one_and_two():
+    yield from (1, 2)
+
+
+def repaired(engine: Engine, log: Log, fixed: Path) -> None:
+    """Run to the end, with dead letters; put them back; run again with the bug fixed."""
+    engine.run(until="drained")
+    failed = log.lines()
+    assert [attempt for *_, attempt in sorted(failed)] == [1, 2, 1, 2]
+    letters = engine.dead_letters()
+    assert {letter.id for letter in letters} == {hop for _, _, hop, _ in failed}
+    assert [letter.failure.attempts for letter in letters] == [2, 2]
+    moved = redrive(engine.pipeline, engine.broker, None)
+    assert sorted(letter.value for letter in moved.letters) == [1, 2]
+    assert (moved.missed, moved.hidden) == ([], 0)
+    assert engine.dead_letters() == []
+    fixed.touch()
+    summary = drain(engine, "work", "sink")
+    assert (summary["work"].done, summary["sink"].done, summary["work"].failed) == (2, 2, 0)
+    again = log.lines()[len(failed) :]
+    assert sorted(again) == sorted((value, ident, hop, 1) for value, ident, hop, attempt in failed if attempt == 1)
+
+
+def tasks(log: Log, fixed: Path) -> list[Any]:
+    return [one_and_two, Task(work, name="work", args=(log, str(fixed)), max_attempts=2), sink]
+
+
+def at_once(error, attempt):
+    return Retry(0)
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+def test_what_was_put_back_runs_as_if_for_the_first_time(db: Path, log: Log, tmp_path: Path, fifo: bool) -> None:
+    fixed = tmp_path / "fixed"
+    repaired(engine_at(db, tasks(log, fixed), fifo=fifo, on_error=at_once), log, fixed)
+
+
+def test_what_was_put_back_runs_as_if_for_the_first_time_on_moto(moto: SQS, log: Log, tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed"
+    # moto goes on with polls whose clients are gone, and hides what they take.
+    repaired(engine_on(moto, tasks(log, fixed), on_error=at_once, visibility_timeout=2), log, fixed)
+
+
+def test_a_fifo_message_put_back_within_five_minutes_is_not_dropped(
+    sqs: SQS, server: StandIn, log: Log, tmp_path: Path
+) -> None:
+    fixed = tmp_path / "fixed"
+    engine = engine_on(sqs, tasks(log, fixed), fifo=True, on_error=at_once)
+    repaired(engine, log, fixed)
+    ledger = server.ledger(messages=False)["queues"]
+    assert ledger[engine.pipeline.stage("work").inputs[0]]["duplicates_dropped"] == 0
+
+
+def test_no_charge_is_carried_over(db: Path) -> None:
+    engine = engine_at(db, [source, Task(fail_two, name="work", max_attempts=2)], on_error=at_once)
+    feed(engine, "work", [2])
+    drain(engine, "work")
+    assert charges(engine) == [1]
+    redrive(engine.pipeline, engine.broker, None)
+    assert charges(engine) == [0]
+
+
+def test_it_goes_back_to_the_level_it_failed_at_or_else_that_of_its_priority(db: Path) -> None:
+    engine = engine_at(db, [Task(source, name="source", priorities=3), Task(sink, name="work")])
+    high, middle, low = engine.pipeline.stage("work").inputs
+    bury(engine, "work", "low", text="failed here")
+    with connect(engine) as connection:
+        dead = str(engine.pipeline.stage("work").dead)
+        for body in (
+            '{"meta": {"priority": 9}, "value": {"n": "high"}}',
+            '{"meta": {"priority": 1}, "value": 1}',
+            "odd",
+        ):
+            connection.complete([Completion(None, (Output(dead, body, uuid.uuid4().hex),))])
+    redrive(engine.pipeline, engine.broker, None)
+    assert ["high" in body for body in bodies(engine, high)] == [True]
+    assert len(bodies(engine, middle)) == 1
+    assert ["low" in body or body == "odd" for body in bodies(engine, low)] == [True, True]
+
+
+def test_a_body_that_is_no_envelope_goes_back_as_it_is(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    body = '{"value": 1, \u00e9 broken'
+    send(engine, "work", body)
+    drain(engine, "work")
+    [letter] = engine.dead_letters()
+    assert (letter.failure.error, letter.body, letter.value) == ("DecodeError", body, None)
+    [moved] = redrive(engine.pipeline, engine.broker, [letter.id]).letters
+    assert moved == letter
+    assert bodies(engine, "t-source") == [body]
+    assert waiting(engine, "work") == (1, 0, 0)
+
+
+def groups_of(db: Path, queue: str) -> list[Any]:
+    text = """SELECT groups.name, body FROM messages JOIN groups ON groups.id = grp
+        JOIN queues ON queues.id = messages.queue WHERE queues.name = ? ORDER BY seq"""
+    return [(group, json.loads(body)["value"]["n"]) for group, body in query(db, text, queue)]
+
+
+def by_key(value):
+    return "key"
+
+
+def test_a_group_stays_together_and_in_order_on_sqlite(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work", group=by_key)], fifo=True)
+    bury(engine, "work", *range(25), group="key")
+    assert numbers(engine.dead_letters()) == list(range(25))
+    redrive(engine.pipeline, engine.broker, None)
+    assert groups_of(db, "t-source.fifo") == [("key", number) for number in range(25)]
+
+
+def test_a_long_group_on_sqs_is_shown_in_part_and_put_back_as_a_whole_in_order(sqs: SQS, server: StandIn) -> None:
+    engine = engine_on(sqs, [source, Task(sink, name="work", group=by_key)], fifo=True)
+    bury(engine, "work", *range(25), group="key")
+    found = survey(engine.pipeline, engine.broker)
+    assert (numbers(found.letters), found.hidden) == (list(range(10)), 15)
+    with pytest.raises(ConfigError, match="about 15 more"):
+        redrive(engine.pipeline, engine.broker, ["nothing like it"])
+    before = len(server.messages(engine.pipeline.stage("work").inputs[0]))
+    assert numbers(redrive(engine.pipeline, engine.broker, None).letters) == list(range(25))
+    back = server.messages(engine.pipeline.stage("work").inputs[0])[before:]
+    assert len(back) == 25
+    assert {record["group"] for record in back} == {"key"}
+    with connect(engine) as connection:
+        got: list[int] = []
+        while len(got) < 25:
+            batch = connection.receive([engine.pipeline.stage("work").inputs[0]], 10, 1.0, 30.0)
+            got += [json.loads(received.body)["value"]["n"] for received in batch]
+            connection.complete([Completion(received.handle) for received in batch])
+    assert got == list(range(25))
+
+
+def test_an_engine_that_fails_them_again_at_once_does_not_keep_a_redrive_going(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work", group=by_key)], fifo=True)
+    bury(engine, "work", *range(5), group="key")
+
+    def failing_again(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
+        back = [
+            Completion(
+                each.input,
+                tuple(Output("t-work--dead.fifo", out.body, uuid.uuid4().hex, "key") for out in each.outputs),
+            )
+            for each in completions
+        ]
+        return list(complete(back))
+
+    moved = redrive(engine.pipeline, Wrapped(engine.broker, "complete", failing_again), None)
+    assert numbers(moved.letters) == list(range(5))
+    assert dead_depth(engine) == (5, 0)
+
+
+def test_only_what_was_asked_for_is_moved_or_deleted(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    bury(engine, "work", 1, 2, 3)
+    one, two, three = (letter.id for letter in engine.dead_letters())
+    assert numbers(discard(engine.pipeline, engine.broker, [two]).letters) == [2]
+    assert numbers(redrive(engine.pipeline, engine.broker, [three]).letters) == [3]
+    assert numbers(engine.dead_letters()) == [1]
+    assert waiting(engine, "work") == (1, 0, 0)
+    with pytest.raises(ConfigError, match="no luck"):
+        redrive(engine.pipeline, engine.broker, [one, "no luck"])
+    assert dead_depth(engine) == (1, 0)
+
+
+def test_what_another_command_took_meanwhile_is_told(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    bury(engine, "work", 1)
+
+    def too_late(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
+        show_all(db)
+        discard(engine.pipeline, engine.broker, None)
+        return list(complete(completions))
+
+    moved = redrive(engine.pipeline, Wrapped(engine.broker, "complete", too_late), None)
+    assert (moved.letters, numbers(moved.missed)) == ([], [1])
+    assert waiting(engine, "work") == (0, 0, 0)
+
+
+def show_all(db: Path) -> None:
+    """Let every visibility timeout end."""
+    with contextlib.closing(sqlite3.connect(db)) as connection:
+        connection.execute("UPDATE messages SET visible_at = 0")
+        connection.commit()
+
+
+# --- given back, not lost ---
+
+
+def test_looking_leaves_everything_visible(db: Path, sqs: SQS) -> None:
+    for broker in (SQLite(db), sqs):
+        engine = engine_on(broker, [source, Task(sink, name="work")])
+        bury(engine, "work", *range(25))
+        assert sorted(numbers(engine.dead_letters())) == list(range(25))
+        assert dead_depth(engine) == (25, 0)
+
+
+def test_what_is_delivered_twice_is_shown_once(sqs: SQS, server: StandIn) -> None:
+    engine = engine_on(sqs, [source, Task(sink, name="work")])
+    bury(engine, "work", *range(12))
+    server.faults(duplicate=1.0)
+    try:
+        assert sorted(numbers(engine.dead_letters())) == list(range(12))
+    finally:
+        server.faults(duplicate=0.0)
+
+
+def test_ctrl_c_while_looking_gives_everything_back(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    bury(engine, "work", *range(250))
+
+    signals = [signal.SIGINT]
+
+    def interrupted(receive: Any, *args: Any) -> list[Received]:
+        found: list[Received] = receive(*args)
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        return found
+
+    with pytest.raises(KeyboardInterrupt):
+        look(engine.pipeline, Wrapped(engine.broker, "receive", interrupted))
+    assert dead_depth(engine) == (250, 0)
+
+
+def test_ctrl_c_in_a_redrive_ends_it_between_two_rounds(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    bury(engine, "work", *range(250))
+    noticed = threading.Event()
+
+    def interrupted(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert noticed.wait(TIMEOUT)
+        return list(complete(completions))
+
+    class Noticing(Wrapped):
+        def open(self, **settings: Any) -> Any:
+            connection = super().open(**settings)
+            interrupt = connection.interrupt
+            connection.interrupt = lambda: (interrupt(), noticed.set())
+            return connection
+
+    with pytest.raises(KeyboardInterrupt):
+        redrive(engine.pipeline, Noticing(engine.broker, "complete", interrupted), None)
+    assert waiting(engine, "work") == (100, 0, 0)
+    assert dead_depth(engine) == (150, 0)
+
+
+def test_an_error_gives_everything_back(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    bury(engine, "work", *range(3))
+
+    def broken(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        redrive(engine.pipeline, Wrapped(engine.broker, "complete", broken), None)
+    assert dead_depth(engine) == (3, 0)
+
+
+def test_a_look_that_is_killed_hides_for_a_minute(sqs: SQS, server: StandIn) -> None:
+    engine = engine_on(sqs, [source, Task(sink, name="work")])
+    bury(engine, "work", *range(5))
+
+    def killed(receive: Any, *args: Any) -> None:
+        receive(*args)
+        os._exit(9)
+
+    die_in(engine, "receive", killed, look)
+    assert dead_depth(engine) == (0, 5)
+    found = survey(engine.pipeline, engine.broker)
+    assert (found.letters, found.hidden) == ([], 5)
+    server.advance(61)
+    assert sorted(numbers(engine.dead_letters())) == list(range(5))
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+def test_a_redrive_killed_between_send_and_delete_loses_nothing(sqs: SQS, server: StandIn, fifo: bool) -> None:
+    engine = engine_on(sqs, [source, Task(sink, name="work")], fifo=fifo)
+    bury(engine, "work", 1, 2, 3)
+    queue = engine.pipeline.stage("work").inputs[0]
+
+    def killed(complete: Any, completions: Sequence[Completion]) -> None:
+        complete(completions, lambda _: os._exit(9))
+
+    die_in(engine, "complete", killed, redrive, None)
+    assert waiting(engine, "work")[0] == 3
+    assert dead_depth(engine) == (0, 3)
+    server.advance(61)
+    assert sorted(numbers(redrive(engine.pipeline, engine.broker, None).letters)) == [1, 2, 3]
+    # FIFO drops what was sent before; a standard queue has it twice, as after any crash between the two.
+    sent = 1 if fifo else 2
+    with connect(engine) as connection:
+        found = [each for _ in range(3) for each in connection.receive([queue], 10, 0.0, 30.0)]
+    assert Counter(json.loads(each.body)["value"]["n"] for each in found) == {1: sent, 2: sent, 3: sent}
+    assert engine.dead_letters() == []
+
+
+def test_a_redrive_killed_between_two_rounds_loses_nothing(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    bury(engine, "work", *range(250))
+    rounds: list[int] = []
+
+    def killed(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
+        rounds.append(len(completions))
+        if len(rounds) == 2:
+            os._exit(9)
+        return list(complete(completions))
+
+    die_in(engine, "complete", killed, redrive, None)
+    assert (len(bodies(engine, "t-source")), dead_depth(engine)) == (100, (0, 150))
+    show_all(db)
+    redrive(engine.pipeline, engine.broker, None)
+    assert sorted(json.loads(body)["value"]["n"] for body in bodies(engine, "t-source")) == list(range(250))
+
+
+# --- ids ---
+
+IDS = st.lists(st.text("ab0", min_size=1, max_size=14), min_size=1, max_size=12)
+
+
+@given(IDS)
+def test_a_short_id_means_the_one_it_was_made_of(ids: list[str]) -> None:
+    short = short_ids(ids)
+    assert short.keys() == set(ids)
+    for ident, beginning in short.items():
+        assert ident.startswith(beginning)
+        assert len(beginning) >= min(8, len(ident))
+        assert resolve_ids(ids, [beginning]) == {ident}
+
+
+def test_an_id_that_fits_none_or_several_is_refused_with_candidates() -> None:
+    known = ["aaaaaaaa1", "aaaaaaaa2", "bbbbbbbbbb", "cccccccccc"]
+    assert resolve_ids(known, ["b", "aaaaaaaa2"]) == {"bbbbbbbbbb", "aaaaaaaa2"}
+    with pytest.raises(ConfigError, match="These begin so: aaaaaaaa1, aaaaaaaa2$"):
+        resolve_ids(known, ["b", "aa"])
+    with pytest.raises(ConfigError, match="'x'. There are: aaaaaaaa1, aaaaaaaa2, bbbbbbbb, cccccccc$"):
+        resolve_ids(known, ["x"])
+    with pytest.raises(ConfigError, match="There are: 00000000, .* and 4 more$"):
+        resolve_ids([f"{number}0000000" for number in range(9)], [""])
+    with pytest.raises(ConfigError, match="There are none$"):
+        resolve_ids([], ["x"])
