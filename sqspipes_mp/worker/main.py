@@ -11,6 +11,7 @@ from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, PID, S_BOOTING, S_DRAINING, S_READY, STATE
+from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
 from sqspipes_mp.worker.intake import Intake
 from sqspipes_mp.worker.outbox import Outbox
@@ -67,18 +68,18 @@ def _work(station: Station, caller: Caller) -> None:
         priority=plan.priority,
         json_default=settings.json_default,
     )
+    bench = Bench(station, caller, ready, outbox, products, results)
     threading.Thread(target=partial(_listen, station, ready, results), name="orders", daemon=True).start()
     station.board.put(station.slot, STATE, S_READY)
     station.say(Kind.READY)
     if stage.is_source:
-        Source(station, caller, ready, outbox, products, results).run()
+        Source(bench).run()
     else:
         Intake(station, ready, outbox).start()
-        Runner(station, caller, ready, outbox, products, results).run()
+        Runner(bench).run()
     station.board.put(station.slot, STATE, S_DRAINING)
     outbox.close()
-    while callback := ready.take_callback():
-        callback()
+    bench.run_callbacks()
     if not station.faulted.is_set():
         caller.finish()
         station.connection.close()

@@ -17,12 +17,10 @@ from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.task import TaskCallback
-from sqspipes_mp.worker.caller import Caller
-from sqspipes_mp.worker.outbox import Done, GiveBack, Outbox
-from sqspipes_mp.worker.products import DROPPED, Product, Products
-from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.results import Results
-from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.bench import Bench
+from sqspipes_mp.worker.outbox import Done, GiveBack
+from sqspipes_mp.worker.products import DROPPED, Product
+from sqspipes_mp.worker.station import Delivery
 from sqspipes_mp.worker.verdict import decide
 
 log = logging.getLogger("sqspipes_mp.worker")
@@ -35,21 +33,14 @@ class _LeaseLost(Exception):
 class Runner:
     """Takes deliveries from ``ready``; what comes of them goes to ``outbox`` or, through ``results``, to the caller."""
 
-    def __init__(
-        self,
-        station: Station,
-        caller: Caller,
-        ready: Ready,
-        outbox: Outbox,
-        products: Products,
-        results: Results | None,
-    ) -> None:
-        self._station = station
-        self._caller = caller
-        self._ready = ready
-        self._outbox = outbox
-        self._products = products
-        self._results = results
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._station = station = bench.station
+        self._caller = bench.caller
+        self._ready = bench.ready
+        self._outbox = bench.outbox
+        self._products = bench.products
+        self._results = bench.results
         self._back: list[Delivery] = []
         self._charged: list[Delivery] = []
         station.left = _lifetime(station.stage.task.max_tasks_per_worker)
@@ -58,7 +49,7 @@ class Runner:
         """Run messages until told to stop, then give back what was not begun."""
         station, ready = self._station, self._ready
         while not station.no_more.is_set():
-            self._run_callbacks()
+            self._bench.run_callbacks()
             delivery = ready.take()
             if delivery is not None:
                 if len(ready) < 10:
@@ -192,17 +183,13 @@ class Runner:
             self._station.say(Kind.RECYCLE, {"reason": reason})
             self._station.stop_receiving()
 
-    def _run_callbacks(self) -> None:
-        while callback := self._ready.take_callback():
-            callback()
-
     def _hand_over(self) -> None:
         """Before a planned end: leave to others what was not begun, and what still comes in."""
         closed = False
         while not (closed or self._station.full_stop.is_set()):
             # Asked first: nothing is put after the closing.
             closed = self._ready.closed
-            self._run_callbacks()
+            self._bench.run_callbacks()
             if held := self._ready.take_all():
                 self._outbox.put(GiveBack(tuple(held), 0.0))
             if not closed:
@@ -218,7 +205,7 @@ class Runner:
             return
         while not (station.release.is_set() or station.faulted.is_set()):
             station.release.wait(1.0)
-            self._run_callbacks()
+            self._bench.run_callbacks()
         held = [*self._back, *self._ready.take_all()]
         held += [done.delivery for done in unacknowledged if done.delivery is not None]
         if self._charged:

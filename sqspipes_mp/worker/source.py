@@ -16,12 +16,9 @@ from sqspipes_mp.report import pack_exception
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
-from sqspipes_mp.worker.caller import Caller
-from sqspipes_mp.worker.outbox import Done, Outbox
-from sqspipes_mp.worker.products import DROPPED, Product, Products
-from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.results import Results
-from sqspipes_mp.worker.station import Station
+from sqspipes_mp.worker.bench import Bench
+from sqspipes_mp.worker.outbox import Done
+from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.verdict import decide
 
 log = logging.getLogger("sqspipes_mp.worker")
@@ -33,21 +30,14 @@ _LONGEST_REST = 1.0
 class Source:
     """Makes messages out of nothing. Its calls are numbered, so that a replacement goes on where this one stopped."""
 
-    def __init__(
-        self,
-        station: Station,
-        caller: Caller,
-        ready: Ready,
-        outbox: Outbox,
-        products: Products,
-        results: Results | None,
-    ) -> None:
-        self._station = station
-        self._caller = caller
-        self._ready = ready
-        self._outbox = outbox
-        self._products = products
-        self._results = results
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._station = station = bench.station
+        self._caller = caller = bench.caller
+        self._ready = bench.ready
+        self._outbox = bench.outbox
+        self._products = bench.products
+        self._results = bench.results
         #: Calls accepted downstream before this worker began; calls are numbered from there.
         self._number = station.board.get(station.slot, ACCEPTED)
         self._slot = f"{station.stage.name}/{station.orders.seat.index}" if station.orders.seat else station.stage.name
@@ -66,7 +56,7 @@ class Source:
             self._repeat()
         # A source receives nothing: it has stopped as far as giving back is concerned.
         station.say(Kind.STOPPED)
-        self._run_callbacks()
+        self._bench.run_callbacks()
         if self._results is not None:
             self._results.wait_taken()
             self._results.take_unacknowledged()
@@ -76,7 +66,7 @@ class Source:
         rest, failures, done, idle = 0.0, 0, 0, 0.0
         most = self._caller.task.max_tasks_per_worker
         while not self._station.no_more.wait(rest) and self._caller.pace():
-            self._run_callbacks()
+            self._bench.run_callbacks()
             try:
                 value = self._caller.call()
                 product = self._make(value)
@@ -110,7 +100,7 @@ class Source:
             self._end_with(error)
             return
         while not station.no_more.is_set() and self._caller.pace():
-            self._run_callbacks()
+            self._bench.run_callbacks()
             try:
                 value = self._caller.next_of(values)
                 product = self._make(value)
@@ -176,7 +166,3 @@ class Source:
         report = pack_exception(error, stage=self._station.stage.name, pid=os.getpid(), message_id=None)
         self._station.say(Kind.FAILED, {}, report.to_bytes())
         self._station.drain()
-
-    def _run_callbacks(self) -> None:
-        while callback := self._ready.take_callback():
-            callback()

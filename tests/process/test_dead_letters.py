@@ -279,6 +279,7 @@ def test_what_was_put_back_runs_as_if_for_the_first_time(db: Path, log: Log, tmp
     repaired(engine_at(db, tasks(log, fixed), fifo=fifo, on_error=at_once), log, fixed)
 
 
+@pytest.mark.slow
 def test_what_was_put_back_runs_as_if_for_the_first_time_on_moto(moto: SQS, log: Log, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed"
     # moto goes on with polls whose clients are gone, and hides what they take.

@@ -279,5 +279,3 @@ def test_a_memory_error_replaces_the_worker(db: Path, log: Log) -> None:
     drain(engine, "work")
     assert sorted(values(engine, "sink")) == [2, 3]
     assert waiting(engine, "work") == (0, 0, 0)
-
-

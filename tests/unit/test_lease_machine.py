@@ -31,6 +31,7 @@ from sqspipes_mp.backoff import MOST_BACKOFF
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Completion, DeadLetter, Depth, Handle, Received
 from sqspipes_mp.errors import BrokerBusy
 from sqspipes_mp.keeper import main as keeper_main
+from sqspipes_mp.keeper.judge import Judgement, judge
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import build
@@ -42,7 +43,7 @@ from sqspipes_mp.worker.station import Delivery, Station
 
 EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "120"))
 BODY = '{"meta": {"priority": 0}, "value": 1}'
-MESSAGES, ENTRIES = 5, 16
+MESSAGES, ENTRIES = 40, 16
 MOST_ATTEMPTS = 3
 KEPT = {LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE}
 #: What a lease is in before it goes each way.
@@ -108,10 +109,15 @@ class Queue:
     def __init__(self, clock: Clock, *, rows: bool) -> None:
         self.clock = clock
         self.rows = rows
-        self.messages = {f"m{n}": Message(f"m{n}") for n in range(MESSAGES)}
+        #: They come as they are asked for, after those that are there already.
+        self.messages: dict[str, Message] = {}
 
     def receive(self, most: int, visibility: float) -> list[Received]:
         ready = [m for m in self.messages.values() if not m.deleted and m.visible_at <= self.clock.now]
+        if not ready and len(self.messages) < MESSAGES:
+            message = Message(f"m{len(self.messages)}")
+            self.messages[message.ident] = message
+            ready = [message]
         found = []
         for message in ready[:most]:
             message.receives += 1
@@ -458,14 +464,16 @@ class LeaseMachine(RuleBasedStateMachine):
     def rest(self, share: float) -> None:
         """As long as the keeper rests at most; then it takes a turn."""
         self.clock.now += share * self.longest_rest
+        self.nothing_kept_expires()
         self.turn()
+        if not self.busy_in_a_row:
+            self.forgive()
 
     @rule(share=st.sampled_from([0.7, 0.97]), leases=st.sampled_from([0.6, 1.2, 3.0]))
     def rest_often(self, share: float, leases: float) -> None:
         """For longer than a receive hides its messages, say."""
         for _ in range(int(leases * self.plan.first_lease / (share * self.longest_rest))):
             self.rest(share)
-            self.nothing_kept_expires()
 
     @rule(slot=st.integers(0, 1), course=st.sampled_from(["complete", "fail", "give back"]), steps=st.integers(0, 5))
     def worker_is_quicker(self, slot: int, course: str, steps: int) -> None:
@@ -504,6 +512,16 @@ class LeaseMachine(RuleBasedStateMachine):
                 if lease is not None:
                     self.neglected.add((worker.number, lease.index, lease.generation))
             worker.pending = [(received, -math.inf) for received, _ in worker.pending]
+
+    def forgive(self) -> None:
+        """The keeper is back: what it has extended in time after all is kept from now on."""
+        for worker in filter(None, self.seats):
+            for delivery in worker.deliveries:
+                lease = worker.region.read(delivery.lease)
+                message = self.queue.current(delivery.received.handle)
+                if lease is not None and lease.extended and not lease.lost and message is not None:
+                    if message.visible_at >= self.clock.now:
+                        self.neglected.discard((worker.number, lease.index, lease.generation))
 
     # -- the keeper ---------------------------------------------------------------------------------------------
 
@@ -684,7 +702,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def come_to(self, slot: int, course: str, steps: int) -> None:
         """Bring one message some way through a worker; it then stands there."""
         worker = self.seats[slot]
-        if worker is None or self.waiting(worker, *KEPT) and steps == 0:
+        if worker is None:
             return
         if not self.waiting(worker, LeaseState.HELD):
             if not worker.pending:
@@ -722,6 +740,16 @@ class LeaseMachine(RuleBasedStateMachine):
     def lost_on_the_way(self, slot: int, course: str, steps: int, cause: Cause) -> None:
         self.come_to(slot, course, steps)
         self.worker_is_lost(slot, cause)
+
+    @rule(slot=st.integers(0, 1), count=st.integers(1, 2), late=st.sampled_from([None, 0, 1]))
+    def lost_with_calls_running(self, slot: int, count: int, late: int | None) -> None:
+        worker = self.seats[slot]
+        for _ in range(count):
+            self.come_to(slot, "", 1)
+        if worker is not None and late is not None and not worker.condemned:
+            running = [d.lease for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
+            worker.late, worker.condemned = running[late] if late < len(running) else None, True
+        self.worker_is_lost(slot, Cause.CRASH)
 
     @rule(slot=st.integers(0, 1), data=st.data())
     def next_step(self, slot: int, data: st.DataObject) -> None:
@@ -977,3 +1005,10 @@ def test_leases_rewritten_at_full_speed_are_read_whole_or_not_at_all() -> None:
             writer.kill()
             writer.join(60)
             writer.close()
+
+
+def test_a_lost_call_beside_the_one_left_is_no_proof_against_it() -> None:
+    lost, left = replace(FRESH, lost=True), replace(FRESH, index=1)
+    assert judge([lost, left], Cause.CRASH, None) == Judgement((left,), (), ())
+    assert judge([lost, left], Cause.TIMEOUT, 0) == Judgement((left,), (), ())
+    assert judge([lost, left], Cause.TIMEOUT, 1) == Judgement((), (), (left,))

@@ -1,0 +1,29 @@
+"""Everything a main thread works with, whether it takes messages or makes them (worker)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqspipes_mp.worker.caller import Caller
+from sqspipes_mp.worker.outbox import Outbox
+from sqspipes_mp.worker.products import Products
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.results import Results
+from sqspipes_mp.worker.station import Station
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """``ready``: what waits to be run; ``outbox``: where what comes of it goes, or ``results`` to the caller, if any."""
+
+    station: Station
+    caller: Caller
+    ready: Ready
+    outbox: Outbox
+    products: Products
+    results: Results | None
+
+    def run_callbacks(self) -> None:
+        """Run the callbacks of what was accepted meanwhile."""
+        while callback := self.ready.take_callback():
+            callback()
