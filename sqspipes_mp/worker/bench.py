@@ -14,7 +14,7 @@ from sqspipes_mp.worker.station import Station
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """``ready``: what waits to be run; ``outbox``: where what comes of it goes, or ``results`` to the caller, if any."""
+    """``ready``: what waits to be run; ``outbox``: where what comes of it goes; ``results``: or so, to the caller."""
 
     station: Station
     caller: Caller

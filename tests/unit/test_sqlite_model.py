@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sqspipes_mp.brokers import sqlite_queues, sqlite_session
-from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, Received
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from tests.unit.sqlite_bench import SPECS, opened
 
@@ -191,12 +191,14 @@ class SQLiteMachine(RuleBasedStateMachine):
         self.model.now += DAY
         connection = self.connections[0]
         for queue in QUEUES:
-            got = []
+            got: list[Received] = []
             while batch := connection.receive([queue], 10, 0, 60):
                 got += batch
                 connection.complete([Completion(each.handle) for each in batch])
             expected = self.model.of(queue)
-            assert sorted(each.body for each in got) == sorted(message.body for message in expected)
+            assert sorted((each.body, each.charges, each.receives) for each in got) == sorted(
+                (message.body, message.charges, message.receives + 1) for message in expected
+            )
             for group in {message.group for message in expected}:
                 mine = [each.body for each in got if each.group == group]
                 if group is not None:
@@ -269,11 +271,54 @@ class SQLiteMachine(RuleBasedStateMachine):
         return found[0]
 
     def pick(self, data: st.DataObject, most: int = 4) -> list[Handle]:
-        """Draw handles, stale ones too, the latest ones more often."""
+        """Draw handles: mostly current ones, but stale ones, too."""
+        current = [handle for handle in self.handles if self.model.current(handle) is not None]
         if not self.handles:
             return []
-        recent = st.sampled_from(self.handles[-6:])
-        return data.draw(st.lists(recent | recent | st.sampled_from(self.handles), max_size=most, unique=True))
+        stale = st.sampled_from(self.handles[-10:])
+        among = st.sampled_from(current) | st.sampled_from(current) | stale if current else stale
+        return data.draw(st.lists(among, min_size=1, max_size=most, unique=True))
+
+    @rule(
+        which=st.integers(0, 1),
+        queue=st.sampled_from(["in", "in.fifo"]),
+        members=st.lists(groups, min_size=1, max_size=5),
+        delayed=st.none() | st.integers(0, 4),
+        most=st.integers(1, 6),
+        visibility=seconds,
+    )
+    def feed(
+        self, which: int, queue: str, members: list[str], delayed: int | None, most: int, visibility: float
+    ) -> None:
+        """Messages of one or two groups, one of them delayed perhaps, and a receive."""
+        completions = []
+        for place, group in enumerate(members):
+            name = f"f{self.model.count}/{place}"
+            delay = 2.0 if place == delayed else 0.0
+            output = Output(queue, name, name, group if queue == "in.fifo" else None, delay)
+            completions.append(Completion(None, (output,)))
+        assert self.connections[which].complete(completions) == []
+        self.model.complete(completions)
+        self.receive(1 - which, [queue], most, visibility)
+
+    @rule(which=st.integers(0, 1), data=st.data(), queue=st.sampled_from(LIVE), hop=hops, last=st.booleans())
+    def stream(self, which: int, data: st.DataObject, queue: str, hop: str, last: bool) -> None:
+        """One of several outputs of one input."""
+        handles = self.pick(data, 1)
+        completions = [Completion(handle, (self.output(queue, hop, "a", 0.0),), last=last) for handle in handles]
+        assert self.connections[which].complete(completions) == self.model.complete(completions)
+
+    @rule(which=st.integers(0, 1), data=st.data(), queue=st.sampled_from(LIVE), hop=hops, wait=st.integers(-1, 1))
+    def repeat(self, which: int, data: st.DataObject, queue: str, hop: str, wait: int) -> None:
+        """A stream that ended, and the same output of another input about when the first one's memory ends."""
+        for last, time in ((False, 0), (True, WINDOW + wait)):
+            handles = self.pick(data, 1)
+            completions = [Completion(handle, (self.output(queue, hop, "a", 0.0),), last=last) for handle in handles]
+            assert self.connections[which].complete(completions) == self.model.complete(completions)
+            completions = [Completion(handle) for handle in handles if last or data.draw(st.booleans())]
+            assert self.connections[which].complete(completions) == self.model.complete(completions)
+            self.depths_agree()
+            self.time_passes(time)
 
     @rule(which=st.integers(0, 1), data=st.data(), time=seconds, charge=st.booleans())
     def extend(self, which: int, data: st.DataObject, time: float, charge: bool) -> None:
@@ -319,8 +364,10 @@ class SQLiteMachine(RuleBasedStateMachine):
                 buried = self.model.put(letter.queue, letter.body, letter.group)
                 buried.charges, buried.failure = message.charges, failure
 
-    @rule(which=st.integers(0, 1), names=st.lists(queues, min_size=1, max_size=2, unique=True))
-    def purge(self, which: int, names: list[str]) -> None:
+    @rule(which=st.integers(0, 1), names=st.lists(queues, min_size=1, max_size=2, unique=True), sure=st.integers(0, 3))
+    def purge(self, which: int, names: list[str], sure: int) -> None:
+        if sure:
+            return  # Too often it would leave nothing to look at.
         self.connections[which].purge(names)
         for message in [message for message in self.model.messages if message.queue in names]:
             self.model.remove(message)
