@@ -40,6 +40,7 @@ def begin(birth: Birth) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # A handler that does nothing, not SIG_IGN: programs the user's function starts would inherit that.
         signal.signal(number, _ignore)
+    os.register_at_fork(after_in_child=_hear_signals_again)
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
     for fd in birth.close_fds:
@@ -76,6 +77,13 @@ def die_with_parent(parent: int) -> None:
 def orphaned() -> None:
     """End this process at once: its parent is gone, and what it holds returns to its queue by itself."""
     os._exit(EXIT_ORPHAN)
+
+
+def _hear_signals_again() -> None:
+    """In what the user's function forks: multiprocessing ends its own children with SIGTERM, and waits for them."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is _ignore:
+            signal.signal(number, usual)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

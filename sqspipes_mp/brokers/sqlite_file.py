@@ -144,7 +144,7 @@ class File:
                 raise BrokerError(f"the connection to {self.file} is closed")
             if self._inherited:
                 raise BrokerError(f"{self.file} was in use by another thread during a fork. Fork before using it")
-            session = Session(self.file, synchronous="NORMAL" if self._durable else "OFF")
+            session = Session(self.file, synchronous="NORMAL" if self._durable else "OFF", patience=self._patience)
             try:
                 self._inode = self._log_path.stat().st_ino
             except BaseException:

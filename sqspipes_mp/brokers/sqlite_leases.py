@@ -4,7 +4,6 @@ A receipt is ``seq-receives``: it is current until the message is received again
 ended meanwhile, as on SQS.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from sqspipes_mp.brokers import sqlite_groups, sqlite_keys
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import DeadLetter, Handle
 from sqspipes_mp.brokers.sqlite_session import Queue, Session
+from sqspipes_mp.message import moved_id
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ def dead_letter(session: Session, letters: Sequence[DeadLetter]) -> list[Handle]
         if lease is None:
             stale.append(letter.handle)
             continue
-        hop = hashlib.sha256(f"{letter.hop}\ndead\n{letter.handle.message_id}".encode()).hexdigest()
+        hop = moved_id(letter.hop, "dead", letter.handle.message_id)
         burial = Burial(
             body=letter.body,
             group=letter.group or hop,
@@ -108,7 +108,8 @@ def dead_letter(session: Session, letters: Sequence[DeadLetter]) -> list[Handle]
             sent_at=lease.sent_at,
             source=lease.queue.name,
             hop=hop,
-            origin=letter.hop,
+            # Others' ids may hold lone surrogates, which SQLite does not store.
+            origin=letter.hop.encode("utf-8", "backslashreplace").decode(),
             failure=letter.failure,
         )
         bury(session, dead, burial, now)

@@ -37,8 +37,9 @@ class Queue:
 class Session:
     """A connection of ``sqlite3`` with what this process knows of the file."""
 
-    def __init__(self, file: str, *, synchronous: str) -> None:
-        self.db = sqlite3.connect(file, timeout=_BUSY_TIMEOUT / 1000, isolation_level=None, check_same_thread=False)
+    def __init__(self, file: str, *, synchronous: str, patience: float | None = None) -> None:
+        timeout = _BUSY_TIMEOUT / 1000 if patience is None else min(_BUSY_TIMEOUT / 1000, patience / 2)
+        self.db = sqlite3.connect(file, timeout=timeout, isolation_level=None, check_same_thread=False)
         try:
             prepare(self.db, file)
             self.db.execute(f"PRAGMA synchronous = {synchronous}")

@@ -5,7 +5,6 @@ Pure. The limits are those of Amazon SQS API Reference, SendMessageBatch: 10 ent
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BYTES, MAX_VISIBILITY, DeadLetter, Handle, Output
+from sqspipes_mp.message import moved_id
 
 #: Entries per batch (Amazon SQS API Reference, SendMessageBatch).
 MAX_ENTRIES = 10
@@ -76,9 +76,12 @@ def of_letter(key: int, letter: DeadLetter) -> Entry:
     """Make the entry of a dead letter. With the original's deduplication id SQS would accept and then drop it."""
     if not is_fifo(letter.queue):
         return Entry(key, letter.queue, letter.body, failure=letter.failure)
-    text = f"{letter.hop}\ndead\n{letter.handle.message_id}"
-    dedup = hashlib.sha256(text.encode()).hexdigest()
-    return Entry(key, letter.queue, letter.body, dedup, letter.group or letter.hop, failure=letter.failure)
+    dedup = moved_id(letter.hop, "dead", letter.handle.message_id)
+    # Our hop ids can be groups; another sender's may have characters, or be of a length, that SQS refuses.
+    ours = letter.hop.isascii() and letter.hop.isalnum() and len(letter.hop) <= len(dedup)
+    return Entry(
+        key, letter.queue, letter.body, dedup, letter.group or (letter.hop if ours else dedup), 0, letter.failure
+    )
 
 
 def by_queue(entries: Iterable[Entry]) -> dict[str, list[Entry]]:

@@ -72,6 +72,7 @@ class Supervisor:
         self._report: Report | None = None
         self._error: SqsPipesError | None = None
         self._quitting = False
+        self._out_of_time = False
         self._keeper_failures = 0
         self._began = time.monotonic()
 
@@ -213,7 +214,7 @@ class Supervisor:
     def _keeper_died(self, keeper: Child) -> None:
         code = keeper.bury()
         self._crew.keeper = None
-        if keeper.leaving_since is not None:
+        if keeper.leaving_since is not None or self._out_of_time:
             return
         text = describe_exit(code)
         if not self._crew.keeper_booted:
@@ -334,6 +335,9 @@ class Supervisor:
                 self._quitting = True
                 self._crew.tell_keeper(Kind.QUIT)
             elif step is Step.KILL_KEEPER and keeper is not None:
+                if not self._out_of_time:
+                    log.warning("the keeper cannot reach the queues; what is held comes back when its leases end")
+                self._out_of_time = True
                 keeper.kill()
             elif step is Step.OVER:
                 self._over = True

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -62,18 +63,19 @@ class Shutdown:
             if keeper:
                 self._once(Step.QUIT_KEEPER, steps)
                 if now >= self._closing_at + self._keeper_grace:
-                    self._once(Step.KILL_KEEPER, steps)
+                    # Told every time: one may have been replaced in between.
+                    self._done.add(Step.KILL_KEEPER)
+                    steps.append(Step.KILL_KEEPER)
             else:
                 self._once(Step.OVER, steps)
         return steps
 
     def deadline(self) -> float:
-        """Return when to ask again at the latest (monotonic s)."""
+        """Return when to ask again at the latest (monotonic s); infinity where only a death can bring us on."""
         if self._closing_at is not None:
-            return self._closing_at + self._keeper_grace
-        if Step.RELEASE not in self._done:
-            return min(self.began + POLL_GRACE, self._kill_at)
-        return self._kill_at
+            return math.inf if Step.KILL_KEEPER in self._done else self._closing_at + self._keeper_grace
+        kill_at = math.inf if Step.KILL_WORKERS in self._done else self._kill_at
+        return kill_at if Step.RELEASE in self._done else min(self.began + POLL_GRACE, kill_at)
 
     @property
     def _kill_at(self) -> float:

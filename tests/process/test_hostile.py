@@ -268,6 +268,24 @@ def test_a_function_may_use_multiprocessing(db: Path, log: Log) -> None:
     assert sorted(values(engine, "sink")) == [1, 2]
 
 
+def ends_a_child_with_sigterm(log: Log):
+    import multiprocessing
+
+    child = multiprocessing.get_context("fork").Process(target=threading.Event().wait)
+    child.start()
+    child.terminate()
+    child.join()
+    log.note(child.exitcode)
+
+
+def test_what_a_function_forks_hears_sigterm(db: Path, log: Log) -> None:
+    work = Task(naughty, name="work", args=(ends_a_child_with_sigterm, log), timeout=20, max_attempts=1)
+    engine = engine_at(db, [source, work, sink])
+    feed(engine, "work", [1])
+    drain(engine, "work")
+    assert log.lines() == [-signal.SIGTERM]
+
+
 def exhausts_memory(log: Log):
     raise MemoryError
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,14 +78,9 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "parts.py").write_text(PARTS)
-    return tmp_path
+def cli_in(folder: Path) -> Cli:
+    (folder / "parts.py").write_text(PARTS)
 
-
-@pytest.fixture
-def cli(folder: Path) -> Cli:
     def run(*args: object, stdin: int = subprocess.DEVNULL, **variables: str) -> Result:
         return subprocess.run(
             command(*args),
@@ -99,10 +95,29 @@ def cli(folder: Path) -> Cli:
     return run
 
 
+@pytest.fixture(scope="module")
+def drained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the file of an engine in which 1, 3 and 5 have failed."""
+    folder = tmp_path_factory.mktemp("drained")
+    assert cli_in(folder)("run", "parts:engine", "--until", "drained", "--log-level", "critical").returncode == 1
+    return folder
+
+
 @pytest.fixture
-def failed(cli: Cli) -> Cli:
-    """The command line, where 1, 3 and 5 have failed."""
-    assert cli("run", "parts:engine", "--until", "drained", "--log-level", "critical").returncode == 1
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def cli(folder: Path) -> Cli:
+    return cli_in(folder)
+
+
+@pytest.fixture
+def failed(cli: Cli, folder: Path, drained: Path) -> Cli:
+    """The command line where 1, 3 and 5 have failed."""
+    for file in drained.glob("w.db*"):
+        shutil.copy(file, folder)
     return cli
 
 

@@ -3,9 +3,9 @@
 Longer: ``SHUTDOWN_EXAMPLES=20000 pytest tests/unit/test_shutdown_machine.py``.
 """
 
+import math
 import os
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -51,7 +51,8 @@ class ShutdownMachine(RuleBasedStateMachine):
 
     def check(self, step: Step) -> None:
         assert not self.over, "something was to be done after the end"
-        assert step not in [told for _, told in self.told], "told twice"
+        # A keeper may have been replaced since it was killed.
+        assert step is Step.KILL_KEEPER or step not in [told for _, told in self.told], "told twice"
         if step is Step.RELEASE:
             assert self.workers
             assert not any(self.workers) or self.now >= self.began + POLL_GRACE
@@ -80,7 +81,7 @@ class ShutdownMachine(RuleBasedStateMachine):
     @rule(share=st.sampled_from([0.25, 0.5, 1.0]))
     def time_passes_until_the_deadline(self, share: float) -> None:
         wait = self.shutdown.deadline() - self.now
-        if wait > 0:
+        if 0 < wait < math.inf:
             self.now += wait * share
         self.ask()
 
@@ -146,7 +147,8 @@ class ShutdownMachine(RuleBasedStateMachine):
         for _ in range(20):
             if self.over:
                 return
-            self.now = max(self.now, self.shutdown.deadline())
+            deadline = self.shutdown.deadline()
+            self.now = max(self.now, deadline if deadline < math.inf else 0.0)
             self.ask()
             if self.killed and self.workers:
                 self.workers.clear()
@@ -162,7 +164,6 @@ TestShutdowns.settings = settings(
 )
 
 
-@pytest.mark.xfail(reason="KILL_KEEPER is told once, and the supervisor replaces a keeper that has not judged all")
 def test_a_keeper_replaced_too_late_is_killed_too() -> None:
     shutdown = Shutdown(0.0, 25.0)
     assert shutdown.steps(0.0, workers=0, receiving=0, keeper=True) == [Step.QUIT_KEEPER]
@@ -172,7 +173,6 @@ def test_a_keeper_replaced_too_late_is_killed_too() -> None:
     assert [Step.KILL_KEEPER] in told
 
 
-@pytest.mark.xfail(reason="the deadline stays in the past once the kill was told: the supervisor spins until it worked")
 def test_there_is_no_deadline_for_what_was_told() -> None:
     shutdown = Shutdown(0.0, 0.0)
     shutdown.steps(0.0, workers=1, receiving=0, keeper=True)

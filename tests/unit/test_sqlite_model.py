@@ -24,7 +24,7 @@ from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Outp
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from tests.unit.sqlite_bench import SPECS, opened
 
-EXAMPLES = int(os.environ.get("SQLITE_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("SQLITE_EXAMPLES", "100"))
 #: Milliseconds, as all times of the model.
 SECOND, DAY = 1000, 86_400_000
 WINDOW, RETENTION = 300 * SECOND, 14 * DAY
@@ -308,17 +308,41 @@ class SQLiteMachine(RuleBasedStateMachine):
         completions = [Completion(handle, (self.output(queue, hop, "a", 0.0),), last=last) for handle in handles]
         assert self.connections[which].complete(completions) == self.model.complete(completions)
 
-    @rule(which=st.integers(0, 1), data=st.data(), queue=st.sampled_from(LIVE), hop=hops, wait=st.integers(-1, 1))
-    def repeat(self, which: int, data: st.DataObject, queue: str, hop: str, wait: int) -> None:
-        """A stream that ended, and the same output of another input about when the first one's memory ends."""
-        for last, time in ((False, 0), (True, WINDOW + wait)):
-            handles = self.pick(data, 1)
-            completions = [Completion(handle, (self.output(queue, hop, "a", 0.0),), last=last) for handle in handles]
-            assert self.connections[which].complete(completions) == self.model.complete(completions)
-            completions = [Completion(handle) for handle in handles if last or data.draw(st.booleans())]
-            assert self.connections[which].complete(completions) == self.model.complete(completions)
-            self.depths_agree()
-            self.time_passes(time)
+    @rule(
+        which=st.integers(0, 1),
+        data=st.data(),
+        queue=st.sampled_from(["out", "out.fifo"]),
+        hop=hops,
+        end=st.sampled_from(["stays", "completed", "purged"]),
+        wait=st.integers(-1, 1),
+    )
+    def repeat(self, which: int, data: st.DataObject, queue: str, hop: str, end: str, wait: int) -> None:
+        """One of several outputs; its input ends, or not; and the same output about when memories end."""
+        connection, output = self.connections[which], self.output(queue, hop, "a", 0.0)
+        for handle in self.pick(data, 1):
+            begin, over = [Completion(handle, (output,), last=False)], [Completion(handle)]
+            assert connection.complete(begin) == self.model.complete(begin)
+            if end == "completed":
+                assert connection.complete(over) == self.model.complete(over)
+            elif end == "purged":
+                self.purge(1 - which, [handle.queue], 0)
+        self.time_passes(WINDOW + wait)
+        for handle in self.pick(data, 1):
+            again = [Completion(handle, (output,), last=False)]
+            assert connection.complete(again) == self.model.complete(again)
+
+    @rule(which=st.integers(0, 1), count=st.integers(2, 4), place=st.integers(0, 3), early=st.booleans())
+    def uneven(self, which: int, count: int, place: int, early: bool) -> None:
+        """Messages of one group come back at different times: none of it before the last of them."""
+        self.feed(which, "in.fifo", ["a"] * count, None, 4, 1.0)
+        mine = [handle for handle in self.handles[-count:] if self.model.current(handle) is not None]
+        if place < len(mine):
+            assert self.connections[which].extend(mine[place : place + 1], 10.0) == []
+            message = self.model.current(mine[place])
+            assert message is not None
+            message.visible_at = self.model.now + 10 * SECOND
+        self.time_passes(1_000 if early else 10_000)
+        self.receive(which, ["in.fifo"], 10, 1.0)
 
     @rule(which=st.integers(0, 1), data=st.data(), time=seconds, charge=st.booleans())
     def extend(self, which: int, data: st.DataObject, time: float, charge: bool) -> None:
