@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -40,7 +42,7 @@ def begin(birth: Birth) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # A handler that does nothing, not SIG_IGN: programs the user's function starts would inherit that.
         signal.signal(number, _ignore)
-    os.register_at_fork(after_in_child=_hear_signals_again)
+    _mind_forks()
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
     for fd in birth.close_fds:
@@ -79,11 +81,31 @@ def orphaned() -> None:
     os._exit(EXIT_ORPHAN)
 
 
+#: The mask of each thread that is forking just now.
+_forking = threading.local()
+
+
+@functools.cache
+def _mind_forks() -> None:
+    """Register what follows, once in a process and those it forks, which inherit it."""
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_hear_signals_again)
+
+
+def _hold_signals() -> None:
+    """Before the user's function forks: one that comes early would be swallowed by the handler it inherits."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
 def _hear_signals_again() -> None:
     """In what the user's function forks: multiprocessing ends its own children with SIGTERM, and waits for them."""
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is _ignore:
             signal.signal(number, usual)
+    _release_signals()
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -275,15 +275,17 @@ def ends_a_child_with_sigterm(log: Log):
     child.start()
     child.terminate()
     child.join()
-    log.note(child.exitcode)
+    log.note([child.exitcode, sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))])
 
 
-def test_what_a_function_forks_hears_sigterm(db: Path, log: Log) -> None:
+@pytest.mark.parametrize("iterate", [False, True], ids=["run", "iterate"])
+def test_what_a_function_forks_hears_sigterm(db: Path, log: Log, iterate: bool) -> None:
     work = Task(naughty, name="work", args=(ends_a_child_with_sigterm, log), timeout=20, max_attempts=1)
     engine = engine_at(db, [source, work, sink])
     feed(engine, "work", [1])
-    drain(engine, "work")
-    assert log.lines() == [-signal.SIGTERM]
+    ran = drain(engine, "work", iterate=iterate)
+    assert not iterate or list(ran) == [1]
+    assert log.lines() == [[-signal.SIGTERM, []]]
 
 
 def exhausts_memory(log: Log):
