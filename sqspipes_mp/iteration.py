@@ -96,8 +96,10 @@ class Iteration(Iterator[Any]):
             while self._ready and not (self._stopped or self._taken_back):
                 frame = self._ready.popleft()
                 if self._is_new(frame):
+                    value = pickle.loads(frame.blob)  # noqa: S301  (our own worker's, never a queue's)
+                    # Only now: one that cannot be read here was not handed out.
                     self._handed = frame
-                    return pickle.loads(frame.blob)  # noqa: S301  (our own worker's, never a queue's)
+                    return value
                 self._acknowledge(frame)
             if self._outcome is not None:
                 self._finish()

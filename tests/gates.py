@@ -30,6 +30,8 @@ TIMEOUT = 40.0
 ROOT = Path(__file__).parent.parent
 
 _opened: dict[str, int] = {}
+_no_forks = threading.Lock()
+os.register_at_fork(before=_no_forks.acquire, after_in_parent=_no_forks.release, after_in_child=_no_forks.release)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def drain(engine: Engine, *only: str, **settings: Any) -> Any:
 
 def query(path: Path | str, text: str, *parameters: object) -> list[Any]:
     """Ask the SQLite file, read-only."""
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+    # An open handle of SQLite's must not cross a fork: the child would use it without its locks.
+    with _no_forks, contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         rows = db.execute(text, parameters).fetchall()
     return [row[0] if len(row) == 1 else row for row in rows]
 

@@ -139,6 +139,8 @@ class Connection(Protocol):
     carriers: int
     #: Seconds for which every count must stay zero before "empty" may be believed (SQS: 60, its own documentation).
     settle: float
+    #: Whether ``Received.charges`` counts the failed attempts for good.
+    keeps_charges: bool
     #: Seconds a finished message may wait for a batch to fill while more are being made (its own cost: latency).
     linger: float
 

@@ -26,6 +26,7 @@ class SQLiteConnection:
     batch = 100
     carriers = 1
     settle = 0.0
+    keeps_charges = True
     #: A transaction for one message costs about as much as one for ten: wait a little for company.
     linger = 0.02
 

@@ -167,6 +167,9 @@ class File:
             self._check_place(os.fstat(turn))
             yield
         finally:
+            # Not by closing alone: a process the user's function forked meanwhile may have inherited the descriptor.
+            with contextlib.suppress(OSError):
+                fcntl.flock(turn, fcntl.LOCK_UN)
             os.close(turn)
 
     def _queue_up(self, turn: int) -> None:

@@ -1,7 +1,7 @@
 """Deliveries and their receipts: find, remove, extend, dead-letter (inside a write transaction).
 
-A receipt is ``seq-receives``: it is current until the message is received again or deleted. Its visibility may have
-ended meanwhile, as on SQS.
+A receipt is ``seq-receives``: it is current until the message is received again or deleted. On standard queues its
+visibility may have ended meanwhile, on FIFO queues it may not, both as on SQS.
 """
 
 from collections.abc import Iterable, Sequence
@@ -48,13 +48,17 @@ def find(session: Session, handles: Sequence[Handle]) -> dict[Handle, Lease]:
         if number.isdecimal() and delivery.isdecimal() and delivery != "0":
             wanted.setdefault(int(number), []).append((int(delivery), handle))
     found: dict[Handle, Lease] = {}
+    now = session.now()
     seqs = list(wanted)
     for start in range(0, len(seqs), sql.FIND_AT_ONCE):
         some = seqs[start : start + sql.FIND_AT_ONCE]
         some += [0] * (sql.FIND_AT_ONCE - len(some))
-        for seq, receives, queue_id, *rest in session.db.execute(sql.FIND, some).fetchall():
+        for seq, receives, visible_at, queue_id, *rest in session.db.execute(sql.FIND, some).fetchall():
             # A purged queue's rows may still be there, under the number it had before.
             queue = session.by_id.get(queue_id)
+            if queue is not None and queue.fifo and visible_at < now:
+                # As on SQS: reviving it could let it overtake an earlier one of its group that is somebody else's now.
+                continue
             for deliveries, handle in wanted[seq]:
                 if deliveries == receives and queue is not None and queue.name == handle.queue:
                     found[handle] = Lease(seq, queue, *rest)

@@ -69,8 +69,8 @@ TAKE = "UPDATE messages SET visible_at = ?, receives = ? WHERE seq = ?"
 
 # Sending, deleting, extending.
 FIND_AT_ONCE = 16
-FIND = """SELECT seq, receives, queue, grp, streamed, charges, coalesce(first_sent_at, sent_at) FROM messages
-    WHERE seq IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+FIND = """SELECT seq, receives, visible_at, queue, grp, streamed, charges, coalesce(first_sent_at, sent_at)
+    FROM messages WHERE seq IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 SEND = """INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, body)
     VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?)"""
 SEND_DEAD = """INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, first_sent_at,

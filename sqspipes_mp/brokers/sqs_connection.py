@@ -41,6 +41,7 @@ class SqsConnection:
 
     batch = MAX_ENTRIES
     carriers = 2
+    keeps_charges = False
     linger = 0.15
     settle = 60.0
     #: Seconds a purge takes at most, in which messages sent meanwhile may vanish (API Reference, PurgeQueue).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.scoreboard import FINISHED, Scoreboard
@@ -19,8 +21,9 @@ class DrainWatch:
     must stay zero for the broker's ``settle`` seconds.
     """
 
-    def __init__(self, plan: RunPlan, board: Scoreboard, connection: Connection) -> None:
+    def __init__(self, plan: RunPlan, board: Scoreboard, connection: Connection, beat: Callable[[], None]) -> None:
         self._plan = plan
+        self._beat = beat
         self._board = board
         self._connection = connection
         source = plan.source
@@ -46,4 +49,8 @@ class DrainWatch:
         board = self._board
         if not all(board.get(slot, FINISHED) for slot in self._sources):
             return False
-        return all(self._connection.depth(queue).empty for queue in self._plan.watched)
+        for queue in self._plan.watched:
+            self._beat()
+            if not self._connection.depth(queue).empty:
+                return False
+        return True

@@ -40,6 +40,8 @@ log = logging.getLogger("sqspipes_mp.keeper")
 
 #: Seconds between two looks at the credentials.
 _TEND_EVERY = 30.0
+#: Leases per call to extend.
+_AT_ONCE = 10
 #: Longest rest between two looks, seconds, and as a share of the visibility timeout: new leases wake nobody.
 _LONGEST_REST, _REST_SHARE = 1.0, 1 / 8
 
@@ -137,7 +139,7 @@ class Keeper:
             if frame is None:
                 orphaned()
             elif frame.kind is Kind.WATCH:
-                self._watch = DrainWatch(self._plan, self._board, self._connection)
+                self._watch = DrainWatch(self._plan, self._board, self._connection, self._beat)
             elif frame.kind is Kind.QUIT:
                 self._quit = True
 
@@ -162,7 +164,9 @@ class Keeper:
             for extension in extensions:
                 due_by_seconds.setdefault(extension.seconds, []).append((region, extension.lease))
         for seconds, leases in due_by_seconds.items():
-            self._extend(leases, seconds)
+            # Call by call, so that what was extended is noted though the next call may fail.
+            for start in range(0, len(leases), _AT_ONCE):
+                self._extend(leases[start : start + _AT_ONCE], seconds)
         return again
 
     def _extend(self, leases: list[tuple[Region, Lease]], seconds: int) -> None:

@@ -17,7 +17,7 @@ from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.plan import RunPlan, Seat
 from sqspipes_mp.region import Cause, LeaseState, Region
 from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import CALL_STARTED, DONE, HOLDING, INCARNATION, REGION, Scoreboard
+from sqspipes_mp.scoreboard import CALL_STARTED, DONE, HOLDING, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
 from sqspipes_mp.stack import StackFile
 from sqspipes_mp.supervisor.child import Child, start
 from sqspipes_mp.supervisor.restart import RestartPolicy
@@ -125,8 +125,11 @@ class Crew:
         region.assign(place.slot)
         board = self.board
         board.put(place.slot, REGION, region.index)
+        # What its predecessor was is no longer so.
+        board.put(place.slot, STATE, S_BOOTING)
         board.put(place.slot, INCARNATION, board.get(place.slot, INCARNATION) + 1)
         place.region, place.restart_at, place.cause, place.late, place.kill_at = region, None, None, None, None
+        place.ended = False
         stack = place.stack = StackFile()
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:

@@ -27,7 +27,7 @@ from sqspipes_mp.errors import BootError, RestartLimit, SqsPipesError
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import Scoreboard
+from sqspipes_mp.scoreboard import S_READY, STATE, Scoreboard
 from sqspipes_mp.summary import StageSummary, summarize
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
@@ -145,6 +145,8 @@ class Supervisor:
         elif frame.kind is Kind.DRAINED:
             self._drain("drained")
         elif frame.kind in {Kind.FAULT, Kind.FAILED}:
+            # The next one would be refused too.
+            self._out_of_time = self._out_of_time or self._crew.keeper_booted
             self._fail(Report.from_bytes(frame.blob))
         elif frame.kind is Kind.BYE:
             keeper.leaving_since = time.monotonic()
@@ -304,7 +306,8 @@ class Supervisor:
             place.restart_at = None
             if place.child is None:
                 continue
-            if place.child.ready:
+            if place.child.ready or self._board.get(place.slot, STATE) == S_READY:
+                # Its READY may still be on the way, and a source has made something by then.
                 self._lines.tell(place.child.channel, Kind.DRAIN)
             else:
                 # It holds nothing yet, and its init may take long.

@@ -20,6 +20,8 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 
 #: What a worker has to write its stack before it is killed, seconds (it takes less than a millisecond).
 _LAST_WORDS = 0.05
+#: What a replaced keeper has to boot, seconds.
+_KEEPER_BOOT = 60.0
 #: How long a child may take to exit after it said BYE (threads of the user's that do not end), seconds.
 _BYE_GRACE = 2.0
 
@@ -125,7 +127,8 @@ class Watchdog:
         if keeper is None or not self._crew.keeper_booted:
             return
         beat = max(self._crew.board.header(KEEPER_BEAT) / 1e9, keeper.started_at)
-        if now - beat > self._patience:
+        # A new one has its start, setup and credentials before it: as long as the engine's first one would get.
+        if now - beat > (self._patience if keeper.ready else _KEEPER_BOOT):
             log.warning("the keeper (pid %d) has not moved for %.0f s; replacing it", keeper.pid, now - beat)
             keeper.kill()
             # Once is enough: its death is on the way.

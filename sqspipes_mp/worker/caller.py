@@ -60,17 +60,26 @@ class Caller:
             board.put(slot, CALL_STARTED, 0)
             self._spent(time.monotonic_ns() - started)
 
-    def next_of(self, iterator: Any) -> Any:
-        """Take the next value of a generator; time it as a call."""
+    def next_of(self, iterator: Any, since: int | None = None) -> Any:
+        """Take the next value of a generator; time it as a call.
+
+        ``since``: monotonic ns at which the message began, where one message is the whole generator: then its timeout
+        counts from there, as its lease's cap does.
+        """
         board, slot = self._station.board, self._station.slot
         started = time.monotonic_ns()
-        board.put(slot, CALL_STARTED, started)
+        board.put(slot, CALL_STARTED, since or started)
         try:
             return next(iterator)
         finally:
             self._check_line()
-            board.put(slot, CALL_STARTED, 0)
+            if since is None:
+                board.put(slot, CALL_STARTED, 0)
             board.add(slot, BUSY_NS, time.monotonic_ns() - started)
+
+    def ended(self) -> None:
+        """Say that no call runs any more (a message's generator is through)."""
+        self._station.board.put(self._station.slot, CALL_STARTED, 0)
 
     def _check_line(self) -> None:
         """End this process if the function closed the line to the supervisor, and with it likely every descriptor.

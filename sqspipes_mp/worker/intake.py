@@ -8,7 +8,7 @@ import time
 from sqspipes_mp.brokers.base import Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
-from sqspipes_mp.scoreboard import HOLDING, RECEIVED
+from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, RECEIVED
 from sqspipes_mp.worker.outbox import GiveBack, Outbox
 from sqspipes_mp.worker.prefetch import ask
 from sqspipes_mp.worker.ready import Ready
@@ -16,6 +16,8 @@ from sqspipes_mp.worker.station import Delivery, Station
 
 #: Longest wait of one receive, seconds (Amazon SQS API Reference, ReceiveMessage: WaitTimeSeconds).
 LONG_POLL = 20.0
+#: Longest rest while nothing is wanted, seconds: a wake-up that comes between a look and the rest is not lost for long.
+_LONGEST_REST = 1.0
 
 
 class Intake(threading.Thread):
@@ -39,7 +41,7 @@ class Intake(threading.Thread):
                 if count:
                     self._receive(count)
                 else:
-                    station.demand.wait(self._stale_after / 4)
+                    station.demand.wait(min(_LONGEST_REST, self._stale_after / 4))
                     station.demand.clear()
                 self._return_stale()
         except BaseException as error:
@@ -51,6 +53,10 @@ class Intake(threading.Thread):
 
     def _ask(self) -> int:
         station = self._station
+        started = station.board.get(station.slot, CALL_STARTED)
+        if started and time.monotonic() - started / 1e9 > self._stale_after:
+            # What would wait behind this call would only go back again and again.
+            return 0
         waiting = len(self._ready)
         room = station.room if station.left is None else max(0, min(station.room, station.left - waiting))
         return ask(

@@ -68,6 +68,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._hurry = False
         self._closing = False
+        self._carrying = 0
         self._counting = threading.Lock()
         self._batch = station.connection.batch
         self._most = _BACKLOG_BATCHES * self._batch
@@ -119,6 +120,12 @@ class Outbox:
                 self._hurry = True
                 self._changed.notify_all()
 
+    def wait_empty(self) -> None:
+        """Wait until everything put so far was carried away."""
+        self.hurry()
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._items or self._carrying) or self._station.faulted.is_set())
+
     def close(self) -> None:
         """Carry everything away and end the carriers."""
         with self._changed:
@@ -138,6 +145,11 @@ class Outbox:
                     self._give_back(batch[0])
                 else:
                     self._bury_now(batch[0])
+                # There is room for new leases, which the intake may be waiting for.
+                self._station.demand.set()
+                with self._changed:
+                    self._carrying -= 1
+                    self._changed.notify_all()
         except BaseException as error:
             # A carrier that ends silently would leave the main thread waiting for room for ever.
             self._station.fault(error)
@@ -156,6 +168,7 @@ class Outbox:
                 wait = self._patience(self._items[0])
                 if wait <= 0:
                     taken = self._take()
+                    self._carrying += 1
                     self._changed.notify_all()
                     return taken
                 self._changed.wait(wait)

@@ -69,7 +69,7 @@ class Runner:
         station = self._station
         if not station.holds(delivery):
             # It was somebody else's before it began here: nothing of it may happen twice because of us.
-            station.close_lease(delivery.lease)
+            self._lost(delivery)
             return
         if not self._caller.pace():
             self._back.append(delivery)
@@ -81,14 +81,27 @@ class Runner:
         try:
             self._finish(delivery, *self._run(delivery))
         except _LeaseLost:
-            station.close_lease(delivery.lease)
+            self._lost(delivery)
         except BaseException as error:
             # Whatever the user's code raises, SystemExit and KeyboardInterrupt included, is the message's failure.
             self._failed(delivery, error)
         finally:
+            self._caller.ended()
             set_current(None)
         if station.left == 0:
             self._recycle("max_tasks_per_worker")
+
+    def _lost(self, delivery: Delivery) -> None:
+        """Let go of a message that is somebody else's by now, and of what follows it in its group."""
+        self._station.close_lease(delivery.lease)
+        self._return_followers(delivery)
+
+    def _return_followers(self, delivery: Delivery) -> None:
+        followers = self._ready.take_group(delivery.received.group) if self._station.fifo else []
+        if followers and self._station.full_stop.is_set():
+            self._back += followers
+        elif followers:
+            self._outbox.put(GiveBack(tuple(followers), 0.0))
 
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
         message, handle = delivery.message, delivery.received.handle
@@ -105,9 +118,10 @@ class Runner:
         products: list[Product] = []
         outputs: list[Output] = []
         index = 0
+        began = time.monotonic_ns()
         while True:
             try:
-                value = self._caller.next_of(generator)
+                value = self._caller.next_of(generator, began)
             except StopIteration:
                 return products, Completion(handle, tuple(outputs))
             product = self._products.make(value, message, message.parent, index)
@@ -117,6 +131,11 @@ class Runner:
             if product.callback is not None or self._results is not None or product.value is DROPPED:
                 products.append(product)
             if len(outputs) >= self._station.connection.batch:
+                if self._station.fifo:
+                    # These go past the carrier, and must not overtake what it still has of the group.
+                    self._outbox.wait_empty()
+                    if not self._station.holds(delivery):
+                        raise _LeaseLost
                 if self._station.connection.complete([Completion(handle, tuple(outputs), last=False)]):
                     raise _LeaseLost
                 outputs.clear()
@@ -147,14 +166,15 @@ class Runner:
         decision, error = decide(
             error,
             attempt=delivery.attempt,
-            receives=received.receives,
+            # Receives count what was given back, too: the last resort where nothing counts attempts for good.
+            receives=0 if station.connection.keeps_charges else received.receives,
             max_attempts=task.max_attempts,
             on_error=station.settings.on_error if task.on_error is None else task.on_error,
             group=received.group,
             jitter=random.uniform,
         )
-        # What came after it in its FIFO group must not overtake it.
-        followers = self._ready.take_group(received.group) if station.fifo else []
+        # Its call is over: should this worker die now, it is not to blame for that.
+        station.region.set_state(delivery.lease, LeaseState.DONE)
         if decision.action == "dead":
             self._outbox.bury(delivery, error)
         elif decision.report:
@@ -172,9 +192,8 @@ class Runner:
             )
             station.say(Kind.FAILED, {}, report.to_bytes())
             station.drain()
-        self._back += followers if station.full_stop.is_set() else []
-        if followers and not station.full_stop.is_set():
-            self._outbox.put(GiveBack(tuple(followers), 0.0))
+        # What came after it in its FIFO group must not overtake it.
+        self._return_followers(delivery)
         if isinstance(error, MemoryError):
             self._recycle("MemoryError")
 
