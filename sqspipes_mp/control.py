@@ -270,6 +270,11 @@ class ParentChannel:
         self._sock.close()
 
 
+def describe_death(exitcode: int) -> str:
+    """Say how a worker that had booted died: its exit status is the user's, and means nothing of ours."""
+    return describe_exit(exitcode) if exitcode < 0 else f"exit status {exitcode}"
+
+
 def describe_exit(exitcode: int) -> str:
     """Say in a few words what an exit code (negative: a signal, as in ``Process.exitcode``) means."""
     if exitcode == EXIT_OK:

@@ -124,6 +124,11 @@ class Iteration(Iterator[Any]):
         while self._outcome is None and time.monotonic() < deadline:
             try:
                 self._listen(deadline - time.monotonic())
+            except KeyboardInterrupt:
+                # The second one: whoever presses it does not want to wait.
+                log.warning("interrupted again: killing what still runs")
+                self._child.channel.queue(Kind.QUIT)
+                self._child.channel.flush()
             except SupervisorLost:
                 return
         outcome = self._outcome

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import time
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.control import describe_exit
+from sqspipes_mp.control import describe_death
 from sqspipes_mp.errors import DecodeError
 from sqspipes_mp.failure import Failure, failure_text
 from sqspipes_mp.message import decode
@@ -27,13 +28,13 @@ def killed_letter(
     stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int, stack: str
 ) -> DeadLetter:
     """Return the letter for a message that took its worker with it for the last allowed time."""
-    error, why = _REASON.get(cause, ("WorkerLost", f"the worker died while it ran: {describe_exit(exitcode)}"))
+    error, why = _REASON.get(cause, ("WorkerLost", f"the worker died while it ran: {describe_death(exitcode)}"))
     failure = Failure(
         error=error,
         text=why,
         stage=stage.name,
         attempts=lease.charges + 1,
-        signal=describe_exit(exitcode) if exitcode < 0 else None,
+        signal=signal.Signals(-exitcode).name if exitcode < 0 else None,
         stack=stack,
         host=socket.gethostname(),
         pid=pid,

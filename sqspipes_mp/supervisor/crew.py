@@ -11,7 +11,7 @@ from typing import Any
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.control import Kind, describe_exit
+from sqspipes_mp.control import Kind, describe_death, describe_exit
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.plan import RunPlan, Seat
@@ -174,7 +174,7 @@ class Crew:
         self.tell_keeper(Kind.JUDGE)
         charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(running) == 1
         texts = {Cause.TIMEOUT: "killed: its call outlived the task's timeout", Cause.MEMORY: "killed: memory limit"}
-        text = texts.get(cause, describe_exit(code))
+        text = texts.get(cause, describe_death(code) if ready else describe_exit(code))
         return Death(pid, ready, clean, lived, done, charged, text, stack)
 
     def tell_keeper(self, kind: Kind) -> None:

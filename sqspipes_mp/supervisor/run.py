@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
@@ -93,6 +94,13 @@ def _context(method: str) -> Any:
 
 
 def _unpicklable(plan: RunPlan, broker: Broker) -> str | None:
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if file is None or not Path(file).is_file():
+        # A notebook, python -c, or standard input: a fresh process cannot import what was typed there.
+        for stage in plan.pipeline.stages:
+            if getattr(stage.task.method, "__module__", None) == "__main__":
+                return f"task {stage.name!r} is defined in __main__, which is no file; move it into a module"
     try:
         pickle.dumps((plan, broker))
     except Exception as error:

@@ -78,7 +78,9 @@ class Model:
         found = self.by_handle.get(handle)
         if found is None or found[0] not in self.messages or found[0].receives != found[1]:
             return None
-        return found[0]
+        # On FIFO queues a receipt ends with its visibility.
+        ended = found[0].queue.endswith(".fifo") and found[0].visible_at < self.now
+        return None if ended else found[0]
 
     def put(self, queue: str, body: str, group: str | None, delay: float = 0.0) -> Message:
         self.count += 1
