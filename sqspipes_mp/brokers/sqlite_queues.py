@@ -57,8 +57,13 @@ def depth(session: Session, name: str) -> Depth:
     """Count one queue exactly: one step per message through an index, no message is read but those hidden now."""
     session.refresh()
     queue, now = session.queue(name), session.now()
-    (visible,) = session.db.execute(sql.COUNT_VISIBLE, (queue.id, now)).fetchone()
-    hidden, in_flight = session.db.execute(sql.COUNT_HIDDEN, (queue.id, now)).fetchone()
+    # One snapshot: a message given back between the two would be missed by both.
+    session.db.execute("BEGIN")
+    try:
+        (visible,) = session.db.execute(sql.COUNT_VISIBLE, (queue.id, now)).fetchone()
+        hidden, in_flight = session.db.execute(sql.COUNT_HIDDEN, (queue.id, now)).fetchone()
+    finally:
+        session.db.execute("COMMIT")
     return Depth(visible, in_flight, hidden - in_flight)
 
 
