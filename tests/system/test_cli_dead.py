@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.gates import ROOT, TIMEOUT
+from tests.system.test_cli import status
 
 PARTS = """
 import json, os, signal
@@ -330,7 +331,9 @@ def test_help_shows_every_command(cli: Cli) -> None:
 def test_a_signal_gives_everything_back(failed: Cli, verb: str, target: str) -> None:
     result = failed("dead", verb, target, *(["--all"] if verb == "redrive" else []))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert values(failed) == [1, 3, 5]
+    # A redrive may have gone on with its round before the signal was heard: then they wait where they failed.
+    moved = status(failed, "parts:engine")["fails"][0] if verb == "redrive" else 0
+    assert (values(failed), moved) in [([1, 3, 5], 0), ([], 3)]
 
 
 def test_what_a_killed_command_holds_is_counted(failed: Cli) -> None:
