@@ -17,7 +17,7 @@ from sqspipes_mp import __version__
 from tests.gates import ROOT, TIMEOUT, Log, children, ended
 
 WORDS = """
-import sys
+import os, sys
 from sqspipes_mp import Engine, Task
 
 def numbers():
@@ -42,7 +42,8 @@ def breaks():
     raise OSError("no model")
 
 def tell(value):
-    print("value", value, flush=True)
+    # One write: what several workers print in pieces may mix.
+    os.write(1, f"value {value}\\n".encode())
 
 db = "sqlite:///w.db"
 engine = Engine([numbers, Task(double, workers=2), tell], broker=db)
