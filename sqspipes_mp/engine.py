@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.admin import PipelineStats, opened, read_stats
-from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.checks import sync_callable
@@ -19,7 +19,7 @@ from sqspipes_mp.dead import DeadLetter, look
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.pipeline import Pipeline, build, derive_domain
-from sqspipes_mp.plan import MAX_VISIBILITY, MIN_VISIBILITY, RunPlan, Settings, check_flag, make_plan, number
+from sqspipes_mp.plan import MIN_VISIBILITY, RunPlan, Settings, check_flag, make_plan, number
 from sqspipes_mp.rehearsal import rehearse
 from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.run import choose_context, supervise

@@ -13,8 +13,8 @@ from sqspipes_mp.pipeline import Pipeline, Stage
 
 #: What every receive asks for at most, seconds: a receive whose reply is lost costs that long. The keeper extends.
 FIRST_LEASE = 15.0
-#: The shortest and longest visibility timeout that can be kept by heartbeats (SQS: ChangeMessageVisibility, 12 hours).
-MIN_VISIBILITY, MAX_VISIBILITY = 2.0, 43_200.0
+#: The shortest visibility timeout that heartbeats can keep, seconds.
+MIN_VISIBILITY = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +93,6 @@ class RunPlan:
         """The source, if it runs here."""
         first = self.pipeline.stages[0]
         return first if first.is_source and 0 in self.selected else None
-
-    def summary_names(self) -> tuple[str, ...]:
-        return tuple(self.pipeline.stages[index].name for index in self.selected)
 
 
 def make_plan(

@@ -32,7 +32,7 @@ from sqspipes_mp.summary import StageSummary, summarize
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
 from sqspipes_mp.supervisor.outcome import Outcome
-from sqspipes_mp.supervisor.restart import BOOT_FAILURES, WINDOW, GiveUp, RestartAt
+from sqspipes_mp.supervisor.restart import BOOT_FAILURES, WINDOW, GiveUp
 from sqspipes_mp.supervisor.shutdown import Shutdown, Step
 from sqspipes_mp.supervisor.signals import STOP, Wakeup, watching
 from sqspipes_mp.supervisor.switchboard import Switchboard
@@ -257,13 +257,10 @@ class Supervisor:
         if isinstance(decision, GiveUp):
             self._give_up(place, death, decision)
             return
-        self._later(place, decision)
+        place.restart_at = decision.when
         booting = f"failed to boot ({place.boot_report.type_name})" if place.boot_report else "died before it was ready"
         what = f"was lost: {death.text}" if death.ready else f"{booting}: {death.text}"
         log.warning("%s (pid %d) %s; restart in %.1f s", name, death.pid, what, decision.delay)
-
-    def _later(self, place: Place, decision: RestartAt) -> None:
-        place.restart_at = decision.when
 
     def _give_up(self, place: Place, death: Death, decision: GiveUp) -> None:
         stage = self._crew.stage(place).name
