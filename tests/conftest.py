@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-import psutil
 import pytest
 
 from sqspipes_mp.brokers.sqs import SQS
