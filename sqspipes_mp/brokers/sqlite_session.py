@@ -169,8 +169,7 @@ def prepare(db: sqlite3.Connection, file: str) -> None:
 
 def is_ours(db: sqlite3.Connection, file: str) -> bool:
     """Tell whether the file has our tables (False: it is empty); raise ``BrokerError`` for any other content."""
-    mark = db.execute("PRAGMA application_id").fetchone()[0]
-    layout = db.execute("PRAGMA user_version").fetchone()[0]
+    mark, layout, tables = _marks(db)
     if mark == sql.APPLICATION_ID:
         if layout != sql.LAYOUT:
             raise BrokerError(
@@ -178,9 +177,23 @@ def is_ours(db: sqlite3.Connection, file: str) -> bool:
                 "Finish its messages with the version that made it, or give another path"
             )
         return True
-    if mark or layout or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    if mark or layout or tables:
         raise BrokerError(f"SQLite file {file} belongs to another program. Give a path of its own to the queues")
     return False
+
+
+def _marks(db: sqlite3.Connection) -> tuple[int, int, int]:
+    # In one transaction: another process may be creating the tables, and half of its work would look like a stranger's.
+    inside = db.in_transaction
+    if not inside:
+        db.execute("BEGIN")
+    try:
+        mark = db.execute("PRAGMA application_id").fetchone()[0]
+        layout = db.execute("PRAGMA user_version").fetchone()[0]
+        return mark, layout, db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    finally:
+        if not inside and db.in_transaction:
+            db.execute("COMMIT")
 
 
 def _boot_id() -> str | None:

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import select
 import signal
+import sqlite3
 import tempfile
 import threading
 import time
@@ -16,7 +17,7 @@ import pytest
 from sqspipes_mp.brokers.base import Completion, Depth, Output
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
-from sqspipes_mp.brokers.sqlite_session import Session
+from sqspipes_mp.brokers.sqlite_session import Session, is_ours, prepare
 from sqspipes_mp.brokers.wake import Bell, Pace, Waiter
 from sqspipes_mp.errors import ConfigError
 from tests.unit.sqlite_bench import DEADLOCK, bodies, look, opened, send, take
@@ -276,3 +277,22 @@ def test_interrupt_is_for_good(path: Path) -> None:
         ear.wait(DEADLOCK)
         assert time.monotonic() - begun < 10
     waiter.close()
+
+
+def test_a_file_another_process_is_just_creating_is_no_strangers(tmp_path: Path) -> None:
+    file = str(tmp_path / "queues.db")
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as late:
+        begun = []
+
+        def create(statement: str) -> None:
+            if "sqlite_master" in statement and not begun:
+                begun.append(statement)
+                with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as first:
+                    # Refused for now, if the late one reads everything in one transaction.
+                    with contextlib.suppress(sqlite3.OperationalError):
+                        prepare(first, file)
+
+        late.set_trace_callback(create)
+        prepare(late, file)
+        assert begun
+        assert is_ours(late, file)
