@@ -27,7 +27,7 @@ from sqspipes_mp.errors import BootError, RestartLimit, SqsPipesError
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import S_READY, STATE, Scoreboard
+from sqspipes_mp.scoreboard import S_BOOTING, STATE, Scoreboard
 from sqspipes_mp.summary import StageSummary, summarize
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
@@ -303,8 +303,8 @@ class Supervisor:
             place.restart_at = None
             if place.child is None:
                 continue
-            if place.child.ready or self._board.get(place.slot, STATE) == S_READY:
-                # Its READY may still be on the way, and a source has made something by then.
+            if place.child.ready or self._board.get(place.slot, STATE) != S_BOOTING:
+                # Its READY may still be on the way, and a source has made something by then, or is even through.
                 self._lines.tell(place.child.channel, Kind.DRAIN)
             else:
                 # It holds nothing yet, and its init may take long.
