@@ -83,7 +83,7 @@ def machine() -> dict[str, str | int]:
         "cpus": os.cpu_count() or 1,
         "usable": cpus(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
     }
 
 
@@ -185,5 +185,5 @@ class Report:
 
             figure = Figure(figsize=(9, 5), layout="constrained")
             plot(figure)
-            figure.text(0.01, 0.005, self.where(), fontsize=7, color="gray")
+            figure.supxlabel(self.where(), fontsize=8, color="gray")
             figure.savefig(self.options.plot, dpi=120)
