@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.admin import PipelineStats, opened, read_stats
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import parse, resolve
+from sqspipes_mp.callsite import constructing_file
 from sqspipes_mp.checks import sync_callable
 from sqspipes_mp.dead import DeadLetter, look
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.iteration import Iteration
+from sqspipes_mp.feeding import Feeder, put, put_many
 from sqspipes_mp.pipeline import Pipeline, build, derive_domain
-from sqspipes_mp.plan import MIN_VISIBILITY, RunPlan, Settings, check_flag, make_plan, number
+from sqspipes_mp.plan import MIN_VISIBILITY, Settings, check_flag, make_plan, number
 from sqspipes_mp.rehearsal import rehearse
-from sqspipes_mp.supervisor.outcome import Outcome
-from sqspipes_mp.supervisor.run import choose_context, supervise
-from sqspipes_mp.supervisor.signals import Wakeup
+from sqspipes_mp.runs import Runs
 from sqspipes_mp.task import check_on_error
 
 _METHODS = ("fork", "forkserver", "spawn")
-_PACKAGE = str(Path(__file__).parent) + os.sep
 #: The default as an object of its own (and so never interned), to tell it from a "raise" that was given.
 _RAISE = str(b"raise", "ascii")
 
@@ -96,7 +92,7 @@ class Engine:
             json_default=json_default,
         )
         if domain is None:
-            domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(_constructing_file())
+            domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(constructing_file())
         self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
         _refuse_unfinished(self._pipeline)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
@@ -105,7 +101,7 @@ class Engine:
         #: Whether the constructor was given one; the environment gives way to that.
         self.on_error_given = on_error is not _RAISE
         self._broker: Broker | None = None
-        self._stoppers: list[Callable[[], None]] = []
+        self._runs = Runs()
 
     @property
     def domain(self) -> str:
@@ -185,47 +181,15 @@ class Engine:
         broker = self.broker
         broker.check()
         if plan.sink is not None:
-            return self._iterate(plan, broker)
-        outcome = self._run(plan, broker)
+            return self._runs.iterate(plan, broker, self)
+        outcome = self._runs.run(plan, broker)
         if outcome.failed:
             raise outcome.exception()
         return outcome.summary
 
-    def _run(self, plan: RunPlan, broker: Broker) -> Outcome:
-        from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
-
-        wakeup = Wakeup()
-        self._stoppers.append(wakeup.stop)
-        try:
-            return supervise(plan, broker, MAINS, choose_context(plan, broker), wakeup)
-        finally:
-            self._stoppers.remove(wakeup.stop)
-            wakeup.close()
-
-    def _iterate(self, plan: RunPlan, broker: Broker) -> Iterator[Any]:
-        from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
-
-        stoppers = self._stoppers
-
-        def ended() -> None:
-            stoppers[:] = [stop for stop in stoppers if stop is not stopper]
-
-        iteration = Iteration(plan, broker, MAINS, choose_context(plan, broker), ended, self)
-        weak = weakref.ref(iteration)
-
-        def stopper() -> None:
-            # Not a strong reference: losing the caller's last one is what closes an iteration.
-            alive = weak()
-            if alive is not None:
-                alive.stop()
-
-        stoppers.append(stopper)
-        return iteration
-
     def stop(self) -> None:
         """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
-        for stopper in list(self._stoppers):
-            stopper()
+        self._runs.stop()
 
     def call(self, value: Any) -> list[Any]:
         """Send one value through all functions here: no broker, no process, the same JSON and drop rules.
@@ -234,6 +198,60 @@ class Engine:
         come as they are.
         """
         return rehearse(self._pipeline, self._settings, value)
+
+    def put(self, value: Any, *, priority: Any = 0, group: str | None = None, delay: float = 0, key: Any = None) -> str:
+        """Send one value to the first task, declared with ``input=True``; any process may, no run is needed.
+
+        Args:
+            value: what the function gets, as JSON makes it.
+            priority: 0 to 15, or callable(value), clamped to the first task's levels.
+            group: FIFO group; default: the task's ``group``, else one per value.
+            delay: seconds until it can be received, 0 to 900; standard queues only.
+            key: a text, a whole number, or callable(value): the id it travels under. SQLite drops a value whose key
+                it has seen since the last ``purge()``, SQS FIFO queues one seen within five minutes.
+
+        Returns:
+            Its id: the key, else a new one.
+
+        Raises:
+            ConfigError, OutputError, MessageTooLarge: nothing was sent.
+            BrokerError: the queue service refuses.
+        """
+        feeder = Feeder(self._pipeline, self._settings, priority=priority, group=group, delay=delay, key=key)
+        with opened(self.broker) as connection:
+            return put(feeder, connection, value)
+
+    def put_many(
+        self,
+        values: Iterable[Any],
+        *,
+        priority: Any = 0,
+        group: str | None = None,
+        delay: float = 0,
+        key: Callable[[Any], Any] | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """Send many values, from any iterable, in batches that are checked as a whole before they are sent.
+
+        Args:
+            values: read as they are sent, so they may be more than fit into memory.
+            priority, group, delay, key: as for ``put``; the key must be a callable.
+            progress: called after each batch with the number of values sent so far.
+
+        Returns:
+            How many were new (on SQS, which does not tell: how many were sent).
+
+        Raises:
+            ConfigError: before anything is sent.
+            PutError: later, with what was sent and what was not; the reason is its cause.
+        """
+        if key is not None and not callable(key):
+            raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
+        feeder = Feeder(
+            self._pipeline, self._settings, priority=priority, group=group, delay=delay, key=key, where="put_many"
+        )
+        with opened(self.broker) as connection:
+            return put_many(feeder, connection, values, progress)
 
     def stats(self) -> PipelineStats:
         """Count every queue of the pipeline. Raises ``ConfigError`` and ``BrokerError``."""
@@ -262,19 +280,8 @@ def _refuse_unfinished(pipeline: Pipeline) -> None:
             raise ConfigError(f"{field}.threads", stage.task.threads, "1 in this version", "Use workers=")
         if stage.task.batch is not None:
             raise ConfigError(f"{field}.batch", stage.task.batch, "None in this version", "Take one value per call")
-        if stage.task.input is not None:
-            raise ConfigError(f"{field}.input", stage.task.input, "None in this version", "Begin with a source")
-
-
-def _constructing_file() -> str | None:
-    """Return the file of the code that builds the engine: the nearest frame outside this package."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-    name = frame.f_globals.get("__file__")
-    return name if isinstance(name, str) else None
+        if isinstance(stage.task.input, str):
+            raise ConfigError(f"{field}.input", stage.task.input, "None or True in this version", "Begin with a source")
 
 
 def _clean_up(broker: SQLite, owner: int) -> None:

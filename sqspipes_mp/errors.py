@@ -12,6 +12,7 @@
     │   ├── DecodeError                 a body in a queue is not an envelope
     │   ├── OutputError (TypeError)     what a function returned cannot become JSON
     │   └── MessageTooLarge (ValueError) what a function returned does not fit into a message
+    ├── PutError                        put_many ended early; says what was sent
     ├── WorkerLost                      a worker process died of something outside Python
     │   ├── TaskTimeout                 it was killed because its call outlived Task(timeout=)
     │   └── SupervisorLost              the supervisor process of iterate=True died
@@ -96,6 +97,24 @@ class OutputError(MessageError, TypeError):
 
 class MessageTooLarge(MessageError, ValueError):
     """What a function returned does not fit into a message."""
+
+
+class PutError(SqsPipesError):
+    """``put_many`` ended early; the cause is the error of the value or of the broker.
+
+    ``sent``: values from the beginning that were sent for certain, ``new``: those of them that were no duplicates,
+    ``doubtful``: values after these of which some may have been sent (0 where the batch was refused before sending).
+    """
+
+    def __init__(self, sent: int, new: int, doubtful: int, reason: str) -> None:
+        self.sent = sent
+        self.new = new
+        self.doubtful = doubtful
+        self.reason = reason
+        rest = "nothing after them was"
+        if doubtful:
+            rest = f"of the next {doubtful:,} some may have been, nothing after those was"
+        super().__init__(f"the first {sent:,} values were sent, {rest}: {reason}")
 
 
 class WorkerLost(SqsPipesError):
