@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Broker, Connection, Depth
 from sqspipes_mp.errors import QueueMissing
 from sqspipes_mp.pipeline import Pipeline, Stage
+from sqspipes_mp.summary import StageSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +22,51 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
-    """A stage's input queues (highest priority first; none for a source) and its dead-letter queue."""
+    """A stage's input queues (highest priority first; none for a source) and its dead-letter queue.
+
+    ``run``: what the stage does in the run that this very engine object has going, or did in its last one; None where
+    it has run none of it. Runs elsewhere are not seen.
+    """
 
     name: str
     inputs: tuple[QueueStats, ...]
     dead_letters: QueueStats | None
+    run: StageSummary | None = None
+
+    @property
+    def workers(self) -> int:
+        """Worker processes here."""
+        return 0 if self.run is None else self.run.workers
+
+    @property
+    def done(self) -> int:
+        """Messages (a source: calls) completed here."""
+        return 0 if self.run is None else self.run.done
+
+    @property
+    def failed(self) -> int:
+        """Calls that failed here."""
+        return 0 if self.run is None else self.run.failed
+
+    @property
+    def retried(self) -> int:
+        """Messages made visible again here after a failure."""
+        return 0 if self.run is None else self.run.retried
+
+    @property
+    def busy(self) -> float:
+        """Share of its workers' time spent in the function, 0 to 1."""
+        return 0.0 if self.run is None else self.run.busy
+
+    @property
+    def p50(self) -> float | None:
+        """Seconds within which half of its calls ended; None before the first."""
+        return None if self.run is None else self.run.p50
+
+    @property
+    def p95(self) -> float | None:
+        """Seconds within which 95 % of its calls ended; None before the first."""
+        return None if self.run is None else self.run.p95
 
     @property
     def visible(self) -> int:
@@ -73,21 +114,23 @@ def opened(broker: Broker) -> Iterator[Connection]:
         yield connection
 
 
-def read_stats(pipeline: Pipeline, broker: Broker) -> PipelineStats:
-    """Count every queue of the pipeline."""
+def read_stats(pipeline: Pipeline, broker: Broker, running: Sequence[StageSummary] = ()) -> PipelineStats:
+    """Count every queue of the pipeline; ``running``: what a run of it does."""
+    runs = {stage.name: stage for stage in running}
     with opened(broker) as connection:
         return PipelineStats(
             domain=pipeline.domain,
             broker=broker.describe(),
-            stages=tuple(_stage_stats(connection, stage) for stage in pipeline.stages),
+            stages=tuple(_stage_stats(connection, stage, runs.get(stage.name)) for stage in pipeline.stages),
         )
 
 
-def _stage_stats(connection: Connection, stage: Stage) -> StageStats:
+def _stage_stats(connection: Connection, stage: Stage, run: StageSummary | None) -> StageStats:
     return StageStats(
         name=stage.name,
         inputs=tuple(_queue_stats(connection, name) for name in stage.inputs),
         dead_letters=None if stage.dead is None else _queue_stats(connection, stage.dead),
+        run=run,
     )
 
 

@@ -254,8 +254,8 @@ class Engine:
             return put_many(feeder, connection, values, progress)
 
     def stats(self) -> PipelineStats:
-        """Count every queue of the pipeline. Raises ``ConfigError`` and ``BrokerError``."""
-        return read_stats(self._pipeline, self.broker)
+        """Count every queue, and say what this engine's latest run does. Raises ``ConfigError`` and ``BrokerError``."""
+        return read_stats(self._pipeline, self.broker, self._runs.stages())
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return everything in the dead-letter queues, with its reason. On SQS it is hidden from others meanwhile."""

@@ -23,6 +23,7 @@ from sqspipes_mp.control import Frame, Kind, describe_exit
 from sqspipes_mp.errors import SupervisorLost
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.summary import Summary
 from sqspipes_mp.supervisor.child import start
 from sqspipes_mp.supervisor.crew import Mains
@@ -46,7 +47,14 @@ class Iteration(Iterator[Any]):
     """
 
     def __init__(
-        self, plan: RunPlan, broker: Broker, mains: Mains, context: Any, ended: Callable[[], None], owner: object
+        self,
+        plan: RunPlan,
+        broker: Broker,
+        board: Scoreboard,
+        mains: Mains,
+        context: Any,
+        ended: Callable[[], None],
+        owner: object,
     ) -> None:
         self.summary: Summary | None = None
         self._grace = plan.settings.grace
@@ -66,7 +74,7 @@ class Iteration(Iterator[Any]):
         self._sigterm: _Sigterm | None = None
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
-            return supervisor_main, (birth, plan, broker, mains, context.get_start_method())
+            return supervisor_main, (birth, plan, broker, board, mains, context.get_start_method())
 
         self._child = start(context, target, name="supervisor", inherited=(), now=time.monotonic())
         self._poll = select.poll()

@@ -28,7 +28,7 @@ from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report import Report
 from sqspipes_mp.scoreboard import S_READY, STATE, Scoreboard
-from sqspipes_mp.summary import StageSummary, summarize
+from sqspipes_mp.summary import summarize
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
 from sqspipes_mp.supervisor.outcome import Outcome
@@ -97,7 +97,7 @@ class Supervisor:
                 lines.close()
         seconds = time.monotonic() - self._began
         summary = summarize(self._plan, self._board, self._reason, seconds)
-        log.info("stopped (%s) after %.1f s: %s", self._reason, seconds, _counts(summary.stages))
+        log.info("stopped (%s) after %.1f s: %s", self._reason, seconds, "; ".join(map(str, summary.stages)))
         return Outcome(summary, self._report, self._error, self._signal)
 
     def _turn(self) -> None:
@@ -353,12 +353,3 @@ class Supervisor:
                 place.stack.close()
                 place.stack = None
         self._crew.keeper = None
-
-
-def _counts(stages: tuple[StageSummary, ...]) -> str:
-    return ", ".join(
-        f"{stage.name} {stage.done} done"
-        + (f", {stage.failed} failed" if stage.failed else "")
-        + (f", {stage.dead} dead" if stage.dead else "")
-        for stage in stages
-    )

@@ -123,6 +123,7 @@ class Runner:
             try:
                 value = self._caller.next_of(generator, began)
             except StopIteration:
+                self._caller.took(began)
                 return products, Completion(handle, tuple(outputs))
             product = self._products.make(value, message, message.parent, index)
             index += 1

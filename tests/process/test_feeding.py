@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import ConfigError, Engine, MessageTooLarge, OutputError, PutError, SQLite, Task
-from tests.gates import Log, bodies, waiting
+from tests.gates import Background, Gate, Log, bodies, eventually, waiting
 
 
 def noted(value, log: Log):
@@ -142,3 +142,46 @@ def test_a_source_is_not_fed(db: Path) -> None:
         fed(db).put_many([1], key="one")
     with pytest.raises(ConfigError, match="FIFO"):
         fed(db, fifo=True).put(1, delay=5)
+
+
+def test_stats_tell_what_the_run_does(db: Path, log: Log, gate: Gate) -> None:
+    engine = Engine(
+        [Task(gated, name="work", input=True, args=(log, gate)), Task(fan, name="fan", on_error="reject")],
+        domain="t", broker=SQLite(db),
+    )  # fmt: skip
+    assert (engine.stats()["work"].workers, engine.stats()["work"].p50) == (0, None)
+    engine.put_many(range(1, 21))
+    with Background(engine, until="drained", idle=0.0):
+        log.wait_for(1)
+        stats = engine.stats()["work"]
+        assert (stats.workers, stats.done, stats.p50) == (1, 0, None)
+        gate.open()
+    stats = engine.stats()
+    assert (stats["work"].done, stats["fan"].done, stats["fan"].failed) == (20, 19, 1)
+    assert (stats["fan"].run.dead, stats["fan"].dead) == (1, 1)
+    assert 0 < stats["work"].p50 <= stats["work"].p95
+    assert stats["fan"].p95 < 1
+    assert 0 < stats["work"].busy <= 1
+
+
+def gated(value, log: Log, gate: Gate):
+    log.note(value)
+    gate.wait()
+    return value
+
+
+def fan(value):
+    if value == 20:
+        raise ValueError("twenty")
+    yield from range(3)
+
+
+def test_an_iterations_stats_are_seen_from_outside(db: Path) -> None:
+    engine = Engine([Task(fan, input=True)], domain="t", broker=SQLite(db))
+    engine.put_many(range(5))
+    with engine.run(iterate=True, until="drained", idle=0.0) as results:
+        assert len([next(results) for _ in range(4)]) == 4
+        eventually(lambda: engine.stats()["fan"].done >= 1)
+        assert len(list(results)) == 11
+    assert results.summary["fan"].done == engine.stats()["fan"].done == 5
+    assert "fan 5 done, busy" in str(results.summary)
