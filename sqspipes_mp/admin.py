@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -114,24 +114,37 @@ def opened(broker: Broker) -> Iterator[Connection]:
         yield connection
 
 
-def read_stats(pipeline: Pipeline, broker: Broker, running: Sequence[StageSummary] = ()) -> PipelineStats:
-    """Count every queue of the pipeline; ``running``: what a run of it does."""
+def read_stats(
+    pipeline: Pipeline, broker: Broker, running: Sequence[StageSummary] = (), *, implied: bool = False
+) -> PipelineStats:
+    """Count every queue of the pipeline; ``running``: what a run of it does.
+
+    ``implied``: the first task is a source that only ``map`` feeds, so its queues are told of only where they exist.
+    """
     runs = {stage.name: stage for stage in running}
     with opened(broker) as connection:
         return PipelineStats(
             domain=pipeline.domain,
             broker=broker.describe(),
-            stages=tuple(_stage_stats(connection, stage, runs.get(stage.name)) for stage in pipeline.stages),
+            stages=tuple(
+                _stage_stats(connection, stage, runs.get(stage.name), implied=implied and stage.is_first)
+                for stage in pipeline.stages
+            ),
         )
 
 
-def _stage_stats(connection: Connection, stage: Stage, run: StageSummary | None) -> StageStats:
-    return StageStats(
-        name=stage.name,
-        inputs=tuple(_queue_stats(connection, name) for name in stage.inputs),
-        dead_letters=None if stage.dead is None else _queue_stats(connection, stage.dead),
-        run=run,
-    )
+def _stage_stats(connection: Connection, stage: Stage, run: StageSummary | None, *, implied: bool) -> StageStats:
+    inputs = tuple(_queue_stats(connection, name) for name in stage.inputs)
+    dead = None if stage.dead is None else _queue_stats(connection, stage.dead)
+    if implied:
+        inputs = tuple(queue for queue in inputs if queue.depth is not None)
+        dead = None if dead is None or dead.depth is None else dead
+    return StageStats(name=stage.name, inputs=inputs, dead_letters=dead, run=run)
+
+
+def existing(connection: Connection, names: Iterable[str]) -> list[str]:
+    """Return those of the queues that exist."""
+    return [name for name in names if _queue_stats(connection, name).depth is not None]
 
 
 def _queue_stats(connection: Connection, name: str) -> QueueStats:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sqspipes_mp.admin import PipelineStats, opened, read_stats
-from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker
+from sqspipes_mp.admin import PipelineStats, existing, opened, read_stats
+from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Connection
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.callsite import constructing_file
 from sqspipes_mp.checks import sync_callable
 from sqspipes_mp.dead import DeadLetter, look
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.feeding import Feeder, put, put_many
+from sqspipes_mp.feedable import Feedable
+from sqspipes_mp.jobs import fed_pipeline
 from sqspipes_mp.pipeline import Pipeline, build, derive_domain
 from sqspipes_mp.plan import MIN_VISIBILITY, Settings, check_flag, make_plan, number
 from sqspipes_mp.rehearsal import rehearse
@@ -28,7 +29,7 @@ _METHODS = ("fork", "forkserver", "spawn")
 _RAISE = str(b"raise", "ascii")
 
 
-class Engine:
+class Engine(Feedable):
     """A pipeline of tasks over one broker.
 
     Building one only checks: no file, no network, no process before the first call of a method.
@@ -111,6 +112,17 @@ class Engine:
     def pipeline(self) -> Pipeline:
         """The checked tasks in their places, with the names of their queues."""
         return self._pipeline
+
+    @property
+    def whole(self) -> Pipeline:
+        """The pipeline with every queue it can have: a source's input queue too, which ``map`` feeds."""
+        if not self._pipeline.stages[0].is_source:
+            return self._pipeline
+        try:
+            return fed_pipeline(self._pipeline, self._settings.visibility)
+        except ConfigError:
+            # Such a queue cannot be (its name would be too long), so there is none.
+            return self._pipeline
 
     @property
     def broker(self) -> Broker:
@@ -199,77 +211,28 @@ class Engine:
         """
         return rehearse(self._pipeline, self._settings, value)
 
-    def put(self, value: Any, *, priority: Any = 0, group: str | None = None, delay: float = 0, key: Any = None) -> str:
-        """Send one value to the first task, declared with ``input=True``; any process may, no run is needed.
-
-        Args:
-            value: what the function gets, as JSON makes it.
-            priority: 0 to 15, or callable(value), clamped to the first task's levels.
-            group: FIFO group; default: the task's ``group``, else one per value.
-            delay: seconds until it can be received, 0 to 900; standard queues only.
-            key: a text, a whole number, or callable(value): the id it travels under. SQLite drops a value whose key
-                it has seen since the last ``purge()``, SQS FIFO queues one seen within five minutes.
-
-        Returns:
-            Its id: the key, else a new one.
-
-        Raises:
-            ConfigError, OutputError, MessageTooLarge: nothing was sent.
-            BrokerError: the queue service refuses.
-        """
-        feeder = Feeder(self._pipeline, self._settings, priority=priority, group=group, delay=delay, key=key)
-        with opened(self.broker) as connection:
-            return put(feeder, connection, value)
-
-    def put_many(
-        self,
-        values: Iterable[Any],
-        *,
-        priority: Any = 0,
-        group: str | None = None,
-        delay: float = 0,
-        key: Callable[[Any], Any] | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> int:
-        """Send many values, from any iterable, in batches that are checked as a whole before they are sent.
-
-        Args:
-            values: read as they are sent, so they may be more than fit into memory.
-            priority, group, delay, key: as for ``put``; the key must be a callable.
-            progress: called after each batch with the number of values sent so far.
-
-        Returns:
-            How many were new (on SQS, which does not tell: how many were sent).
-
-        Raises:
-            ConfigError: before anything is sent.
-            PutError: later, with what was sent and what was not; the reason is its cause.
-        """
-        if key is not None and not callable(key):
-            raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
-        feeder = Feeder(
-            self._pipeline, self._settings, priority=priority, group=group, delay=delay, key=key, where="put_many"
-        )
-        with opened(self.broker) as connection:
-            return put_many(feeder, connection, values, progress)
-
     def stats(self) -> PipelineStats:
         """Count every queue, and say what this engine's latest run does. Raises ``ConfigError`` and ``BrokerError``."""
-        return read_stats(self._pipeline, self.broker, self._runs.stages())
+        return read_stats(self.whole, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return everything in the dead-letter queues, with its reason. On SQS it is hidden from others meanwhile."""
-        return look(self._pipeline, self.broker)
+        return look(self.whole, self.broker)
 
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included."""
         with opened(self.broker) as connection:
-            connection.purge(self._pipeline.queue_names())
+            connection.purge(self._existing(connection))
 
     def delete(self) -> None:
         """Delete exactly this pipeline's queues."""
         with opened(self.broker) as connection:
-            connection.delete(self._pipeline.queue_names())
+            connection.delete(self.whole.queue_names())
+
+    def _existing(self, connection: Connection) -> list[str]:
+        """Return this pipeline's queues; those that only ``map`` makes of a source's where it has."""
+        own = self._pipeline.queue_names()
+        return [*own, *existing(connection, [name for name in self.whole.queue_names() if name not in own])]
 
 
 def _refuse_unfinished(pipeline: Pipeline) -> None:

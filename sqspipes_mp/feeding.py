@@ -13,9 +13,10 @@ from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.brokers.base import Connection, Output
+from sqspipes_mp.counting import token
 from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
 from sqspipes_mp.fifo_group import group_name
-from sqspipes_mp.message import Encoder, clamp_priority, hop_id
+from sqspipes_mp.message import Encoder, clamp_priority
 from sqspipes_mp.pipeline import MAX_PRIORITY, Pipeline
 from sqspipes_mp.plan import Settings
 
@@ -25,8 +26,8 @@ MAX_DELAY = 900
 BATCH = 100
 #: Seconds for which a batch may wait for values that come slowly.
 _PATIENCE = 0.2
-#: What stands in a hop id where another message's has the stage that made it; no task can be called so.
-_FED = "--input"
+#: Most characters of a key: it travels with every message that comes of the value.
+_LONGEST_KEY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class Item:
     value: Any
     id: str
     output: Output
+
+    @property
+    def token(self) -> str:
+        """What names it in ``counting``."""
+        return self.output.hop
 
 
 class Feeder:
@@ -109,7 +115,7 @@ class Feeder:
             Exception: what the user's callables raised.
         """
         ident = self._ident(value)
-        hop = hop_id(ident, _FED, 0)
+        hop = token(ident)
         wanted = self._priority(value) if callable(self._priority) else self._priority
         levels = self._first.inputs[::-1]
         level = clamp_priority(wanted, len(levels))
@@ -141,7 +147,9 @@ class Feeder:
         if isinstance(key, bool) or not isinstance(key, (str, int)) or key == "":
             what = "key(value)" if callable(self._key) else "key"
             raise ConfigError(f"{self._where}({what})", key, "a text or a whole number", "Return str(...)")
-        return str(key)
+        if len(ident := str(key)) > _LONGEST_KEY:
+            raise ConfigError(f"{self._where}(key)", key, f"at most {_LONGEST_KEY:,} characters", "Give a digest of it")
+        return ident
 
 
 def put(feeder: Feeder, connection: Connection, value: Any) -> str:

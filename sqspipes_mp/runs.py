@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.iteration import Iteration
@@ -41,8 +40,10 @@ class Runs:
             self._stoppers.remove(wakeup.stop)
             wakeup.close()
 
-    def iterate(self, plan: RunPlan, broker: Broker, owner: object) -> Iterator[Any]:
-        """Supervise in a process of its own; ``owner`` lives as long as the iteration does."""
+    def iterate(
+        self, plan: RunPlan, broker: Broker, owner: object, make: Callable[..., Iteration] = Iteration
+    ) -> Iteration:
+        """Supervise in a process of its own; ``owner`` lives as long as the iteration does, which ``make`` makes."""
         from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
 
         stoppers = self._stoppers
@@ -55,7 +56,7 @@ class Runs:
             self._end(watch)
 
         try:
-            iteration = Iteration(plan, broker, board, MAINS, context, ended, owner)
+            iteration = make(plan, broker, board, MAINS, context, ended, owner)
         except BaseException:
             self._end(watch)
             raise

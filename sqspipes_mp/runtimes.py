@@ -1,4 +1,4 @@
-"""Run times in a histogram of fixed size: one addition per call, and percentiles to within an eighth. Pure; any process.
+"""Run times in a histogram of fixed size: one addition per call, percentiles to within an eighth. Pure; any process.
 
 Four buckets per doubling, from a microsecond to most of a day.
 """

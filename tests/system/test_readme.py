@@ -37,7 +37,7 @@ def _finish(process):
 
 
 def test_every_python_block_has_a_name_and_a_test_here():
-    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "feed.py", "test_words.py"}
+    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "feed.py", "primes.py", "test_words.py"}
 
 
 def _read_words(process, count):
@@ -91,6 +91,11 @@ def test_the_feeding_example_drops_known_keys(tmp_path):
     lines = out.split()
     # The workers and the program share standard output: only what each of them wrote is in order.
     assert sorted(lines) == sorted(["1000", "1", "1002", "144", *(str(n * n) for n in range(1001))])
+
+
+def test_the_finite_job_is_done_once(tmp_path):
+    assert _finish(_run(tmp_path, "primes.py")) == (0, "168 [2, 3, 5, 7, 11]\n", "")
+    assert _finish(_run(tmp_path, "primes.py")) == (0, "0 []\n", "")
 
 
 def test_the_test_example_passes(tmp_path):
