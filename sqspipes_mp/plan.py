@@ -42,7 +42,9 @@ class Seat:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
     """One run. ``selected``: indexes of the stages run here; ``inputs``: the queues each receives from, highest first;
-    ``sink``: the stage whose results go to the caller (``iterate=True``); ``priority``: an int or a callable(output).
+    ``sink``: the stage whose results go to the caller (``iterate=True``); ``priority``: an int or a callable(output);
+    ``counted``: everything a message becomes is told to the caller (``map``); ``window``: results one worker may have
+    on their way to the caller, None: any number.
     """
 
     pipeline: Pipeline
@@ -55,6 +57,8 @@ class RunPlan:
     until: str | None = None
     idle: float = 60.0
     sink: int | None = None
+    counted: bool = False
+    window: int | None = 16
 
     @property
     def seats(self) -> tuple[Seat, ...]:

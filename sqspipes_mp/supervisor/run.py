@@ -26,27 +26,49 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 
 
 def supervise(
-    plan: RunPlan, broker: Broker, mains: Mains, context: Any, wakeup: Wakeup, caller: ParentChannel | None = None
+    plan: RunPlan,
+    broker: Broker,
+    board: Scoreboard,
+    mains: Mains,
+    context: Any,
+    wakeup: Wakeup,
+    caller: ParentChannel | None = None,
 ) -> Outcome:
-    """Run the plan to its end in this process."""
-    names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
-    log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, context.get_start_method())
-    if context.get_start_method() == "fork":
-        broker.warm()
-    board = Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls)
+    """Run the plan to its end in this process; closes the board's descriptor."""
     try:
-        return Supervisor(plan, broker, board, context, mains, wakeup, caller).run()
+        return _supervise(plan, broker, board, mains, context, wakeup, caller)
     finally:
         board.close()
 
 
-def supervisor_main(birth: Birth, plan: RunPlan, broker: Broker, mains: Mains, method: str) -> None:
+def _supervise(
+    plan: RunPlan,
+    broker: Broker,
+    board: Scoreboard,
+    mains: Mains,
+    context: Any,
+    wakeup: Wakeup,
+    caller: ParentChannel | None,
+) -> Outcome:
+    names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
+    log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, context.get_start_method())
+    if context.get_start_method() == "fork":
+        broker.warm()
+    return Supervisor(plan, broker, board, context, mains, wakeup, caller).run()
+
+
+def new_board(plan: RunPlan) -> Scoreboard:
+    """Return a fresh scoreboard for a run; made by the caller, which may look at it meanwhile."""
+    return Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls)
+
+
+def supervisor_main(birth: Birth, plan: RunPlan, broker: Broker, board: Scoreboard, mains: Mains, method: str) -> None:
     """Supervise in a process of its own, for a caller that iterates; its last word is the outcome."""
     begin(birth)
     wakeup = Wakeup()
     channel = ParentChannel(birth.sock)
     try:
-        outcome = supervise(plan, broker, mains, multiprocessing.get_context(method), wakeup, channel)
+        outcome = supervise(plan, broker, board, mains, multiprocessing.get_context(method), wakeup, channel)
         blob = pickle.dumps(outcome)
     finally:
         wakeup.close()

@@ -58,7 +58,10 @@ class Caller:
         finally:
             self._check_line()
             board.put(slot, CALL_STARTED, 0)
-            self._spent(time.monotonic_ns() - started)
+            spent = time.monotonic_ns() - started
+            self._spent(spent)
+            if not self._task.is_generator:
+                board.took(slot, spent)
 
     def next_of(self, iterator: Any, since: int | None = None) -> Any:
         """Take the next value of a generator; time it as a call.
@@ -73,9 +76,15 @@ class Caller:
             return next(iterator)
         finally:
             self._check_line()
+            now = time.monotonic_ns()
             if since is None:
                 board.put(slot, CALL_STARTED, 0)
-            board.add(slot, BUSY_NS, time.monotonic_ns() - started)
+                board.took(slot, now - started)
+            board.add(slot, BUSY_NS, now - started)
+
+    def took(self, since: int) -> None:
+        """Count a message's generator that is through; it began at ``since``, monotonic ns."""
+        self._station.board.took(self._station.slot, time.monotonic_ns() - since)
 
     def ended(self) -> None:
         """Say that no call runs any more (a message's generator is through)."""

@@ -6,10 +6,12 @@ import logging
 import os
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.control import Kind
+from sqspipes_mp.counting import mark, token
 from sqspipes_mp.current import set_current
 from sqspipes_mp.region import LeaseState
 from sqspipes_mp.report import pack_exception
@@ -43,6 +45,9 @@ class Runner:
         self._results = bench.results
         self._back: list[Delivery] = []
         self._charged: list[Delivery] = []
+        self._counted = station.orders.plan.counted
+        #: What the running message has become so far (map).
+        self._children: list[int] = []
         station.left = _lifetime(station.stage.task.max_tasks_per_worker)
 
     def run(self) -> None:
@@ -105,6 +110,7 @@ class Runner:
 
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
         message, handle = delivery.message, delivery.received.handle
+        self._children = []
         value = self._caller.call(message.value)
         if self._caller.task.is_generator:
             return self._stream(delivery, value)
@@ -123,6 +129,7 @@ class Runner:
             try:
                 value = self._caller.next_of(generator, began)
             except StopIteration:
+                self._caller.took(began)
                 return products, Completion(handle, tuple(outputs))
             product = self._products.make(value, message, message.parent, index)
             index += 1
@@ -138,6 +145,7 @@ class Runner:
                         raise _LeaseLost
                 if self._station.connection.complete([Completion(handle, tuple(outputs), last=False)]):
                     raise _LeaseLost
+                self._count(outputs)
                 outputs.clear()
 
     def _finish(self, delivery: Delivery, products: list[Product], completion: Completion) -> None:
@@ -154,10 +162,20 @@ class Runner:
         station.region.set_state(delivery.lease, LeaseState.DONE)
         callbacks: tuple[TaskCallback, ...] = tuple(item.callback for item in products if item.callback is not None)
         done = Done(completion, delivery, callbacks)
+        self._count(completion.outputs)
+        message = delivery.message
         if not blobs or self._results is None:
+            if self._counted:
+                done.step = (token(message.id), mark(message.parent), self._children)
             self._outbox.put(done)
-        elif not self._results.send(done, blobs):
+        elif not self._results.send(
+            done, blobs, {"token": token(message.id), "hop": mark(message.parent)} if self._counted else None
+        ):
             self._back.append(delivery)
+
+    def _count(self, outputs: Sequence[Output]) -> None:
+        if self._counted:
+            self._children += [mark(output.hop) for output in outputs]
 
     def _failed(self, delivery: Delivery, error: BaseException) -> None:
         station, task = self._station, self._caller.task

@@ -54,8 +54,8 @@ class Signalled:
 
         def signalled(*args):
             found = receive(*args)
-            number, self.number = self.number, None
-            if number:
+            if found and self.number:
+                number, self.number = self.number, None
                 os.kill(os.getpid(), number)
             return found
 

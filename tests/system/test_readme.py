@@ -37,7 +37,7 @@ def _finish(process):
 
 
 def test_every_python_block_has_a_name_and_a_test_here():
-    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "test_words.py"}
+    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "feed.py", "primes.py", "test_words.py"}
 
 
 def _read_words(process, count):
@@ -85,6 +85,19 @@ def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
     assert out.split() == [str(sum(n * n for n in range(1000))), "drained", "1000"]
 
 
+def test_the_feeding_example_drops_known_keys(tmp_path):
+    status, out, err = _finish(_run(tmp_path, "feed.py"))
+    assert (status, err) == (0, "")
+    lines = out.split()
+    # The workers and the program share standard output: only what each of them wrote is in order.
+    assert sorted(lines) == sorted(["1000", "1", "1002", "144", *(str(n * n) for n in range(1001))])
+
+
+def test_the_finite_job_is_done_once(tmp_path):
+    assert _finish(_run(tmp_path, "primes.py")) == (0, "168 [2, 3, 5, 7, 11]\n", "")
+    assert _finish(_run(tmp_path, "primes.py")) == (0, "0 []\n", "")
+
+
 def test_the_test_example_passes(tmp_path):
     assert _finish(_run(tmp_path, "test_words.py"))[0] == 0
 
@@ -100,7 +113,7 @@ def test_every_option_of_engine_and_task_is_in_the_tables():
 
     from sqspipes_mp import Engine, Task
 
-    hidden = {"self", "tasks", "method", "threads", "batch", "batch_wait", "input", "decode"}
+    hidden = {"self", "tasks", "method", "threads", "batch", "batch_wait", "decode"}
     for callee in (Engine, Task):
         for name in inspect.signature(callee.__init__).parameters:
             assert name in hidden or f"``{name}``" in _README, name
