@@ -243,8 +243,6 @@ def _refuse_unfinished(pipeline: Pipeline) -> None:
             raise ConfigError(f"{field}.threads", stage.task.threads, "1 in this version", "Use workers=")
         if stage.task.batch is not None:
             raise ConfigError(f"{field}.batch", stage.task.batch, "None in this version", "Take one value per call")
-        if isinstance(stage.task.input, str):
-            raise ConfigError(f"{field}.input", stage.task.input, "None or True in this version", "Begin with a source")
 
 
 def _clean_up(broker: SQLite, owner: int) -> None:

@@ -1,5 +1,7 @@
 """Every code example of the README runs as it stands, and what it says of commands is true."""
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -9,6 +11,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+from sqspipes_mp import SQLite
+from sqspipes_mp.brokers.base import Output, QueueSpec
 
 _ROOT = Path(__file__).parents[2]
 _README = (_ROOT / "README.rst").read_text()
@@ -37,7 +42,7 @@ def _finish(process):
 
 
 def test_every_python_block_has_a_name_and_a_test_here():
-    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "feed.py", "primes.py", "test_words.py"}
+    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "feed.py", "primes.py", "test_words.py", "uploads.py"}
 
 
 def _read_words(process, count):
@@ -98,6 +103,21 @@ def test_the_finite_job_is_done_once(tmp_path):
     assert _finish(_run(tmp_path, "primes.py")) == (0, "0 []\n", "")
 
 
+def test_the_example_of_a_queue_of_others_takes_s3_events(tmp_path):
+    db = tmp_path / "s3.db"
+    broker = SQLite(db)
+    broker.check()
+    record = {"s3": {"object": {"key": "a+b.txt"}}}
+    with contextlib.closing(broker.open()) as connection:
+        connection.ensure([QueueSpec(name="my-bucket-events", fifo=False, visibility=30)], create=True)
+        events = [{"Event": "s3:TestEvent"}, {"Records": [record, record]}]
+        connection.feed([Output("my-bucket-events", json.dumps(event), str(event)) for event in events], keyed=False)
+    process = _run(tmp_path, "uploads.py", env={"SQSPIPES_BROKER": f"sqlite:///{db}"})
+    assert [process.stdout.readline() for _ in range(2)] == ["a b.txt 7\n"] * 2
+    process.send_signal(signal.SIGTERM)
+    assert _finish(process) == (0, "", "")
+
+
 def test_the_test_example_passes(tmp_path):
     assert _finish(_run(tmp_path, "test_words.py"))[0] == 0
 
@@ -113,7 +133,7 @@ def test_every_option_of_engine_and_task_is_in_the_tables():
 
     from sqspipes_mp import Engine, Task
 
-    hidden = {"self", "tasks", "method", "threads", "batch", "batch_wait", "decode"}
+    hidden = {"self", "tasks", "method", "threads", "batch", "batch_wait"}
     for callee in (Engine, Task):
         for name in inspect.signature(callee.__init__).parameters:
             assert name in hidden or f"``{name}``" in _README, name
