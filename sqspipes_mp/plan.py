@@ -9,6 +9,7 @@ from typing import Any
 
 from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.numeric import share
 from sqspipes_mp.pipeline import Pipeline, Stage
 
 #: What every receive asks for at most, seconds: a receive whose reply is lost costs that long. The keeper extends.
@@ -83,6 +84,11 @@ class RunPlan:
     def calls(self) -> int:
         """Calls that may run at once in one worker."""
         return max(self.pipeline.stages[index].task.threads for index in self.selected)
+
+    @property
+    def numeric_threads(self) -> int:
+        """Threads that numeric libraries get in each worker run here."""
+        return share(cpus(), sum(self.workers[index] for index in self.selected))
 
     @property
     def watched(self) -> tuple[str, ...]:

@@ -13,8 +13,10 @@ from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Channel, Kind, ParentChannel, ParentGone
+from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.lifeline import Birth, begin
+from sqspipes_mp.numeric import environment, prepare
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.supervisor.crew import Mains
@@ -52,9 +54,16 @@ def _supervise(
 ) -> Outcome:
     names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
     log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, context.get_start_method())
+    threads = plan.numeric_threads
+    fresh: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if context.get_start_method() == "fork":
         broker.warm()
-    return Supervisor(plan, broker, board, context, mains, wakeup, caller).run()
+        prepare(threads, cpus())
+    else:
+        # Fresh processes import the user's module, and numeric libraries with it, before any code of ours.
+        fresh = environment(threads)
+    with fresh:
+        return Supervisor(plan, broker, board, context, mains, wakeup, caller).run()
 
 
 def new_board(plan: RunPlan) -> Scoreboard:
