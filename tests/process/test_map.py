@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import (
+    SQS,
     ConfigError,
     EmptyTaskOutput,
     Engine,
@@ -19,6 +20,7 @@ from sqspipes_mp import (
     QueuesNotEmpty,
     Reject,
     SQLite,
+    SupervisorLost,
     Task,
     TaskTimeout,
     WorkerLost,
@@ -229,6 +231,7 @@ def test_results_that_others_took_are_missed(db: Path, gate: Gate, log: Log) -> 
     engine = pipeline(db, Task(held, args=(log, gate)), Task(same))
     results = engine.map(range(3))
     thief = pipeline(db, Task(held, args=(log, gate)), Task(same))
+
     def steal() -> None:
         log.wait_for(1)
         thief.purge()
@@ -369,3 +372,33 @@ def test_waiting_is_of_the_fed_queue(db: Path) -> None:
     assert waiting(engine, "same") == (1, 0, 0)
     with pytest.raises(QueuesNotEmpty):
         engine.map([2])
+
+
+def test_a_lost_supervisor_is_told_and_the_map_resumed(db: Path) -> None:
+    engine = pipeline(db, visibility_timeout=2)
+    results = engine.map(range(300), key=str)
+    found = [next(results) for _ in range(20)]
+    kill(direct_children()[0])
+    with pytest.raises(SupervisorLost):
+        list(results)
+    eventually(lambda: not children())
+    found += engine.map(range(300), key=str, resume=True)
+    assert set(found) == {2 * n - 1 for n in range(300)}
+
+
+@pytest.mark.slow
+def test_on_sqs(moto: SQS) -> None:
+    engine = Engine([Task(double, workers=2), Task(picky, workers=2)], domain="map", broker=moto)
+    found = list(engine.map(range(60), ordered=True, with_input=True, return_exceptions=True))
+    assert [n for n, _ in found] == list(range(60))
+    assert [item for _, item in found if not isinstance(item, KeyError)] == [2 * n for n in range(60)]
+    with pytest.raises(ConfigError, match="SQS"):
+        engine.map([1], key=str, resume=True)
+    fed = Engine([Task(double, input=True)], domain="map", broker=moto)
+    assert fed.put_many(range(25)) == 25
+    assert len(fed.put(1)) == 32
+    # Polls of the map that were cut off may still take some, and be counted twice while they do.
+    eventually(lambda: left(fed) == 26)
+    with pytest.raises(QueuesNotEmpty, match="26 left"):
+        fed.map([1])
+    engine.delete()

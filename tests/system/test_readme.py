@@ -32,7 +32,12 @@ def _run(tmp_path, name, *args, env=None):
     environ = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
     environ.pop("SQSPIPES_DOMAIN", None)
     return subprocess.Popen(
-        [sys.executable, name, *args], cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, name, *args],
+        cwd=tmp_path,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
