@@ -46,8 +46,8 @@ class Runner:
         self._back: list[Delivery] = []
         self._charged: list[Delivery] = []
         self._counted = station.orders.plan.counted
-        #: What the running message has become so far (map).
-        self._children: list[int] = []
+        #: What the running messages have become so far, by their leases (map).
+        self._children: dict[int, list[int]] = {}
         station.left = _lifetime(station.stage.task.max_tasks_per_worker)
 
     def run(self) -> None:
@@ -110,7 +110,7 @@ class Runner:
 
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
         message, handle = delivery.message, delivery.received.handle
-        self._children = []
+        self._children[delivery.lease] = []
         value = self._caller.call(message.value)
         if self._caller.task.is_generator:
             return self._stream(delivery, value)
@@ -145,7 +145,7 @@ class Runner:
                         raise _LeaseLost
                 if self._station.connection.complete([Completion(handle, tuple(outputs), last=False)]):
                     raise _LeaseLost
-                self._count(outputs)
+                self._count(delivery, outputs)
                 outputs.clear()
 
     def _finish(self, delivery: Delivery, products: list[Product], completion: Completion) -> None:
@@ -162,20 +162,20 @@ class Runner:
         station.region.set_state(delivery.lease, LeaseState.DONE)
         callbacks: tuple[TaskCallback, ...] = tuple(item.callback for item in products if item.callback is not None)
         done = Done(completion, delivery, callbacks)
-        self._count(completion.outputs)
+        self._count(delivery, completion.outputs)
         message = delivery.message
         if not blobs or self._results is None:
             if self._counted:
-                done.step = (token(message.id), mark(message.parent), self._children)
+                done.step = (token(message.id), mark(message.parent), self._children.pop(delivery.lease))
             self._outbox.put(done)
         elif not self._results.send(
             done, blobs, {"token": token(message.id), "hop": mark(message.parent)} if self._counted else None
         ):
             self._back.append(delivery)
 
-    def _count(self, outputs: Sequence[Output]) -> None:
+    def _count(self, delivery: Delivery, outputs: Sequence[Output]) -> None:
         if self._counted:
-            self._children += [mark(output.hop) for output in outputs]
+            self._children.setdefault(delivery.lease, []).extend([mark(output.hop) for output in outputs])
 
     def _failed(self, delivery: Delivery, error: BaseException) -> None:
         station, task = self._station, self._caller.task

@@ -214,7 +214,8 @@ def slowly(value, log: Log):
 
 
 def test_killed_workers_cost_nothing(db: Path, log: Log) -> None:
-    engine = pipeline(db, Task(slowly, workers=2, args=(log,)), Task(same, workers=2))
+    # What a receive brings while its worker dies is hidden for that long.
+    engine = pipeline(db, Task(slowly, workers=2, args=(log,)), Task(same, workers=2), visibility_timeout=2)
     found = []
     with engine.map(range(600)) as results:
         for count, value in enumerate(results):
