@@ -7,6 +7,7 @@ queues; see README.rst.
 from sqspipes_mp.admin import PipelineStats
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
+from sqspipes_mp.client import TaskClient
 from sqspipes_mp.current import CurrentMessage, current_message
 from sqspipes_mp.dead import DeadLetter
 from sqspipes_mp.engine import Engine
@@ -64,6 +65,7 @@ __all__ = [
     "SupervisorLost",
     "Task",
     "TaskCallback",
+    "TaskClient",
     "TaskTimeout",
     "WorkerLost",
     "__version__",

@@ -185,8 +185,11 @@ class Connection(Protocol):
     def depth(self, queue: str) -> Depth:
         """Count one queue. Raises ``QueueMissing``."""
 
+    def address(self, queue: str) -> str:
+        """Return what others find a queue by: its URL, or its name where it has none. Raises ``QueueMissing``."""
+
     def purge(self, queues: Sequence[str]) -> None:
-        """Remove all messages of exactly these queues; returns when they are gone."""
+        """Remove all messages of exactly these queues; missing ones are fine. Returns when they are gone."""
 
     def delete(self, queues: Sequence[str]) -> None:
         """Delete exactly these queues; missing ones are fine."""

@@ -115,6 +115,10 @@ class SQLiteConnection:
         """Return body and message id of every message of a queue, those in flight included, without receiving them."""
         return self._file.read(lambda session: sqlite_queues.bodies(session, queue))
 
+    def address(self, queue: str) -> str:
+        """Return a queue's name, if it exists. Raises ``QueueMissing``."""
+        return self._file.read(lambda session: sqlite_queues.existing(session, queue))
+
     def purge(self, queues: Sequence[str]) -> None:
         """Remove all messages of these queues, and forget their hop ids; missing queues are fine."""
         self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=False))

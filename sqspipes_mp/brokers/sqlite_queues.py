@@ -74,6 +74,12 @@ def bodies(session: Session, name: str) -> list[tuple[str, str]]:
     return [(body, str(seq)) for body, seq in rows]
 
 
+def existing(session: Session, name: str) -> str:
+    """Return the name of a queue that exists. Raises ``QueueMissing``."""
+    session.refresh()
+    return session.queue(name).name
+
+
 def empty(session: Session, names: Sequence[str], *, delete: bool) -> None:
     """Empty queues at once, keys included, by giving them a new number (inside a write transaction).
 

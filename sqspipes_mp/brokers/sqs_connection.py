@@ -133,6 +133,10 @@ class SqsConnection:
         """Count one queue, approximately."""
         return self._queues.depth(queue)
 
+    def address(self, queue: str) -> str:
+        """Return a queue's URL. Raises ``QueueMissing``."""
+        return self._queues.url(queue)
+
     def purge(self, queues: Sequence[str]) -> None:
         """Empty queues; returns when the window in which SQS does so has passed."""
         self._queues.purge(queues)
