@@ -27,8 +27,8 @@ def numbers():
 def act(value, stage: str):
     """Add a step to a value, or fail as its poison says. ``value``: [number, steps, poisoned stage, kind]."""
     number, steps, where, kind = value
-    # Some milliseconds of work now and then, so that something runs when death comes.
-    sum(range(20_000 if number % 50 else 400_000))
+    # A millisecond or two of work, sometimes more, so that something runs when death comes.
+    sum(range(100_000 if number % 50 else 1_000_000))
     if where == stage:
         match kind:
             case "raise":

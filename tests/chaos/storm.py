@@ -21,7 +21,7 @@ import psutil
 
 from sqspipes_mp import SQS, SQLite
 from tests.chaos.pipeline import POISON, STAGES, engine
-from tests.chaos.verdict import Verdict, feed, items, judge, settled
+from tests.chaos.verdict import Verdict, feed, items, judge, underway
 from tests.gates import ROOT, Log, alive, children, eventually
 from tests.standin import StandIn, standin
 
@@ -260,7 +260,8 @@ def storm(weather: Weather, folder: Path, say: Callable[[str], object] = lambda 
         broken = []
         try:
             while clock() < started + weather.bound:
-                done = settled(made)
+                counts = underway(made, server)
+                done = not any(counts[stage] for stage in STAGES)
                 if raging.turns < weather.most and not (done and raging.turns >= weather.least):
                     pause(raging.dice.uniform(0.5, 1.5) * weather.every)
                     raging.turn(clock())
@@ -271,11 +272,11 @@ def storm(weather: Weather, folder: Path, say: Callable[[str], object] = lambda 
                     pause(0.1)
                 if clock() > told + 10:
                     told = clock()
-                    say(f"{told - started:4.0f} s: {_progress(made)}")
+                    say(f"{told - started:4.0f} s: {counts}")
             raging.calm()
             seconds = clock() - started
-            if not settled(made):
-                broken.append(f"not done after {seconds:.0f} s: {_progress(made)}")
+            if not done:
+                broken.append(f"not done after {seconds:.0f} s: {counts}")
             broken += raging.end()
         finally:
             raging.abandon()
@@ -289,10 +290,3 @@ def storm(weather: Weather, folder: Path, say: Callable[[str], object] = lambda 
         verdict = judge(made, values)
         broken += verdict.broken(once=weather.broker != "sqs")
         return Result(verdict, seconds, raging.done, requests, faults, broken)
-
-
-def _progress(made) -> str:
-    stats = made.stats()
-    return ", ".join(
-        f"{name} {stats[name].visible}+{stats[name].in_flight}+{stats[name].delayed}" for name in (*STAGES, "never")
-    )

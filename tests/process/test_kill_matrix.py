@@ -76,6 +76,10 @@ class Place:
     def reached(self, point: str) -> bool:
         raise NotImplementedError
 
+    def waiting(self, made: Engine) -> tuple[int, int, int]:
+        """Return (visible, in flight, delayed) of the input queue."""
+        return waiting(made, "work")
+
     def go_on(self) -> None:
         raise NotImplementedError
 
@@ -105,6 +109,11 @@ class OnFifo(Place):
             case "deleted":
                 return ledger["queues"]["matrix-source.fifo"]["deleted"] > 0
         return True
+
+    def waiting(self, made: Engine) -> tuple[int, int, int]:
+        # A client for each look would take longer than what is looked at.
+        queue = self.server.ledger(messages=False)["queues"]["matrix-source.fifo"]
+        return queue["visible"], queue["in_flight"], queue["delayed"]
 
     def go_on(self) -> None:
         self.server.faults(error=0, lost_reply=0, only=())
@@ -205,7 +214,7 @@ def test_killed_at_any_point_each_message_is_done_once(
     with contextlib.ExitStack() as programs:
         process = programs.enter_context(program(tmp_path, *arguments))
         log.wait_for(1)
-        eventually(lambda: waiting(made, "work")[1] == 3, "all three are held")
+        eventually(lambda: place.waiting(made)[1] == 3, "all three are held")
         place.hold_at(point)
         if point != "running":
             gate.open()
@@ -216,7 +225,7 @@ def test_killed_at_any_point_each_message_is_done_once(
         gate.open()
         if victim == "supervisor":
             process = programs.enter_context(program(tmp_path, *arguments))
-        eventually(lambda: waiting(made, "work") == (0, 0, 0), "the input queue is empty")
+        eventually(lambda: place.waiting(made) == (0, 0, 0), "the input queue is empty")
         eventually(lambda: children(process.pid), "the program runs")
         process.terminate()
         status, _, errors = ended(process)
@@ -228,6 +237,7 @@ def test_killed_at_any_point_each_message_is_done_once(
 
 
 def feed_all(made: Engine, place: Place) -> None:
+    """Put three messages in, each in a group of its own."""
     for number in range(3):
         feed(made, "work", [number], group=f"group-{number}" if place.fifo else None)
 
@@ -241,7 +251,7 @@ def test_the_last_attempt_is_dead_lettered_once_though_the_keeper_is_killed_whil
     workers = Log(f"{log.path}-workers")
     with program(tmp_path, PROGRAM, place.url, int(place.fifo), 1, log.path, gate.path) as process:
         log.wait_for(1)
-        eventually(lambda: waiting(made, "work")[1] == 3, "all three are held")
+        eventually(lambda: place.waiting(made)[1] == 3, "all three are held")
         [keeper] = [child.pid for child in children(process.pid) if child.pid not in workers.lines()]
         # The service stands still: what the keeper does for the dead worker reaches nobody yet.
         place.hold_at("finished")
@@ -252,7 +262,7 @@ def test_the_last_attempt_is_dead_lettered_once_though_the_keeper_is_killed_whil
         eventually(lambda: not alive(keeper))
         place.go_on()
         gate.open()
-        eventually(lambda: waiting(made, "work") == (0, 0, 0), "the input queue is empty")
+        eventually(lambda: place.waiting(made) == (0, 0, 0), "the input queue is empty")
         process.terminate()
         status, _, errors = ended(process)
     assert status == 0, errors
