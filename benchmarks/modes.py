@@ -55,6 +55,10 @@ class Case:
     folder: Path
     broker: Callable[[], Broker]
 
+    def with_workers(self, workers: int) -> Case:
+        """Return the same case for another number of workers."""
+        return replace(self, workers=workers)
+
     def job(self, *, stop: bool = False) -> Job:
         path = self.folder / str(next(_numbers))
         return Job(self.kind, self.units, Tally(str(path), self.calls, os.getpid() if stop else 0))
