@@ -32,7 +32,7 @@ BETWEEN_KILLS = 0.5
 
 def work(value: int, folder: str) -> int:
     """Note which values were computed, in a file per worker, and give the value back."""
-    with open(f"{folder}/ran-{os.getpid()}", "a") as file:
+    with Path(f"{folder}/ran-{os.getpid()}").open("a") as file:
         file.write(f"{value}\n")
     return value
 
@@ -108,10 +108,8 @@ def resume(count: int) -> bool:
         program = start(folder, count)
         assert program.stdout is not None
         with handed.open("w") as file:
-            first = 0
-            for line in program.stdout:
+            for first, line in enumerate(program.stdout, 1):
                 file.write(line)
-                first += 1
                 if first == count // 2:
                     everybody = [*family(program.pid), psutil.Process(program.pid)]
                     for process in everybody:

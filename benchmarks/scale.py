@@ -84,7 +84,7 @@ class Watch:
         time.sleep(self.seconds)
         after, took = supervisor.cpu_times(), time.monotonic() - began
         used = after.user + after.system - before.user - before.system
-        Path(self.file).write_text(json.dumps(used / took))
+        Path(self.file).write_text(json.dumps(max(0.0, used / took)))
         os.kill(self.supervisor, signal.SIGTERM)
 
 
