@@ -24,11 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import queues
-from benchmarks.harness import Report, Spread, interleave, parse
+from benchmarks import queues, readme
+from benchmarks.harness import Report, Spread, interleave, parse, table
 from benchmarks.work import ABOUT, KINDS, Job, Tally, calibrate, installed
 from sqspipes_mp import ConfigError, Engine, Task
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.cpus import cpus
 
 SERIAL, THREADS, POOL, THREAD_MODE, PROCESS_MODE = (
     "serial",
@@ -38,7 +39,7 @@ SERIAL, THREADS, POOL, THREAD_MODE, PROCESS_MODE = (
     "process mode",
 )
 MODES = (SERIAL, THREADS, POOL, THREAD_MODE, PROCESS_MODE)
-#: Seconds a serial run should last, so that its ends do not matter.
+#: Seconds a run should last where every worker is busy all the time, so that its ends do not matter.
 _LASTS, _QUICK_LASTS = 2.0, 0.02
 _numbers = itertools.count()
 
@@ -55,15 +56,20 @@ class Case:
     folder: Path
     broker: Callable[[], Broker]
 
+    def with_workers(self, workers: int) -> Case:
+        """Return the same case for another number of workers."""
+        return replace(self, workers=workers)
+
     def job(self, *, stop: bool = False) -> Job:
         path = self.folder / str(next(_numbers))
         return Job(self.kind, self.units, Tally(str(path), self.calls, os.getpid() if stop else 0))
 
 
 def serial(case: Case) -> float:
-    """Run a plain loop."""
-    job = case.job()
-    for value in range(case.calls):
+    """Run a plain loop; a worker's part of the calls is enough to know its speed."""
+    alone = replace(case, calls=max(1, case.calls // case.workers))
+    job = alone.job()
+    for value in range(alone.calls):
         job(value)
     return job.tally.rate()
 
@@ -130,30 +136,43 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", nargs="+", type=float, default=None, metavar="MS", help="default: 1 10 100")
     parser.add_argument("--workers", nargs="+", type=int, default=None, metavar="N", help="default: 1 2 4")
     parser.add_argument("--broker", choices=("sqlite", "sqs"), default="sqlite", help="sqs: the stand-in of the tests")
+    parser.add_argument("--readme", action="store_true", help="measure the cases of README.rst, and rewrite its table")
+
+
+def _wanted(options: argparse.Namespace) -> list[tuple[str, float, int]]:
+    """Return (kind, milliseconds, workers) of each line."""
+    if options.readme:
+        # Waiting needs more workers than there are CPUs.
+        busy: list[tuple[str, float]] = [("python", 1.0), ("python", 10.0), ("python", 100.0), ("zlib", 10.0)]
+        return [(kind, length, cpus()) for kind, length in (*busy, ("numpy", 10.0))] + [("sleep", 100.0, 32)]
+    lengths = options.lengths or ((1.0,) if options.quick else (1.0, 10.0, 100.0))
+    counts = options.workers or ((2,) if options.quick else (1, 2, 4))
+    return list(itertools.product(options.kinds, lengths, counts))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every case and print one table."""
     options = parse(__doc__, argv, _options)
+    if options.readme and options.plot is None:
+        options.plot = readme.PICTURE
     report = Report("modes", options)
     modes = [mode for mode in MODES if mode != THREAD_MODE or has_thread_mode()]
     if THREAD_MODE not in modes:
         report.note("thread mode: left out, Task(threads=) is not in this version")
-    kinds = [kind for kind in options.kinds if installed(kind)]
-    for kind in kinds:
-        report.note(f"{kind}: {ABOUT[kind]}")
-    for kind in set(options.kinds) - set(kinds):
-        report.note(f"{kind}: left out, {kind} is not installed")
-    lengths = options.lengths or ((1.0,) if options.quick else (1.0, 10.0, 100.0))
-    counts = options.workers or ((2,) if options.quick else (1, 2, 4))
-    units = {kind: calibrate(kind) for kind in kinds}
+    wanted = _wanted(options)
+    for kind in dict.fromkeys(kind for kind, _, _ in wanted):
+        report.note(f"{kind}: {ABOUT[kind]}" if installed(kind) else f"{kind}: left out, {kind} is not installed")
+    wanted = [case for case in wanted if installed(case[0])]
+    units = {kind: calibrate(kind) for kind in {kind for kind, _, _ in wanted}}
     found: list[tuple[Case, dict[str, Spread]]] = []
     with tempfile.TemporaryDirectory(prefix="sqspipes-mp-bench-") as name, queues.brokers(options.broker) as broker:
-        for kind, length, workers in itertools.product(kinds, lengths, counts):
+        for kind, length, workers in wanted:
             lasts = _QUICK_LASTS if options.quick else _LASTS
-            # A multiple of every worker count, so that none is left alone at the end.
-            calls = max(1, round(lasts * 1000 / length / (4 * workers))) * 4 * workers
-            case = Case(kind, length, workers, calls, max(1, round(length * units[kind])), Path(name), broker)
+            # A multiple of the workers, so that none is left alone at the end.
+            each = max(
+                2, round(lasts * 1000 / length * (workers if kind == "sleep" else min(workers, cpus())) / workers)
+            )
+            case = Case(kind, length, workers, each * workers, max(1, round(length * units[kind])), Path(name), broker)
             if options.rounds > 1:
                 # Once for nothing: caches, imports.
                 serial(replace(case, calls=1))
@@ -163,12 +182,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             found.append((case, spreads))
             print(f"  {kind} {length:g} ms x{workers}: done", flush=True)
     where = "SQLite" if options.broker == "sqlite" else f"the SQS stand-in, {queues.LATENCY_MS:g} ms per request"
-    report.table(
-        f"Times as fast as the serial loop (median, least-greatest of {options.rounds}); queues on {where}",
-        ["task", "length", "workers", "serial calls/s", *modes[1:], "process mode / Pool"],
-        [_row(case, spreads, modes) for case, spreads in found],
-    )
+    title = f"Times as fast as the serial loop (median, least-greatest of {options.rounds}); queues on {where}"
+    columns = ["task", "length", "workers", "serial calls/s", *modes[1:], "process mode / Pool"]
+    rows = [_row(case, spreads, modes) for case, spreads in found]
+    report.table(title, columns, rows)
     report.finish(partial(_draw, found, modes))
+    if options.readme:
+        short = [
+            [f"{case.kind}, {case.length:g} ms", case.workers]
+            + [spreads[mode].over(spreads[SERIAL]).text() for mode in modes[1:]]
+            for case, spreads in found
+        ]
+        readme.rewrite(report.where(), table(["task", "workers", *modes[1:]], short))
 
 
 def _row(case: Case, spreads: dict[str, Spread], modes: Sequence[str]) -> list[object]:
@@ -184,28 +209,28 @@ def _row(case: Case, spreads: dict[str, Spread], modes: Sequence[str]) -> list[o
 
 
 def _draw(found: list[tuple[Case, dict[str, Spread]]], modes: Sequence[str], figure: Any) -> None:
-    """Draw one panel per kind of task, a group of bars per length, at the highest worker count."""
-    workers = max(case.workers for case, _ in found)
-    kinds = list(dict.fromkeys(case.kind for case, _ in found))
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    """Draw a group of bars per case, a bar per mode."""
+    axes = figure.subplots()
     shown = modes[1:]
-    for panel, kind in zip(panels, kinds, strict=True):
-        cases = [(case, spreads) for case, spreads in found if case.kind == kind and case.workers == workers]
-        for place, mode in enumerate(shown):
-            ratios = [spreads[mode].over(spreads[SERIAL]) for _, spreads in cases]
-            panel.bar(
-                [index + (place - (len(shown) - 1) / 2) * 0.2 for index in range(len(cases))],
-                [ratio.median for ratio in ratios],
-                0.2,
-                label=mode,
-                yerr=[[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]],
-                error_kw={"linewidth": 0.8},
-            )
-        panel.axhline(1.0, color="gray", linewidth=0.8)
-        panel.set_xticks(range(len(cases)), [f"{case.length:g} ms" for case, _ in cases])
-        panel.set_title(kind)
-    panels[0].set_ylabel(f"times as fast as one loop, {workers} workers")
-    panels[-1].legend(fontsize=8)
+    width = 0.8 / len(shown)
+    for place, mode in enumerate(shown):
+        ratios = [spreads[mode].over(spreads[SERIAL]) for _, spreads in found]
+        axes.bar(
+            [index + (place - (len(shown) - 1) / 2) * width for index in range(len(found))],
+            [ratio.median for ratio in ratios],
+            width,
+            label=mode,
+            yerr=[[each.median - each.low for each in ratios], [each.high - each.median for each in ratios]],
+            error_kw={"linewidth": 0.8},
+        )
+    axes.axhline(1.0, color="gray", linewidth=0.8)
+    # Two workers and thirty-two on one axis.
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
+    labels = [f"{case.kind}\n{case.length:g} ms\nx{case.workers}" for case, _ in found]
+    axes.set_xticks(range(len(found)), labels, fontsize=8)
+    axes.set_ylabel("times as fast as one loop (log scale)")
+    axes.legend(fontsize=8)
 
 
 if __name__ == "__main__":

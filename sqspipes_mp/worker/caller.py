@@ -39,13 +39,18 @@ class Caller:
     def task(self) -> Task:
         return self._task
 
-    def pace(self) -> bool:
-        """Wait for this stage's turn, if it has an interval; False: the run ends first."""
+    def pace(self, idle: Callable[[], None]) -> bool:
+        """Wait for this stage's turn, if it has an interval; False: the run ends first.
+
+        ``idle`` is called before a wait in which nothing would come to fill a batch.
+        """
         station = self._station
         if not self._paced:
             return True
         now = time.monotonic_ns()
         turn = station.board.reserve_call(station.stage.index, now, self._gap)
+        if turn - now > station.connection.linger * 1e9:
+            idle()
         return not (station.no_more if station.stage.is_source else station.full_stop).wait(max(0, turn - now) / 1e9)
 
     def call(self, *values: Any) -> Any:

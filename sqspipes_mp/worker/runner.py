@@ -76,7 +76,7 @@ class Runner:
             # It was somebody else's before it began here: nothing of it may happen twice because of us.
             self._lost(delivery)
             return
-        if not self._caller.pace():
+        if not self._caller.pace(self._outbox.hurry):
             self._back.append(delivery)
             return
         if station.left is not None:
