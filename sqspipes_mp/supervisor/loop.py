@@ -33,7 +33,7 @@ from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
 from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
-from sqspipes_mp.supervisor.shutdown import Shutdown, Step
+from sqspipes_mp.supervisor.shutdown import SECOND_AFTER, Shutdown, Step
 from sqspipes_mp.supervisor.signals import STOP, Wakeup, watching
 from sqspipes_mp.supervisor.switchboard import Switchboard
 from sqspipes_mp.supervisor.watchdog import Watchdog
@@ -71,6 +71,7 @@ class Supervisor:
         self._over = False
         self._reason = ""
         self._signal: int | None = None
+        self._signal_at = 0.0
         self._report: Report | None = None
         self._error: SqsPipesError | None = None
         self._quitting = False
@@ -252,10 +253,12 @@ class Supervisor:
             elif byte in _SIGNALS:
                 # The iterating caller passes its SIGTERM on, and may not be the only one to send it.
                 if self._signal is not None and self._caller is None:
+                    if time.monotonic() < self._signal_at + SECOND_AFTER:
+                        continue
                     log.warning("%s: killing what still runs", signal.Signals(byte).name)
                     self._hasten()
                     continue
-                self._signal = byte
+                self._signal, self._signal_at = byte, time.monotonic()
                 self._drain(signal.Signals(byte).name)
 
     # -- deaths -------------------------------------------------------------------------------------------------
