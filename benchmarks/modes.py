@@ -156,6 +156,8 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, float, int]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every case and print one table."""
     options = parse(__doc__, argv, _options)
+    if options.readme and options.quick:
+        raise SystemExit("--readme publishes figures, and those of --quick mean nothing: leave one of them out")
     if options.readme and options.plot is None:
         readme.PICTURE.parent.mkdir(exist_ok=True)
         options.plot = readme.PICTURE
