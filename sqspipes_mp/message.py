@@ -189,6 +189,7 @@ def _digest(*parts: str) -> str:
 
 def clamp_priority(priority: object, levels: int) -> int:
     """Return the level, 0 to ``levels`` - 1, that a priority means. Raises ``ConfigError`` for what is no int."""
-    if not isinstance(priority, SupportsIndex):
+    # Asking about a protocol costs as much as all the rest of an output.
+    if type(priority) is not int and not isinstance(priority, SupportsIndex):
         raise ConfigError("priority", priority, "an int, 0 (lowest) to 15", "Look at what the callable returns")
     return max(0, min(operator.index(priority), levels - 1))

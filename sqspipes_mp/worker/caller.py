@@ -29,6 +29,8 @@ class Caller:
             task.init()
         self._station = station
         self._task = task
+        #: Found out once: it takes longer than a short call.
+        self.is_generator = task.is_generator
         self._args = station.orders.plan.args[station.stage.index]
         self._method: Callable[..., Any] = task.method(*task.init_args) if task.is_class else task.method
         self._line = os.fstat(station.channel.fileno()).st_ino
@@ -65,7 +67,7 @@ class Caller:
             board.put(slot, CALL_STARTED, 0)
             spent = time.monotonic_ns() - started
             self._spent(spent)
-            if not self._task.is_generator:
+            if not self.is_generator:
                 board.took(slot, spent)
 
     def next_of(self, iterator: Any, since: int | None = None) -> Any:

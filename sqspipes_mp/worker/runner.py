@@ -118,7 +118,7 @@ class Runner:
         message, handle = delivery.message, delivery.received.handle
         self._children[delivery.lease] = []
         value = self._caller.call(message.value)
-        if self._caller.task.is_generator:
+        if self._caller.is_generator:
             return self._stream(delivery, value)
         product = self._products.make(value, message, message.parent, 0)
         outputs = () if product.output is None else (product.output,)

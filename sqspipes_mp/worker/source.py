@@ -41,7 +41,7 @@ class Source:
         #: Calls accepted downstream before this worker began; calls are numbered from there.
         self._number = station.board.get(station.slot, ACCEPTED)
         self._slot = f"{station.stage.name}/{station.orders.seat.index}" if station.orders.seat else station.stage.name
-        if not caller.task.is_generator:
+        if not caller.is_generator:
             # A generator's replacement goes through the same values again; a function's calls are all new ones.
             self._slot += f"/{station.board.get(station.slot, INCARNATION)}"
 
@@ -50,7 +50,7 @@ class Source:
         station = self._station
         if station.board.get(station.slot, FINISHED):
             station.say(Kind.ENDED)
-        elif self._caller.task.is_generator:
+        elif self._caller.is_generator:
             self._walk()
         else:
             self._repeat()
