@@ -17,6 +17,8 @@ from sqspipes_mp.worker.station import Delivery, Station
 
 #: Longest wait of one receive, seconds (Amazon SQS API Reference, ReceiveMessage: WaitTimeSeconds).
 LONG_POLL = 20.0
+#: Messages of a full receive.
+_FULL = 10
 #: Longest rest while nothing is wanted, seconds: a wake-up that comes between a look and the rest is not lost for long.
 _LONGEST_REST = 1.0
 
@@ -67,13 +69,14 @@ class Intake(threading.Thread):
             round_trip=self._round_trip,
             limit=station.stage.task.prefetch,
             room=room,
-            batch=min(10, station.connection.batch),
+            batch=min(_FULL, station.connection.batch),
         )
 
     def _receive(self, count: int) -> None:
         station = self._station
         asked_at = time.monotonic()
         batch = station.connection.receive(self._queues, count, LONG_POLL, self._lease)
+        station.backlog = len(batch) >= _FULL
         if not batch:
             return
         if len(batch) == count:

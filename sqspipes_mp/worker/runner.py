@@ -64,7 +64,9 @@ class Runner:
                 continue
             if ready.closed:
                 break
-            self._outbox.hurry()
+            if not station.backlog:
+                # With one, the next receive is a round trip away: what is here may wait for a full batch.
+                self._outbox.hurry()
             station.demand.set()
             ready.wait(station.no_more.is_set)
         if not station.full_stop.is_set():

@@ -57,6 +57,8 @@ class Station:
         self.faulted = threading.Event()
         #: Seconds one call takes, a moving average; None before the first.
         self.mean: float | None = None
+        #: Whether the newest receive brought a full batch: more is likely to come at once.
+        self.backlog = False
         #: Messages this worker may still begin; None: any number.
         self.left: int | None = None
         self._queues = {name: place for place, name in enumerate(orders.plan.queue_names)}
