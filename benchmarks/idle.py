@@ -1,4 +1,4 @@
-"""What does an engine with nothing to do cost: CPU seconds per minute of each kind of process, requests per minute?
+"""What an engine with nothing to do costs: CPU seconds per minute of each kind of process, requests per minute.
 
 Thirty-two workers of one stage wait for messages that never come, over SQLite and over SQS's wire (the stand-in of
 ``tests/standin``). The first seconds after the start are left out. Runs from a checkout only.
@@ -7,10 +7,8 @@ Thirty-two workers of one stage wait for messages that never come, over SQLite a
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.harness import Report, parse
 from sqspipes_mp import SQS, Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
 from tests.gates import Log, children
@@ -38,7 +37,7 @@ def work(value: object) -> None:
 
 
 def note(log: Log) -> None:
-    """Tell that this worker is up."""
+    """Tell this worker's pid."""
     log.note(os.getpid())
 
 
@@ -77,7 +76,8 @@ def measure(
             "keeper": [child for child in below if child.pid not in pids],
             "workers": [child for child in below if child.pid in pids],
         }
-        assert len(kinds["workers"]) == workers
+        if len(kinds["workers"]) != workers:
+            raise RuntimeError(f"{len(kinds['workers'])} of {workers} workers are alive")
         before = {kind: seconds_of(processes) for kind, processes in kinds.items()}
         asked = requests_of(server)
         pause(seconds)
@@ -91,18 +91,12 @@ def measure(
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure both brokers and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--quick", action="store_true", help="4 workers, 3 seconds: shows that it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    options = parser.parse_args(argv)
+    options = parse(__doc__, argv, _extra)
+    report = Report("idle", options)
     workers, seconds, settle = (4, 3.0, 1.0) if options.quick else (options.workers, options.seconds, SETTLE)
-    told = {}
-    print(f"{workers} idle workers; CPU seconds per minute, all processes of a kind together")
-    print(f"{'':8}{'supervisor':>12}{'keeper':>10}{'workers':>10}{'requests per minute':>22}")
+    rows = []
     with tempfile.TemporaryDirectory(prefix="idle-") as name, standin(ledger=0) as server:
         sqs = SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")
         brokers: dict[str, tuple[Broker, StandIn | None]] = {
@@ -110,16 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             "sqs": (sqs, server),
         }
         for broker, (made, asked) in brokers.items():
-            found = told[broker] = measure(made, workers, seconds, settle, Log(f"{name}/{broker}"), asked)
+            found = measure(made, workers, seconds, settle, Log(f"{name}/{broker}"), asked)
             requests = "-" if asked is None else f"{found['requests']:.0f}"
-            print(
-                f"{broker:8}{found['supervisor']:12.3f}{found['keeper']:10.3f}{found['workers']:10.3f}{requests:>22}",
-                flush=True,
-            )
-    if options.json is not None:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
-    return 0
+            rows.append([broker, *(f"{found[kind]:.2f}" for kind in ("supervisor", "keeper", "workers")), requests])
+    columns = ["broker", "supervisor", "keeper", "workers", "requests per minute"]
+    report.table(f"{workers} idle workers: CPU seconds per minute, all of a kind together", columns, rows)
+    report.finish()
+
+
+def _extra(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60.0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

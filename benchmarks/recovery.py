@@ -1,4 +1,4 @@
-"""How soon are the messages that a killed worker held, but had not begun, back in their queue, and received again?
+"""How soon the messages that a killed worker held, but had not begun, are back in their queue, and begun again.
 
 One worker runs a message that never ends and holds five more. It is SIGKILLed; the clock runs until all five can be
 received again, and until its replacement begins one of them. That is done again and again, over SQLite and over SQS's
@@ -7,15 +7,11 @@ wire (the stand-in of ``tests/standin``, 5 ms latency per request). Runs from a 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import logging
 import multiprocessing
 import os
 import signal
-import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from benchmarks.harness import Report, Spread, parse
 from sqspipes_mp import SQS, Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
 from tests.gates import Log, eventually, feed
@@ -102,32 +99,25 @@ def places(folder: Path) -> Iterator[dict[str, tuple[Broker, Callable[[Engine], 
         }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure both brokers and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--quick", action="store_true", help="3 kills: shows that it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the samples here")
-    options = parser.parse_args(argv)
-    kills = 3 if options.quick else options.kills
-    told = {}
-    print(f"{'':8}{'kills':>6}  {'receivable: p50':>16}{'max':>9}  {'begun again: p50':>17}{'max':>9}")
+    options = parse(__doc__, argv, lambda parser: parser.add_argument("--kills", type=int, default=50))
+    report = Report("recovery", options)
+    rows = []
     with tempfile.TemporaryDirectory(prefix="recovery-") as name, places(Path(name)) as brokers:
         for broker, (made, visible) in brokers.items():
             folder = Path(name) / broker
             folder.mkdir()
-            samples = measure(made, kills, visible, folder)
-            told[broker] = samples
-            receivable, begun = zip(*samples, strict=True)
-            print(
-                f"{broker:8}{kills:6}  {statistics.median(receivable) * 1000:13.0f} ms{max(receivable) * 1000:6.0f} ms"
-                f"  {statistics.median(begun) * 1000:14.0f} ms{max(begun) * 1000:6.0f} ms",
-                flush=True,
-            )
-    if options.json is not None:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
-    return 0
+            samples = measure(made, 3 if options.quick else options.kills, visible, folder)
+            receivable, begun = (Spread(times) for times in zip(*samples, strict=True))
+            report.keep(f"{broker} receivable", receivable)
+            report.keep(f"{broker} begun", begun)
+            figures = (receivable.median, receivable.high, begun.median, begun.high)
+            rows.append([broker, len(samples), *(f"{1000 * figure:.0f}" for figure in figures)])
+    columns = ["broker", "kills", "receivable: p50", "max", "begun again: p50", "max"]
+    report.table("milliseconds from SIGKILL", columns, rows)
+    report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
