@@ -59,6 +59,9 @@ def test_an_output_queue_deleted_while_running_is_one_error_and_the_input_is_bac
         with contextlib.closing(broker.open()) as connection:
             connection.delete(["t-work"])
         gate.open()
+    if kind == "sqs":
+        # A long poll that was cut may have taken some once more, for 15 s at most.
+        request.getfixturevalue("server").advance(16)
     with contextlib.closing(broker.open()) as connection:
         depth = connection.depth("t-source")
     assert (depth.visible, depth.in_flight) == (5, 0)
@@ -87,6 +90,7 @@ def test_a_right_taken_away_while_running_is_one_error_and_the_input_is_back(
         log.wait_for(1)
         server.plan("SendMessageBatch", "denied", times=3)
         gate.open()
+    server.advance(16)
     assert waiting(engine, "work") == (5, 0, 0)
 
 
