@@ -173,7 +173,7 @@ class Iteration(Iterator[Any]):
         return True
 
     def _acknowledge(self, frame: Frame) -> None:
-        self._child.channel.queue(Kind.ACK, {"pid": frame.header["pid"], "numbers": [frame.header["number"]]})
+        self._child.channel.queue(Kind.ACK, {"child": frame.header["child"], "numbers": [frame.header["number"]]})
         self._child.channel.flush()
 
     def _listen(self, timeout: float | None) -> None:

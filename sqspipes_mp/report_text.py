@@ -123,3 +123,8 @@ def _repr(value: Any) -> str:
         return repr(value)
     except BaseException as error:
         return f"<repr() raised {type(error).__name__}>"
+
+
+def short_id(hop: str) -> str:
+    """Return the beginning of a message's hop id for a log line: what ``sqspipes-mp dead show`` takes."""
+    return hop[:16].encode("ascii", "backslashreplace").decode()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.scoreboard import FINISHED, Scoreboard
+
+log = logging.getLogger("sqspipes_mp.keeper")
 
 #: Seconds between two looks.
 LOOK_EVERY = 0.1
@@ -31,6 +34,7 @@ class DrainWatch:
         # Nobody tells when a source elsewhere has ended: then the queues must also have been empty for ``idle``.
         self._quiet_for = max(connection.settle, 0.0 if self._sources else plan.idle)
         self._empty_since: float | None = None
+        self._told = False
 
     def drained(self, now: float) -> bool:
         """Look once; ``now`` in monotonic seconds."""
@@ -39,6 +43,9 @@ class DrainWatch:
             return False
         if self._empty_since is None:
             self._empty_since = now
+            if self._quiet_for and not self._told:
+                self._told = True
+                log.info("every queue is empty; the run ends when they stay so for %g s", self._quiet_for)
         return now - self._empty_since >= self._quiet_for
 
     def pause(self) -> float:

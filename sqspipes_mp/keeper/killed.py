@@ -16,6 +16,7 @@ from sqspipes_mp.failure import Failure, failure_text
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.region import Cause, Lease
+from sqspipes_mp.report_text import short_id
 
 log = logging.getLogger("sqspipes_mp.keeper")
 
@@ -45,7 +46,7 @@ def killed_letter(
     )
     hop = _ids(lease, body)[1]
     assert stage.dead is not None
-    log.warning("%s: message %s is dead-lettered: %s", stage.name, lease.handle.message_id, why)
+    log.warning("%s: message %s is dead-lettered: %s", stage.name, short_id(hop), why)
     text = failure_text(asdict(failure), len(body.encode("utf-8", "surrogatepass")))
     return DeadLetter(lease.handle, stage.dead, body, hop, text, lease.group)
 

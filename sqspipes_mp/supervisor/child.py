@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import select
 import signal
@@ -11,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -35,6 +36,8 @@ class Child:
     ready: bool = False
     stopped: bool = False
     leaving_since: float | None = None
+    #: Unlike its pid never another's: what the caller's acknowledgements are addressed to.
+    number: int = field(default_factory=itertools.count(1).__next__)
 
     def kill(self) -> None:
         """SIGKILL it and whatever it started."""

@@ -92,9 +92,9 @@ class Crew:
     def stage(self, place: Place) -> Stage:
         return self.plan.pipeline.stages[place.seat.stage]
 
-    def by_pid(self, pid: object) -> Child | None:
-        """Return the worker with that pid, if it still lives."""
-        return next((p.child for p in self.places if p.child is not None and p.child.pid == pid), None)
+    def worker(self, number: object) -> Child | None:
+        """Return the worker with that number, if it still lives; its pid may be another's by now."""
+        return next((p.child for p in self.places if p.child is not None and p.child.number == number), None)
 
     def unjudged(self) -> bool:
         """Tell whether the keeper still has to judge a dead worker's leases."""

@@ -222,13 +222,13 @@ class Supervisor:
 
     def _pass_on(self, frame: Frame, child: Child) -> None:
         if self._caller is not None:
-            self._lines.tell(self._caller, frame.kind, {**frame.header, "pid": child.pid}, frame.blob)
+            self._lines.tell(self._caller, frame.kind, {**frame.header, "child": child.number}, frame.blob)
 
     def _on_caller(self) -> None:
         assert self._caller is not None
         for frame in self._caller.read():
             if frame.kind is Kind.ACK:
-                child = self._crew.by_pid(frame.header["pid"])
+                child = self._crew.worker(frame.header["child"])
                 if child is not None:
                     self._lines.tell(child.channel, Kind.ACK, {"numbers": frame.header["numbers"]})
             elif frame.kind is Kind.DRAIN:

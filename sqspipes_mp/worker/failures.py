@@ -14,7 +14,7 @@ from sqspipes_mp.control import Kind
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.failure import Failure, failure_text
 from sqspipes_mp.report import pack_exception
-from sqspipes_mp.report_text import message_of, traceback_text
+from sqspipes_mp.report_text import message_of, short_id, traceback_text
 from sqspipes_mp.worker.station import Delivery, Station
 from sqspipes_mp.worker.verdict import Decision, decide
 
@@ -43,7 +43,7 @@ def letter_of(error: BaseException, delivery: Delivery, station: Station) -> Dea
     assert stage.dead is not None
     log.warning(
         "%s: message %s is dead-lettered after attempt %d: %s: %.200s",
-        stage.name, received.handle.message_id, delivery.attempt, type(error).__name__, message_of(error),
+        stage.name, short_id(delivery.message.parent), delivery.attempt, type(error).__name__, message_of(error),
     )  # fmt: skip
     return DeadLetter(
         handle=received.handle,
@@ -68,7 +68,7 @@ def log_retry(error: BaseException, delivery: Delivery, station: Station, delay:
     """Log that a message failed and comes again."""
     log.info(
         "%s: message %s failed (%s: %.200s), attempt %d of %d; visible again in %.1f s",
-        station.stage.name, delivery.received.handle.message_id, type(error).__name__, message_of(error),
+        station.stage.name, short_id(delivery.message.parent), type(error).__name__, message_of(error),
         delivery.attempt, station.stage.task.max_attempts, delay,
     )  # fmt: skip
 

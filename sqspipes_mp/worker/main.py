@@ -23,6 +23,9 @@ from sqspipes_mp.worker.runner import Runner
 from sqspipes_mp.worker.source import Source
 from sqspipes_mp.worker.station import Station
 
+#: Seconds a worker that ends with a fault waits for its poll in flight.
+_POLL_GRACE = 2.0
+
 
 def worker_main(orders: Assignment) -> None:
     """Run one worker; returns when it has ended cleanly, exits otherwise."""
@@ -77,8 +80,13 @@ def _work(station: Station, caller: Caller) -> None:
     if stage.is_source:
         Source(bench).run()
     else:
-        Intake(station, ready, outbox).start()
+        intake = Intake(station, ready, outbox)
+        intake.start()
         Runner(bench).run()
+        if station.faulted.is_set():
+            # What a poll in flight brings must be on the scoreboard, or the keeper could not give it back.
+            station.stop_receiving()
+            intake.join(_POLL_GRACE)
     station.board.put(station.slot, STATE, S_DRAINING)
     outbox.close()
     bench.run_callbacks()

@@ -8,11 +8,14 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from sqspipes_mp.control import Kind
-from sqspipes_mp.errors import OutputError
+from sqspipes_mp.control import MAX_FRAME, Kind
+from sqspipes_mp.errors import MessageTooLarge, OutputError
 from sqspipes_mp.worker.items import Done
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.station import Station
+
+#: Most bytes of one pickled value: a frame's, less room for its header.
+MAX_RESULT = MAX_FRAME - 65_536
 
 
 class Results:
@@ -31,14 +34,20 @@ class Results:
         self._changed = threading.Condition()
 
     def pack(self, value: Any) -> bytes:
-        """Return the value as bytes. Raises ``OutputError`` where it cannot be pickled."""
+        """Return the value as bytes. Raises ``OutputError`` where it cannot be pickled, ``MessageTooLarge``."""
         try:
-            return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+            blob = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             raise OutputError(
                 f"stage {self._station.stage.name!r}: the output ({type(value).__name__}) cannot be pickled, so it "
                 f"cannot go to the caller of run(iterate=True): {error}. Return plain data"
             ) from error
+        if len(blob) > MAX_RESULT:
+            raise MessageTooLarge(
+                f"stage {self._station.stage.name!r}: the output ({type(value).__name__}) has {len(blob):,} bytes "
+                f"pickled; at most {MAX_RESULT:,} can go to the caller. Return less, or write it to a file"
+            )
+        return blob
 
     def send(self, done: Done, blobs: list[tuple[str, bytes]], header: Mapping[str, object] | None = None) -> bool:
         """Hand the values of one call to the caller, each with its id; False: the run ends, they were not sent.
@@ -62,6 +71,20 @@ class Results:
             )
         return True
 
+    def follow(self, done: Done) -> None:
+        """Carry away a call that gave nothing; on FIFO only after what the caller still has of its group."""
+        with self._changed:
+            group = self._group(done)
+            if group is not None and any(self._group(earlier) == group for earlier in self._waiting.values()):
+                self._waiting[self._next] = done
+                self._left[self._next] = 0
+                self._next += 1
+                return
+        self._outbox.put(done)
+
+    def _group(self, done: Done) -> str | None:
+        return done.delivery.received.group if self._station.fifo and done.delivery is not None else None
+
     def acknowledge(self, number: int) -> None:
         """Take the caller's word that it is done with a value (control thread)."""
         with self._changed:
@@ -69,16 +92,29 @@ class Results:
             if key is None:
                 return
             self._left[key] -= 1
-            finished = self._waiting.pop(key) if not self._left[key] else None
-            if finished is not None:
-                del self._left[key]
-            self._moving = finished is not None
+            finished = self._pop(key) if not self._left[key] else []
+            self._moving = bool(finished)
             self._changed.notify_all()
-        if finished is not None:
-            self._outbox.put(finished)
+        if finished:
+            for done in finished:
+                self._outbox.put(done)
             with self._changed:
                 self._moving = False
                 self._changed.notify_all()
+
+    def _pop(self, key: int) -> list[Done]:
+        """Take out a call the caller is done with, and those that only waited for it."""
+        del self._left[key]
+        finished = [self._waiting.pop(key)]
+        group = self._group(finished[0])
+        for other, done in list(self._waiting.items()):
+            if group is None or self._group(done) != group:
+                continue
+            if self._left[other]:
+                break
+            del self._left[other]
+            finished.append(self._waiting.pop(other))
+        return finished
 
     def wake(self) -> None:
         with self._changed:

@@ -184,7 +184,10 @@ class Runner:
         if not blobs or self._results is None:
             if self._counted:
                 done.step = (token(message.id), mark(message.parent), self._children.pop(delivery.lease))
-            self._outbox.put(done)
+            if self._results is None:
+                self._outbox.put(done)
+            else:
+                self._results.follow(done)
         elif not self._results.send(
             done, blobs, {"token": token(message.id), "hop": mark(message.parent)} if self._counted else None
         ):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -184,6 +185,32 @@ def test_a_killed_worker_s_message_tells_what_killed_it(
     [letter] = engine.dead_letters()
     assert (letter.failure.error, letter.failure.attempts, letter.value) == (error, 1, 1)
     assert told in getattr(letter.failure, field)
+
+
+class Notes(logging.Handler):
+    """A ``setup`` that notes what each process logs about dead letters."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def __call__(self) -> None:
+        logging.getLogger("sqspipes_mp").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "is dead-lettered" in record.getMessage():
+            self._log.note(record.getMessage())
+
+
+@pytest.mark.parametrize("method", [fail_two, exit_3], ids=["worker", "keeper"])
+def test_the_log_names_the_id_that_dead_show_takes(db: Path, log: Log, method: Callable[[Any], Any]) -> None:
+    tasks = [source, Task(sink, name="first"), Task(method, name="work", max_attempts=1), sink]
+    engine = engine_at(db, tasks, on_error="retry", setup=Notes(log), start_method="fork")
+    feed(engine, "first", [2])
+    drain(engine, "first", "work")
+    [letter] = engine.dead_letters()
+    [line] = log.lines()
+    assert f"work: message {letter.id[:16]} is dead-lettered" in line
 
 
 def test_letters_come_by_stage_and_time_and_of_one_stage_if_asked(db: Path) -> None:

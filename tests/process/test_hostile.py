@@ -98,6 +98,16 @@ def sets_the_recursion_limit(log: Log):
     sys.setrecursionlimit(150)
 
 
+def raises_in_del(log: Log):
+    class Odd:
+        def __del__(self):
+            raise SystemExit(3)
+
+    Odd()
+    kept = Odd()
+    kept.itself = kept
+
+
 def runs_a_program(log: Log):
     assert subprocess.run([sys.executable, "-c", "print(1)"], capture_output=True, check=True).stdout == b"1\n"
 
@@ -123,6 +133,7 @@ def forks_and_leaves_by_exit(log: Log):
         sets_the_wakeup,
         clears_the_environment,
         sets_the_recursion_limit,
+        raises_in_del,
         runs_a_program,
         forks_and_leaves_by_exit,
     ],

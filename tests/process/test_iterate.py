@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sqspipes_mp import Engine, OutputError, SupervisorLost, Task
+from sqspipes_mp import EmptyTaskOutput, Engine, OutputError, SupervisorLost, Task
 from tests.gates import (
     Gate,
     Log,
@@ -217,6 +217,43 @@ def test_an_output_that_cannot_be_pickled_is_an_output_error(db: Path) -> None:
 
 def numbers():
     yield from range(50)
+
+
+def drops_two(value, log: Log):
+    log.note(value)
+    return EmptyTaskOutput if value == 2 else value
+
+
+def test_what_is_dropped_is_not_done_before_an_earlier_result_of_its_group(db: Path, log: Log) -> None:
+    task = Task(drops_two, name="work", args=(log,), group=lambda value: "g")
+    engine = engine_at(db, [source, task], fifo=True, start_method="fork")
+    for warm in range(10, 30):
+        feed(engine, "work", [warm], group=str(warm))
+    with engine.run(iterate=True, only="work") as results:
+        assert sorted(next(results) for _ in range(20)) == list(range(10, 30))
+        # By now it is known how quick the calls are, so a receive asks for many: a group comes as one.
+        feed(engine, "work", [1, 2, 3], group="g")
+        assert next(results) == 1
+        log.wait_for(23)
+        # Long enough for a wrong delete: the next one's result is on its way.
+        eventually(lambda: results._ready or results._listen(0.05))
+    assert values(engine, "work") == [1, 2, 3]
+    with engine.run(iterate=True, until="drained", idle=0, only="work") as results:
+        assert list(results) == [1, 3]
+    assert values(engine, "work") == []
+
+
+def test_an_output_too_large_for_the_caller_is_an_error(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqspipes_mp.worker.results.MAX_RESULT", 1000)
+    engine = engine_at(db, [source, Task(long, name="work")], start_method="fork", on_error="reject")
+    feed(engine, "work", [500, 5000, 600])
+    with engine.run(iterate=True, only="work", until="drained", idle=0) as results:
+        assert sorted(map(len, results)) == [500, 600]
+    assert [letter.failure.error for letter in engine.dead_letters()] == ["MessageTooLarge"]
+
+
+def long(value):
+    return "x" * value
 
 
 def test_a_source_alone_can_be_iterated(db: Path) -> None:

@@ -16,16 +16,6 @@ REAL = os.fork
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Path:
-    return tmp_path / "t.db"
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Log:
-    return Log(str(tmp_path / "log"))
-
-
-@pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Have the kernel refuse some forks, by their number (root, which tests may run as, has no limit of processes)."""
 

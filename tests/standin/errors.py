@@ -27,6 +27,7 @@ _TABLE: dict[str, tuple[str, str, int, bool]] = {
     "RequestThrottled": (_SQS, "RequestThrottled", 403, False),
     "TooManyEntriesInBatchRequest": (_SQS, _OLD + "TooManyEntriesInBatchRequest", 400, True),
     "UnsupportedOperation": (_SQS, _OLD + "UnsupportedOperation", 400, True),
+    "AccessDeniedException": (_CORAL, "AccessDenied", 403, False),
     "ExpiredTokenException": (_CORAL, "ExpiredToken", 403, False),
     "InternalFailure": (_CORAL, "InternalFailure", 500, False),
     "InvalidParameterValueException": (_CORAL, "InvalidParameterValue", 400, True),

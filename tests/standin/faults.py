@@ -9,7 +9,7 @@ from tests.standin.errors import SqsError
 from tests.standin.options import Faults
 
 #: What a test may plan for the next requests of an operation.
-KINDS = ("throttle", "error", "reset_before", "lost_reply", "slow", "partial")
+KINDS = ("throttle", "error", "reset_before", "lost_reply", "slow", "partial", "denied")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,8 @@ class Dice:
             case "error":
                 name = "ServiceUnavailable" if first else "InternalFailure"
                 return Fate(refuse=SqsError(name, "The request has failed on the server's side."), delay=delay)
+            case "denied":
+                return Fate(refuse=SqsError("AccessDeniedException", "Access to the resource is denied."), delay=delay)
             case "partial":
                 return Fate(partial=entries or frozenset({0}), delay=delay)
         flags: dict[str, Any] = {kind: True}

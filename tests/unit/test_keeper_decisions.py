@@ -1,9 +1,11 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.brokers.base import MAX_VISIBILITY, Handle
+from sqspipes_mp.brokers.base import MAX_VISIBILITY, Depth, Handle
+from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.region import Cause, Lease, LeaseState
@@ -127,3 +129,15 @@ def test_what_was_sent_is_deleted_and_not_released():
 def test_a_lost_lease_is_somebody_elses():
     verdict = judge([replace(_LEASE, state=LeaseState.RUNNING, lost=True)], Cause.CRASH, None)
     assert (verdict.release, verdict.delete, verdict.charge) == ((), (), ())
+
+
+def test_waiting_for_queues_to_settle_is_said_once(caplog):
+    depths = {"in": Depth(1, 0, 0)}
+    plan = SimpleNamespace(source=None, seats=(), idle=60.0, watched=("in",))
+    watch = DrainWatch(plan, None, SimpleNamespace(settle=0.0, depth=depths.get), lambda: None)
+    with caplog.at_level("INFO", "sqspipes_mp.keeper"):
+        assert not watch.drained(0.0)
+        assert caplog.messages == []
+        depths["in"] = Depth(0, 0, 0)
+        assert [watch.drained(now) for now in (1.0, 30.0, 61.0)] == [False, False, True]
+    assert caplog.messages == ["every queue is empty; the run ends when they stay so for 60 s"]

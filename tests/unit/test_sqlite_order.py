@@ -1,9 +1,12 @@
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sqspipes_mp.brokers.base import Completion, Handle, Output
+from sqspipes_mp.brokers.base import Completion, Handle, Output, QueueSpec
+from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from tests.unit.sqlite_bench import bodies, later, look, opened, send, take
 
@@ -235,3 +238,20 @@ def test_a_boot_with_a_wrong_wall_clock_does_not_go_back(path: Path) -> None:
     ((ahead,),) = look(path, "SELECT max(shift) - min(shift) FROM clocks")
     assert isinstance(ahead, int)
     assert 990_000 < ahead < 1_010_000
+
+
+@pytest.mark.parametrize("hours", [6, -6], ids=["forwards", "backwards"])
+def test_a_wall_clock_that_jumps_moves_no_lease(path: Path, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    with contextlib.closing(SQLite(str(path)).open()) as connection:
+        connection.ensure([QueueSpec(name="in", fifo=False, visibility=30)], create=True)
+        connection.complete([Completion(None, (Output("in", "held", "1"),))])
+        (held,) = connection.receive(["in"], 1, 0, 30)
+        connection.complete([Completion(None, (Output("in", "late", "2", delay=60), Output("in", "now", "3")))])
+        wall, wall_ns = time.time, time.time_ns
+        monkeypatch.setattr(time, "time", lambda: wall() + hours * 3600)
+        monkeypatch.setattr(time, "time_ns", lambda: wall_ns() + hours * 3_600_000_000_000)
+        # Also to a process that opens the file after the jump.
+        with contextlib.closing(SQLite(str(path)).open()) as other:
+            assert [message.body for message in other.receive(["in"], 10, 0, 30)] == ["now"]
+            assert other.extend([held.handle], 0) == []
+            assert [message.body for message in other.receive(["in"], 10, 0, 30)] == ["held"]

@@ -1,0 +1,155 @@
+"""What the queues themselves do to a run: deleted, denied, expired, full. Each ends or waits with a clear word."""
+
+import contextlib
+import logging
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp import SQS, AccessDenied, Engine, QueueMissing, Task
+from tests.gates import Background, Gate, Log, children, drain, engine_at, eventually, feed, values, waiting
+from tests.standin import StandIn, standin
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StandIn]:
+    SQS().warm()
+    with standin() as server:
+        yield server
+
+
+@pytest.fixture
+def sqs(server: StandIn) -> SQS:
+    server.reset()
+    broker = SQS("us-east-1", endpoint_url=server.url, access_key="testing", secret_key="testing")
+    broker._settle = 0.1
+    return broker
+
+
+def source():
+    yield from ()
+
+
+def gated(value, log: Log, gate: Gate):
+    log.note(value)
+    gate.wait()
+    return value
+
+
+def sink(value):
+    pass
+
+
+def gated_engine(broker: object, log: Log, gate: Gate) -> Engine:
+    tasks = [source, Task(gated, name="work", args=(log, gate)), sink]
+    return Engine(tasks, domain="t", broker=broker, start_method="fork", shutdown_grace=5)
+
+
+@pytest.mark.parametrize("kind", ["sqs", "sqlite"])
+def test_an_output_queue_deleted_while_running_is_one_error_and_the_input_is_back(
+    request: pytest.FixtureRequest, db: Path, log: Log, gate: Gate, kind: str
+) -> None:
+    broker = request.getfixturevalue("sqs") if kind == "sqs" else engine_at(db, [source]).broker
+    engine = gated_engine(broker, log, gate)
+    feed(engine, "work", range(5))
+    with pytest.raises(QueueMissing, match="'t-work' does not exist.*(Create|create)"), Background(engine, only="work"):
+        log.wait_for(1)
+        with contextlib.closing(broker.open()) as connection:
+            connection.delete(["t-work"])
+        gate.open()
+    if kind == "sqs":
+        # A long poll that was cut may have taken some once more, for 15 s at most.
+        request.getfixturevalue("server").advance(16)
+    with contextlib.closing(broker.open()) as connection:
+        depth = connection.depth("t-source")
+    assert (depth.visible, depth.in_flight) == (5, 0)
+
+
+@pytest.mark.parametrize("kind", ["sqs", "sqlite"])
+def test_an_input_queue_deleted_while_running_is_one_error(
+    request: pytest.FixtureRequest, db: Path, log: Log, gate: Gate, kind: str
+) -> None:
+    broker = request.getfixturevalue("sqs") if kind == "sqs" else engine_at(db, [source]).broker
+    engine = gated_engine(broker, log, gate)
+    feed(engine, "work", [0])
+    with pytest.raises(QueueMissing, match="'t-source' does not exist"), Background(engine, only="work"):
+        log.wait_for(1)
+        with contextlib.closing(broker.open()) as connection:
+            connection.delete(["t-source"])
+        gate.open()
+
+
+def test_a_right_taken_away_while_running_is_one_error_and_the_input_is_back(
+    sqs: SQS, server: StandIn, log: Log, gate: Gate
+) -> None:
+    engine = gated_engine(sqs, log, gate)
+    feed(engine, "work", range(5))
+    with pytest.raises(AccessDenied, match=r"'t-work'.*AccessDenied.*Allow sqs:SendMessage"), Background(engine, only="work"):
+        log.wait_for(1)
+        server.plan("SendMessageBatch", "denied", times=3)
+        gate.open()
+    server.advance(16)
+    assert waiting(engine, "work") == (5, 0, 0)
+
+
+def test_credentials_that_expire_while_running_are_one_error_and_nothing_is_lost(
+    sqs: SQS, server: StandIn, log: Log, gate: Gate
+) -> None:
+    engine = gated_engine(sqs, log, gate)
+    feed(engine, "work", range(5))
+    with pytest.raises(AccessDenied, match=r"ExpiredToken.*not expired"), Background(engine, only="work"):
+        log.wait_for(1)
+        server.keys(expire=["testing"])
+        gate.open()
+    server.keys(renew=["testing"])
+    # Nobody could give anything back; the leases end by themselves.
+    server.advance(61)
+    drain(engine, "work")
+    depth = engine.stats()["sink"]
+    assert (depth.visible, waiting(engine, "work")) == (5, (0, 0, 0))
+
+
+# --- a full disk ---
+
+
+class Heard(logging.Handler):
+    """Notes what a worker says about its file."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "the disk" in record.getMessage():
+            self._log.note("disk")
+
+
+class NoRoom:
+    """A ``setup`` that lets no file grow beyond a size: writing fails, as on a full disk."""
+
+    def __init__(self, log: Log, size: int) -> None:
+        self._log = log
+        self._size = size
+
+    def __call__(self) -> None:
+        logging.getLogger("sqspipes_mp.brokers.sqlite").addHandler(Heard(self._log))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self._size, resource.RLIM_INFINITY))
+
+
+def large(value):
+    return str(value) * 50_000
+
+
+def test_a_disk_without_room_is_waited_for_and_nothing_is_lost(db: Path, log: Log) -> None:
+    engine = engine_at(db, [source, Task(large, name="work"), sink], setup=NoRoom(log, 200_000), start_method="fork")
+    feed(engine, "work", range(8))
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        log.wait_for(1)
+        for child in children():
+            # There is room again.
+            resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert run.summary["work"].done == 8
+    assert sorted(value[0] for value in values(engine, "sink")) == [str(n) for n in range(8)]
+    assert waiting(engine, "work") == (0, 0, 0)
