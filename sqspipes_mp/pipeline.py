@@ -224,6 +224,12 @@ def _check_place(task: Task, position: int, *, fifo: bool) -> None:
         for keyword in ("workers", "threads"):
             if getattr(task, keyword) != 1:
                 refuse(keyword, "1 for a source that is a generator function", cure)
+    elif is_source and task.threads != 1:
+        refuse(
+            "threads",
+            "1 for a source: its calls are counted one after the other",
+            "Use workers=, or let a second task receive what to fetch",
+        )
     if is_source and task.batch is not None:
         refuse(
             "batch", "None for a source: it receives nothing", "Drop it, or set input=True to feed the task with put"

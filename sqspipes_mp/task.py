@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, cast, get_args
 from sqspipes_mp.callables import check_method, is_class, is_generator, task_name
 from sqspipes_mp.checks import items, parse_size, seconds, sync_callable, whole
 from sqspipes_mp.errors import ConfigError, Retry
+from sqspipes_mp.region import MOST_AT_ONCE
 
 _Policy = Literal["raise", "retry", "reject"]
 OnError = _Policy | Callable[[Exception, int], str | Retry]
@@ -33,7 +34,8 @@ class Task:
             clean exit). A generator function gives several outputs per call. Coroutine functions are refused.
         name: letters, digits, ``_`` and ``-``; default: the function's own. Part of the queue names.
         workers: processes, from 1, or "auto": the CPUs this process may use.
-        threads: calls running at once in each worker, from 1; for I/O-bound tasks.
+        threads: calls running at once in each worker, 1 to 128; for I/O-bound tasks, whose code must be thread-safe (a
+            class has one instance per worker). A timeout kills the worker; the other calls go back uncharged.
         priorities: levels of the output queues, 1 to 16 (0 is the lowest level).
         interval: seconds between calls of the stage in this engine, shared by its workers: a number, or a callable
             that returns one. Allowed for any task.
@@ -121,7 +123,9 @@ class Task:
             "method": method,
             "name": name,
             "workers": check_workers(field("workers"), workers),
-            "threads": whole(field("threads"), threads, least=1),
+            "threads": whole(
+                field("threads"), threads, least=1, most=MOST_AT_ONCE, cure="More calls at once need more workers="
+            ),
             "priorities": whole(field("priorities"), priorities, least=1, most=16, cure="1 is one queue, no levels"),
             "interval": _interval(field("interval"), interval),
             "args": items(field("args"), args),

@@ -44,20 +44,23 @@ class Caller:
         station = self._station
         if not self._paced:
             return True
+        wait = self._reserve() / 1e9
+        return not (station.no_more if station.stage.is_source else station.full_stop).wait(wait)
+
+    def _reserve(self) -> int:
+        """Take the stage's next turn; return in how many nanoseconds it is."""
         now = time.monotonic_ns()
-        turn = station.board.reserve_call(station.stage.index, now, self._gap)
-        return not (station.no_more if station.stage.is_source else station.full_stop).wait(max(0, turn - now) / 1e9)
+        return max(0, self._station.board.reserve_call(self._station.stage.index, now, self._gap) - now)
 
     def call(self, *values: Any) -> Any:
         """Call the function with what precedes its ``args``; time it."""
-        board, slot = self._station.board, self._station.slot
         started = time.monotonic_ns()
-        board.put(slot, CALL_STARTED, started)
+        self._running_since(started)
         try:
             return self._method(*values, *self._args)
         finally:
             self._check_line()
-            board.put(slot, CALL_STARTED, 0)
+            self._running_since(0)
             self._spent(time.monotonic_ns() - started)
 
     def next_of(self, iterator: Any, since: int | None = None) -> Any:
@@ -66,20 +69,25 @@ class Caller:
         ``since``: monotonic ns at which the message began, where one message is the whole generator: then its timeout
         counts from there, as its lease's cap does.
         """
-        board, slot = self._station.board, self._station.slot
         started = time.monotonic_ns()
-        board.put(slot, CALL_STARTED, since or started)
+        self._running_since(since or started)
         try:
             return next(iterator)
         finally:
             self._check_line()
             if since is None:
-                board.put(slot, CALL_STARTED, 0)
-            board.add(slot, BUSY_NS, time.monotonic_ns() - started)
+                self._running_since(0)
+            self._busy(time.monotonic_ns() - started)
 
     def ended(self) -> None:
         """Say that no call runs any more (a message's generator is through)."""
-        self._station.board.put(self._station.slot, CALL_STARTED, 0)
+        self._running_since(0)
+
+    def _running_since(self, started: int) -> None:
+        self._station.board.put(self._station.slot, CALL_STARTED, started)
+
+    def _busy(self, nanoseconds: int) -> None:
+        self._station.board.add(self._station.slot, BUSY_NS, nanoseconds)
 
     def _check_line(self) -> None:
         """End this process if the function closed the line to the supervisor, and with it likely every descriptor.
@@ -96,7 +104,7 @@ class Caller:
 
     def _spent(self, nanoseconds: int) -> None:
         station = self._station
-        station.board.add(station.slot, BUSY_NS, nanoseconds)
+        self._busy(nanoseconds)
         seconds = nanoseconds / 1e9
         mean = station.mean
         station.mean = seconds if mean is None else mean + (seconds - mean) * _NEWEST

@@ -13,6 +13,7 @@ from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
+from sqspipes_mp.worker.crowd import Crowd, SharedCaller, Turns
 from sqspipes_mp.worker.intake import Intake
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.products import Products
@@ -39,7 +40,7 @@ def worker_main(orders: Assignment) -> None:
         if settings.setup is not None:
             settings.setup()
         station = Station(orders, orders.broker.open(wallet=board.wallet), channel)
-        caller = Caller(station)
+        caller = SharedCaller(station) if station.threads > 1 else Caller(station)
     except BaseException as error:
         # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
         report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note=BOOT_NOTE)
@@ -58,7 +59,8 @@ def worker_main(orders: Assignment) -> None:
 def _work(station: Station, caller: Caller) -> None:
     plan, stage = station.orders.plan, station.stage
     settings = plan.settings
-    ready = Ready()
+    turns = Turns(station) if station.threads > 1 else None
+    ready = Ready() if turns is None else turns
     outbox = Outbox(station, ready)
     results = Results(station, outbox) if plan.sink == stage.index else None
     products = Products(
@@ -76,7 +78,8 @@ def _work(station: Station, caller: Caller) -> None:
         Source(bench).run()
     else:
         Intake(station, ready, outbox).start()
-        Runner(bench).run()
+        runner = Runner(bench)
+        runner.run(Crowd(bench, runner, turns).serve if turns is not None else None)
     station.board.put(station.slot, STATE, S_DRAINING)
     outbox.close()
     bench.run_callbacks()

@@ -1,11 +1,16 @@
-"""The main thread of a worker: one message after the other through the user's function (worker)."""
+"""What becomes of a message in a worker: it goes through the user's function, and its fate is settled (worker).
+
+The main thread takes one after the other; in thread mode (crowd.py) several threads are in here at once.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import random
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output
@@ -41,12 +46,24 @@ class Runner:
         self._outbox = bench.outbox
         self._products = bench.products
         self._results = bench.results
-        self._back: list[Delivery] = []
+        #: Received, not run, and to go back once no worker of this engine would take it again.
+        self.back: list[Delivery] = []
         self._charged: list[Delivery] = []
+        self._recycling = False
+        self._sharing = threading.Lock()
         station.left = _lifetime(station.stage.task.max_tasks_per_worker)
 
-    def run(self) -> None:
-        """Run messages until told to stop, then give back what was not begun."""
+    def run(self, serve: Callable[[], None] | None = None) -> None:
+        """Run messages until told to stop, then give back what was not begun.
+
+        ``serve``: runs them, if not one after the other.
+        """
+        (serve or self._serve)()
+        if not self._station.full_stop.is_set():
+            self._hand_over()
+        self._give_back()
+
+    def _serve(self) -> None:
         station, ready = self._station, self._ready
         while not station.no_more.is_set():
             self._bench.run_callbacks()
@@ -54,44 +71,51 @@ class Runner:
             if delivery is not None:
                 if len(ready) < 10:
                     station.demand.set()
-                self._process(delivery)
+                self.process(delivery)
                 continue
             if ready.closed:
                 break
             self._outbox.hurry()
             station.demand.set()
             ready.wait(station.no_more.is_set)
-        if not station.full_stop.is_set():
-            self._hand_over()
-        self._give_back()
 
-    def _process(self, delivery: Delivery) -> None:
+    def process(self, delivery: Delivery, seat: int = 0) -> None:
+        """Run one message; ``seat``: the place of its call among those that run at once."""
         station = self._station
         if not station.holds(delivery):
             # It was somebody else's before it began here: nothing of it may happen twice because of us.
-            self._lost(delivery)
+            self.lost(delivery)
             return
         if not self._caller.pace():
-            self._back.append(delivery)
+            self.back.append(delivery)
             return
-        if station.left is not None:
-            station.left -= 1
-        station.region.start(delivery.lease, time.monotonic(), 0, delivery.received.body)
+        self.begins(1)
+        station.region.start(delivery.lease, time.monotonic(), seat, delivery.received.body)
         self._caller.announce(delivery)
         try:
             self._finish(delivery, *self._run(delivery))
         except _LeaseLost:
-            self._lost(delivery)
+            self.lost(delivery)
         except BaseException as error:
             # Whatever the user's code raises, SystemExit and KeyboardInterrupt included, is the message's failure.
-            self._failed(delivery, error)
+            self.failed(delivery, error)
         finally:
             self._caller.ended()
             set_current(None)
-        if station.left == 0:
+        self.ends()
+
+    def begins(self, count: int) -> None:
+        """Count messages towards ``max_tasks_per_worker``."""
+        if self._station.left is not None:
+            with self._sharing:
+                self._station.left -= count
+
+    def ends(self) -> None:
+        """Have this worker replaced if it has had all the messages it may have."""
+        if self._station.left is not None and self._station.left <= 0:
             self._recycle("max_tasks_per_worker")
 
-    def _lost(self, delivery: Delivery) -> None:
+    def lost(self, delivery: Delivery) -> None:
         """Let go of a message that is somebody else's by now, and of what follows it in its group."""
         self._station.close_lease(delivery.lease)
         self._return_followers(delivery)
@@ -99,7 +123,7 @@ class Runner:
     def _return_followers(self, delivery: Delivery) -> None:
         followers = self._ready.take_group(delivery.received.group) if self._station.fifo else []
         if followers and self._station.full_stop.is_set():
-            self._back += followers
+            self.back += followers
         elif followers:
             self._outbox.put(GiveBack(tuple(followers), 0.0))
 
@@ -150,18 +174,18 @@ class Runner:
         sends = bool(station.stage.outputs)
         dropped = sum(item.value is DROPPED or (sends and item.output is None) for item in products)
         if dropped:
-            station.board.add(station.slot, DROPPED_COUNT, dropped)
+            station.count(DROPPED_COUNT, dropped)
         station.region.set_state(delivery.lease, LeaseState.DONE)
         callbacks: tuple[TaskCallback, ...] = tuple(item.callback for item in products if item.callback is not None)
         done = Done(completion, delivery, callbacks)
         if not blobs or self._results is None:
             self._outbox.put(done)
         elif not self._results.send(done, blobs):
-            self._back.append(delivery)
+            self.back.append(delivery)
 
-    def _failed(self, delivery: Delivery, error: BaseException) -> None:
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
         station, task = self._station, self._caller.task
-        station.board.add(station.slot, FAILED, 1)
+        station.count(FAILED, 1)
         received = delivery.received
         decision, error = decide(
             error,
@@ -198,7 +222,9 @@ class Runner:
             self._recycle("MemoryError")
 
     def _recycle(self, reason: str) -> None:
-        if not self._station.no_more.is_set():
+        with self._sharing:
+            first, self._recycling = not (self._recycling or self._station.no_more.is_set()), True
+        if first:
             self._station.say(Kind.RECYCLE, {"reason": reason})
             self._station.stop_receiving()
 
@@ -225,7 +251,7 @@ class Runner:
         while not (station.release.is_set() or station.faulted.is_set()):
             station.release.wait(1.0)
             self._bench.run_callbacks()
-        held = [*self._back, *self._ready.take_all()]
+        held = [*self.back, *self._ready.take_all()]
         held += [done.delivery for done in unacknowledged if done.delivery is not None]
         if self._charged:
             self._outbox.put(GiveBack(tuple(self._charged), 0.0, charge=True))

@@ -79,7 +79,8 @@ _BAD_ENGINES = {
     "group without fifo": (lambda: engine([source, Task(step, group=str)]), ["group", "fifo"]),
     "an unknown broker scheme": (lambda: engine(broker="redis://x"), ["redis://x", "sqs://", "sqlite://"]),
     "a broker that is none": (lambda: engine(broker=42), ["broker", "42"]),
-    "threads, not there yet": (lambda: engine([source, Task(step, threads=2)]), ["threads", "2"]),
+    "too many threads": (lambda: engine([source, Task(step, threads=129)]), ["threads", "129", "128", "workers="]),
+    "a source with threads": (lambda: engine([Task(source, threads=2), step]), ["threads", "2", "workers="]),
     "batch, not there yet": (lambda: engine([source, Task(step, batch=2)]), ["batch", "2"]),
 }
 

@@ -108,7 +108,7 @@ def test_a_task_is_a_frozen_value():
 
 GOOD = {
     "workers": [1, 64, "auto"],
-    "threads": [1, 8],
+    "threads": [1, 128],
     "priorities": [1, 16],
     "interval": [0, 0.1, 3, Fraction(1, 2), float, lambda: 1],
     "args": [(), [], ("x",), [1, None]],
@@ -135,7 +135,7 @@ GOOD = {
 NAN, INF = float("nan"), float("inf")
 BAD = {
     "workers": [0, -1, 1.5, "4", "Auto", None, True, b"auto", NAN],
-    "threads": [0, -1, 2.0, "auto", None, True],
+    "threads": [0, 129, -1, 2.0, "auto", None, True],
     "priorities": [0, 17, True, 1.0, "3", None],
     "interval": [-0.1, NAN, INF, "1", None, True, 10**400, fetch],
     "args": ["x", "abc", None, 5, {"a": 1}, {1}, b"x"],
