@@ -258,8 +258,6 @@ def _refuse_unfinished(pipeline: Pipeline) -> None:
     """Say no to what the design has and this version has not, rather than ignore it."""
     for stage in pipeline.stages:
         field = f"Task({stage.name!r})"
-        if stage.task.batch is not None:
-            raise ConfigError(f"{field}.batch", stage.task.batch, "None in this version", "Take one value per call")
         if stage.task.input is not None:
             raise ConfigError(f"{field}.input", stage.task.input, "None in this version", "Begin with a source")
 

@@ -124,6 +124,13 @@ def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipel
     _check_unique(declared)
     for position, task in enumerate(declared):
         _check_place(task, position, fifo=fifo)
+        if task.batch is not None and task.batch_wait >= visibility / 2:
+            raise ConfigError(
+                f"Task({task.name!r}).batch_wait",
+                task.batch_wait,
+                f"less than half of the visibility timeout ({visibility:g} s): what waits that long goes back",
+                "Shorten it, or give Engine(visibility_timeout=) more",
+            )
     names = _Names(domain, ".fifo" if fifo else "")
     stages = []
     inputs = names.inputs(declared[0])

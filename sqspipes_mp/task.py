@@ -52,8 +52,9 @@ class Task:
         max_memory: bytes, or "2GiB": private memory over which a worker is replaced; default: no limit.
         prefetch: messages a worker holds ready; default: as many as two receives take.
         group: callable(value) -> FIFO group of what this task receives; FIFO engines only.
-        batch: call with a list of up to so many values (1 to 10,000); default: one value per call.
-        batch_wait: seconds to wait for a batch to fill.
+        batch: call with a list of up to so many values (1 to 128), which returns a list of as many results; an
+            exception instance as a result fails that message alone. Default: one value per call.
+        batch_wait: seconds to wait for a batch to fill, less than half of the engine's visibility timeout.
         init_args: what a class is built with.
 
     Raises:
@@ -140,7 +141,7 @@ class Task:
             "max_memory": None if max_memory is None else parse_size(field("max_memory"), max_memory),
             "prefetch": optional("prefetch", prefetch, 0),
             "group": hook("group", group),
-            "batch": optional("batch", batch, 1, 10_000),
+            "batch": optional("batch", batch, 1, MOST_AT_ONCE),
             "batch_wait": seconds(field("batch_wait"), batch_wait, zero=True),
             "init_args": items(field("init_args"), init_args),
         }
@@ -152,6 +153,17 @@ class Task:
                 decode,
                 "None without input=NAME",
                 "Only bodies of others need decoding; name the queue",
+            )
+        if self.batch is not None and self.is_generator:
+            raise ConfigError(
+                field("batch"),
+                batch,
+                "None for a generator function: a batch gives one result per value",
+                "Return a list instead of yielding, or drop batch",
+            )
+        if self.batch is not None and self.threads > 1:
+            raise ConfigError(
+                field("batch"), batch, "None with threads=: one call at a time takes a batch", "Use workers= instead"
             )
         if self.init_args and not self.is_class:
             raise ConfigError(

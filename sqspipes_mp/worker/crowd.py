@@ -52,7 +52,7 @@ class Turns(Ready):
     """What waits to be run, and whose turn it is."""
 
     def __init__(self, station: Station) -> None:
-        super().__init__()
+        super().__init__(station.threads)
         self._station = station
         self._running = 0
         self._alone = False
@@ -61,7 +61,6 @@ class Turns(Ready):
         self.threads = station.threads
         #: Messages that may still begin; None: any number.
         self.left: int | None = None
-        self.idle = station.threads
 
     @property
     def waiting(self) -> int:

@@ -11,6 +11,7 @@ from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, PID, S_BOOTING, S_DRAINING, S_READY, STATE
+from sqspipes_mp.worker.batches import BatchCaller, Batches, Gathering
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
 from sqspipes_mp.worker.crowd import Crowd, SharedCaller, Turns
@@ -40,7 +41,7 @@ def worker_main(orders: Assignment) -> None:
         if settings.setup is not None:
             settings.setup()
         station = Station(orders, orders.broker.open(wallet=board.wallet), channel)
-        caller = SharedCaller(station) if station.threads > 1 else Caller(station)
+        caller = _caller(station)
     except BaseException as error:
         # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
         report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note=BOOT_NOTE)
@@ -56,11 +57,20 @@ def worker_main(orders: Assignment) -> None:
     station.say(Kind.BYE)
 
 
+def _caller(station: Station) -> Caller:
+    if station.threads > 1:
+        return SharedCaller(station)
+    return Caller(station) if station.stage.task.batch is None else BatchCaller(station)
+
+
 def _work(station: Station, caller: Caller) -> None:
     plan, stage = station.orders.plan, station.stage
     settings = plan.settings
-    turns = Turns(station) if station.threads > 1 else None
-    ready = Ready() if turns is None else turns
+    ready: Ready | Turns | Gathering = Ready()
+    if station.threads > 1:
+        ready = Turns(station)
+    elif stage.task.batch is not None:
+        ready = Gathering(stage.task.batch)
     outbox = Outbox(station, ready)
     results = Results(station, outbox) if plan.sink == stage.index else None
     products = Products(
@@ -79,7 +89,12 @@ def _work(station: Station, caller: Caller) -> None:
     else:
         Intake(station, ready, outbox).start()
         runner = Runner(bench)
-        runner.run(Crowd(bench, runner, turns).serve if turns is not None else None)
+        if isinstance(ready, Turns):
+            runner.run(Crowd(bench, runner, ready).serve)
+        elif isinstance(ready, Gathering) and isinstance(caller, BatchCaller):
+            runner.run(Batches(bench, caller, runner, ready).serve)
+        else:
+            runner.run()
     station.board.put(station.slot, STATE, S_DRAINING)
     outbox.close()
     bench.run_callbacks()

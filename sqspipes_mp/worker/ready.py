@@ -12,13 +12,13 @@ from sqspipes_mp.worker.station import Delivery
 class Ready:
     """A queue of deliveries and of callbacks that the main thread has to run between messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, appetite: int = 1) -> None:
         self._deliveries: deque[Delivery] = deque()
         self._callbacks: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         #: Messages that could begin now.
-        self.idle = 1
+        self.idle = self._appetite = appetite
 
     def __len__(self) -> int:
         return len(self._deliveries)
@@ -64,7 +64,7 @@ class Ready:
     def wait(self, give_up: Callable[[], bool], timeout: float | None = None) -> None:
         """Wait until there is something to take or run, nothing more can come, or ``give_up`` says so when poked."""
         with self._changed:
-            self.idle = 1
+            self.idle = self._appetite
             self._changed.wait_for(lambda: self._deliveries or self._callbacks or self._closed or give_up(), timeout)
             self.idle = 0
 

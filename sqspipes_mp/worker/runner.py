@@ -79,30 +79,46 @@ class Runner:
             station.demand.set()
             ready.wait(station.no_more.is_set)
 
-    def process(self, delivery: Delivery, seat: int = 0) -> None:
-        """Run one message; ``seat``: the place of its call among those that run at once."""
+    def process(self, delivery: Delivery, seat: int = 0) -> bool:
+        """Run one message; ``seat``: its call's place among those that run at once. False: it goes back or is lost."""
         station = self._station
         if not station.holds(delivery):
             # It was somebody else's before it began here: nothing of it may happen twice because of us.
             self.lost(delivery)
-            return
+            return False
         if not self._caller.pace():
             self.back.append(delivery)
-            return
+            return False
         self.begins(1)
         station.region.start(delivery.lease, time.monotonic(), seat, delivery.received.body)
         self._caller.announce(delivery)
         try:
             self._finish(delivery, *self._run(delivery))
+            passed = True
         except _LeaseLost:
             self.lost(delivery)
+            passed = False
         except BaseException as error:
             # Whatever the user's code raises, SystemExit and KeyboardInterrupt included, is the message's failure.
             self.failed(delivery, error)
+            passed = False
         finally:
             self._caller.ended()
             set_current(None)
         self.ends()
+        return passed
+
+    def settle(self, delivery: Delivery, value: Any) -> bool:
+        """Take what a batch gave for one of its messages; False: an exception, or nothing that can be sent."""
+        try:
+            if not isinstance(value, BaseException):
+                self._finish(delivery, *self._single(delivery, value))
+                return True
+            error = value
+        except BaseException as refused:
+            error = refused
+        self.failed(delivery, error)
+        return False
 
     def begins(self, count: int) -> None:
         """Count messages towards ``max_tasks_per_worker``."""
@@ -113,7 +129,7 @@ class Runner:
     def ends(self) -> None:
         """Have this worker replaced if it has had all the messages it may have."""
         if self._station.left is not None and self._station.left <= 0:
-            self._recycle("max_tasks_per_worker")
+            self.recycle("max_tasks_per_worker")
 
     def lost(self, delivery: Delivery) -> None:
         """Let go of a message that is somebody else's by now, and of what follows it in its group."""
@@ -122,16 +138,26 @@ class Runner:
 
     def _return_followers(self, delivery: Delivery) -> None:
         followers = self._ready.take_group(delivery.received.group) if self._station.fifo else []
-        if followers and self._station.full_stop.is_set():
-            self.back += followers
-        elif followers:
-            self._outbox.put(GiveBack(tuple(followers), 0.0))
+        if followers:
+            self.hand_back(followers)
+
+    def hand_back(self, deliveries: list[Delivery]) -> None:
+        """Give back messages that are not to blame for anything, now or, if the run ends, with the rest."""
+        for delivery in deliveries:
+            self._station.region.set_state(delivery.lease, LeaseState.DONE)
+        if self._station.full_stop.is_set():
+            self.back += deliveries
+        else:
+            self._outbox.put(GiveBack(tuple(deliveries), 0.0))
 
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
-        message, handle = delivery.message, delivery.received.handle
-        value = self._caller.call(message.value)
+        value = self._caller.call(delivery.message.value)
         if self._caller.task.is_generator:
             return self._stream(delivery, value)
+        return self._single(delivery, value)
+
+    def _single(self, delivery: Delivery, value: Any) -> tuple[list[Product], Completion]:
+        message, handle = delivery.message, delivery.received.handle
         product = self._products.make(value, message, message.parent, 0)
         outputs = () if product.output is None else (product.output,)
         return [product], Completion(handle, outputs)
@@ -211,17 +237,29 @@ class Runner:
             )  # fmt: skip
             self._outbox.put(GiveBack((delivery,), decision.delay, charge=True))
         if decision.report:
-            report = pack_exception(
-                error, stage=station.stage.name, pid=os.getpid(), message_id=received.handle.message_id
-            )
-            station.say(Kind.FAILED, {}, report.to_bytes())
-            station.drain()
+            self._report(error, received.handle.message_id)
         # What came after it in its FIFO group must not overtake it.
         self._return_followers(delivery)
         if isinstance(error, MemoryError):
-            self._recycle("MemoryError")
+            self.recycle("MemoryError")
 
-    def _recycle(self, reason: str) -> None:
+    def blame_function(self, error: BaseException) -> None:
+        """End the run with an error that is no message's fault, if the task's policy says so."""
+        task = self._caller.task
+        on_error = self._station.settings.on_error if task.on_error is None else task.on_error
+        decision, error = decide(
+            error, attempt=1, receives=0, max_attempts=2, on_error=on_error, group=None, jitter=random.uniform
+        )
+        if decision.report:
+            self._report(error, None)
+
+    def _report(self, error: BaseException, message_id: str | None) -> None:
+        report = pack_exception(error, stage=self._station.stage.name, pid=os.getpid(), message_id=message_id)
+        self._station.say(Kind.FAILED, {}, report.to_bytes())
+        self._station.drain()
+
+    def recycle(self, reason: str) -> None:
+        """Have this worker replaced once it has finished what it runs."""
         with self._sharing:
             first, self._recycling = not (self._recycling or self._station.no_more.is_set()), True
         if first:

@@ -335,6 +335,7 @@ class Death:
     running: list[str]
     late: str | None
     batch: bool = False
+    handles: tuple[Handle, ...] = ()
     charged: int = 0
     row: int = 0
 
@@ -427,7 +428,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def releasing(self, handles: Sequence[Handle]) -> None:
         for handle in handles:
             assert self.owner(handle) is None, "released what a living worker holds"
-            if any(handle.message_id in death.suspects() for death in self.deaths if death.region in self.unjudged):
+            if any(handle in death.handles and handle.message_id in death.suspects() for death in self.deaths):
                 assert self.board.isolated(id_digest(handle.message_id)), "released, and may meet others again"
 
     def charged(self, ident: str) -> None:
@@ -649,8 +650,9 @@ class LeaseMachine(RuleBasedStateMachine):
             if worker.region.state(d.lease) is LeaseState.RUNNING
         }
         late = running.get(worker.late) if worker.late is not None else None
+        handles = tuple(d.received.handle for d in worker.deliveries if d.lease in running)
         together = any(region.company for lease in running if (region := worker.region.read(lease)) is not None)
-        death = Death(worker.number, worker.region.index, cause, list(running.values()), late, together)
+        death = Death(worker.number, worker.region.index, cause, list(running.values()), late, together, handles)
         for ident in death.guilty():
             self.queue.messages[ident].attempts += 1
         self.deaths.append(death)

@@ -303,7 +303,7 @@ def test_what_does_not_fit_its_place_is_refused(tasks, fifo, field):
     [
         ([gen, Task(step, interval=0.5), Task(sink, interval=lambda: 1)], False),
         ([gen, Task(step, args=("keep",))], False),
-        ([gen, Task(step, batch=5, threads=2)], False),
+        ([gen, Task(step, batch=5)], False),
         ([Task(step, batch=5, input=True), sink], False),
         ([Task(step, group=str, input=True), Task(sink, group=str)], True),
         ([Task(yields, workers=4, input=True), sink], False),

@@ -129,7 +129,7 @@ GOOD = {
     "max_memory": [None, 1, "512MB", "2GiB", "1.5 GB", "100 b"],
     "prefetch": [None, 0, 10],
     "group": [None, str],
-    "batch": [None, 1, 10_000],
+    "batch": [None, 1, 128],
     "batch_wait": [0, 0.5, 20],
 }
 NAN, INF = float("nan"), float("inf")
@@ -150,7 +150,7 @@ BAD = {
     "max_memory": [0, -1, True, 1.5, "", "lots", "2G", "1e9", "-1GB", "0 MB", "0.1B", "NaN GB", "٣GB"],
     "prefetch": [-1, True, 1.5, "10"],
     "group": ["key", 3, fetch],
-    "batch": [0, 10_001, True, 1.5, "10"],
+    "batch": [0, 129, True, 1.5, "10"],
     "batch_wait": [-1, NAN, INF, None, "1", True],
     "init_args": ["x", None, 3],
 }
