@@ -7,6 +7,7 @@ queues; see README.rst.
 from sqspipes_mp.admin import PipelineStats
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
+from sqspipes_mp.client import TaskClient
 from sqspipes_mp.current import CurrentMessage, current_message
 from sqspipes_mp.dead import DeadLetter
 from sqspipes_mp.engine import Engine
@@ -16,9 +17,12 @@ from sqspipes_mp.errors import (
     BrokerError,
     ConfigError,
     DecodeError,
+    MapIncomplete,
     MessageTooLarge,
     OutputError,
+    PutError,
     QueueMissing,
+    QueuesNotEmpty,
     Reject,
     RemoteError,
     RestartLimit,
@@ -43,10 +47,13 @@ __all__ = [
     "DecodeError",
     "EmptyTaskOutput",
     "Engine",
+    "MapIncomplete",
     "MessageTooLarge",
     "OutputError",
     "PipelineStats",
+    "PutError",
     "QueueMissing",
+    "QueuesNotEmpty",
     "Reject",
     "RemoteError",
     "RestartLimit",
@@ -58,6 +65,7 @@ __all__ = [
     "SupervisorLost",
     "Task",
     "TaskCallback",
+    "TaskClient",
     "TaskTimeout",
     "WorkerLost",
     "__version__",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Broker, Connection, Depth
 from sqspipes_mp.errors import QueueMissing
 from sqspipes_mp.pipeline import Pipeline, Stage
+from sqspipes_mp.summary import StageSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +22,51 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
-    """A stage's input queues (highest priority first; none for a source) and its dead-letter queue."""
+    """A stage's input queues (highest priority first; none for a source) and its dead-letter queue.
+
+    ``run``: what the stage does in the run that this very engine object has going, or did in its last one; None where
+    it has run none of it. Runs elsewhere are not seen.
+    """
 
     name: str
     inputs: tuple[QueueStats, ...]
     dead_letters: QueueStats | None
+    run: StageSummary | None = None
+
+    @property
+    def workers(self) -> int:
+        """Worker processes here."""
+        return 0 if self.run is None else self.run.workers
+
+    @property
+    def done(self) -> int:
+        """Messages (a source: calls) completed here."""
+        return 0 if self.run is None else self.run.done
+
+    @property
+    def failed(self) -> int:
+        """Calls that failed here."""
+        return 0 if self.run is None else self.run.failed
+
+    @property
+    def retried(self) -> int:
+        """Messages made visible again here after a failure."""
+        return 0 if self.run is None else self.run.retried
+
+    @property
+    def busy(self) -> float:
+        """Share of its workers' time spent in the function, 0 to 1."""
+        return 0.0 if self.run is None else self.run.busy
+
+    @property
+    def p50(self) -> float | None:
+        """Seconds within which half of its calls ended; None before the first."""
+        return None if self.run is None else self.run.p50
+
+    @property
+    def p95(self) -> float | None:
+        """Seconds within which 95 % of its calls ended; None before the first."""
+        return None if self.run is None else self.run.p95
 
     @property
     def visible(self) -> int:
@@ -73,22 +114,37 @@ def opened(broker: Broker) -> Iterator[Connection]:
         yield connection
 
 
-def read_stats(pipeline: Pipeline, broker: Broker) -> PipelineStats:
-    """Count every queue of the pipeline."""
+def read_stats(
+    pipeline: Pipeline, broker: Broker, running: Sequence[StageSummary] = (), *, implied: bool = False
+) -> PipelineStats:
+    """Count every queue of the pipeline; ``running``: what a run of it does.
+
+    ``implied``: the first task is a source that only ``map`` feeds, so its queues are told of only where they exist.
+    """
+    runs = {stage.name: stage for stage in running}
     with opened(broker) as connection:
         return PipelineStats(
             domain=pipeline.domain,
             broker=broker.describe(),
-            stages=tuple(_stage_stats(connection, stage) for stage in pipeline.stages),
+            stages=tuple(
+                _stage_stats(connection, stage, runs.get(stage.name), implied=implied and stage.is_first)
+                for stage in pipeline.stages
+            ),
         )
 
 
-def _stage_stats(connection: Connection, stage: Stage) -> StageStats:
-    return StageStats(
-        name=stage.name,
-        inputs=tuple(_queue_stats(connection, name) for name in stage.inputs),
-        dead_letters=None if stage.dead is None else _queue_stats(connection, stage.dead),
-    )
+def _stage_stats(connection: Connection, stage: Stage, run: StageSummary | None, *, implied: bool) -> StageStats:
+    inputs = tuple(_queue_stats(connection, name) for name in stage.inputs)
+    dead = None if stage.dead is None else _queue_stats(connection, stage.dead)
+    if implied:
+        inputs = tuple(queue for queue in inputs if queue.depth is not None)
+        dead = None if dead is None or dead.depth is None else dead
+    return StageStats(name=stage.name, inputs=inputs, dead_letters=dead, run=run)
+
+
+def existing(connection: Connection, names: Iterable[str]) -> list[str]:
+    """Return those of the queues that exist."""
+    return [name for name in names if _queue_stats(connection, name).depth is not None]
 
 
 def _queue_stats(connection: Connection, name: str) -> QueueStats:

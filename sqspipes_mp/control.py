@@ -61,6 +61,8 @@ class Kind(IntEnum):
     FAULT = 8  # blob: a Report; the engine cannot go on
     RECYCLE = 9  # wants to be replaced (max_tasks_per_worker, max_memory)
     BYE = 10  # everything carried away, about to exit as asked
+    STEP = 11  # blob: JSON list of [token, hop, children]: what messages are about to become (map)
+    BURIED = 12  # a message is about to be dead-lettered; blob: a Report, or none and a header that says why (map)
     DRAIN = 32  # finish what is held, receive no more
     RELEASE = 33  # give back what is held
     ACK = 34  # a RESULT was handed out and the next one asked for

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import os
-import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from sqspipes_mp.admin import PipelineStats, opened, read_stats
-from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker
+from sqspipes_mp.admin import PipelineStats, existing, opened, read_stats
+from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Connection
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import parse, resolve
+from sqspipes_mp.callsite import constructing_file
 from sqspipes_mp.checks import sync_callable
 from sqspipes_mp.dead import DeadLetter, look
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.iteration import Iteration
+from sqspipes_mp.feedable import Feedable
+from sqspipes_mp.jobs import fed_pipeline
 from sqspipes_mp.pipeline import Pipeline, build, derive_domain
-from sqspipes_mp.plan import MIN_VISIBILITY, RunPlan, Settings, check_flag, make_plan, number
+from sqspipes_mp.plan import MIN_VISIBILITY, Settings, check_flag, make_plan, number
 from sqspipes_mp.rehearsal import rehearse
-from sqspipes_mp.supervisor.outcome import Outcome
-from sqspipes_mp.supervisor.run import choose_context, supervise
-from sqspipes_mp.supervisor.signals import Wakeup
+from sqspipes_mp.runs import Runs
 from sqspipes_mp.task import check_on_error
 
 _METHODS = ("fork", "forkserver", "spawn")
-_PACKAGE = str(Path(__file__).parent) + os.sep
 #: The default as an object of its own (and so never interned), to tell it from a "raise" that was given.
 _RAISE = str(b"raise", "ascii")
 
 
-class Engine:
+class Engine(Feedable):
     """A pipeline of tasks over one broker.
 
     Building one only checks: no file, no network, no process before the first call of a method.
@@ -96,16 +93,15 @@ class Engine:
             json_default=json_default,
         )
         if domain is None:
-            domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(_constructing_file())
+            domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(constructing_file())
         self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
-        _refuse_unfinished(self._pipeline)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
         if broker is not None:
             resolve(self._wanted, domain, {})
         #: Whether the constructor was given one; the environment gives way to that.
         self.on_error_given = on_error is not _RAISE
         self._broker: Broker | None = None
-        self._stoppers: list[Callable[[], None]] = []
+        self._runs = Runs()
 
     @property
     def domain(self) -> str:
@@ -115,6 +111,17 @@ class Engine:
     def pipeline(self) -> Pipeline:
         """The checked tasks in their places, with the names of their queues."""
         return self._pipeline
+
+    @property
+    def whole(self) -> Pipeline:
+        """The pipeline with every queue it can have: a source's input queue too, which ``map`` feeds."""
+        if not self._pipeline.stages[0].is_source:
+            return self._pipeline
+        try:
+            return fed_pipeline(self._pipeline, self._settings.visibility)
+        except ConfigError:
+            # Such a queue cannot be (its name would be too long), so there is none.
+            return self._pipeline
 
     @property
     def broker(self) -> Broker:
@@ -185,47 +192,15 @@ class Engine:
         broker = self.broker
         broker.check()
         if plan.sink is not None:
-            return self._iterate(plan, broker)
-        outcome = self._run(plan, broker)
+            return self._runs.iterate(plan, broker, self)
+        outcome = self._runs.run(plan, broker)
         if outcome.failed:
             raise outcome.exception()
         return outcome.summary
 
-    def _run(self, plan: RunPlan, broker: Broker) -> Outcome:
-        from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
-
-        wakeup = Wakeup()
-        self._stoppers.append(wakeup.stop)
-        try:
-            return supervise(plan, broker, MAINS, choose_context(plan, broker), wakeup)
-        finally:
-            self._stoppers.remove(wakeup.stop)
-            wakeup.close()
-
-    def _iterate(self, plan: RunPlan, broker: Broker) -> Iterator[Any]:
-        from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
-
-        stoppers = self._stoppers
-
-        def ended() -> None:
-            stoppers[:] = [stop for stop in stoppers if stop is not stopper]
-
-        iteration = Iteration(plan, broker, MAINS, choose_context(plan, broker), ended, self)
-        weak = weakref.ref(iteration)
-
-        def stopper() -> None:
-            # Not a strong reference: losing the caller's last one is what closes an iteration.
-            alive = weak()
-            if alive is not None:
-                alive.stop()
-
-        stoppers.append(stopper)
-        return iteration
-
     def stop(self) -> None:
         """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
-        for stopper in list(self._stoppers):
-            stopper()
+        self._runs.stop()
 
     def call(self, value: Any) -> list[Any]:
         """Send one value through all functions here: no broker, no process, the same JSON and drop rules.
@@ -236,41 +211,27 @@ class Engine:
         return rehearse(self._pipeline, self._settings, value)
 
     def stats(self) -> PipelineStats:
-        """Count every queue of the pipeline. Raises ``ConfigError`` and ``BrokerError``."""
-        return read_stats(self._pipeline, self.broker)
+        """Count every queue, and say what this engine's latest run does. Raises ``ConfigError`` and ``BrokerError``."""
+        return read_stats(self.whole, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return everything in the dead-letter queues, with its reason. On SQS it is hidden from others meanwhile."""
-        return look(self._pipeline, self.broker)
+        return look(self.whole, self.broker)
 
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included."""
         with opened(self.broker) as connection:
-            connection.purge(self._pipeline.queue_names())
+            connection.purge(self._existing(connection))
 
     def delete(self) -> None:
         """Delete exactly this pipeline's queues."""
         with opened(self.broker) as connection:
-            connection.delete(self._pipeline.queue_names())
+            connection.delete(self.whole.queue_names())
 
-
-def _refuse_unfinished(pipeline: Pipeline) -> None:
-    """Say no to what the design has and this version has not, rather than ignore it."""
-    for stage in pipeline.stages:
-        field = f"Task({stage.name!r})"
-        if stage.task.input is not None:
-            raise ConfigError(f"{field}.input", stage.task.input, "None in this version", "Begin with a source")
-
-
-def _constructing_file() -> str | None:
-    """Return the file of the code that builds the engine: the nearest frame outside this package."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-    name = frame.f_globals.get("__file__")
-    return name if isinstance(name, str) else None
+    def _existing(self, connection: Connection) -> list[str]:
+        """Return this pipeline's queues; those that only ``map`` makes of a source's where it has."""
+        own = self._pipeline.queue_names()
+        return [*own, *existing(connection, [name for name in self.whole.queue_names() if name not in own])]
 
 
 def _clean_up(broker: SQLite, owner: int) -> None:

@@ -12,6 +12,9 @@
     │   ├── DecodeError                 a body in a queue is not an envelope
     │   ├── OutputError (TypeError)     what a function returned cannot become JSON
     │   └── MessageTooLarge (ValueError) what a function returned does not fit into a message
+    ├── PutError                        put_many ended early; says what was sent
+    ├── QueuesNotEmpty                  map would begin among messages that others, or an interrupted map, have left
+    ├── MapIncomplete                   map ended before every value's results had come
     ├── WorkerLost                      a worker process died of something outside Python
     │   ├── TaskTimeout                 it was killed because its call outlived Task(timeout=)
     │   └── SupervisorLost              the supervisor process of iterate=True died
@@ -96,6 +99,45 @@ class OutputError(MessageError, TypeError):
 
 class MessageTooLarge(MessageError, ValueError):
     """What a function returned does not fit into a message."""
+
+
+class PutError(SqsPipesError):
+    """``put_many`` ended early; the cause is the error of the value or of the broker.
+
+    ``sent``: values from the beginning that were sent for certain, ``new``: those of them that were no duplicates,
+    ``doubtful``: values after these of which some may have been sent (0 where the batch was refused before sending).
+    """
+
+    def __init__(self, sent: int, new: int, doubtful: int, reason: str) -> None:
+        self.sent = sent
+        self.new = new
+        self.doubtful = doubtful
+        self.reason = reason
+        rest = "nothing after them was"
+        if doubtful:
+            rest = f"of the next {doubtful:,} some may have been, nothing after those was"
+        super().__init__(f"the first {sent:,} values were sent, {rest}: {reason}")
+
+
+class QueuesNotEmpty(SqsPipesError):
+    """``map`` was to begin while messages were in the pipeline's queues; ``count``: how many."""
+
+    def __init__(self, domain: str, count: int) -> None:
+        self.domain = domain
+        self.count = count
+        super().__init__(
+            f"{count:,} left: so many messages are in the queues of {domain!r}, and map could not tell their results "
+            "from its own. Continue an interrupted map with resume=True (SQLite), finish them with run(), or purge()"
+        )
+
+
+class MapIncomplete(SqsPipesError):
+    """``map`` ended before every value's results had come; ``missing``: values that had been fed and were not done."""
+
+    def __init__(self, missing: int, cause: str) -> None:
+        self.missing = missing
+        self.cause = cause
+        super().__init__(f"map ended while the results of {missing:,} values were still to come: {cause}")
 
 
 class WorkerLost(SqsPipesError):

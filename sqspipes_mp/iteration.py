@@ -16,13 +16,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Frame, Kind, describe_exit
 from sqspipes_mp.errors import SupervisorLost
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.summary import Summary
 from sqspipes_mp.supervisor.child import start
 from sqspipes_mp.supervisor.crew import Mains
@@ -46,7 +47,14 @@ class Iteration(Iterator[Any]):
     """
 
     def __init__(
-        self, plan: RunPlan, broker: Broker, mains: Mains, context: Any, ended: Callable[[], None], owner: object
+        self,
+        plan: RunPlan,
+        broker: Broker,
+        board: Scoreboard,
+        mains: Mains,
+        context: Any,
+        ended: Callable[[], None],
+        owner: object,
     ) -> None:
         self.summary: Summary | None = None
         self._grace = plan.settings.grace
@@ -66,7 +74,7 @@ class Iteration(Iterator[Any]):
         self._sigterm: _Sigterm | None = None
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
-            return supervisor_main, (birth, plan, broker, mains, context.get_start_method())
+            return supervisor_main, (birth, plan, broker, board, mains, context.get_start_method())
 
         self._child = start(context, target, name="supervisor", inherited=(), now=time.monotonic())
         self._poll = select.poll()
@@ -96,17 +104,13 @@ class Iteration(Iterator[Any]):
             while self._ready and not (self._stopped or self._taken_back):
                 frame = self._ready.popleft()
                 if self._is_new(frame):
-                    value = pickle.loads(frame.blob)  # noqa: S301  (our own worker's, never a queue's)
+                    value = self._read(frame)
                     # Only now: one that cannot be read here was not handed out.
                     self._handed = frame
                     return value
                 self._acknowledge(frame)
             if self._outcome is not None:
-                self._finish()
-                if self._outcome.failed:
-                    raise _not_the_end(self._outcome.exception())
-                self.summary = self._outcome.summary
-                raise StopIteration
+                self._end_with_outcome()
             self._listen(None)
 
     def stop(self) -> None:
@@ -174,15 +178,7 @@ class Iteration(Iterator[Any]):
             timeout = 0.05
         ready = dict(self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
         for frame in self._child.channel.read():
-            if frame.kind is Kind.RESULT:
-                self._ready.append(frame)
-            elif frame.kind is Kind.HELLO and self._stopped:
-                # Stopped before it could hear signals.
-                self._signal_supervisor()
-            elif frame.kind is Kind.STOPPED:
-                self._taken_back = self._repeatable
-            elif frame.kind is Kind.BYE:
-                self._outcome = pickle.loads(frame.blob)  # noqa: S301  (our own child's)
+            self._heard(frame)
         self._child.channel.flush()
         # One turn does not read everything that a dead supervisor has left.
         died = self._child.watch in ready and self._child.channel.fileno() not in ready
@@ -191,6 +187,29 @@ class Iteration(Iterator[Any]):
             self._child.kill()
             code = self._finish()
             raise SupervisorLost("(supervisor)", pid, describe_exit(code))
+
+    def _heard(self, frame: Frame) -> None:
+        if frame.kind is Kind.RESULT:
+            self._ready.append(frame)
+        elif frame.kind is Kind.HELLO and self._stopped:
+            # Stopped before it could hear signals.
+            self._signal_supervisor()
+        elif frame.kind is Kind.STOPPED:
+            self._taken_back = self._repeatable
+        elif frame.kind is Kind.BYE:
+            self._outcome = pickle.loads(frame.blob)  # noqa: S301  (our own child's)
+
+    def _read(self, frame: Frame) -> Any:
+        return pickle.loads(frame.blob)  # noqa: S301  (our own worker's, never a queue's)
+
+    def _end_with_outcome(self) -> NoReturn:
+        """Raise what the run's end means for the loop."""
+        assert self._outcome is not None
+        self._finish()
+        if self._outcome.failed:
+            raise _not_the_end(self._outcome.exception())
+        self.summary = self._outcome.summary
+        raise StopIteration
 
     def _finish(self) -> int:
         """Reap the supervisor and give back what was borrowed from the process."""

@@ -107,12 +107,12 @@ def _json_type(value: object) -> str:
 
 
 class Encoder:
-    """Makes the bodies of one stage's outputs; safe to share between threads."""
+    """Makes the bodies of one stage's outputs (``stage`` None: of what is fed); safe to share between threads."""
 
-    __slots__ = ("_default", "_encode", "_stage")
+    __slots__ = ("_default", "_encode", "_what")
 
-    def __init__(self, stage: str, default: Callable[[Any], Any] | None) -> None:
-        self._stage = stage
+    def __init__(self, stage: str | None, default: Callable[[Any], Any] | None) -> None:
+        self._what = "the value" if stage is None else f"stage {stage!r}: the output"
         self._default = default
         self._encode = json.JSONEncoder(default=self._convert, allow_nan=False, separators=(",", ":")).encode
 
@@ -133,7 +133,7 @@ class Encoder:
                 self._too_large(value, len(body))
             return body
         # Outside the except blocks, so that no context keeps the culprit, which may not pickle, on the report.
-        where = f"stage {self._stage!r}: the output ({describe(value)})"
+        where = f"{self._what} ({describe(value)})"
         raise OutputError(f"{where} cannot become JSON: {text}") from cause
 
     def _convert(self, culprit: Any) -> Any:
@@ -149,8 +149,8 @@ class Encoder:
 
     def _too_large(self, value: object, size: int) -> NoReturn:
         raise MessageTooLarge(
-            f"stage {self._stage!r}: the output ({describe(value)}) makes a message of {size:,} bytes, and at most "
-            f"{MAX_BODY:,} fit. Store big data in S3 or a file and return its path, or return it in parts"
+            f"{self._what} ({describe(value)}) makes a message of {size:,} bytes, and at most "
+            f"{MAX_BODY:,} fit. Store big data in S3 or a file and send its path, or send it in parts"
         )
 
 

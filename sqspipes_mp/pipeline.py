@@ -224,6 +224,8 @@ def _check_place(task: Task, position: int, *, fifo: bool) -> None:
         raise ConfigError(f"Task({task.name!r}).{keyword}", getattr(task, keyword), allowed, cure)
 
     is_source = position == 0 and task.input is None
+    if isinstance(task.input, str) and task.input.endswith(".fifo") and not fifo:
+        refuse("input", "a standard queue, as all of this engine's", "Give Engine(..., fifo=True): it keeps the order")
     if position > 0 and task.input is not None:
         refuse("input", "None except for the first task: a later one receives what the task before it sends", "Drop it")
     if is_source and task.is_generator:
@@ -235,7 +237,7 @@ def _check_place(task: Task, position: int, *, fifo: bool) -> None:
         refuse(
             "threads",
             "1 for a source: its calls are counted one after the other",
-            "Use workers=, or let a second task receive what to fetch",
+            "Use workers=, or let the task receive: behind a source, or with input=True",
         )
     if is_source and task.batch is not None:
         refuse(

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.numeric import share
 from sqspipes_mp.pipeline import Pipeline, Stage
 
 #: What every receive asks for at most, seconds: a receive whose reply is lost costs that long. The keeper extends.
@@ -42,7 +43,9 @@ class Seat:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
     """One run. ``selected``: indexes of the stages run here; ``inputs``: the queues each receives from, highest first;
-    ``sink``: the stage whose results go to the caller (``iterate=True``); ``priority``: an int or a callable(output).
+    ``sink``: the stage whose results go to the caller (``iterate=True``); ``priority``: an int or a callable(output);
+    ``counted``: everything a message becomes is told to the caller (``map``); ``window``: results one worker may have
+    on their way to the caller, None: any number.
     """
 
     pipeline: Pipeline
@@ -55,6 +58,8 @@ class RunPlan:
     until: str | None = None
     idle: float = 60.0
     sink: int | None = None
+    counted: bool = False
+    window: int | None = 16
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -79,6 +84,11 @@ class RunPlan:
     def calls(self) -> int:
         """Calls that may run at once in one worker."""
         return max(self.pipeline.stages[index].task.threads for index in self.selected)
+
+    @property
+    def numeric_threads(self) -> int:
+        """Threads that numeric libraries get in each worker run here."""
+        return share(cpus(), sum(self.workers[index] for index in self.selected))
 
     @property
     def watched(self) -> tuple[str, ...]:

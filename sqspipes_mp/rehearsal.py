@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from sqspipes_mp.current import CurrentMessage, processing
 from sqspipes_mp.message import Message, decode
 from sqspipes_mp.pipeline import Pipeline, Stage
 from sqspipes_mp.plan import Settings
-from sqspipes_mp.task import TaskCallback
+from sqspipes_mp.task import Task, TaskCallback
 from sqspipes_mp.worker.products import DROPPED, Products, results_of
 
 
@@ -50,11 +50,8 @@ def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:
 
 def _results(stage: Stage, messages: list[Message]) -> Iterable[tuple[Message, list[Any]]]:
     task = stage.task
-    if task.init is not None:
-        task.init()
-    method = task.method(*task.init_args) if task.is_class else task.method
     args = () if stage.is_source else task.args
-    try:
+    with built(task) as method:
         for message in messages:
             with processing(_current(stage, message)) if task.batch is None else nullcontext():
                 if task.batch is None:
@@ -64,6 +61,16 @@ def _results(stage: Stage, messages: list[Message]) -> Iterable[tuple[Message, l
                     if isinstance(result, BaseException):
                         raise result
                 yield message, list(result) if task.is_generator else [result]
+
+
+@contextmanager
+def built(task: Task) -> Iterator[Callable[..., Any]]:
+    """Give the block the task's function as a worker has it: after ``init``, built where it is a class."""
+    if task.init is not None:
+        task.init()
+    method = task.method(*task.init_args) if task.is_class else task.method
+    try:
+        yield method
     finally:
         close = getattr(method, "close", None) if task.is_class else None
         if callable(close):

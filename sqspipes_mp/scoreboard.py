@@ -17,17 +17,18 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from typing import Any
 
 from sqspipes_mp.region import REGION_BYTES, Region, body_bytes
+from sqspipes_mp.runtimes import BUCKETS, bucket
 
 _WORD = 8
 _HEADER_WORDS = 8
 _WALLET_WORDS = 1024
 _STAGE_WORDS = 8
-_SLOT_WORDS = 24
+_SLOT_WORDS = 24 + BUCKETS
 _CHARGE = struct.Struct("<16sQ")
 #: Failed attempts one writer remembers at once; the oldest give way (then the receive count is the cap).
 _CHARGES = 512
@@ -52,6 +53,7 @@ RECEIVED = 12  # worker (intake): messages received
 SENT = 13  # worker (outbox): outputs accepted downstream
 CALL_STARTED = 14  # worker (main): monotonic ns at which the running call began; 0 between calls
 HOLDING = 15  # worker (intake/outbox): leases held just now
+RUN_TIMES = 24  # worker (main): calls by how long they took, BUCKETS words (runtimes.py)
 
 S_EMPTY, S_BOOTING, S_READY, S_DRAINING, S_GONE = range(5)
 
@@ -167,6 +169,15 @@ class Scoreboard:
     def add(self, slot: int, field: int, amount: int) -> None:
         """Add to a counter; only its one writing thread may."""
         self._words[self._slot_at + slot * _SLOT_WORDS + field] += amount
+
+    def took(self, slot: int, nanoseconds: int) -> None:
+        """Count a call by how long it took."""
+        self._words[self._slot_at + slot * _SLOT_WORDS + RUN_TIMES + bucket(nanoseconds)] += 1
+
+    def run_times(self, slots: Sequence[int]) -> list[int]:
+        """Return how many calls of these slots fell into each bucket."""
+        starts = [self._slot_at + slot * _SLOT_WORDS + RUN_TIMES for slot in slots]
+        return [sum(self._words[start + place] for start in starts) for place in range(BUCKETS)]
 
     # -- attempts -----------------------------------------------------------------------------------------------
 

@@ -271,4 +271,6 @@ class TaskCallback:
 
     def __post_init__(self) -> None:
         sync_callable("TaskCallback.callback", self.callback, also="")
-        object.__setattr__(self, "callback_args", items("TaskCallback.callback_args", self.callback_args))
+        # sqspipes's default is None.
+        given = () if self.callback_args is None else self.callback_args
+        object.__setattr__(self, "callback_args", items("TaskCallback.callback_args", given))

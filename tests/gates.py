@@ -253,12 +253,14 @@ def direct_children(pid: int | None = None) -> list[int]:
 
 
 @contextlib.contextmanager
-def program(tmp_path: Path, text: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+def program(
+    tmp_path: Path, text: str, *args: object, python: str = sys.executable
+) -> Iterator[subprocess.Popen[str]]:
     """Run a Python program of its own that can import the tests' modules; end it with the block."""
     script = tmp_path / "program.py"
     script.write_text(text)
     process = subprocess.Popen(
-        [sys.executable, str(script), *(str(arg) for arg in args)],
+        [python, str(script), *(str(arg) for arg in args)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -165,6 +165,14 @@ class Connection(Protocol):
         ``on_sent`` is called for a completion between the two where they are two calls.
         """
 
+    def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
+        """Send messages that have no input, to survive a power cut once accepted.
+
+        ``keyed``: their hop ids come from the user's keys and are remembered for as long as the broker can (SQLite:
+        until the queue is purged; SQS: for five minutes, and only FIFO queues). Returns the places of those known to
+        have been sent before, which were dropped.
+        """
+
     def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
         """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale.
 
@@ -177,8 +185,11 @@ class Connection(Protocol):
     def depth(self, queue: str) -> Depth:
         """Count one queue. Raises ``QueueMissing``."""
 
+    def address(self, queue: str) -> str:
+        """Return what others find a queue by: its URL, or its name where it has none. Raises ``QueueMissing``."""
+
     def purge(self, queues: Sequence[str]) -> None:
-        """Remove all messages of exactly these queues; returns when they are gone."""
+        """Remove all messages of exactly these queues; missing ones are fine. Returns when they are gone."""
 
     def delete(self, queues: Sequence[str]) -> None:
         """Delete exactly these queues; missing ones are fine."""

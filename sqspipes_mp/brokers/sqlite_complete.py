@@ -52,6 +52,23 @@ def complete(session: Session, completions: Sequence[Completion]) -> list[Handle
     return list(stale)
 
 
+def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
+    """Send what has no input; a hop id that is ``keyed`` is remembered until its queue is purged."""
+    now = session.now()
+    rows: list[Row] = []
+    seen: list[int] = []
+    for place, output in enumerate(outputs):
+        queue = session.queue(output.queue)
+        if keyed and not sqlite_keys.remember(session, queue.id, output.hop, None, None, now):
+            seen.append(place)
+        else:
+            rows.append(_row(session, queue, output, now))
+    if rows:
+        session.db.executemany(sql.SEND, rows)
+        session.ring = True
+    return seen
+
+
 def _is_new(session: Session, queue: Queue, output: Output, lease: Lease | None, now: int) -> bool:
     if lease is None:
         return sqlite_keys.remember(session, queue.id, output.hop, None, now + sqlite_keys.PARENTLESS, now)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from sqspipes_mp.brokers import sqlite_complete, sqlite_leases, sqlite_queues, sqlite_take
-from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, QueueSpec, Received
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received
 from sqspipes_mp.brokers.sqlite_file import File
 from sqspipes_mp.brokers.sqlite_session import Session
 from sqspipes_mp.brokers.wake import Waiter
@@ -86,6 +86,15 @@ class SQLiteConnection:
         self._tidy()
         return stale
 
+    def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
+        """Send messages that have no input in one transaction; returns the places of those seen before, dropped."""
+        if not outputs:
+            return []
+        seen = self._file.write(lambda session: sqlite_complete.feed(session, outputs, keyed=keyed))
+        self._file.sync()
+        self._tidy()
+        return seen
+
     def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
         """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale."""
         if not handles:
@@ -101,6 +110,14 @@ class SQLiteConnection:
     def depth(self, queue: str) -> Depth:
         """Count one queue, exactly. Raises ``QueueMissing``."""
         return self._file.read(lambda session: sqlite_queues.depth(session, queue))
+
+    def bodies(self, queue: str) -> list[tuple[str, str]]:
+        """Return body and message id of every message of a queue, those in flight included, without receiving them."""
+        return self._file.read(lambda session: sqlite_queues.bodies(session, queue))
+
+    def address(self, queue: str) -> str:
+        """Return a queue's name, if it exists. Raises ``QueueMissing``."""
+        return self._file.read(lambda session: sqlite_queues.existing(session, queue))
 
     def purge(self, queues: Sequence[str]) -> None:
         """Remove all messages of these queues, and forget their hop ids; missing queues are fine."""

@@ -67,6 +67,19 @@ def depth(session: Session, name: str) -> Depth:
     return Depth(visible, in_flight, hidden - in_flight)
 
 
+def bodies(session: Session, name: str) -> list[tuple[str, str]]:
+    """Return body and message id of every message of a queue."""
+    session.refresh()
+    rows = session.db.execute(sql.BODIES, (session.queue(name).id,)).fetchall()
+    return [(body, str(seq)) for body, seq in rows]
+
+
+def existing(session: Session, name: str) -> str:
+    """Return the name of a queue that exists. Raises ``QueueMissing``."""
+    session.refresh()
+    return session.queue(name).name
+
+
 def empty(session: Session, names: Sequence[str], *, delete: bool) -> None:
     """Empty queues at once, keys included, by giving them a new number (inside a write transaction).
 

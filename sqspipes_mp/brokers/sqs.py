@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqs_calls import Calls, Clients
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
+from sqspipes_mp.brokers.sqs_fit import switched_off, target_of
+from sqspipes_mp.brokers.sqs_lean import Lean
 from sqspipes_mp.brokers.sqs_queues import Making, Queues
 from sqspipes_mp.brokers.sqs_values import (
     MAX_RETENTION,
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     import botocore.session
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 #: Seconds a call may wait for its answer; a long poll of 20 s gets 10 s more. A connection that a NAT gateway or load
 #: balancer has cut (they do after 350 s without traffic) is noticed after this long.
@@ -68,8 +73,9 @@ class SQS:
     ``endpoint_url``: http(s) URL of another endpoint, an emulator or a VPC endpoint. ``access_key`` with
     ``secret_key``: static credentials; without them boto3's own chain. ``session``: a callable that returns a
     ``boto3.Session``, called in each child (profiles, assumed roles). For queues created here: ``retention`` in
-    seconds (60 to 1,209,600, 14 days), ``kms_key`` (a key's id, ARN or alias) and ``tags``. Raises ``ConfigError``
-    for a value that cannot be right.
+    seconds (60 to 1,209,600, 14 days), ``kms_key`` (a key's id, ARN or alias) and ``tags``. ``lean=False``, or
+    SQSPIPES_MP_LEAN=0 in the environment: boto3 makes the hot calls, too. Raises ``ConfigError`` for
+    a value that cannot be right.
     """
 
     region: str | None = None
@@ -81,6 +87,7 @@ class SQS:
     retention: int = MAX_RETENTION
     kms_key: str | None = field(default=None, repr=False)
     tags: Mapping[str, str] | None = field(default=None, repr=False)
+    lean: bool = True
     _settle: float = field(default=60.0, init=False, repr=False)
     _purge_window: float = field(default=60.0, init=False, repr=False)
 
@@ -99,6 +106,8 @@ class SQS:
         check_retention(self.retention)
         check_kms_key(self.kms_key)
         self.tags = checked_tags(self.tags)
+        if not isinstance(self.lean, bool):
+            raise ConfigError("SQS(lean=)", self.lean, "True or False", "Leave it out: lean=False is for comparing")
 
     def check(self) -> None:
         """Find out what is wrong without asking anybody: region, profile, endpoint.
@@ -125,12 +134,14 @@ class SQS:
             if wallet is not None and patience is not None:
                 tend = partial(_share, session, wallet)
         else:
-            make, region = self._from_user(self.session)
+            make, region, session = self._from_user(self.session)
         hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
         poll = _or_config_error(lambda: make(_config(POLL_READ_TIMEOUT)))
         endpoint = str(hot.meta.endpoint_url)
-        clients = Clients(hot=hot, poll=poll, region=region, endpoint=endpoint, loopback=is_loopback(endpoint))
-        calls = Calls(clients, patience)
+        loopback = is_loopback(endpoint)
+        timeout = READ_TIMEOUT if patience is None else patience
+        clients = Clients(hot, poll, region, endpoint, loopback, timeout, POLL_READ_TIMEOUT)
+        calls = Calls(clients, patience, self._lean_path(hot, session, patience))
         making = Making(self.retention, self.kms_key, self.tags or {})
         connection = SqsConnection(calls, Queues(calls, making), tend)
         connection.settle = self._settle
@@ -181,7 +192,7 @@ class SQS:
 
     def _from_user(
         self, new_session: Callable[[], boto3.Session]
-    ) -> tuple[Callable[[botocore.config.Config], Any], str]:
+    ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
         session = new_session()
         if not callable(getattr(session, "client", None)):
             cure = "Write session=lambda: boto3.Session(profile_name=...)"
@@ -195,7 +206,23 @@ class SQS:
         def make(config: botocore.config.Config) -> Any:
             return session.client("sqs", region_name=region, endpoint_url=self.endpoint_url, config=config)
 
-        return make, region
+        # What is no boto3.Session has none, and keeps boto3 for all calls.
+        return make, region, getattr(session, "_session", None)
+
+    def _lean_path(self, client: Any, session: Any, patience: float | None) -> Lean | None:
+        import botocore.httpsession  # noqa: PLC0415
+
+        if not self.lean or switched_off():
+            return None
+        target = target_of(client, session, botocore.httpsession.get_cert_path(verify=True))
+        if isinstance(target, str):
+            logger.debug("boto3 makes all calls to %s: %s", client.meta.endpoint_url, target)
+            return None
+        return Lean(target, connect_timeout=CONNECT_TIMEOUT if patience is None else patience, tries=_tries(patience))
+
+
+def _tries(patience: float | None) -> int:
+    return 2 if patience is None else 1
 
 
 def _new_session() -> botocore.session.Session:
@@ -272,7 +299,7 @@ def _config(read_timeout: float, patience: float | None = None) -> botocore.conf
         parameter_validation=False,
         connect_timeout=CONNECT_TIMEOUT if patience is None else patience,
         read_timeout=read_timeout if patience is None else patience,
-        retries={"mode": "standard", "total_max_attempts": 2 if patience is None else 1},
+        retries={"mode": "standard", "total_max_attempts": _tries(patience)},
         max_pool_connections=10,
         tcp_keepalive=True,
     )

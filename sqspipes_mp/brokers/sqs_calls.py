@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqspipes_mp.brokers.sqs_errors import Fault, backoff, classify, explain, gives_up
+from sqspipes_mp.brokers.sqs_lean import OPERATIONS, Lean
+from sqspipes_mp.brokers.sqs_reply import Unsure
 from sqspipes_mp.errors import BrokerBusy, BrokerError
 
 logger = logging.getLogger("sqspipes_mp.brokers.sqs")
@@ -46,13 +48,17 @@ class Clients:
     region: str
     endpoint: str
     loopback: bool
+    #: Seconds each of the two waits for an answer.
+    hot_timeout: float = 10.0
+    poll_timeout: float = 30.0
 
 
 class Calls:
     """Makes calls, safe from several threads: retries, backs off, warns, and gives up where that is right."""
 
-    def __init__(self, clients: Clients, patience: float | None = None) -> None:
+    def __init__(self, clients: Clients, patience: float | None = None, lean: Lean | None = None) -> None:
         self.clients = clients
+        self._lean = lean
         self._patience = patience
         self.interrupted = threading.Event()
         self.closed = threading.Event()
@@ -139,9 +145,20 @@ class Calls:
         self.closed.set()
         self.clients.hot.close()
         self.clients.poll.close()
+        if self._lean is not None:
+            self._lean.close()
 
     def _once(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any] | Fault:
         try:
+            lean = self._lean
+            if lean is not None and operation in OPERATIONS:
+                timeout = self.clients.poll_timeout if client is self.clients.poll else self.clients.hot_timeout
+                try:
+                    return lean(operation, params, timeout)
+                except Unsure as why:
+                    logger.info("boto3 makes all calls to %s from here on: %s", self.clients.endpoint, why)
+                    self._lean = None
+                    lean.close()
             reply: dict[str, Any] = getattr(client, _METHODS[operation])(**params)
         except Exception as error:
             fault = classify(error)

@@ -13,7 +13,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, Completion, DeadLetter, Depth, Handle, QueueSpec, Received
+from sqspipes_mp.brokers.base import (
+    FAILURE_ATTRIBUTE,
+    Completion,
+    DeadLetter,
+    Depth,
+    Handle,
+    Output,
+    QueueSpec,
+    Received,
+)
 from sqspipes_mp.brokers.sqs_attributes import MAX_WAIT
 from sqspipes_mp.brokers.sqs_batches import (
     MAX_ENTRIES,
@@ -99,6 +108,11 @@ class SqsConnection:
                 on_sent(completion)
         return self._delete([c.input for c in done if c.last and c.input is not None], errors)
 
+    def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:  # noqa: ARG002  (the port's)
+        """Send messages that have no input; SQS does not tell which ones it dropped as duplicates."""
+        _raise(self._send([of_output(key, output) for key, output in enumerate(outputs)])[1])
+        return []
+
     def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:  # noqa: ARG002  (the port's)
         """Hide deliveries for ``seconds``, rounded up; ``charge`` means nothing to SQS."""
         stale, beyond, errors = self._change(handles, visibility(seconds))
@@ -118,6 +132,10 @@ class SqsConnection:
     def depth(self, queue: str) -> Depth:
         """Count one queue, approximately."""
         return self._queues.depth(queue)
+
+    def address(self, queue: str) -> str:
+        """Return a queue's URL. Raises ``QueueMissing``."""
+        return self._queues.url(queue)
 
     def purge(self, queues: Sequence[str]) -> None:
         """Empty queues; returns when the window in which SQS does so has passed."""

@@ -71,9 +71,12 @@ class Queues:
         return Depth(visible, in_flight, delayed)
 
     def purge(self, queues: Iterable[str]) -> None:
-        """Ask for queues to be emptied; SQS allows it once a minute and the calls wait that out."""
+        """Ask for queues to be emptied, missing ones are fine; SQS allows it once a minute, the calls wait that out."""
         for queue in queues:
-            self._calls("PurgeQueue", queue, {"QueueUrl": self.url(queue)})
+            try:
+                self._calls("PurgeQueue", queue, {"QueueUrl": self.url(queue)})
+            except QueueMissing:
+                logger.debug("queue %s was not there to purge", queue)
 
     def delete(self, queues: Iterable[str]) -> None:
         """Delete queues; missing ones are fine."""

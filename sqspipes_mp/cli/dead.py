@@ -29,7 +29,7 @@ Mover = Callable[[Pipeline, Broker, Collection[str] | None], Moved]
 def dead_list(flags: Namespace, _console: Console) -> Exit:
     """Show a line for each dead letter."""
     engine = _engine(flags)
-    found = survey(engine.pipeline, engine.broker, flags.stage)
+    found = survey(engine.whole, engine.broker, flags.stage)
     if flags.json:
         print(json.dumps([_plain(letter) for letter in found.letters], indent=2))
         return Exit.DONE
@@ -44,7 +44,7 @@ def dead_list(flags: Namespace, _console: Console) -> Exit:
 def dead_show(flags: Namespace, _console: Console) -> Exit:
     """Show all that is known of one dead letter. Raises ``ConfigError`` for an id that fits none or several."""
     engine = _engine(flags)
-    found = survey(engine.pipeline, engine.broker)
+    found = survey(engine.whole, engine.broker)
     ids = resolve_ids([letter.id for letter in found.letters], [flags.id], found.hidden)
     # SQS may have delivered, and so dead-lettered, one message twice.
     copies = [letter for letter in found.letters if letter.id in ids]
@@ -58,7 +58,7 @@ def dead_show(flags: Namespace, _console: Console) -> Exit:
 def dead_redrive(flags: Namespace, _console: Console) -> Exit:
     """Put dead letters back where they failed."""
     engine, ids = _engine(flags), _ids(flags)
-    moved = redrive(engine.pipeline, engine.broker, ids)
+    moved = redrive(engine.whole, engine.broker, ids)
     queues = Counter(letter.queue for letter in moved.letters)
     counts = ", ".join(f"{queue} {count:,}" for queue, count in queues.items())
     return _done(engine, moved, f"Put back {len(moved.letters):,}: {counts}.", "redrive")
@@ -68,7 +68,7 @@ def dead_discard(flags: Namespace, _console: Console) -> Exit:
     """Delete dead letters, after asking."""
     engine, ids = _engine(flags), _ids(flags)
     if not flags.yes:
-        found = survey(engine.pipeline, engine.broker)
+        found = survey(engine.whole, engine.broker)
         known = [letter.id for letter in found.letters]
         # What is asked about is what goes, not what has come meanwhile.
         ids = set(known) if ids is None else resolve_ids(known, ids, found.hidden)
@@ -77,7 +77,7 @@ def dead_discard(flags: Namespace, _console: Console) -> Exit:
             print(f"These dead letters will be deleted; {_place(engine)}:\n\n{_table(chosen)}\n", flush=True)
             if not _agreed(flags, "Delete them all?"):
                 return Exit.FAILED
-    moved = discard(engine.pipeline, engine.broker, ids)
+    moved = discard(engine.whole, engine.broker, ids)
     return _done(engine, moved, f"Deleted {len(moved.letters):,}.", "discard")
 
 

@@ -85,7 +85,7 @@ def _stats(engine: Engine) -> PipelineStats:
 
 def _announce(engine: Engine, verb: str, what: str) -> list[str]:
     """Print what will be touched; return the names of the queues that exist."""
-    stats, own = _stats(engine), engine.pipeline.queue_names()
+    stats, own = _stats(engine), engine.whole.queue_names()
     found = {queue.name: queue.depth for stage in stats.stages for queue in _queues(stage) if queue.depth is not None}
     names = [name for name in own if name in found]
     place = f"{stats.domain} on {stats.broker}"

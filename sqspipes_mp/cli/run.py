@@ -9,7 +9,9 @@ from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit
 from sqspipes_mp.cli.loading import load
 from sqspipes_mp.cli.options import run_options, task_names, worker_counts
+from sqspipes_mp.cli.table import table
 from sqspipes_mp.plan import Settings, make_plan
+from sqspipes_mp.runtimes import duration
 from sqspipes_mp.summary import Summary
 
 
@@ -33,8 +35,22 @@ def run(flags: Namespace, console: Console) -> Exit:
 
 
 def _exit(summary: Summary, console: Console, target: str) -> Exit:
+    console.say(f"{summary.reason} after {summary.seconds:.1f} s\n\n{summary_table(summary)}")
     if summary.reason != "drained" or not summary.dead:
         return Exit.DONE
     stages = ", ".join(f"{stage.name} {stage.dead}" for stage in summary.stages if stage.dead)
     console.fail(f"drained, but with dead-lettered messages: {stages}. See sqspipes-mp status {target}")
     return Exit.FAILED
+
+
+def summary_table(summary: Summary) -> str:
+    """Return what each stage did, a line each."""
+    columns = ("stage", "workers", "done", "failed", "dead", "retried", "busy", "p50", "p95")
+    rows = [
+        (
+            stage.name, stage.workers, stage.done, stage.failed, stage.dead, stage.retried,
+            f"{stage.busy:.0%}", duration(stage.p50), duration(stage.p95),
+        )
+        for stage in summary.stages
+    ]  # fmt: skip
+    return table(columns, rows)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.control import describe_death
+from sqspipes_mp.counting import mark, token
 from sqspipes_mp.errors import DecodeError
 from sqspipes_mp.failure import Failure, failure_text
 from sqspipes_mp.message import decode
@@ -28,7 +29,7 @@ def killed_letter(
     stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int, stack: str
 ) -> DeadLetter:
     """Return the letter for a message that took its worker with it for the last allowed time."""
-    error, why = _REASON.get(cause, ("WorkerLost", f"the worker died while it ran: {describe_death(exitcode)}"))
+    error, why = _reason(cause, exitcode)
     failure = Failure(
         error=error,
         text=why,
@@ -42,11 +43,27 @@ def killed_letter(
         failed_at=time.time(),
         source=lease.handle.queue,
     )
-    try:
-        hop = decode(body, lease.handle.message_id).parent
-    except DecodeError:
-        hop = lease.handle.message_id
+    hop = _ids(lease, body)[1]
     assert stage.dead is not None
     log.warning("%s: message %s is dead-lettered: %s", stage.name, lease.handle.message_id, why)
     text = failure_text(asdict(failure), len(body.encode("utf-8", "surrogatepass")))
     return DeadLetter(lease.handle, stage.dead, body, hop, text, lease.group)
+
+
+def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int) -> dict[str, object]:
+    """Return what the caller of ``map`` is told of such a message."""
+    root, hop = _ids(lease, body)
+    error, why = _reason(cause, exitcode)
+    return {"token": token(root), "hop": mark(hop), "error": error, "why": why, "stage": stage.name, "worker": pid}
+
+
+def _reason(cause: Cause, exitcode: int) -> tuple[str, str]:
+    return _REASON.get(cause, ("WorkerLost", f"the worker died while it ran: {describe_death(exitcode)}"))
+
+
+def _ids(lease: Lease, body: str) -> tuple[str, str]:
+    try:
+        message = decode(body, lease.handle.message_id)
+    except DecodeError:
+        return lease.handle.message_id, lease.handle.message_id
+    return message.id, message.parent

@@ -21,7 +21,7 @@ from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.errors import BrokerBusy
 from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
-from sqspipes_mp.keeper.killed import killed_letter
+from sqspipes_mp.keeper.killed import killed_header, killed_letter
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.pipeline import Stage
@@ -232,6 +232,8 @@ class Keeper:
         body = region.body(lease, self._plan.calls)
         # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.
         if attempt >= stage.task.max_attempts and body is not None and stage.dead is not None:
+            if self._plan.counted:
+                self._channel.send(Kind.BURIED, killed_header(stage, lease, body, cause, exitcode, pid))
             self._connection.dead_letter([killed_letter(stage, lease, body, cause, exitcode, pid, region.stack)])
             self._board.add_stage(stage.index, KEEPER_DEAD, 1)
             return

@@ -27,8 +27,8 @@ from sqspipes_mp.errors import BootError, RestartLimit, SqsPipesError
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import S_READY, STATE, Scoreboard
-from sqspipes_mp.summary import StageSummary, summarize
+from sqspipes_mp.scoreboard import S_BOOTING, STATE, Scoreboard
+from sqspipes_mp.summary import summarize
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
 from sqspipes_mp.supervisor.outcome import Outcome
@@ -74,6 +74,8 @@ class Supervisor:
         self._quitting = False
         self._out_of_time = False
         self._keeper_failures = 0
+        #: Whether the caller waits for every queue to be empty (map).
+        self._watching = False
         self._began = time.monotonic()
 
     def run(self) -> Outcome:
@@ -97,7 +99,7 @@ class Supervisor:
                 lines.close()
         seconds = time.monotonic() - self._began
         summary = summarize(self._plan, self._board, self._reason, seconds)
-        log.info("stopped (%s) after %.1f s: %s", self._reason, seconds, _counts(summary.stages))
+        log.info("stopped (%s) after %.1f s: %s", self._reason, seconds, "; ".join(map(str, summary.stages)))
         return Outcome(summary, self._report, self._error, self._signal)
 
     def _turn(self) -> None:
@@ -120,7 +122,7 @@ class Supervisor:
     def _start_keeper(self) -> None:
         keeper = self._crew.start_keeper(time.monotonic())
         self._lines.adopt(keeper, lambda: self._keeper_died(keeper), lambda frame: self._on_keeper(keeper, frame))
-        if self._crew.keeper_booted and self._plan.until is not None:
+        if self._crew.keeper_booted and (self._watching or self._plan.until is not None):
             self._lines.tell(keeper.channel, Kind.WATCH)
         if self._quitting:
             self._lines.tell(keeper.channel, Kind.QUIT)
@@ -142,8 +144,13 @@ class Supervisor:
             self._keeper_failures = 0
             if not self._crew.keeper_booted:
                 self._keeper_booted(keeper)
+        elif frame.kind is Kind.DRAINED and self._plan.counted:
+            self._watching = False
+            self._pass_on(frame, keeper)
         elif frame.kind is Kind.DRAINED:
             self._drain("drained")
+        elif frame.kind is Kind.BURIED:
+            self._pass_on(frame, keeper)
         elif frame.kind in {Kind.FAULT, Kind.FAILED}:
             # The next one would be refused too.
             self._out_of_time = self._out_of_time or self._crew.keeper_booted
@@ -153,7 +160,7 @@ class Supervisor:
 
     def _keeper_booted(self, keeper: Child) -> None:
         self._crew.keeper_booted = True
-        if self._plan.until is not None:
+        if self._watching or self._plan.until is not None:
             self._lines.tell(keeper.channel, Kind.WATCH)
         if self._shutdown is None:
             for place in self._crew.places:
@@ -168,8 +175,8 @@ class Supervisor:
             place.boot_report = Report.from_bytes(frame.blob)
         elif frame.kind in {Kind.FAILED, Kind.FAULT}:
             self._fail(Report.from_bytes(frame.blob))
-        elif frame.kind is Kind.RESULT and self._caller is not None:
-            self._lines.tell(self._caller, Kind.RESULT, {**frame.header, "pid": child.pid}, frame.blob)
+        elif frame.kind in {Kind.RESULT, Kind.STEP, Kind.BURIED}:
+            self._pass_on(frame, child)
         elif frame.kind is Kind.STOPPED:
             child.stopped = True
         elif frame.kind is Kind.ENDED:
@@ -178,6 +185,10 @@ class Supervisor:
             log.info("%s (pid %d) is being replaced: %s", self._crew.name(place), child.pid, frame.header.get("reason"))
         elif frame.kind is Kind.BYE:
             child.leaving_since = time.monotonic()
+
+    def _pass_on(self, frame: Frame, child: Child) -> None:
+        if self._caller is not None:
+            self._lines.tell(self._caller, frame.kind, {**frame.header, "pid": child.pid}, frame.blob)
 
     def _on_caller(self) -> None:
         assert self._caller is not None
@@ -189,6 +200,9 @@ class Supervisor:
             elif frame.kind is Kind.DRAIN:
                 self._signal = frame.header.get("signal")
                 self._drain(str(frame.header.get("reason", "closed")))
+            elif frame.kind is Kind.WATCH:
+                self._watching = True
+                self._crew.tell_keeper(Kind.WATCH)
             elif frame.kind is Kind.QUIT:
                 self._hasten()
         if self._caller.eof:
@@ -303,8 +317,8 @@ class Supervisor:
             place.restart_at = None
             if place.child is None:
                 continue
-            if place.child.ready or self._board.get(place.slot, STATE) == S_READY:
-                # Its READY may still be on the way, and a source has made something by then.
+            if place.child.ready or self._board.get(place.slot, STATE) != S_BOOTING:
+                # Its READY may still be on the way, and a source has made something by then, or is even through.
                 self._lines.tell(place.child.channel, Kind.DRAIN)
             else:
                 # It holds nothing yet, and its init may take long.
@@ -353,12 +367,3 @@ class Supervisor:
                 place.stack.close()
                 place.stack = None
         self._crew.keeper = None
-
-
-def _counts(stages: tuple[StageSummary, ...]) -> str:
-    return ", ".join(
-        f"{stage.name} {stage.done} done"
-        + (f", {stage.failed} failed" if stage.failed else "")
-        + (f", {stage.dead} dead" if stage.dead else "")
-        for stage in stages
-    )

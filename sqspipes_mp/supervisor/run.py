@@ -13,8 +13,10 @@ from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Channel, Kind, ParentChannel, ParentGone
+from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.lifeline import Birth, begin
+from sqspipes_mp.numeric import environment, prepare
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.supervisor.crew import Mains
@@ -26,27 +28,56 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 
 
 def supervise(
-    plan: RunPlan, broker: Broker, mains: Mains, context: Any, wakeup: Wakeup, caller: ParentChannel | None = None
+    plan: RunPlan,
+    broker: Broker,
+    board: Scoreboard,
+    mains: Mains,
+    context: Any,
+    wakeup: Wakeup,
+    caller: ParentChannel | None = None,
 ) -> Outcome:
-    """Run the plan to its end in this process."""
-    names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
-    log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, context.get_start_method())
-    if context.get_start_method() == "fork":
-        broker.warm()
-    board = Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls)
+    """Run the plan to its end in this process; closes the board's descriptor."""
     try:
-        return Supervisor(plan, broker, board, context, mains, wakeup, caller).run()
+        return _supervise(plan, broker, board, mains, context, wakeup, caller)
     finally:
         board.close()
 
 
-def supervisor_main(birth: Birth, plan: RunPlan, broker: Broker, mains: Mains, method: str) -> None:
+def _supervise(
+    plan: RunPlan,
+    broker: Broker,
+    board: Scoreboard,
+    mains: Mains,
+    context: Any,
+    wakeup: Wakeup,
+    caller: ParentChannel | None,
+) -> Outcome:
+    names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
+    log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, context.get_start_method())
+    threads = plan.numeric_threads
+    fresh: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if context.get_start_method() == "fork":
+        broker.warm()
+        prepare(threads, cpus())
+    else:
+        # Fresh processes import the user's module, and numeric libraries with it, before any code of ours.
+        fresh = environment(threads)
+    with fresh:
+        return Supervisor(plan, broker, board, context, mains, wakeup, caller).run()
+
+
+def new_board(plan: RunPlan) -> Scoreboard:
+    """Return a fresh scoreboard for a run; made by the caller, which may look at it meanwhile."""
+    return Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls)
+
+
+def supervisor_main(birth: Birth, plan: RunPlan, broker: Broker, board: Scoreboard, mains: Mains, method: str) -> None:
     """Supervise in a process of its own, for a caller that iterates; its last word is the outcome."""
     begin(birth)
     wakeup = Wakeup()
     channel = ParentChannel(birth.sock)
     try:
-        outcome = supervise(plan, broker, mains, multiprocessing.get_context(method), wakeup, channel)
+        outcome = supervise(plan, broker, board, mains, multiprocessing.get_context(method), wakeup, channel)
         blob = pickle.dumps(outcome)
     finally:
         wakeup.close()

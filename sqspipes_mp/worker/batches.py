@@ -117,7 +117,7 @@ class Batches:
         if len(members) == 1:
             runner.process(members[0])
             return
-        if not self._caller.pace():
+        if not self._caller.pace(self._bench.outbox.hurry):
             runner.back += members
             return
         line = _Line(self._runner, fifo=station.fifo)

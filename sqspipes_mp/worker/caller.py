@@ -39,18 +39,24 @@ class Caller:
     def task(self) -> Task:
         return self._task
 
-    def pace(self) -> bool:
-        """Wait for this stage's turn, if it has an interval; False: the run ends first."""
+    def pace(self, idle: Callable[[], None]) -> bool:
+        """Wait for this stage's turn, if it has an interval; False: the run ends first.
+
+        ``idle`` is called before a wait in which nothing would come to fill a batch.
+        """
         station = self._station
         if not self._paced:
             return True
         wait = self._reserve() / 1e9
+        if wait > station.connection.linger:
+            idle()
         return not (station.no_more if station.stage.is_source else station.full_stop).wait(wait)
 
     def _reserve(self) -> int:
         """Take the stage's next turn; return in how many nanoseconds it is."""
         now = time.monotonic_ns()
-        return max(0, self._station.board.reserve_call(self._station.stage.index, now, self._gap) - now)
+        turn = self._station.board.reserve_call(self._station.stage.index, now, self._gap)
+        return max(0, turn - now)
 
     def call(self, *values: Any) -> Any:
         """Call the function with what precedes its ``args``; time it."""
@@ -61,7 +67,10 @@ class Caller:
         finally:
             self._check_line()
             self._running_since(0)
-            self._spent(time.monotonic_ns() - started)
+            spent = time.monotonic_ns() - started
+            self._spent(spent)
+            if not self._task.is_generator:
+                self._took(spent)
 
     def next_of(self, iterator: Any, since: int | None = None) -> Any:
         """Take the next value of a generator; time it as a call.
@@ -75,9 +84,18 @@ class Caller:
             return next(iterator)
         finally:
             self._check_line()
+            now = time.monotonic_ns()
             if since is None:
                 self._running_since(0)
-            self._busy(time.monotonic_ns() - started)
+                self._took(now - started)
+            self._busy(now - started)
+
+    def took(self, since: int) -> None:
+        """Count a message's generator that is through; it began at ``since``, monotonic ns."""
+        self._took(time.monotonic_ns() - since)
+
+    def _took(self, nanoseconds: int) -> None:
+        self._station.board.took(self._station.slot, nanoseconds)
 
     def ended(self) -> None:
         """Say that no call runs any more (a message's generator is through)."""

@@ -43,6 +43,10 @@ class SharedCaller(Caller):
                 self._since.pop(me, None)
             super()._running_since(min(self._since.values(), default=0))
 
+    def _took(self, nanoseconds: int) -> None:
+        with self._lock:
+            super()._took(nanoseconds)
+
     def _busy(self, nanoseconds: int) -> None:
         with self._lock:
             super()._busy(nanoseconds)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from sqspipes_mp.brokers.base import Received
+from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, RECEIVED
-from sqspipes_mp.worker.outbox import GiveBack, Outbox
+from sqspipes_mp.worker.outbox import Done, GiveBack, Outbox
 from sqspipes_mp.worker.prefetch import LONG, ask
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.station import Delivery, Station
@@ -106,6 +106,10 @@ class Intake(threading.Thread):
             # decode= is the user's, so anything may come: the body is what fails, not the worker.
             shell = Message(None, {}, received.handle.message_id, received.handle.message_id, 0)
             self._outbox.bury(Delivery(received, shell, lease, failed, until), error)
+            return None
+        if message.value is None and station.stage.task.decode is not None:
+            # decode= says that there is nothing in it for the task (a test event, say): deleted without a call.
+            self._outbox.put(Done(Completion(received.handle), Delivery(received, message, lease, failed, until)))
             return None
         return Delivery(received, message, lease, failed, until, station.is_suspect(received))
 

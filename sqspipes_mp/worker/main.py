@@ -9,6 +9,7 @@ from functools import partial
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.lifeline import begin, orphaned
+from sqspipes_mp.numeric import settle
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.worker.batches import BatchCaller, Batches, Gathering
@@ -38,6 +39,7 @@ def worker_main(orders: Assignment) -> None:
     board.put(slot, STATE, S_BOOTING)
     try:
         settings = orders.plan.settings
+        settle(orders.plan.numeric_threads)
         if settings.setup is not None:
             settings.setup()
         station = Station(orders, orders.broker.open(wallet=board.wallet), channel)

@@ -6,7 +6,9 @@ Nothing is deleted before its outputs were accepted; that order is the library's
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -15,7 +17,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle
+from sqspipes_mp.control import Kind
+from sqspipes_mp.counting import mark, token
 from sqspipes_mp.region import LeaseState
+from sqspipes_mp.report import pack_exception
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, HOLDING, RETRIED, SENT
 from sqspipes_mp.task import TaskCallback
@@ -38,6 +43,8 @@ class Done:
     callbacks: tuple[TaskCallback, ...] = ()
     calls: int = 0
     ended: bool = False
+    #: What the caller of ``map`` is to be told before it is carried away: token, hop, children.
+    step: tuple[str, int, list[int]] | None = None
     at: float = field(default_factory=time.monotonic)
 
 
@@ -111,6 +118,11 @@ class Outbox:
             self._station.stage.name, received.handle.message_id, delivery.attempt, type(error).__name__,
             message_of(error),
         )  # fmt: skip
+        if self._station.orders.plan.counted:
+            stage, received = self._station.stage.name, delivery.received
+            report = pack_exception(error, stage=stage, pid=os.getpid(), message_id=received.handle.message_id)
+            header = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
+            self._station.say(Kind.BURIED, header, report.to_bytes())
         self.put(Bury(delivery, letter))
 
     def hurry(self) -> None:
@@ -199,6 +211,8 @@ class Outbox:
         station = self._station
         if station.fifo:
             batch = [item for item in batch if self._still_ours(item)]
+        if steps := [item.step for item in batch if item.step is not None]:
+            station.say(Kind.STEP, {}, json.dumps(steps).encode())
         by_completion = {id(item.completion): item for item in batch}
 
         def sent(completion: Completion) -> None:

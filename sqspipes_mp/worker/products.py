@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sqspipes_mp.brokers.base import Output
 from sqspipes_mp.errors import OutputError
+from sqspipes_mp.fifo_group import group_name
 from sqspipes_mp.message import Encoder, Message, clamp_priority, hop_id, outgoing_meta
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.task import EmptyTaskOutput, TaskCallback
-
-#: What a FIFO group may be (Amazon SQS API Reference, SendMessage: MessageGroupId).
-_GROUP = re.compile(r"[A-Za-z0-9!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]{1,128}")
 
 DROPPED = object()
 
@@ -90,10 +86,4 @@ class Products:
         return Output(stage.outputs[level], body, hop, self._group(value, hop) if self._fifo else None)
 
     def _group(self, value: Any, hop: str) -> str:
-        if self._stage.next_group is None:
-            return hop
-        group = str(self._stage.next_group(value))
-        if _GROUP.fullmatch(group):
-            return group
-        # Any text may be a key; SQS allows 128 characters of ASCII letters, digits and punctuation.
-        return hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest()
+        return hop if self._stage.next_group is None else group_name(self._stage.next_group(value))

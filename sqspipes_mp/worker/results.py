@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from sqspipes_mp.control import Kind
 from sqspipes_mp.errors import OutputError
 from sqspipes_mp.worker.outbox import Done, Outbox
 from sqspipes_mp.worker.station import Station
-
-#: Values one worker may have on the way; its function waits when the caller is slower.
-WINDOW = 16
 
 
 class Results:
@@ -21,6 +20,8 @@ class Results:
     def __init__(self, station: Station, outbox: Outbox) -> None:
         self._station = station
         self._outbox = outbox
+        # Values that may be on the way; the function waits when the caller is slower.
+        self._window = math.inf if station.orders.plan.window is None else station.orders.plan.window
         self._waiting: dict[int, Done] = {}
         self._left: dict[int, int] = {}
         self._owner: dict[int, int] = {}
@@ -38,10 +39,13 @@ class Results:
                 f"cannot go to the caller of run(iterate=True): {error}. Return plain data"
             ) from error
 
-    def send(self, done: Done, blobs: list[tuple[str, bytes]]) -> bool:
-        """Hand the values of one call to the caller, each with its id; False: the run ends, they were not sent."""
+    def send(self, done: Done, blobs: list[tuple[str, bytes]], header: Mapping[str, object] | None = None) -> bool:
+        """Hand the values of one call to the caller, each with its id; False: the run ends, they were not sent.
+
+        ``header``: what else is said with each (map: which message of which value it comes of).
+        """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._owner) < WINDOW or self._station.full_stop.is_set())
+            self._changed.wait_for(lambda: len(self._owner) < self._window or self._station.full_stop.is_set())
             if self._station.full_stop.is_set():
                 return False
             key = self._next
@@ -50,8 +54,11 @@ class Results:
             numbers = range(key, key + len(blobs))
             self._next += len(blobs)
             self._owner.update(dict.fromkeys(numbers, key))
+        extra = header or {}
         for number, (ident, blob) in zip(numbers, blobs, strict=True):
-            self._station.say(Kind.RESULT, {"number": number, "id": ident}, blob)
+            self._station.say(
+                Kind.RESULT, {**extra, "number": number, "id": ident, "last": number == numbers[-1]}, blob
+            )
         return True
 
     def acknowledge(self, number: int) -> None:

@@ -10,11 +10,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.control import Kind
+from sqspipes_mp.counting import mark, token
 from sqspipes_mp.current import set_current
 from sqspipes_mp.region import LeaseState
 from sqspipes_mp.report import pack_exception
@@ -51,6 +52,9 @@ class Runner:
         self._charged: list[Delivery] = []
         self._recycling = False
         self._sharing = threading.Lock()
+        self._counted = station.orders.plan.counted
+        #: What the running messages have become so far, by their leases (map).
+        self._children: dict[int, list[int]] = {}
         station.left = _lifetime(station.stage.task.max_tasks_per_worker)
 
     def run(self, serve: Callable[[], None] | None = None) -> None:
@@ -86,7 +90,7 @@ class Runner:
             # It was somebody else's before it began here: nothing of it may happen twice because of us.
             self.lost(delivery)
             return False
-        if not self._caller.pace():
+        if not self._caller.pace(self._outbox.hurry):
             self.back.append(delivery)
             return False
         self.begins(1)
@@ -112,6 +116,7 @@ class Runner:
         """Take what a batch gave for one of its messages; False: an exception, or nothing that can be sent."""
         try:
             if not isinstance(value, BaseException):
+                self._children[delivery.lease] = []
                 self._finish(delivery, *self._single(delivery, value))
                 return True
             error = value
@@ -151,6 +156,7 @@ class Runner:
             self._outbox.put(GiveBack(tuple(deliveries), 0.0))
 
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
+        self._children[delivery.lease] = []
         value = self._caller.call(delivery.message.value)
         if self._caller.task.is_generator:
             return self._stream(delivery, value)
@@ -173,6 +179,7 @@ class Runner:
             try:
                 value = self._caller.next_of(generator, began)
             except StopIteration:
+                self._caller.took(began)
                 return products, Completion(handle, tuple(outputs))
             product = self._products.make(value, message, message.parent, index)
             index += 1
@@ -188,6 +195,7 @@ class Runner:
                         raise _LeaseLost
                 if self._station.connection.complete([Completion(handle, tuple(outputs), last=False)]):
                     raise _LeaseLost
+                self._count(delivery, outputs)
                 outputs.clear()
 
     def _finish(self, delivery: Delivery, products: list[Product], completion: Completion) -> None:
@@ -204,10 +212,20 @@ class Runner:
         station.region.set_state(delivery.lease, LeaseState.DONE)
         callbacks: tuple[TaskCallback, ...] = tuple(item.callback for item in products if item.callback is not None)
         done = Done(completion, delivery, callbacks)
+        self._count(delivery, completion.outputs)
+        message = delivery.message
         if not blobs or self._results is None:
+            if self._counted:
+                done.step = (token(message.id), mark(message.parent), self._children.pop(delivery.lease))
             self._outbox.put(done)
-        elif not self._results.send(done, blobs):
+        elif not self._results.send(
+            done, blobs, {"token": token(message.id), "hop": mark(message.parent)} if self._counted else None
+        ):
             self.back.append(delivery)
+
+    def _count(self, delivery: Delivery, outputs: Sequence[Output]) -> None:
+        if self._counted:
+            self._children.setdefault(delivery.lease, []).extend([mark(output.hop) for output in outputs])
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         station, task = self._station, self._caller.task

@@ -65,7 +65,7 @@ class Source:
         """Call the function for ever."""
         rest, failures, done, idle = 0.0, 0, 0, 0.0
         most = self._caller.task.max_tasks_per_worker
-        while not self._station.no_more.wait(rest) and self._caller.pace():
+        while not self._station.no_more.wait(rest) and self._caller.pace(self._outbox.hurry):
             self._bench.run_callbacks()
             try:
                 value = self._caller.call()
@@ -99,7 +99,7 @@ class Source:
         except BaseException as error:
             self._end_with(error)
             return
-        while not station.no_more.is_set() and self._caller.pace():
+        while not station.no_more.is_set() and self._caller.pace(self._outbox.hurry):
             self._bench.run_callbacks()
             try:
                 value = self._caller.next_of(values)

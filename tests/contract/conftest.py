@@ -96,9 +96,9 @@ def dead_of(queue: str) -> str:
     return queue.removesuffix(".fifo") + "--dead" + (".fifo" if queue.endswith(".fifo") else "")
 
 
-def sqs_at(url: str) -> SQS:
+def sqs_at(url: str, *, lean: bool = True) -> SQS:
     """Return SQS at an endpoint of this machine, with the waits of the real service cut short."""
-    broker = SQS("us-east-1", endpoint_url=url, access_key="testing", secret_key="testing")
+    broker = SQS("us-east-1", endpoint_url=url, access_key="testing", secret_key="testing", lean=lean)
     broker._settle = 0.1
     broker._purge_window = 0.0
     return broker
@@ -151,19 +151,23 @@ def moto(moto_url: str) -> Iterator[Bench]:
         yield bench
 
 
-@pytest.fixture(params=["sqlite", "moto", "standin", *OTHERS])
+@pytest.fixture(params=["sqlite", "moto", "standin", "standin by boto3", *OTHERS])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     match request.param:
         case "sqlite":
             broker: Broker = SQLite(str(tmp_path / "queues.db"))
         case "moto":
             broker = sqs_at(request.getfixturevalue("moto_server_url"))
-        case "standin":
-            broker = sqs_at(request.getfixturevalue("standin_url"))
+        case "standin" | "standin by boto3":
+            broker = sqs_at(request.getfixturevalue("standin_url"), lean=request.param == "standin")
         case url:
             broker = sqs_at(url)
-    with opened(request.param, broker) as bench:
+    with opened(request.param.removesuffix(" by boto3"), broker) as bench:
+        if isinstance(broker, SQS):
+            assert (bench.connection._calls._lean is not None) is broker.lean
         yield bench
+        if isinstance(broker, SQS):
+            assert (bench.connection._calls._lean is not None) is broker.lean, "fell back"
 
 
 @pytest.fixture(params=[False, True], ids=["standard", "fifo"])

@@ -65,12 +65,20 @@ def test_deleted_queue_is_missing(bench: Bench, fifo: bool) -> None:
         bench.connection.depth(queue)
 
 
+def test_an_address_is_the_queues_url_or_name(bench: Bench, fifo: bool) -> None:
+    queue = bench.queue(fifo=fifo)
+    assert bench.connection.address(queue).rpartition("/")[2] == queue
+    bench.connection.delete([queue])
+    with pytest.raises(QueueMissing):
+        bench.connection.address(queue)
+
+
 def test_purge_empties_exactly_these(bench: Bench) -> None:
     purged, kept = bench.queue(), bench.queue()
     bench.send(purged, "1", "2", "3")
     bench.send(kept, "kept")
     bench.receive(purged)
-    bench.connection.purge([purged])
+    bench.connection.purge(["never-made", purged])
     assert bench.connection.depth(purged).empty
     assert bench.connection.depth(kept).visible == 1
 

@@ -27,10 +27,11 @@ def server() -> Iterator[StandIn]:
         yield server
 
 
-@pytest.fixture
-def connection(server: StandIn) -> Iterator[SqsConnection]:
-    connection = sqs_at(server.url).open()
+@pytest.fixture(params=[True, False], ids=["lean", "boto3"])
+def connection(server: StandIn, request: pytest.FixtureRequest) -> Iterator[SqsConnection]:
+    connection = sqs_at(server.url, lean=request.param).open()
     yield connection
+    assert (connection._calls._lean is not None) is request.param
     connection.close()
 
 

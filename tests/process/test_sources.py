@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import Reject, Retry, Task
+from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from tests.gates import Background, Gate, Log, alive, direct_children, engine_at, eventually, kill, values
 
 
@@ -227,3 +228,15 @@ def test_a_source_elsewhere_is_waited_for(db: Path, log: Log, gate: Gate) -> Non
         eventually(lambda: "work" in log.lines())
         here.stop()
     assert run.summary.reason == "stopped"
+
+
+def every_hour() -> str:
+    return "made"
+
+
+def test_what_a_paced_source_made_does_not_wait_for_company(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes to fill its batch before the next turn."""
+    monkeypatch.setattr(SQLiteConnection, "linger", 1000.0)
+    engine = engine_at(db, [Task(every_hour, interval=3600), sink], start_method="fork")
+    with engine.run(iterate=True) as results:
+        assert next(results) == "made"

@@ -135,7 +135,11 @@ def test_a_drained_run_is_done(cli: Cli, target: str) -> None:
     result = cli("run", target, "--until", "drained", "--log-level", "critical")
     assert (result.returncode, values(result)) == (0, [0, 2, 4, 6, 8])
     lines = result.stderr.splitlines()
-    assert len(lines) == 1
+    assert [line.split()[:6] for line in lines[4:]] == [
+        ["numbers", "1", "5", "0", "0", "0"], ["double", "2", "5", "0", "0", "0"], ["tell", "1", "5", "0", "0", "0"],
+    ]  # fmt: skip
+    assert "drained after" in lines[1]
+    assert lines[3].split() == ["stage", "workers", "done", "failed", "dead", "retried", "busy", "p50", "p95"]
     for part in ("words on", "w.db", "numbers x1, double x2, tell x1"):
         assert part in lines[0]
 

@@ -1,5 +1,7 @@
 """Every code example of the README runs as it stands, and what it says of commands is true."""
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -9,6 +11,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+from sqspipes_mp import SQLite
+from sqspipes_mp.brokers.base import Output, QueueSpec
 
 _ROOT = Path(__file__).parents[2]
 _README = (_ROOT / "README.rst").read_text()
@@ -27,7 +32,12 @@ def _run(tmp_path, name, *args, env=None):
     environ = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
     environ.pop("SQSPIPES_DOMAIN", None)
     return subprocess.Popen(
-        [sys.executable, name, *args], cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, name, *args],
+        cwd=tmp_path,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -37,7 +47,9 @@ def _finish(process):
 
 
 def test_every_python_block_has_a_name_and_a_test_here():
-    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "test_words.py", "titles.py", "vectors.py"}
+    assert set(_BLOCKS) == {
+        "words.py", _DEMO, "ends.py", "feed.py", "primes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py",
+    }  # fmt: skip
 
 
 def _read_words(process, count):
@@ -91,6 +103,34 @@ def test_the_examples_of_threads_and_batches_end(tmp_path, example, printed):
     assert (status, err, out.split()) == (0, "", [printed])
 
 
+def test_the_feeding_example_drops_known_keys(tmp_path):
+    status, out, err = _finish(_run(tmp_path, "feed.py"))
+    assert (status, err) == (0, "")
+    lines = out.split()
+    # The workers and the program share standard output: only what each of them wrote is in order.
+    assert sorted(lines) == sorted(["1000", "1", "1002", "144", *(str(n * n) for n in range(1001))])
+
+
+def test_the_finite_job_is_done_once(tmp_path):
+    assert _finish(_run(tmp_path, "primes.py")) == (0, "168 [2, 3, 5, 7, 11]\n", "")
+    assert _finish(_run(tmp_path, "primes.py")) == (0, "0 []\n", "")
+
+
+def test_the_example_of_a_queue_of_others_takes_s3_events(tmp_path):
+    db = tmp_path / "s3.db"
+    broker = SQLite(db)
+    broker.check()
+    record = {"s3": {"object": {"key": "a+b.txt"}}}
+    with contextlib.closing(broker.open()) as connection:
+        connection.ensure([QueueSpec(name="my-bucket-events", fifo=False, visibility=30)], create=True)
+        events = [{"Event": "s3:TestEvent"}, {"Records": [record, record]}]
+        connection.feed([Output("my-bucket-events", json.dumps(event), str(event)) for event in events], keyed=False)
+    process = _run(tmp_path, "uploads.py", env={"SQSPIPES_BROKER": f"sqlite:///{db}"})
+    assert [process.stdout.readline() for _ in range(2)] == ["a b.txt 7\n"] * 2
+    process.send_signal(signal.SIGTERM)
+    assert _finish(process) == (0, "", "")
+
+
 def test_the_test_example_passes(tmp_path):
     assert _finish(_run(tmp_path, "test_words.py"))[0] == 0
 
@@ -106,7 +146,7 @@ def test_every_option_of_engine_and_task_is_in_the_tables():
 
     from sqspipes_mp import Engine, Task
 
-    hidden = {"self", "tasks", "method", "input", "decode"}
+    hidden = {"self", "tasks", "method"}
     for callee in (Engine, Task):
         for name in inspect.signature(callee.__init__).parameters:
             assert name in hidden or f"``{name}``" in _README, name

@@ -8,6 +8,7 @@ import pytest
 from sqspipes_mp.message import Encoder, decode
 from sqspipes_mp.pipeline import build
 from sqspipes_mp.task import Task
+from sqspipes_mp.worker.products import Products
 
 RECORDS = [
     json.loads(line) for line in (Path(__file__).parents[1] / "wire" / "sqspipes-0.3.3.jsonl").read_text().splitlines()
@@ -69,3 +70,33 @@ def test_queue_names_are_the_recorded_ones(fifo):
         stage = pipeline.stage(record["stage"])
         assert stage.outputs[record["run_priority"]] == record["queue"]
         assert record["queue"] in pipeline.stages[stage.index + 1].inputs
+
+
+@pytest.mark.parametrize("levels", [1, 3, 16])
+@pytest.mark.parametrize("fifo", [True, False])
+def test_what_we_make_of_a_recorded_message_is_as_sqspipes_reads_it(fifo, levels):
+    """sqspipes runs fn(payload["value"]), hands payload["meta"] on, and sends to out_queues[meta["priority"]]."""
+    pipeline = build([Task(gen, priorities=3), Task(step, priorities=levels), sink], domain="rec", fifo=fifo, visibility=60)
+    stage = pipeline.stage("step")
+    products = Products(stage, fifo=fifo, ignore_none=False, priority=0, json_default=None)
+    hops = set()
+    for number, record in enumerate(RECORDS):
+        body = json.loads(record["body"])
+        body["meta"]["x-mine"] = {"kept": number}
+        message = decode(json.dumps(body), f"id-{number}")
+        output = products.make(message.value, message, message.parent, 0).output
+        payload = json.loads(output.body)
+        assert payload["value"] == body["value"]
+        level = min(record["run_priority"], levels - 1)
+        assert payload["meta"] == {"priority": level, "x-mine": {"kept": number}, "id": f"id-{number}", "hop": output.hop}
+        assert list(stage.outputs)[payload["meta"]["priority"]] == output.queue
+        assert output.group == (output.hop if fifo else None)
+        hops.add(output.hop)
+    assert len(hops) == len(RECORDS)
+
+
+def test_the_record_shows_one_group_and_a_new_deduplication_id_each_time():
+    fifo = [r for r in RECORDS if r["fifo"]]
+    assert {r["group"] for r in fifo} == {"-"}
+    assert len({r["dedup"] for r in fifo}) == len(fifo)
+    assert all("group" not in r and "dedup" not in r for r in RECORDS if not r["fifo"])

@@ -1,0 +1,61 @@
+"""Queues to run an engine over: a temporary SQLite file, or the stand-in for SQS; and filling them beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqspipes_mp import SQS, Engine, SQLite
+from sqspipes_mp.brokers.base import Broker, Completion, Output
+
+#: Latency of each request to the stand-in, milliseconds: about that of SQS within a region.
+LATENCY_MS = 5.0
+#: Outputs in one completion.
+_BATCH = 500
+
+
+@contextlib.contextmanager
+def brokers(kind: str, latency_ms: float = LATENCY_MS) -> Iterator[Callable[[], Broker]]:
+    """Yield a function that returns a fresh broker without queues: ``kind`` is "sqlite" or "sqs"."""
+    with contextlib.ExitStack() as stack:
+        if kind == "sqlite":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sqspipes-mp-bench-")))
+            numbers = iter(range(1_000_000))
+            yield lambda: SQLite(folder / f"{next(numbers)}.db")
+            return
+        try:
+            from tests.standin import standin  # noqa: PLC0415  (only in a checkout)
+        except ImportError:
+            raise SystemExit("--broker sqs needs the stand-in in tests/standin: run it from a checkout") from None
+        sqs = stack.enter_context(standin(latency_ms=latency_ms, ledger=0))
+
+        def fresh() -> Broker:
+            sqs.reset()
+            return SQS("us-east-1", endpoint_url=sqs.url, access_key="bench", secret_key="bench")  # noqa: S106
+
+        yield fresh
+
+
+def nothing() -> None:
+    """Stand before the measured stage as the source of its queue; never run."""
+
+
+def after(value: Any) -> Any:
+    """Stand behind the measured stage, so that it has an output queue; never run."""
+    return value
+
+
+def fill(engine: Engine, stage: str, values: Sequence[object]) -> None:
+    """Put values into a stage's input queue, as the stage before it would."""
+    queue = engine.pipeline.stage(stage).inputs[-1]
+    engine.broker.check()
+    with contextlib.closing(engine.broker.open()) as connection:
+        connection.ensure(engine.pipeline.queues, create=True)
+        for start in range(0, len(values), _BATCH):
+            bodies = [json.dumps({"meta": {"priority": 0}, "value": value}) for value in values[start : start + _BATCH]]
+            connection.complete([Completion(None, (Output(queue, body, os.urandom(16).hex()),)) for body in bodies])

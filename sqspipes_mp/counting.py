@@ -1,0 +1,236 @@
+"""What ``map`` counts: the messages that come of each fed value, until none is left. Pure.
+
+::
+
+    worker   before a message's outputs are accepted:  (token, hop, children)   "this one becomes those"
+    worker   before it is dead-lettered; so the keeper: (token, hop), the error  "this one became nothing"
+    caller   the value is done once everything that was made of it became something
+
+``token`` names the value (its first message's hop id), ``hop`` and ``children`` messages, by 64 bits of their hop ids.
+Each is said before it is made true, so that no death of a worker can leave it unsaid; if it is then not made true, the
+message comes again and says the same again. That is why sets are kept and not sums, and why the order does not matter.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from sqspipes_mp.control import Frame
+from sqspipes_mp.message import hop_id
+
+#: What stands in a hop id where another message's has the stage that made it; no task can be called so.
+FED = "--input"
+#: Values remembered after their end, to tell a result that comes again from a stranger's.
+_REMEMBERED = 100_000
+
+
+def token(root: str) -> str:
+    """Return what names a fed value, from its origin id: the hop id of the message it was sent as."""
+    return hop_id(root, FED, 0)
+
+
+def mark(hop: str) -> int:
+    """Return 64 bits that stand for a message."""
+    return int.from_bytes(sha256(hop.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A value on its way. ``known``: the caller's iterable has come to it (not yet after a resume)."""
+
+    token: str
+    value: Any = None
+    known: bool = True
+    made: set[int] = field(default_factory=set)
+    done: set[int] = field(default_factory=set)
+    held: deque[Frame] = field(default_factory=deque)
+    handed: set[str] = field(default_factory=set)
+    error: BaseException | None = None
+    #: Results that came and were not acknowledged, and errors that were not told.
+    waiting: int = 0
+    #: Whether it stands in the line, where results keep the order of the values.
+    lined: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything that was made of it became something."""
+        return self.made <= self.done
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """What to give to the caller: a result (``frame``) or an error of a value; neither: nothing, ``frame`` is known."""
+
+    entry: Entry
+    frame: Frame | None
+    error: BaseException | None = None
+
+
+class Ledger:
+    """All values on their way, and in which order their results go to the caller.
+
+    ``ordered``: in the order of the values; else as they come. ``inputs``: a result waits until its value is known.
+    """
+
+    def __init__(self, *, ordered: bool, inputs: bool) -> None:
+        self._ordered = ordered
+        self._inputs = inputs or ordered
+        self._open: dict[str, Entry] = {}
+        self._line: deque[Entry] = deque()
+        self._ready: deque[Hand] = deque()
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        #: Results held back until their value is known.
+        self.holding = 0
+        #: Messages whose results were not acknowledged.
+        self.unacknowledged = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._open
+
+    # -- values -------------------------------------------------------------------------------------------------
+
+    def fed(self, name: str, value: Any) -> None:
+        """A value was sent."""
+        self._line_up(self._opened(name, value, {mark(name)}))
+
+    def left(self, name: str, hops: Iterable[str]) -> None:
+        """Messages of a value were found in the queues; the iterable may come to it later."""
+        entry = self._open.get(name) or self._opened(name, None, set(), known=False)
+        entry.made.update(map(mark, hops))
+
+    def met(self, name: str, value: Any) -> bool:
+        """The iterable came to a value that was sent before; False: it is done, or was met already."""
+        entry = self._open.get(name)
+        if entry is None or entry.known:
+            return False
+        self._make_known(entry, value)
+        return True
+
+    def refused(self, name: str, value: Any, error: BaseException) -> None:
+        """A value could not be sent."""
+        entry = self._opened(name, value, set())
+        self._line_up(entry)
+        self._fail(entry, error)
+
+    def exhausted(self) -> None:
+        """The iterable ended: what it never came to is given out all the same, last."""
+        for entry in [entry for entry in self._open.values() if not entry.known]:
+            self._make_known(entry, None)
+
+    # -- what the workers say -----------------------------------------------------------------------------------
+
+    def step(self, name: str, hop: int, children: Iterable[int]) -> None:
+        """A message became others, or nothing more."""
+        entry = self._open.get(name)
+        if entry is not None:
+            entry.made.update(children)
+            entry.made.add(hop)
+            entry.done.add(hop)
+            self._close_if_over(entry)
+
+    def result(self, frame: Frame) -> bool | None:
+        """Take a result. False: it came again after its value's end; None: it is of no value of ours."""
+        name = str(frame.header["token"])
+        entry = self._open.get(name)
+        if entry is None:
+            return False if name in self._gone else None
+        entry.waiting += 1
+        self.unacknowledged += bool(frame.header["last"])
+        if self._ordered or (self._inputs and not entry.known):
+            entry.held.append(frame)
+            self.holding += not entry.known
+        else:
+            self._ready.append(Hand(entry, frame))
+        if frame.header["last"]:
+            self.step(name, frame.header["hop"], ())
+        return True
+
+    def buried(self, name: str, hop: int, error: BaseException) -> None:
+        """A message was dead-lettered."""
+        entry = self._open.get(name)
+        if entry is not None:
+            entry.done.add(hop)
+            entry.made.add(hop)
+            self._fail(entry, error)
+
+    # -- the caller ---------------------------------------------------------------------------------------------
+
+    def next(self) -> Hand | None:
+        """Return what is to be given out next; None while it has not come yet."""
+        while self._ordered and not self._ready and self._line:
+            first = self._line[0]
+            if first.held:
+                self._ready.append(Hand(first, first.held.popleft()))
+            elif first.finished:
+                self._line.popleft()
+                first.lined = False
+                if first.error is not None:
+                    self._ready.append(Hand(first, None, first.error))
+                else:
+                    self._close_if_over(first)
+            else:
+                return None
+        return self._ready.popleft() if self._ready else None
+
+    def given(self, hand: Hand) -> bool:
+        """Note that a result goes to the caller; False: it had it before."""
+        if hand.frame is None:
+            return True
+        ident = str(hand.frame.header["id"])
+        if ident in hand.entry.handed:
+            return False
+        hand.entry.handed.add(ident)
+        return True
+
+    def acknowledged(self, hand: Hand) -> None:
+        """Note that the caller is done with what it was given."""
+        hand.entry.waiting -= 1
+        if hand.frame is not None:
+            self.unacknowledged -= bool(hand.frame.header["last"])
+        self._close_if_over(hand.entry)
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    def _opened(self, name: str, value: Any, made: set[int], *, known: bool = True) -> Entry:
+        entry = self._open[name] = Entry(name, value, known, made)
+        return entry
+
+    def _line_up(self, entry: Entry) -> None:
+        if self._ordered:
+            self._line.append(entry)
+            entry.lined = True
+
+    def _make_known(self, entry: Entry, value: Any) -> None:
+        entry.known, entry.value = True, value
+        self._line_up(entry)
+        self.holding -= len(entry.held)
+        if not self._ordered:
+            self._ready += [Hand(entry, frame) for frame in entry.held]
+            entry.held.clear()
+            if entry.error is not None:
+                self._ready.append(Hand(entry, None, entry.error))
+        self._close_if_over(entry)
+
+    def _fail(self, entry: Entry, error: BaseException) -> None:
+        """Note a value's error; the first one is what the caller sees."""
+        if entry.error is None:
+            entry.error = error
+            entry.waiting += 1
+            if not self._ordered and (entry.known or not self._inputs):
+                self._ready.append(Hand(entry, None, error))
+        self._close_if_over(entry)
+
+    def _close_if_over(self, entry: Entry) -> None:
+        if not entry.finished or entry.waiting or entry.lined:
+            return
+        self._open.pop(entry.token, None)
+        self._gone[entry.token] = None
+        if len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)

@@ -1,0 +1,210 @@
+"""Values into the first task's input queue: ``put``, ``put_many``, and ``map`` (caller, or any process of the user's).
+
+A batch is checked as a whole before any of it is sent. What a value becomes is decided here without a broker: its id is
+the key, else a fresh one; its hop id derives from that, so that the same key is the same message for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from sqspipes_mp.brokers.base import Connection, Output
+from sqspipes_mp.counting import token
+from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
+from sqspipes_mp.fifo_group import group_name
+from sqspipes_mp.message import Encoder, clamp_priority
+from sqspipes_mp.pipeline import MAX_PRIORITY, Pipeline
+from sqspipes_mp.plan import Settings
+
+#: Longest delay of one message, seconds (Amazon SQS API Reference, SendMessage: DelaySeconds).
+MAX_DELAY = 900
+#: Values per batch where the broker would take fewer: what is checked together before it is sent.
+BATCH = 100
+#: Seconds for which a batch may wait for values that come slowly.
+_PATIENCE = 0.2
+#: Most characters of a key: it travels with every message that comes of the value.
+_LONGEST_KEY = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A value as it will be sent; ``id`` is its origin id, the key where there is one."""
+
+    value: Any
+    id: str
+    output: Output
+
+    @property
+    def token(self) -> str:
+        """What names it in ``counting``."""
+        return self.output.hop
+
+
+class Feeder:
+    """Makes messages of values for one pipeline's first task.
+
+    Args:
+        pipeline: its first task must be fed, ``Task(input=True)``.
+        priority: 0 to 15, or callable(value) that returns an int; clamped to the first task's levels.
+        group: FIFO group, or None for the task's ``group`` or one group per value.
+        delay: seconds until they can be received, 0 to 900; standard queues only.
+        key: callable(value) or, for one value, a string or int; None: each value is new.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: Settings,
+        *,
+        priority: Any = 0,
+        group: str | None = None,
+        delay: float = 0,
+        key: Any = None,
+        where: str = "put",
+    ) -> None:
+        first = pipeline.stages[0]
+        if first.task.input is not True:
+            cure = f"Write Task({first.name}, input=True)"
+            if isinstance(first.task.input, str):
+                cure = "Send with the means of those whose queue it is"
+            allowed = "a task that is fed: this one " + (
+                "is a source, which makes its values itself"
+                if first.task.input is None
+                else f"receives from {first.task.input!r}, a queue of others"
+            )
+            raise ConfigError(f"{where}: the first task", first.name, allowed, cure)
+        _check_priority(f"{where}(priority)", priority)
+        if group is not None:
+            if not pipeline.fifo:
+                allowed = "None on standard queues, which have no groups"
+                raise ConfigError(f"{where}(group)", group, allowed, "Give Engine(..., fifo=True), or drop group")
+            if not isinstance(group, str) or not group:
+                raise ConfigError(f"{where}(group)", group, "None or a text")
+        numeric = isinstance(delay, (int, float)) and not isinstance(delay, bool)
+        if not numeric or not 0 <= delay <= MAX_DELAY:
+            raise ConfigError(f"{where}(delay)", delay, f"seconds from 0 to {MAX_DELAY}, SQS's longest delay")
+        if delay and pipeline.fifo:
+            raise ConfigError(
+                f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
+            )
+        self.keyed = key is not None
+        self.queues = pipeline.specs_for([0])
+        self._first = first
+        self._fifo = pipeline.fifo
+        self._priority = priority
+        self._group = group
+        self._delay = float(delay)
+        self._key = key
+        self._where = where
+        self._encoder = Encoder(None, settings.json_default)
+        self._create = settings.create_queues
+
+    def item(self, value: Any) -> Item:
+        """Return what a value is sent as.
+
+        Raises:
+            OutputError, MessageTooLarge: it cannot be sent.
+            ConfigError: what ``key`` or ``priority`` returned.
+            Exception: what the user's callables raised.
+        """
+        ident = self._ident(value)
+        hop = token(ident)
+        wanted = self._priority(value) if callable(self._priority) else self._priority
+        levels = self._first.inputs[::-1]
+        level = clamp_priority(wanted, len(levels))
+        body = self._encoder.encode(value, {"priority": level, "id": ident, "hop": hop})
+        group = None
+        if self._fifo:
+            by_task = self._first.task.group
+            wanted_group = self._group if self._group is not None or by_task is None else by_task(value)
+            group = hop if wanted_group is None else group_name(wanted_group)
+        return Item(value, ident, Output(levels[level], body, hop, group, self._delay))
+
+    def send(self, connection: Connection, items: list[Item]) -> list[Item]:
+        """Send a batch; returns those that were dropped because their key was seen before (SQLite).
+
+        A queue that is missing is created first, where the engine may create queues.
+        """
+        outputs = [item.output for item in items]
+        try:
+            seen = connection.feed(outputs, keyed=self.keyed)
+        except QueueMissing:
+            connection.ensure(self.queues, create=self._create)
+            seen = connection.feed(outputs, keyed=self.keyed)
+        return [items[place] for place in seen]
+
+    def _ident(self, value: Any) -> str:
+        if self._key is None:
+            return uuid4().hex
+        key = self._key(value) if callable(self._key) else self._key
+        if isinstance(key, bool) or not isinstance(key, (str, int)) or key == "":
+            what = "key(value)" if callable(self._key) else "key"
+            raise ConfigError(f"{self._where}({what})", key, "a text or a whole number", "Return str(...)")
+        if len(ident := str(key)) > _LONGEST_KEY:
+            raise ConfigError(f"{self._where}(key)", key, f"at most {_LONGEST_KEY:,} characters", "Give a digest of it")
+        return ident
+
+
+def put(feeder: Feeder, connection: Connection, value: Any) -> str:
+    """Send one value; returns its id."""
+    item = feeder.item(value)
+    feeder.send(connection, [item])
+    return item.id
+
+
+def put_many(
+    feeder: Feeder, connection: Connection, values: Iterable[Any], progress: Callable[[int], object] | None
+) -> int:
+    """Send all values in batches; returns how many were new. Raises ``PutError``."""
+    tally = Tally()
+    for batch in _batches(feeder, values, max(BATCH, connection.batch), tally):
+        try:
+            seen = feeder.send(connection, batch)
+        except Exception as error:
+            raise PutError(tally.sent, tally.new, len(batch), f"the broker refused: {error}") from error
+        tally.sent += len(batch)
+        tally.new += len(batch) - len(seen)
+        if progress is not None:
+            progress(tally.sent)
+    return tally.new
+
+
+@dataclass(slots=True)
+class Tally:
+    """Values sent so far, those of them that were new, and where the last batch began."""
+
+    sent: int = 0
+    new: int = field(default=0)
+
+
+def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> Iterator[list[Item]]:
+    """Yield full batches, or what there is where values come slowly."""
+    batch: list[Item] = []
+    began = time.monotonic()
+    for value in values:
+        if not batch:
+            began = time.monotonic()
+        try:
+            batch.append(feeder.item(value))
+        except Exception as error:
+            reason = f"value number {tally.sent + len(batch)} (from 0) cannot be sent: {error}"
+            raise PutError(tally.sent, tally.new, 0, reason) from error
+        if len(batch) >= most or time.monotonic() - began > _PATIENCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _check_priority(name: str, priority: object) -> None:
+    if callable(priority):
+        return
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= MAX_PRIORITY:
+        raise ConfigError(name, priority, f"a whole number from 0 to {MAX_PRIORITY}, or callable(value)")

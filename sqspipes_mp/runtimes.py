@@ -1,0 +1,51 @@
+"""Run times in a histogram of fixed size: one addition per call, percentiles to within an eighth. Pure; any process.
+
+Four buckets per doubling, from a microsecond to most of a day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_PER_DOUBLING_BITS = 2
+_LEAST_BITS = 10
+#: Words a slot's histogram takes.
+BUCKETS = 144
+
+
+def bucket(nanoseconds: int) -> int:
+    """Return the place a run time is counted at."""
+    bits = nanoseconds.bit_length()
+    if bits <= _LEAST_BITS:
+        return 0
+    quarter = (nanoseconds >> (bits - 1 - _PER_DOUBLING_BITS)) & 3
+    return min(((bits - _LEAST_BITS - 1) << _PER_DOUBLING_BITS) + quarter, BUCKETS - 1)
+
+
+def percentile(counts: Sequence[int], share: float) -> float | None:
+    """Return the seconds within which ``share`` (0 to 1) of the calls ended, the middle of their bucket; None: none."""
+    total = sum(counts)
+    if not total:
+        return None
+    wanted = max(1.0, share * total)
+    seen = 0
+    for place, count in enumerate(counts):
+        seen += count
+        if seen >= wanted:
+            return _middle(place)
+    return _middle(BUCKETS - 1)
+
+
+def duration(seconds: float | None) -> str:
+    """Write a run time for people, in three digits."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 else f"{seconds:,.0f} s"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _middle(place: int) -> float:
+    doubling, quarter = divmod(place, 4)
+    return float(2 ** (doubling + _LEAST_BITS)) * (1 + (quarter + 0.5) / 4) / 1e9

@@ -1,0 +1,86 @@
+"""The pipeline under chaos: three stages, fed from outside, their results left in a queue that nobody receives from.
+
+Run as ``python -m tests.chaos.pipeline BROKER FIFO VISIBILITY PIDS``, it is one program ("machine") of the storm. Values
+are numbers; some are poison and never come through: they raise, are rejected, or kill their worker.
+"""
+
+import logging
+import os
+import signal
+import sys
+from functools import partial
+
+from sqspipes_mp import Engine, Reject, Task
+from tests.gates import Log
+
+STAGES = ("one", "two", "three")
+#: Attempts a message has. A worker killed at random charges what it ran, so one of them must never be the last.
+ATTEMPTS = 4
+#: What each kind of poison does, by its number.
+POISON = ("raise", "reject", "exit", "sigkill")
+
+
+def numbers():
+    yield from ()
+
+
+def act(value, stage: str):
+    """Add a step to a value, or fail as its poison says. ``value``: [number, steps, poisoned stage, kind]."""
+    number, steps, where, kind = value
+    # A millisecond or two of work, sometimes more, so that something runs when death comes.
+    sum(range(100_000 if number % 50 else 1_000_000))
+    if where == stage:
+        match kind:
+            case "raise":
+                raise ValueError(number)
+            case "reject":
+                raise Reject(str(number))
+            case "exit":
+                os._exit(3)
+            case _:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return [number, [*steps, stage], where, kind]
+
+
+def never(value):
+    """The task behind the last one: it only makes a queue for the results and runs nowhere."""
+    raise AssertionError(value)
+
+
+def note(pids: Log, stage: str) -> None:
+    pids.note(os.getpid(), stage)
+
+
+def engine(broker, *, fifo: bool, visibility: float, pids: Log) -> Engine:
+    """Return the engine; its first task, a source, runs nowhere either."""
+    stages = [
+        Task(
+            partial(act, stage=stage),
+            name=stage,
+            workers=1 + (stage == "two"),
+            max_attempts=ATTEMPTS,
+            init=partial(note, pids, stage),
+            timeout=20.0,
+        )
+        for stage in STAGES
+    ]
+    return Engine(
+        [numbers, *stages, never],
+        domain="chaos",
+        broker=broker,
+        fifo=fifo,
+        on_error="retry",
+        visibility_timeout=visibility,
+        shutdown_grace=2.0,
+    )
+
+
+def main() -> None:
+    broker, fifo, visibility, pids = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s")
+    made = engine(broker, fifo=fifo == "1", visibility=float(visibility), pids=Log(pids))
+    made.run(only=list(STAGES))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,405 @@
+"""``engine.map``: each value's result once, whatever dies, and to the end after an interruption."""
+
+import itertools
+import os
+import random
+import signal
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp import (
+    SQS,
+    ConfigError,
+    EmptyTaskOutput,
+    Engine,
+    MapIncomplete,
+    OutputError,
+    QueuesNotEmpty,
+    Reject,
+    SQLite,
+    SupervisorLost,
+    Task,
+    TaskTimeout,
+    WorkerLost,
+)
+from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, waiting
+
+
+def double(value):
+    return 2 * value
+
+
+def less(value):
+    return value - 1
+
+
+def pipeline(db: Path, *tasks: object, **settings: object) -> Engine:
+    chosen = tasks or (Task(double, workers=2), Task(less, workers=2))
+    return Engine(list(chosen), domain="t", broker=SQLite(db), **settings)
+
+
+def left(engine: Engine) -> int:
+    return sum(stage.visible + stage.in_flight + stage.delayed for stage in engine.stats().stages)
+
+
+# --- what comes out ---
+
+
+def test_each_values_result_once_and_nothing_left(db: Path) -> None:
+    engine = pipeline(db)
+    with engine.map(range(700)) as results:
+        found = list(results)
+    assert sorted(found) == [2 * n - 1 for n in range(700)]
+    assert results.summary.reason == "ended"
+    assert results.summary["less"].done == 700
+    assert left(engine) == 0
+    assert children() == []
+    assert list(engine.map([])) == []
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_ordered_and_with_input(db: Path, fifo: bool) -> None:
+    engine = pipeline(db, Task(jitter, workers=3), Task(less, workers=2), fifo=fifo)
+    assert list(engine.map(range(300), ordered=True)) == [n - 1 for n in range(300)]
+    pairs = list(engine.map(iter(range(100)), ordered=True, with_input=True))
+    assert pairs == [(n, n - 1) for n in range(100)]
+    assert sorted(engine.map(iter(range(100)), with_input=True)) == pairs
+
+
+def jitter(value):
+    random.seed(value)
+    sum(range(int(random.random() * 20_000)))
+    return value
+
+
+def test_an_endless_iterable_is_read_as_results_are_taken(db: Path, log: Log) -> None:
+    read = itertools.count()
+    engine = pipeline(db)
+    with engine.map(read, ordered=True) as results:
+        first = [next(results) for _ in range(600)]
+    assert first == [2 * n - 1 for n in range(600)]
+    assert next(read) < 600 + 400
+    assert children() == []
+    with pytest.raises(QueuesNotEmpty, match=r"\d+ left.*resume=True.*purge") as caught:
+        engine.map([1])
+    assert caught.value.count == left(engine) > 0
+    engine.purge()
+    assert list(engine.map([1])) == [1]
+
+
+def test_drops_do_not_hang_it_and_fan_outs_do_not_end_it_early(db: Path) -> None:
+    engine = pipeline(db, Task(spread, input=True, workers=2), Task(odd, workers=2), Task(same, workers=2))
+    found = sorted(engine.map(range(300), with_input=True))
+    assert found == sorted((n, k) for n in range(300) for k in range(n % 7) if k % 2)
+    found = list(engine.map(range(60), ordered=True, with_input=True))
+    assert [n for n, _ in found] == sorted(n for n, _ in found)
+    assert len(found) == sum(n % 7 // 2 for n in range(60))
+    assert left(engine) == 0
+
+
+def spread(value):
+    yield from range(value % 7)
+
+
+def odd(value):
+    return value if value % 2 else None
+
+
+def same(value):
+    return value
+
+
+def test_none_and_tuples_come_back_as_they_are(db: Path) -> None:
+    engine = pipeline(db, Task(same, name="first"), Task(kinds, name="kinds"))
+    assert list(engine.map(range(4), ordered=True)) == [None, (1, 2), {3}]
+
+
+def kinds(value):
+    return [None, (1, 2), EmptyTaskOutput, {3}][value]
+
+
+# --- what fails ---
+
+
+def picky(value):
+    if value % 10 == 3:
+        raise Reject(f"no {value}")
+    if value % 10 == 7:
+        raise KeyError(value)
+    return value
+
+
+def test_errors_come_as_results_with_their_values(db: Path) -> None:
+    engine = pipeline(db, Task(same, name="first"), Task(picky, workers=2))
+    found = list(engine.map(range(60), ordered=True, return_exceptions=True))
+    for n, item in enumerate(found):
+        if n % 10 in (3, 7):
+            assert isinstance(item, Reject if n % 10 == 3 else KeyError)
+            assert item.value == n
+        else:
+            assert item == n
+    assert len(found) == 60
+    assert len(engine.dead_letters()) == 12
+    assert left(engine) == 0
+
+
+def test_a_dead_lettered_value_raises_and_the_rest_stays(db: Path) -> None:
+    engine = pipeline(db, Task(picky, on_error="reject"))
+    results = engine.map(range(50), ordered=True)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(Reject, match="no 3") as caught:
+        next(results)
+    assert caught.value.value == 3
+    assert children() == []
+    assert list(results) == []
+    assert left(engine) > 30
+
+
+def test_what_a_task_raises_ends_it(db: Path) -> None:
+    engine = pipeline(db, Task(picky))
+    with pytest.raises(KeyError), engine.map([1, 7]) as results:
+        list(results)
+    # The first result was handed out, and the next one asked for; the end may have come before that was heard.
+    assert left(engine) in (1, 2)
+
+
+def test_a_value_that_cannot_be_sent_is_its_own_error(db: Path) -> None:
+    engine = pipeline(db)
+    found = list(engine.map([1, {2}, 3], ordered=True, return_exceptions=True))
+    assert (found[0], found[2]) == (1, 5)
+    assert isinstance(found[1], OutputError)
+    assert found[1].value == {2}
+    with pytest.raises(OutputError):
+        list(engine.map([{2}]))
+
+
+def test_an_iterable_that_raises_ends_it(db: Path) -> None:
+    def broken():
+        yield 1
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(pipeline(db).map(broken()))
+    assert children() == []
+
+
+def deadly(value):
+    if value == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if value == 6:
+        while True:
+            pass
+    return value
+
+
+def test_values_that_kill_their_worker_end_as_errors(db: Path) -> None:
+    engine = pipeline(db, Task(deadly, workers=2, max_attempts=1, timeout=0.5), visibility_timeout=2)
+    found = list(engine.map(range(40), ordered=True, return_exceptions=True))
+    assert type(found[5]) is WorkerLost
+    assert type(found[6]) is TaskTimeout
+    assert (found[5].value, found[6].value) == (5, 6)
+    assert [item for item in found if isinstance(item, int)] == [n for n in range(40) if n not in (5, 6)]
+
+
+# --- who dies ---
+
+
+def slowly(value, log: Log):
+    log.note(value, os.getpid())
+    sum(range(30_000))
+    return value
+
+
+def test_killed_workers_cost_nothing(db: Path, log: Log) -> None:
+    # What a receive brings while its worker dies is hidden for that long.
+    engine = pipeline(db, Task(slowly, workers=2, args=(log,)), Task(same, workers=2), visibility_timeout=2)
+    found = []
+    with engine.map(range(600)) as results:
+        for count, value in enumerate(results):
+            found.append(value)
+            if count in (100, 300):
+                supervisor = direct_children()[0]
+                for pid in random.sample(direct_children(supervisor)[1:], 2):
+                    kill(pid)
+    assert sorted(found) == list(range(600))
+    assert left(engine) == 0
+
+
+def test_results_that_others_took_are_missed(db: Path, gate: Gate, log: Log) -> None:
+    engine = pipeline(db, Task(held, args=(log, gate)), Task(same))
+    results = engine.map(range(3))
+    thief = pipeline(db, Task(held, args=(log, gate)), Task(same))
+
+    def steal() -> None:
+        log.wait_for(1)
+        thief.purge()
+        gate.open()
+
+    thread = threading.Thread(target=steal)
+    thread.start()
+    with pytest.raises(MapIncomplete, match="another process took them") as caught:
+        list(results)
+    thread.join()
+    assert caught.value.missing == 3
+    assert children() == []
+
+
+def held(value, log: Log, gate: Gate):
+    log.note(value)
+    gate.wait()
+    return value
+
+
+# --- interruption ---
+
+RESUMED = textwrap.dedent("""
+    import sys
+    from sqspipes_mp import Engine, SQLite, Task
+    from tests.gates import Log
+
+    def work(value, log):
+        log.note(value)
+        return value
+
+    def same(value):
+        return value
+
+    def engine(db, log):
+        return Engine(
+            [Task(work, workers=2, args=(log,)), Task(same, workers=2)],
+            domain="t", broker=SQLite(db), visibility_timeout=2,
+        )
+
+    if __name__ == "__main__":
+        done = Log(sys.argv[3])
+        for value in engine(sys.argv[1], Log(sys.argv[2])).map(range(800), key=str, resume=True):
+            done.note(value)
+""")
+
+
+def test_kill_everything_half_way_and_resume(db: Path, log: Log, tmp_path: Path) -> None:
+    done = Log(str(tmp_path / "done"))
+    with program(tmp_path, RESUMED, db, log.path, done.path) as process:
+        done.wait_for(300)
+        family = [process.pid, *[child.pid for child in children(process.pid)]]
+        for pid in family:
+            kill(pid)
+        process.wait()
+        eventually(lambda: not any(alive(pid) for pid in family[1:]))
+    before = done.lines()
+    assert 300 <= len(before) < 800
+    with program(tmp_path, RESUMED, db, log.path, done.path) as process:
+        status, _, err = ended(process)
+        assert (status, err) == (0, "")
+    after = done.lines()[len(before) :]
+    assert set(before) | set(after) == set(range(800))
+    assert len(after) == len(set(after))
+    # What comes again was handed out, but its acknowledgement had not been carried out yet.
+    assert len(set(before) & set(after)) < 200
+    ran = log.lines()
+    # In flight at the kill: in each first worker what it held, and what was not accepted yet.
+    assert len(ran) - 800 <= 2 * 192
+    with program(tmp_path, RESUMED, db, log.path, done.path) as process:
+        assert ended(process)[0] == 0
+    assert len(done.lines()) == len(before) + len(after)
+
+
+def test_resume_in_order_with_inputs(db: Path) -> None:
+    engine = pipeline(db, visibility_timeout=2)
+    results = engine.map(range(400), ordered=True, with_input=True, key=str)
+    first = [next(results) for _ in range(150)]
+    results.close()
+    second = list(engine.map(range(400), ordered=True, with_input=True, key=str, resume=True))
+    assert first == [(n, 2 * n - 1) for n in range(150)]
+    assert second == [(n, 2 * n - 1) for n in range(149, 400)]
+    assert list(engine.map(range(400), key=str, resume=True)) == []
+    # Something new among what is known.
+    assert list(engine.map(range(402), key=str, resume=True, ordered=True)) == [799, 801]
+
+
+def test_what_the_iterable_no_longer_has_comes_last(db: Path) -> None:
+    engine = pipeline(db, visibility_timeout=2)
+    results = engine.map(range(100), key=str)
+    next(results)
+    results.close()
+    found = list(engine.map(["new"], ordered=True, with_input=True, key=str, resume=True, return_exceptions=True))
+    assert found[0][0] == "new"
+    assert {value for value, _ in found[1:]} == {None}
+    assert len(found) in (100, 101)
+
+
+def test_known_keys_are_told_without_resume(db: Path) -> None:
+    engine = pipeline(db)
+    assert list(engine.map([1], key=str)) == [1]
+    with pytest.raises(ConfigError, match=r"resume=True.*purge"):
+        list(engine.map([1], key=str))
+    engine.purge()
+    with pytest.raises(ConfigError, match="seen before"):
+        list(engine.map([1, 1], key=str))
+
+
+def test_stop_says_what_is_missing(db: Path, log: Log) -> None:
+    engine = pipeline(db, Task(slowly, args=(log,)))
+    results = engine.map(itertools.count())
+    next(results)
+    engine.stop()
+    with pytest.raises(MapIncomplete, match="stopped"):
+        list(results)
+    assert children() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"ordered": 1}, "ordered"),
+        ({"resume": True}, "key"),
+        ({"key": "k"}, "key"),
+        ({"values": 5}, "values"),
+    ],
+)
+def test_bad_arguments(db: Path, arguments: dict[str, object], names: str) -> None:
+    values = arguments.pop("values", [1])
+    with pytest.raises(ConfigError, match=rf"map\({names}"):
+        pipeline(db).map(values, **arguments)
+    assert not db.exists()
+
+
+def test_waiting_is_of_the_fed_queue(db: Path) -> None:
+    engine = pipeline(db, Task(same, input=True))
+    engine.put(1)
+    assert waiting(engine, "same") == (1, 0, 0)
+    with pytest.raises(QueuesNotEmpty):
+        engine.map([2])
+
+
+def test_a_lost_supervisor_is_told_and_the_map_resumed(db: Path) -> None:
+    engine = pipeline(db, visibility_timeout=2)
+    results = engine.map(range(300), key=str)
+    found = [next(results) for _ in range(20)]
+    kill(direct_children()[0])
+    with pytest.raises(SupervisorLost):
+        list(results)
+    eventually(lambda: not children())
+    found += engine.map(range(300), key=str, resume=True)
+    assert set(found) == {2 * n - 1 for n in range(300)}
+
+
+@pytest.mark.slow
+def test_on_sqs(moto: SQS) -> None:
+    engine = Engine([Task(double, workers=2), Task(picky, workers=2)], domain="map", broker=moto)
+    found = list(engine.map(range(60), ordered=True, with_input=True, return_exceptions=True))
+    assert [n for n, _ in found] == list(range(60))
+    assert [item for _, item in found if not isinstance(item, KeyError)] == [2 * n for n in range(60)]
+    with pytest.raises(ConfigError, match="SQS"):
+        engine.map([1], key=str, resume=True)
+    fed = Engine([Task(double, input=True)], domain="map", broker=moto)
+    assert fed.put_many(range(25)) == 25
+    assert len(fed.put(1)) == 32
+    # Polls of the map that were cut off may still take some, and be counted twice while they do.
+    eventually(lambda: left(fed) == 26)
+    with pytest.raises(QueuesNotEmpty, match="26 left"):
+        fed.map([1])
+    engine.delete()

@@ -1,0 +1,48 @@
+"""Every benchmark runs to its end and says what it measured; nothing here looks at a figure."""
+
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.gates import ROOT, TIMEOUT
+
+FOLDER = ROOT / "benchmarks"
+#: Scripts on the harness; what else is there has options and a test of its own.
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "parse(__doc__, argv" in path.read_text())
+NAMES.remove("harness")
+
+
+def run(*command, cwd=ROOT):
+    return subprocess.run([sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT * 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_and_tells(name, tmp_path):
+    """A few seconds: it starts engines, and some of them a stand-in."""
+    done = run(f"benchmarks.{name}", "--quick", "--json", str(tmp_path / "told.json"))
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["benchmark"] == name
+    assert told["quick"] is True
+    assert {"cpu", "usable", "python", "system"} <= set(told["machine"])
+    assert told["tables"] or told["notes"]
+    for table in told["tables"]:
+        assert table["title"] in done.stdout
+        assert table["rows"]
+        assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+    assert platform.node() not in set(map(str, told["machine"].values()))
+
+
+def test_each_is_described():
+    described = (FOLDER / "README.rst").read_text()
+    assert [name for name in NAMES if f"``{name}``" not in described] == []
+
+
+def test_what_it_cannot_do_is_said_before_it_begins(tmp_path):
+    done = run("benchmarks.start", "--json", str(tmp_path / "missing" / "told.json"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "folder does not exist" in done.stderr

@@ -1,0 +1,124 @@
+"""The ledger of ``map``: whatever the order and however often things are said, each result goes out once, none is missed."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqspipes_mp.control import Frame, Kind
+from sqspipes_mp.counting import Ledger, mark
+
+
+class World:
+    """Values that become trees of messages; what workers would say of them."""
+
+    def __init__(self, shapes: list[list[int]], chance: random.Random) -> None:
+        self.said: dict[str, list[tuple]] = {}
+        for number, shape in enumerate(shapes):
+            name = f"v{number}"
+            self.said[name] = said = []
+            # shape: results (or none) of each of the messages that the value became.
+            children = [f"{name}/{place}" for place in range(len(shape))]
+            said.append(("step", name, mark(name), [mark(child) for child in children]))
+            for child, results in zip(children, shape, strict=True):
+                if results < 0:
+                    said.append(("buried", name, mark(child), ValueError(child)))
+                elif results == 0:
+                    said.append(("step", name, mark(child), []))
+                else:
+                    said.append(("results", name, mark(child), [f"{child}.{one}" for one in range(results)]))
+        self.chance = chance
+
+    def words(self) -> list[tuple]:
+        """All of it in any order, some of it twice."""
+        words = [word for said in self.said.values() for word in said]
+        words += self.chance.sample(words, len(words) // 3)
+        self.chance.shuffle(words)
+        return words
+
+
+def say(ledger: Ledger, word: tuple) -> list[Frame]:
+    """Tell the ledger; returns the results that it does not know any more."""
+    kind, name, hop, what = word
+    if kind == "step":
+        ledger.step(name, hop, what)
+    elif kind == "buried":
+        ledger.buried(name, hop, what)
+    else:
+        frames = [
+            Frame(Kind.RESULT, {"token": name, "hop": hop, "id": ident, "last": ident == what[-1]}) for ident in what
+        ]
+        return [frame for frame in frames if ledger.result(frame) is False]
+    return []
+
+
+shapes = st.lists(st.lists(st.integers(-1, 3), max_size=4), max_size=8)
+
+
+@given(shapes, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_each_result_goes_out_once_and_every_value_ends(shapes, ordered, inputs, chance):
+    world = World(shapes, chance)
+    ledger = Ledger(ordered=ordered, inputs=inputs)
+    given_out: list[tuple[str, object]] = []
+
+    def hand_out() -> None:
+        while (hand := ledger.next()) is not None:
+            if ledger.given(hand):
+                what = hand.error if hand.frame is None else hand.frame.header["id"]
+                given_out.append((hand.entry.token, what))
+                assert hand.entry.value == hand.entry.token
+            ledger.acknowledged(hand)
+
+    for name in world.said:
+        ledger.fed(name, name)
+    for word in world.words():
+        say(ledger, word)
+        if chance.random() < 0.5:
+            hand_out()
+    hand_out()
+    wanted = [ident for said in world.said.values() for word in said if word[0] == "results" for ident in word[3]]
+    assert sorted(what for _, what in given_out if isinstance(what, str)) == sorted(wanted)
+    failed = [name for name, said in world.said.items() if any(word[0] == "buried" for word in said)]
+    assert sorted(name for name, what in given_out if isinstance(what, ValueError)) == sorted(failed)
+    if ordered:
+        assert [name for name, _ in given_out] == sorted(name for name, _ in given_out)
+    assert (len(ledger), ledger.holding, ledger.unacknowledged) == (0, 0, 0)
+
+
+@given(shapes, st.booleans(), st.randoms(use_true_random=False))
+def test_what_was_left_waits_for_its_value(shapes, ordered, chance):
+    world = World(shapes, chance)
+    ledger = Ledger(ordered=ordered, inputs=True)
+    for name in world.said:
+        ledger.left(name, [name])
+    words = world.words()
+    for word in words[: len(words) // 2]:
+        say(ledger, word)
+    assert ledger.next() is None
+    for name in world.said:
+        ledger.met(name, name)
+    for word in words[len(words) // 2 :]:
+        say(ledger, word)
+    ledger.exhausted()
+    while (hand := ledger.next()) is not None:
+        ledger.given(hand)
+        assert hand.entry.value == hand.entry.token
+        ledger.acknowledged(hand)
+    assert (len(ledger), ledger.holding, ledger.unacknowledged) == (0, 0, 0)
+
+
+def test_a_result_that_comes_after_its_value_is_told_from_a_strangers():
+    ledger = Ledger(ordered=False, inputs=False)
+    ledger.fed("a", 1)
+    word = ("results", "a", mark("a"), ["a.0"])
+    assert say(ledger, word) == []
+    hand = ledger.next()
+    assert ledger.given(hand)
+    # Still to be acknowledged: a second copy waits its turn, and is not given again.
+    assert say(ledger, word) == []
+    ledger.acknowledged(hand)
+    again = ledger.next()
+    assert not ledger.given(again)
+    ledger.acknowledged(again)
+    assert len(say(ledger, word)) == 1
+    assert ledger.result(Frame(Kind.RESULT, {"token": "b", "hop": 1, "id": "b.0", "last": True})) is None

@@ -1,0 +1,32 @@
+"""The benchmarks' harness: rounds, ratios, tables."""
+
+from benchmarks.harness import Spread, interleave, table
+
+
+def test_each_subject_is_measured_once_per_round_and_every_other_round_backwards():
+    order = []
+
+    def subject(name):
+        return lambda: order.append(name) or float(len(order))
+
+    spreads = interleave({"a": subject("a"), "b": subject("b")}, rounds=3)
+    assert "".join(order) == "abbaab"
+    assert spreads["a"].samples == (1.0, 4.0, 5.0)
+
+
+def test_ratios_are_taken_within_a_round():
+    ours, theirs = Spread((1.0, 20.0, 3.0)), Spread((2.0, 40.0, 3.0))
+    assert ours.over(theirs).samples == (0.5, 0.5, 1.0)
+    assert ours.over(theirs).text() == "0.50 (0.50-1.00)"
+    assert Spread((1.0,)).text() == "1.00"
+
+
+def test_a_table_is_an_rst_table():
+    assert table(["task", "ms"], [["python", 1], ["zlib", 100]]).splitlines() == [
+        "======  ===",
+        "task     ms",
+        "======  ===",
+        "python    1",
+        "zlib    100",
+        "======  ===",
+    ]

@@ -1,0 +1,486 @@
+"""The lean path signs as botocore does, survives what kept connections do, and leaves everything unusual to boto3."""
+
+import contextlib
+import datetime as dt
+import functools
+import ipaddress
+import json
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import boto3
+import botocore.auth
+import botocore.awsrequest
+import botocore.config
+import botocore.credentials
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sqspipes_mp import SQS
+from sqspipes_mp.brokers.base import Completion, Handle
+from sqspipes_mp.brokers.sqs_errors import Fault, Kind, classify
+from sqspipes_mp.brokers.sqs_lean import (
+    OPERATIONS,
+    ConnectionClosedError,
+    Lean,
+    ReadTimeoutError,
+    Signer,
+    Target,
+)
+from sqspipes_mp.brokers.sqs_reply import Refused, Unsure
+from sqspipes_mp.errors import ConfigError
+
+KEYS = botocore.credentials.ReadOnlyCredentials("AKIA", "secret", None)
+TEXT = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1)
+MADE = {"region": "us-east-1", "endpoint_url": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    for name in [
+        name for name in os.environ if name.startswith("AWS_") or name.lower().endswith(("_proxy", "_bundle"))
+    ]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    access=TEXT,
+    secret=st.text(min_size=1),
+    token=st.none() | TEXT,
+    region=st.from_regex(r"[a-z]{2}-[a-z]{4,9}-[1-9]", fullmatch=True),
+    host=st.sampled_from(
+        ["sqs.us-east-1.amazonaws.com", "127.0.0.1:9324", "[::1]:80", "vpce-1.sqs.eu-west-1.vpce.com"]
+    ),
+    operation=st.sampled_from(sorted(OPERATIONS)),
+    body=st.binary(),
+    when=st.datetimes(),
+)
+def test_signature_is_botocores(access, secret, token, region, host, operation, body, when) -> None:
+    keys = botocore.credentials.ReadOnlyCredentials(access, secret, token)
+    signer = Signer(region)
+    # The second time its key is a kept one.
+    heads = {signer.headers(keys, host, operation, body, when.timetuple()) for _ in range(2)}
+    assert len(heads) == 1
+    ours = dict(line.split(": ", 1) for line in heads.pop().splitlines())
+    theirs = botocore.awsrequest.AWSRequest(
+        method="POST",
+        url=f"http://{host}/",
+        data=body,
+        headers={
+            "X-Amz-Target": f"AmazonSQS.{operation}",
+            "Content-Type": "application/x-amz-json-1.0",
+            "x-amzn-query-mode": "true",
+            "Host": host,
+        },
+    )
+    theirs.context["timestamp"] = ours["x-amz-date"]
+    auth = botocore.auth.SigV4Auth(keys, "sqs", region)
+    auth._modify_request_before_signing(theirs)
+    text = auth.string_to_sign(theirs, auth.canonical_request(theirs))
+    auth._inject_signature_to_request(theirs, auth.signature(text, theirs))
+    assert ours == {name.lower(): value for name, value in theirs.headers.items()}
+
+
+@contextlib.contextmanager
+def spoken(*scripts: Callable[[socket.socket], None]) -> Iterator[tuple[int, list[int]]]:
+    """Serve connections in turn, each by its script; yield the port and the list of connections that came."""
+    came: list[int] = []
+
+    def serve() -> None:
+        for number, script in enumerate(scripts):
+            peer, _ = server.accept()
+            came.append(number)
+            with peer:
+                script(peer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1], came
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def asked(peer: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += peer.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    while len(body) < length:
+        body += peer.recv(65536)
+    return body
+
+
+def reply(body: bytes = b"{}", first: str = "200 OK", more: str = "") -> bytes:
+    return f"HTTP/1.1 {first}\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
+
+
+def answering(*replies: bytes) -> Callable[[socket.socket], None]:
+    """Answer so many requests, then close."""
+
+    def script(peer: socket.socket) -> None:
+        for each in replies:
+            asked(peer)
+            peer.sendall(each)
+
+    return script
+
+
+def dying(peer: socket.socket) -> None:
+    asked(peer)
+
+
+def path(port: int, tries: int = 2) -> Lean:
+    target = Target("127.0.0.1", port, False, "us-east-1", lambda: KEYS)
+    return Lean(target, connect_timeout=5, tries=tries)
+
+
+def test_connection_is_kept_and_one_that_was_closed_while_idle_is_no_failure() -> None:
+    closed = threading.Event()
+
+    def twice(peer: socket.socket) -> None:
+        answering(reply(b'{"n":1}'), reply(b'{"n":2}'))(peer)
+        peer.close()
+        closed.set()
+
+    with spoken(twice, answering(reply(b'{"n":3}'))) as (port, came):
+        lean = path(port, tries=1)
+        assert [lean("SendMessageBatch", {}, 5)["n"] for _ in range(2)] == [1, 2]
+        assert closed.wait(5)
+        time.sleep(0.01)
+        assert lean("SendMessageBatch", {}, 5) == {"n": 3}
+        lean.close()
+    assert came == [0, 1]
+
+
+def dies_at_second(peer: socket.socket) -> None:
+    answering(reply())(peer)
+    asked(peer)
+
+
+def test_kept_connection_that_dies_under_a_request_costs_a_send_its_only_try_and_others_none() -> None:
+    with spoken(dies_at_second, answering(reply())) as (port, came):
+        lean = path(port, tries=1)
+        lean("DeleteMessageBatch", {}, 5)
+        assert lean("DeleteMessageBatch", {}, 5) == {}
+        lean.close()
+    assert came == [0, 1]
+    with spoken(dies_at_second) as (port, _):
+        lean = path(port, tries=1)
+        lean("SendMessageBatch", {}, 5)
+        with pytest.raises(ConnectionClosedError):
+            lean("SendMessageBatch", {}, 5)
+        lean.close()
+
+
+def test_new_connection_that_dies_is_tried_once_more_and_judged_as_botocores() -> None:
+    with spoken(dying, dying) as (port, came):
+        lean = path(port)
+        with pytest.raises(ConnectionClosedError) as caught:
+            lean("ReceiveMessage", {}, 5)
+        lean.close()
+    assert came == [0, 1]
+    fault = classify(caught.value)
+    assert isinstance(fault, Fault)
+    assert fault.kind is Kind.UNREACHABLE
+
+
+def test_silence_is_a_timeout() -> None:
+    done = threading.Event()
+    with spoken(lambda peer: asked(peer) and done.wait(5)) as (port, _):
+        lean = path(port, tries=1)
+        with pytest.raises(ReadTimeoutError, match=r"0\.05 s"):
+            lean("ReceiveMessage", {}, 0.05)
+        done.set()
+        lean.close()
+
+
+def test_nobody_there_is_unreachable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(ConnectionClosedError):
+        path(port, tries=1)("ReceiveMessage", {}, 5)
+
+
+@pytest.mark.parametrize(
+    ("first", "body", "more", "kind"),
+    [
+        ("400 Bad", b'{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"no"}', "", Kind.MISSING),
+        (
+            "400 Bad",
+            b'{"__type":"x#Y"}',
+            "x-amzn-query-error: AWS.SimpleQueueService.NonExistentQueue;Sender\r\n",
+            "MISSING",
+        ),
+        ("403 No", b'{"__type":"ExpiredTokenException","Message":"old"}', "", Kind.CREDENTIALS),
+        ("403 No", b'{"__type":"AccessDeniedException"}', "", Kind.DENIED),
+        ("503 Busy", b"<html>busy</html>", "", Kind.TRANSIENT),
+        ("400 Slow", b'{"__type":"ThrottlingException"}', "", Kind.TRANSIENT),
+    ],
+)
+def test_errors_are_judged_as_boto3s(first: str, body: bytes, more: str, kind: Kind | str) -> None:
+    with spoken(answering(reply(body, first, more))) as (port, _):
+        lean = path(port, tries=1)
+        with pytest.raises(Refused) as caught:
+            lean("SendMessageBatch", {}, 5)
+        lean.close()
+    fault = classify(caught.value)
+    assert fault is not None
+    assert fault.kind is (Kind[kind] if isinstance(kind, str) else kind)
+
+
+STRANGE = {
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "no length": b"HTTP/1.1 200 OK\r\n\r\n{}",
+    "compressed": reply(more="Content-Encoding: gzip\r\n"),
+    "no json": reply(b"<html>"),
+    "no object": reply(b"[]"),
+    "moved": reply(first="307 Elsewhere", more="Location: http://example.com/\r\n"),
+    "no http": b"220 smtp ready\r\n\r\n",
+    "too much": reply() + b"more",
+    "bad field": b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n",
+    "bad length": b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n{}",
+    "skewed": reply(b'{"__type":"InvalidSignatureException","message":"Signature expired"}', "403 No"),
+    "endless head": b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_strange_reply_is_left_to_boto3(strange: str) -> None:
+    with spoken(answering(STRANGE[strange])) as (port, _):
+        lean = path(port)
+        with pytest.raises(Unsure):
+            lean("DeleteMessageBatch", {}, 5)
+        lean.close()
+
+
+def test_first_strange_reply_ends_the_lean_path_and_the_call_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    answers = [
+        answering(reply(b'{"QueueUrl":"http://127.0.0.1/1/q"}'), *[reply(b'{"Successful":[{"Id":"0"}]}')] * 2),
+        answering(STRANGE["chunked"]),
+    ]
+
+    def serve(peer: socket.socket) -> None:
+        # boto3's connection stays open meanwhile.
+        threads = [threading.Thread(target=answers[0], args=(peer,))]
+        threads[0].start()
+        other, _ = server.accept()
+        with other:
+            answers[1](other)
+        threads[0].join(20)
+
+    def accept() -> None:
+        peer, _ = server.accept()
+        with peer:
+            serve(peer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        connection = SQS("us-east-1", endpoint_url=url, access_key="a", secret_key="b").open()
+        with caplog.at_level(logging.INFO, "sqspipes_mp"):
+            for number in range(2):
+                assert connection.complete([Completion(Handle("q", "r", f"{number}"))]) == []
+        connection.close()
+        thread.join(20)
+    assert [record.getMessage() for record in caplog.records if "boto3 makes all calls" in record.getMessage()] == [
+        f"boto3 makes all calls to {url} from here on: a reply without a plain body of known length"
+    ]
+
+
+def test_forked_process_takes_no_connection_of_its_parent() -> None:
+    with spoken(answering(reply(), reply()), answering(reply())) as (port, came):
+        lean = path(port)
+        lean("DeleteMessageBatch", {}, 5)
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                lean._take()
+                os._exit(0 if not lean._idle else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        # The copies closed there, the parent's own is as it was.
+        assert lean("DeleteMessageBatch", {}, 5) == {}
+        assert came == [0]
+        lean.close()
+        with socket.create_connection(("127.0.0.1", port)) as last:
+            last.sendall(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n")
+            last.recv(100)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with a key and a certificate of 127.0.0.1 that signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "standin")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(True, None), True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "server.pem"
+    own = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(own + made.public_bytes(serialization.Encoding.PEM))
+    return str(file)
+
+
+def test_tls_keeps_its_connection_and_trusts_only_the_given_certificates(certificate: str) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    def secured(peer: socket.socket) -> None:
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            with context.wrap_socket(peer, server_side=True) as inner:
+                answering(reply(b'{"n":1}'), reply(json.dumps({"n": "x" * 300_000}).encode()))(inner)
+
+    with spoken(secured, secured) as (port, came):
+        trusting = Target("127.0.0.1", port, True, "us-east-1", lambda: KEYS, certificate)
+        lean = Lean(trusting, connect_timeout=5, tries=1)
+        assert lean("ReceiveMessage", {"a": "y" * 300_000}, 5) == {"n": 1}
+        assert len(lean("ReceiveMessage", {}, 5)["n"]) == 300_000
+        assert came == [0]
+        lean.close()
+        wary = Lean(Target("127.0.0.1", port, True, "us-east-1", lambda: KEYS), connect_timeout=5, tries=1)
+        with pytest.raises(Unsure, match="certificate"):
+            wary("ReceiveMessage", {}, 5)
+
+
+def is_lean(broker: SQS) -> bool:
+    connection = broker.open()
+    connection.close()
+    return connection._calls._lean is not None
+
+
+def test_chosen_by_itself_and_switched_off_by_one_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_lean(SQS(**MADE))
+    assert is_lean(SQS("us-west-2", access_key="a", secret_key="b"))
+    assert not is_lean(SQS(**MADE, lean=False))
+    with pytest.raises(ConfigError, match="lean"):
+        SQS(lean="no")
+    monkeypatch.setenv("SQSPIPES_MP_LEAN", "0")
+    assert not is_lean(SQS(**MADE))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "endpoint"),
+    [
+        ("HTTPS_PROXY", "http://127.0.0.1:2", None),
+        ("ALL_PROXY", "http://127.0.0.1:2", None),
+        ("AWS_CA_BUNDLE", "/nowhere.pem", None),
+        ("REQUESTS_CA_BUNDLE", "/nowhere.pem", None),
+        ("AWS_USE_FIPS_ENDPOINT", "true", None),
+        ("AWS_USE_DUALSTACK_ENDPOINT", "true", None),
+        ("AWS_AUTH_SCHEME_PREFERENCE", "sigv4a", None),
+        ("UNRELATED", "1", "http://127.0.0.1:1/some/path"),
+    ],
+)
+def test_unusual_settings_are_boto3s(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, endpoint: str | None
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert not is_lean(SQS("us-west-2", endpoint_url=endpoint, access_key="a", secret_key="b"))
+
+
+def session(**config: object) -> boto3.Session:
+    made = boto3.Session("a", "b", region_name="us-east-1")
+    if config:
+        made._session.set_default_client_config(botocore.config.Config(**config))
+    return made
+
+
+def hooked() -> boto3.Session:
+    made = session()
+    made.events.register("before-send.sqs", lambda **_: None)
+    return made
+
+
+class Own(boto3.Session):
+    def client(self, *args, **kwargs):
+        return super().client(*args, verify=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("make", "lean"),
+    [
+        (session, True),
+        (lambda: session(proxies={"https": "http://127.0.0.1:2"}), False),
+        (lambda: session(signature_version="v4a"), False),
+        (hooked, False),
+        (lambda: Own("a", "b", region_name="us-east-1"), False),
+    ],
+)
+def test_session_of_the_users_is_served_where_it_is_ordinary(make: Callable[[], boto3.Session], lean: bool) -> None:
+    assert is_lean(SQS(session=make)) is lean
+
+
+def test_client_that_is_wrapped_for_tracing_keeps_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    import botocore.client
+
+    original = botocore.client.BaseClient._make_api_call
+
+    @functools.wraps(original)
+    def traced(self, *args):
+        return original(self, *args)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", traced)
+    assert not is_lean(SQS(**MADE))
+
+
+def test_endpoint_is_the_one_botocore_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for region in ("us-east-1", "eu-central-1", "cn-north-1", "us-gov-west-1"):
+        made = boto3.Session("a", "b", region_name=region)
+        urls: list[str] = []
+        client = made.client("sqs")
+
+        def stop(request, urls=urls, **_):
+            urls.append(request.url)
+            return botocore.awsrequest.AWSResponse(request.url, 200, {}, None)
+
+        client.meta.events.register("before-send.sqs", stop)
+        with contextlib.suppress(Exception):
+            client.receive_message(QueueUrl=f"https://sqs.{region}.amazonaws.com/1/q")
+        client.close()
+        connection = SQS(region, access_key="a", secret_key="b").open()
+        target = connection._calls._lean._target
+        connection.close()
+        assert urls[0] == f"https://{target.authority}/"
+        assert (target.region, target.tls, target.port) == (region, True, 443)
+
+
+def test_refreshed_credentials_are_asked_for_each_time() -> None:
+    given = iter([KEYS, botocore.credentials.ReadOnlyCredentials("AKIB", "other", "token")])
+    heads: list[bytes] = []
+
+    def script(peer: socket.socket) -> None:
+        for _ in range(2):
+            heads.append(peer.recv(65536))
+            peer.sendall(reply())
+
+    with spoken(script) as (port, _):
+        lean = Lean(Target("127.0.0.1", port, False, "us-east-1", lambda: next(given)), connect_timeout=5, tries=1)
+        for _ in range(2):
+            lean("DeleteMessageBatch", {}, 5)
+        lean.close()
+    assert b"Credential=AKIA/" in heads[0]
+    assert b"Credential=AKIB/" in heads[1]
+    assert b"x-amz-security-token: token\r\n" in heads[1]
+    assert json.loads(heads[1].partition(b"\r\n\r\n")[2]) == {}
