@@ -141,9 +141,11 @@ class Report:
     machine: dict[str, str | int] = field(default_factory=machine)
     date: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).date().isoformat())
 
+    #: Processes that wanted a CPU in the minute before this one began: above 0.5 or so, somebody else is at work.
+    load: float = field(default_factory=lambda: os.getloadavg()[0])
+
     def __post_init__(self) -> None:
-        load = os.getloadavg()[0]
-        print(f"{self.name}: {self.where()}; load {load:.2f} at the start", flush=True)
+        print(f"{self.name}: {self.where()}; load {self.load:.2f} at the start", flush=True)
         if self.options.quick:
             print("--quick: shows that it works; the figures mean nothing", flush=True)
 
@@ -169,7 +171,7 @@ class Report:
     def finish(self, plot: Callable[[Any], object] | None = None) -> None:
         """Write what ``--json`` and ``--plot`` asked for. ``plot`` gets a matplotlib ``Figure`` to draw on."""
         if self.options.json is not None:
-            kept = ("machine", "date", "tables", "notes", "samples")
+            kept = ("machine", "date", "load", "tables", "notes", "samples")
             told = {
                 "benchmark": self.name,
                 "quick": self.options.quick,

@@ -38,6 +38,7 @@ def work(value: object) -> None:
 
 
 def note(log: Log) -> None:
+    """Tell that this worker is up."""
     log.note(os.getpid())
 
 

@@ -62,7 +62,7 @@ def journeys(messages: int, broker: Callable[[], Broker]) -> list[float]:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--messages", type=int, metavar="N", help="in each round (default: 60; --quick: 4)")
+    parser.add_argument("--messages", type=int, metavar="N", help="in each round (default: 60; --quick: 2)")
     parser.add_argument(
         "--brokers", nargs="+", choices=("sqlite", "sqs"), default=["sqlite", "sqs"], help="default: both"
     )
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure each broker and print one table."""
     options = parse(__doc__, argv, _options)
     report = Report("latency", options)
-    messages = options.messages or (4 if options.quick else 60)
+    messages = options.messages or (2 if options.quick else 60)
     took: dict[str, list[float]] = {kind: [] for kind in options.brokers}
 
     def median(kind: str) -> float:

@@ -136,6 +136,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", nargs="+", type=float, default=None, metavar="MS", help="default: 1 10 100")
     parser.add_argument("--workers", nargs="+", type=int, default=None, metavar="N", help="default: 1 2 4")
     parser.add_argument("--broker", choices=("sqlite", "sqs"), default="sqlite", help="sqs: the stand-in of the tests")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help=f"of a run with all workers busy (default: {_LASTS:g})"
+    )
     parser.add_argument("--readme", action="store_true", help="measure the cases of README.rst, and rewrite its table")
 
 
@@ -153,7 +156,10 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, float, int]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every case and print one table."""
     options = parse(__doc__, argv, _options)
+    if options.readme and options.quick:
+        raise SystemExit("--readme publishes figures, and those of --quick mean nothing: leave one of them out")
     if options.readme and options.plot is None:
+        readme.PICTURE.parent.mkdir(exist_ok=True)
         options.plot = readme.PICTURE
     report = Report("modes", options)
     modes = [mode for mode in MODES if mode != THREAD_MODE or has_thread_mode()]
@@ -167,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: list[tuple[Case, dict[str, Spread]]] = []
     with tempfile.TemporaryDirectory(prefix="sqspipes-mp-bench-") as name, queues.brokers(options.broker) as broker:
         for kind, length, workers in wanted:
-            lasts = _QUICK_LASTS if options.quick else _LASTS
+            lasts = options.seconds or (_QUICK_LASTS if options.quick else _LASTS)
             # A multiple of the workers, so that none is left alone at the end.
             each = max(
                 2, round(lasts * 1000 / length * (workers if kind == "sleep" else min(workers, cpus())) / workers)
@@ -193,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             + [spreads[mode].over(spreads[SERIAL]).text() for mode in modes[1:]]
             for case, spreads in found
         ]
-        readme.rewrite(report.where(), table(["task", "workers", *modes[1:]], short))
+        readme.rewrite(f"{report.where()}; load {report.load:.1f}", table(["task", "workers", *modes[1:]], short))
 
 
 def _row(case: Case, spreads: dict[str, Spread], modes: Sequence[str]) -> list[object]:

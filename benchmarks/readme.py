@@ -16,8 +16,9 @@ def rewrite(where: str, measured: str, file: Path = README) -> None:
     _, end, after = rest.partition(_END)
     if not begin or not end:
         raise SystemExit(f"{file}: the lines {_BEGIN.strip()!r} and {_END.strip()!r} are not there")
-    told = f"Measured {where}; median, and the least and greatest of the interleaved rounds:"
-    file.write_text(f"{before}{begin}\n{_wrap(told)}\n\n{measured}\n\n{end}{after}")
+    told = f"Measured {where} at the start; median, and the least and greatest of the interleaved rounds:"
+    picture = f".. image:: {PICTURE.relative_to(_ROOT)}\n   :alt: The same as bars"
+    file.write_text(f"{before}{begin}\n{_wrap(told)}\n\n{measured}\n\n{picture}\n\n{end}{after}")
 
 
 def _wrap(text: str, width: int = 120) -> str:

@@ -19,6 +19,7 @@
     │   ├── TaskTimeout                 it was killed because its call outlived Task(timeout=)
     │   └── SupervisorLost              the supervisor process of iterate=True died
     ├── BootError                       a child process died before it was ready and could not say why
+    │   └── StartRefused                the system lets no worker start (limit of processes, memory, descriptors)
     ├── RestartLimit                    a stage's workers die faster than restarting them can help
     ├── RemoteError                     a worker's exception that cannot be rebuilt here; carries its whole text
     └── Verdict                         raised *by* a task to decide what happens to its message
@@ -168,6 +169,22 @@ class BootError(SqsPipesError):
         super().__init__(
             f"{role} (pid {pid}) died before it was ready: {cause}. "
             "Look at what runs at import, in setup and in init, and at the memory limit"
+        )
+
+
+class StartRefused(BootError):
+    """The system let no worker start for ``seconds``: a limit of processes, memory or descriptors is reached."""
+
+    def __init__(self, role: str, seconds: float, cause: str) -> None:
+        self.role = role
+        self.pid = 0
+        self.seconds = seconds
+        self.cause = cause
+        SqsPipesError.__init__(
+            self,
+            f"{role} could not be started for {seconds:.0f} s, and no worker runs: {cause}. Raise the limit of "
+            "processes (ulimit -u, the container's pids limit), of open files (ulimit -n) or of memory, or run fewer "
+            "workers",
         )
 
 

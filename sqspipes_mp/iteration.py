@@ -29,6 +29,7 @@ from sqspipes_mp.supervisor.child import start
 from sqspipes_mp.supervisor.crew import Mains
 from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.run import supervisor_main
+from sqspipes_mp.supervisor.shutdown import SECOND_AFTER
 
 log = logging.getLogger("sqspipes_mp.engine")
 
@@ -122,13 +123,17 @@ class Iteration(Iterator[Any]):
         """Drain and wait until every process is gone."""
         if self._closed:
             return
-        deadline = time.monotonic() + self._grace + _SLACK
+        began = time.monotonic()
+        deadline = began + self._grace + _SLACK
         self._child.channel.queue(Kind.DRAIN, {"reason": "closed"})
         self._child.channel.flush()
         while self._outcome is None and time.monotonic() < deadline:
             try:
                 self._listen(deadline - time.monotonic())
             except KeyboardInterrupt:
+                if time.monotonic() < began + SECOND_AFTER:
+                    # One Ctrl-C may send two, to the process and to its group.
+                    continue
                 # The second one: whoever presses it does not want to wait.
                 log.warning("interrupted again: killing what still runs")
                 self._child.channel.queue(Kind.QUIT)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from sqspipes_mp.errors import BrokerError, MessageError
+
 #: Most bytes of one message, attributes included, and of one batch (Amazon SQS API Reference, SendMessageBatch).
 MAX_BYTES = 1_048_576
 #: What an output may have: the dead-letter attribute must fit in beside the body later.
@@ -90,6 +92,22 @@ class Completion:
     last: bool = True
 
 
+class OutputsRefused(BrokerError):
+    """Outputs were refused for what they are, though the queue takes others; all else that was asked for is done.
+
+    ``refused``: their completions, each with the reason; ``unsent``: those that would have overtaken one of these in
+    its FIFO group; ``stale``: what ``complete`` returns otherwise. No input of ``refused`` and ``unsent`` was deleted.
+    """
+
+    def __init__(
+        self, refused: Sequence[tuple[Completion, MessageError]], unsent: Sequence[Completion], stale: Sequence[Handle]
+    ) -> None:
+        self.refused = refused
+        self.unsent = unsent
+        self.stale = stale
+        super().__init__(str(refused[0][1]))
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A delivery to move to a dead-letter queue.
@@ -162,7 +180,7 @@ class Connection(Protocol):
     ) -> list[Handle]:
         """Send all outputs; delete each input whose outputs were all accepted. Returns the handles found stale.
 
-        ``on_sent`` is called for a completion between the two where they are two calls.
+        ``on_sent`` is called for a completion between the two where they are two calls. Raises ``OutputsRefused``.
         """
 
     def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:

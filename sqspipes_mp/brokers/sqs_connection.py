@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqspipes_mp.brokers.base import (
@@ -20,6 +21,7 @@ from sqspipes_mp.brokers.base import (
     Depth,
     Handle,
     Output,
+    OutputsRefused,
     QueueSpec,
     Received,
 )
@@ -37,9 +39,9 @@ from sqspipes_mp.brokers.sqs_batches import (
     visibility,
 )
 from sqspipes_mp.brokers.sqs_calls import Calls
-from sqspipes_mp.brokers.sqs_errors import Fault, Kind, judge
+from sqspipes_mp.brokers.sqs_errors import Fault, Kind, judge, refusal, unsendable
 from sqspipes_mp.brokers.sqs_queues import Queues
-from sqspipes_mp.errors import BrokerError
+from sqspipes_mp.errors import BrokerError, MessageError
 
 _ABOUT_THE_QUEUE = (Kind.MISSING, Kind.DENIED, Kind.CREDENTIALS)
 _UNANSWERED = Fault(Kind.TRANSIENT, "NoAnswer", "the reply does not mention this entry")
@@ -100,17 +102,25 @@ class SqsConnection:
             for output in completion.outputs:
                 entries.append(of_output(len(owners), output))
                 owners.append(owner)
-        unsent, errors = self._send(entries)
+        unsent, errors, refused = self._send(entries)
         incomplete = {owners[key] for key in unsent}
         done = [completion for owner, completion in enumerate(completions) if owner not in incomplete]
         if on_sent is not None:
             for completion in done:
                 on_sent(completion)
-        return self._delete([c.input for c in done if c.last and c.input is not None], errors)
+        stale = self._delete([c.input for c in done if c.last and c.input is not None], errors)
+        if refused:
+            why = {owners[key]: error for key, error in reversed(refused.items())}
+            behind = [completions[owner] for owner in sorted(incomplete - why.keys())]
+            raise OutputsRefused([(completions[owner], error) for owner, error in sorted(why.items())], behind, stale)
+        return stale
 
     def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:  # noqa: ARG002  (the port's)
         """Send messages that have no input; SQS does not tell which ones it dropped as duplicates."""
-        _raise(self._send([of_output(key, output) for key, output in enumerate(outputs)])[1])
+        _, errors, refused = self._send([of_output(key, output) for key, output in enumerate(outputs)])
+        _raise(errors)
+        for error in refused.values():
+            raise error
         return []
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:  # noqa: ARG002  (the port's)
@@ -126,7 +136,15 @@ class SqsConnection:
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
         """Send to the dead-letter queues, then delete the originals of what was accepted."""
-        unsent, errors = self._send([of_letter(key, letter) for key, letter in enumerate(letters)])
+        unsent, errors, refused = self._send([of_letter(key, letter) for key, letter in enumerate(letters)])
+        if again := [(key, letters[key]) for key in refused if letters[key].failure is not None]:
+            # The queue's own limit leaves no room for the reason; whoever dead-letters a message has logged it.
+            bare = {key for key, _ in again}
+            still_unsent, more, still = self._send([of_letter(key, replace(each, failure=None)) for key, each in again])
+            unsent = unsent - bare | still_unsent
+            errors += more
+            refused = {key: error for key, error in refused.items() if key not in bare} | still
+        errors += [BrokerError(str(error)) for error in refused.values()]
         return self._delete([letter.handle for key, letter in enumerate(letters) if key not in unsent], errors)
 
     def depth(self, queue: str) -> Depth:
@@ -174,10 +192,14 @@ class SqsConnection:
             params["ReceiveRequestAttemptId"] = uuid.uuid4().hex
         return [_received(queue, message) for message in self._calls.receive(queue, params)]
 
-    def _send(self, entries: Sequence[Entry]) -> tuple[set[int], list[BrokerError]]:
-        """Send until each entry is accepted or refused; return the keys of those not sent, and why."""
+    def _send(self, entries: Sequence[Entry]) -> tuple[set[int], list[BrokerError], dict[int, MessageError]]:
+        """Send until each entry is accepted or refused.
+
+        Returns the keys of those not sent, why the queues refused, and which were refused for what they are.
+        """
         unsent: set[int] = set()
         errors: list[BrokerError] = []
+        unsendables: dict[int, MessageError] = {}
         for queue, queued in by_queue(entries).items():
             pending = deque(queued)
             failures = 0
@@ -186,7 +208,9 @@ class SqsConnection:
                 faults = self._batch("SendMessageBatch", queue, [e.wire(i) for i, e in enumerate(batch)])
                 refused = [(batch[i], fault) for i, fault in faults.items() if fault.kind is not Kind.TRANSIENT]
                 again = [batch[i] for i, fault in sorted(faults.items()) if fault.kind is Kind.TRANSIENT]
-                errors += [self._calls.error(fault, "SendMessageBatch", queue) for _, fault in refused[:1]]
+                unsendables |= {e.key: refusal(fault, queue, e.size) for e, fault in refused if unsendable(fault)}
+                about_queue = [fault for _, fault in refused if not unsendable(fault)]
+                errors += [self._calls.error(fault, "SendMessageBatch", queue) for fault in about_queue[:1]]
                 unsent.update(entry.key for entry, _ in refused)
                 # Before what follows in their groups; and what follows a refused one must not overtake it.
                 pending.extendleft(reversed(again))
@@ -198,7 +222,7 @@ class SqsConnection:
                     unsent.update(entry.key for entry in pending if entry.group in lost)
                     pending = deque(entry for entry in pending if entry.group not in lost)
                 failures = self._wait_after(faults, "SendMessageBatch", queue, failures)
-        return unsent, errors
+        return unsent, errors, unsendables
 
     def _delete(self, handles: Sequence[Handle], errors: list[BrokerError]) -> list[Handle]:
         faults = self._each("DeleteMessageBatch", handles, {})

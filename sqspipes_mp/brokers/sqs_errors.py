@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
+from sqspipes_mp.errors import AccessDenied, BrokerError, MessageError, MessageTooLarge, OutputError, QueueMissing
 
 #: First and longest wait between two tries of our own, in seconds; botocore has tried before each of them.
 FIRST_BACKOFF = 0.1
@@ -131,12 +131,18 @@ _KIND_OF_CLASS = {
     "HTTPClientError": Kind.UNREACHABLE,
 }
 
+#: Codes with which SQS refuses one message for what it is (Amazon SQS API Reference, SendMessageBatch): its size, its
+#: characters. A queue's own MaximumMessageSize is answered with the first.
+_UNSENDABLE = frozenset(
+    ("InvalidParameterValue", "InvalidParameterValueException", "BatchRequestTooLong", "InvalidMessageContents")
+)
+
 _KMS = "the caller needs kms:Decrypt to receive, and kms:GenerateDataKey as well to send, on the queue's key"
 
 
 def judge(code: str, message: str = "", *, status: int = 400, sender_fault: bool = True) -> Kind:
     """Tell what an error code of SQS asks for; ``status`` is HTTP's, ``sender_fault`` a batch entry's."""
-    short = code.rpartition("#")[2].removeprefix("AWS.SimpleQueueService.")
+    short = _short(code)
     known = _KIND_OF_CODE.get(short)
     if known is not None:
         return known
@@ -151,6 +157,22 @@ def judge(code: str, message: str = "", *, status: int = 400, sender_fault: bool
     if status in (401, 403):
         return Kind.DENIED
     return Kind.REFUSED
+
+
+def unsendable(fault: Fault) -> bool:
+    """Tell whether a send was refused because of this one message; others may be sent there all the same."""
+    return fault.kind is Kind.REFUSED and _short(fault.code) in _UNSENDABLE
+
+
+def refusal(fault: Fault, queue: str, size: int) -> MessageError:
+    """Turn the fault of an unsendable message of ``size`` bytes into its error."""
+    tried = f"queue {queue!r} refused an output of {size:,} bytes: {fault}"
+    if _short(fault.code) == "InvalidMessageContents":
+        return OutputError(f"{tried}. {_cure(fault.code)}")
+    return MessageTooLarge(
+        f"{tried}. Most likely the queue's MaximumMessageSize is smaller than that: raise it (up to 1 MiB), or return "
+        "less, such as the key of an object stored elsewhere"
+    )
 
 
 def classify(error: BaseException) -> Fault | None:
@@ -218,8 +240,12 @@ def explain(fault: Fault, operation: str, queue: str, endpoint: str) -> BrokerEr
             return BrokerError(f"{tried}. {cure}")
 
 
+def _short(code: str) -> str:
+    return code.rpartition("#")[2].removeprefix("AWS.SimpleQueueService.")
+
+
 def _cure(code: str) -> str:
-    match code.rpartition("#")[2].removeprefix("AWS.SimpleQueueService."):
+    match _short(code):
         case "InvalidMessageContents":
             return "The body has characters SQS does not carry (NUL and most control characters): encode them"
         case "InvalidAddress":

@@ -114,8 +114,10 @@ def start(
         # What exists now will not be collected in the child, so its pages stay shared.
         gc.freeze()
         process.start()
-    except BaseException:
+    except BaseException as error:
         ours.close()
+        if forked:
+            _close_pipes_of(error)
         raise
     finally:
         if not frozen:
@@ -129,6 +131,19 @@ def start(
         os.setpgid(pid, pid)
     watch, own = _watch(process, pid)
     return Child(process, pid, ParentChannel(ours), watch, own, now)
+
+
+def _close_pipes_of(error: BaseException) -> None:
+    """Close the pipes that multiprocessing made for a fork that failed; only its frame still knows them."""
+    trace = error.__traceback__
+    while trace is not None:
+        known = trace.tb_frame.f_locals
+        if trace.tb_frame.f_code.co_name == "_launch" and getattr(known.get("self"), "pid", None) is None:
+            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+                fd = known.get(name)
+                if isinstance(fd, int):
+                    os.close(fd)
+        trace = trace.tb_next
 
 
 def _watch(process: BaseProcess, pid: int) -> tuple[int, bool]:

@@ -117,7 +117,7 @@ class Crew:
         return self.keeper
 
     def start_worker(self, place: Place, now: float) -> Child | None:
-        """Fork a worker for a place; None (and a later try) while no region is free."""
+        """Fork a worker for a place; None (and a later try) while no region is free. Raises ``OSError``."""
         region = self.board.free_region()
         if region is None:
             place.restart_at = now + _NO_REGION
@@ -130,6 +130,19 @@ class Crew:
         board.put(place.slot, INCARNATION, board.get(place.slot, INCARNATION) + 1)
         place.region, place.restart_at, place.cause, place.late, place.kill_at = region, None, None, None, None
         place.ended = False
+        try:
+            return self._fork_worker(place, region, now)
+        except OSError:
+            if place.stack is not None:
+                place.stack.close()
+                place.stack = None
+            # Nobody came to hold anything; the keeper frees it.
+            region.mark_dead(Cause.CLEAN, 0, 0)
+            self.tell_keeper(Kind.JUDGE)
+            raise
+
+    def _fork_worker(self, place: Place, region: Region, now: float) -> Child:
+        board = self.board
         stack = place.stack = StackFile()
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:

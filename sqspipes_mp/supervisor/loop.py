@@ -23,7 +23,7 @@ from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Frame, Kind, ParentChannel, describe_exit
-from sqspipes_mp.errors import BootError, RestartLimit, SqsPipesError
+from sqspipes_mp.errors import BootError, RestartLimit, SqsPipesError, StartRefused
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report import Report
@@ -32,8 +32,8 @@ from sqspipes_mp.summary import summarize
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
 from sqspipes_mp.supervisor.outcome import Outcome
-from sqspipes_mp.supervisor.restart import BOOT_FAILURES, WINDOW, GiveUp
-from sqspipes_mp.supervisor.shutdown import Shutdown, Step
+from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
+from sqspipes_mp.supervisor.shutdown import SECOND_AFTER, Shutdown, Step
 from sqspipes_mp.supervisor.signals import STOP, Wakeup, watching
 from sqspipes_mp.supervisor.switchboard import Switchboard
 from sqspipes_mp.supervisor.watchdog import Watchdog
@@ -42,6 +42,8 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 
 #: Lost keepers in a row (none of them ready) after which the engine stops.
 _KEEPER_FAILURES = 5
+#: Where refused starts of the keeper are counted, beside those of the workers' slots.
+_KEEPER_SEAT = -1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -69,6 +71,7 @@ class Supervisor:
         self._over = False
         self._reason = ""
         self._signal: int | None = None
+        self._signal_at = 0.0
         self._report: Report | None = None
         self._error: SqsPipesError | None = None
         self._quitting = False
@@ -76,6 +79,8 @@ class Supervisor:
         self._keeper_failures = 0
         #: Whether the caller waits for every queue to be empty (map).
         self._watching = False
+        self._keeper_at: float | None = None
+        self._starts = Starts()
         self._began = time.monotonic()
 
     def run(self) -> Outcome:
@@ -106,10 +111,14 @@ class Supervisor:
         now = time.monotonic()
         times = [self._watchdog.deadline(now)]
         times += [place.restart_at for place in self._crew.places if place.restart_at is not None]
+        if self._keeper_at is not None:
+            times.append(self._keeper_at)
         if self._shutdown is not None:
             times.append(self._shutdown.deadline())
         self._lines.wait(min(times) - now)
         now = time.monotonic()
+        if self._keeper_at is not None and self._keeper_at <= now:
+            self._start_keeper()
         for place in self._crew.places:
             if place.restart_at is not None and place.restart_at <= now:
                 place.restart_at = None
@@ -120,7 +129,13 @@ class Supervisor:
     # -- starting -----------------------------------------------------------------------------------------------
 
     def _start_keeper(self) -> None:
-        keeper = self._crew.start_keeper(time.monotonic())
+        self._keeper_at = None
+        try:
+            keeper = self._crew.start_keeper(time.monotonic())
+        except OSError as error:
+            self._keeper_at = self._refused(_KEEPER_SEAT, "the keeper", error)
+            return
+        self._starts.started(_KEEPER_SEAT)
         self._lines.adopt(keeper, lambda: self._keeper_died(keeper), lambda frame: self._on_keeper(keeper, frame))
         if self._crew.keeper_booted and (self._watching or self._plan.until is not None):
             self._lines.tell(keeper.channel, Kind.WATCH)
@@ -128,13 +143,32 @@ class Supervisor:
             self._lines.tell(keeper.channel, Kind.QUIT)
 
     def _start_worker(self, place: Place) -> None:
-        child = self._crew.start_worker(place, time.monotonic())
+        try:
+            child = self._crew.start_worker(place, time.monotonic())
+        except OSError as error:
+            place.restart_at = self._refused(place.slot, self._crew.name(place), error)
+            return
         if child is not None:
+            self._starts.started(place.slot)
             self._lines.adopt(
                 child,
                 lambda: self._worker_died(place),
                 lambda frame: self._on_worker(place, child, frame),
             )
+
+    def _refused(self, seat: int, name: str, error: OSError) -> float | None:
+        """Take note that the system let a child not start; return when to try again."""
+        # Not the error itself: its frames hold the scoreboard, and whoever keeps the log's records would keep that.
+        why = str(error)
+        alive = any(place.child is not None for place in self._crew.places)
+        decision = self._starts.refused(time.monotonic(), seat, alive=alive)
+        if isinstance(decision, RestartAt):
+            log.warning("%s could not be started: %s; trying again in %.1f s", name, why, decision.delay)
+            return decision.when
+        log.error("%s could not be started: %s; stopping", name, why)
+        self._fail(StartRefused(name, START_PATIENCE, why))
+        self._over = self._over or not self._crew.keeper_booted
+        return None
 
     # -- hearing ------------------------------------------------------------------------------------------------
 
@@ -219,10 +253,12 @@ class Supervisor:
             elif byte in _SIGNALS:
                 # The iterating caller passes its SIGTERM on, and may not be the only one to send it.
                 if self._signal is not None and self._caller is None:
+                    if time.monotonic() < self._signal_at + SECOND_AFTER:
+                        continue
                     log.warning("%s: killing what still runs", signal.Signals(byte).name)
                     self._hasten()
                     continue
-                self._signal = byte
+                self._signal, self._signal_at = byte, time.monotonic()
                 self._drain(signal.Signals(byte).name)
 
     # -- deaths -------------------------------------------------------------------------------------------------

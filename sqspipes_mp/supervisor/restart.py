@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 #: Boot failures of one stage in a row after which the engine stops.
 BOOT_FAILURES = 5
+#: Seconds for which the system may let no child start, with no worker alive, before the engine stops.
+START_PATIENCE = 20.0
 #: Deaths of one stage within so many seconds after which the engine drains.
 CRASHES, WINDOW = 10, 60.0
 
@@ -72,3 +74,29 @@ class RestartPolicy:
         delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self.streak, 10))
         self.streak += 1
         return RestartAt(now + delay, delay)
+
+
+@dataclass(slots=True)
+class Starts:
+    """Starts that the system refused: no process, memory or descriptor left. While a worker lives, none is given up."""
+
+    since: float | None = None
+    streaks: dict[int, int] = field(default_factory=dict)
+
+    def refused(self, now: float, seat: int, *, alive: bool) -> RestartAt | GiveUp:
+        """Take note that the child of a seat could not be started at ``now`` (monotonic s).
+
+        ``alive``: whether any worker lives.
+        """
+        if alive or self.since is None:
+            self.since = now
+        streak = self.streaks[seat] = self.streaks.get(seat, 0) + 1
+        if not alive and now - self.since >= START_PATIENCE:
+            return GiveUp(booting=True, deaths=streak)
+        delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(streak - 1, 10))
+        return RestartAt(now + delay, delay)
+
+    def started(self, seat: int) -> None:
+        """Take note that a child was started."""
+        self.since = None
+        self.streaks.pop(seat, None)

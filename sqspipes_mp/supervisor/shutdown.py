@@ -14,6 +14,9 @@ from enum import Enum, auto
 
 #: How long a poll in flight is waited for when nothing else is left to do, seconds.
 POLL_GRACE = 2.0
+#: Seconds after which another signal means "at once": one Ctrl-C or one ``timeout`` may send two, to the process and to
+#: its group.
+SECOND_AFTER = 0.5
 #: What the keeper has to give back what is left, seconds; after a second signal.
 KEEPER_GRACE, KEEPER_GRACE_NOW = 10.0, 1.0
 

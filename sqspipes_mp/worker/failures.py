@@ -2,14 +2,75 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import socket
 import time
 from dataclasses import asdict
 
+from sqspipes_mp.brokers.base import DeadLetter
+from sqspipes_mp.control import Kind
+from sqspipes_mp.counting import mark, token
 from sqspipes_mp.failure import Failure, failure_text
+from sqspipes_mp.report import pack_exception
 from sqspipes_mp.report_text import message_of, traceback_text
-from sqspipes_mp.worker.station import Delivery
+from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.verdict import Decision, decide
+
+log = logging.getLogger("sqspipes_mp.worker")
+
+
+def decide_on(error: BaseException, delivery: Delivery, station: Station) -> tuple[Decision, BaseException]:
+    """Return what becomes of a message that failed with ``error``, by its stage's policy, and the error to report."""
+    task = station.stage.task
+    return decide(
+        error,
+        attempt=delivery.attempt,
+        # Receives count what was given back, too: the last resort where nothing counts attempts for good.
+        receives=0 if station.connection.keeps_charges else delivery.received.receives,
+        max_attempts=task.max_attempts,
+        on_error=station.settings.on_error if task.on_error is None else task.on_error,
+        group=delivery.received.group,
+        jitter=random.uniform,
+    )
+
+
+def letter_of(error: BaseException, delivery: Delivery, station: Station) -> DeadLetter:
+    """Return the dead letter of a message that ``error`` ended, and log why."""
+    received = delivery.received
+    stage = station.stage
+    assert stage.dead is not None
+    log.warning(
+        "%s: message %s is dead-lettered after attempt %d: %s: %.200s",
+        stage.name, received.handle.message_id, delivery.attempt, type(error).__name__, message_of(error),
+    )  # fmt: skip
+    return DeadLetter(
+        handle=received.handle,
+        queue=stage.dead,
+        body=received.body,
+        hop=delivery.message.parent,
+        failure=failure_of(error, delivery, stage.name),
+        group=received.group,
+    )
+
+
+def tell_buried(error: BaseException, delivery: Delivery, station: Station) -> None:
+    """Tell the caller of ``map`` that a message is about to be dead-lettered."""
+    if station.orders.plan.counted:
+        ident = delivery.received.handle.message_id
+        report = pack_exception(error, stage=station.stage.name, pid=os.getpid(), message_id=ident)
+        header = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
+        station.say(Kind.BURIED, header, report.to_bytes())
+
+
+def log_retry(error: BaseException, delivery: Delivery, station: Station, delay: float) -> None:
+    """Log that a message failed and comes again."""
+    log.info(
+        "%s: message %s failed (%s: %.200s), attempt %d of %d; visible again in %.1f s",
+        station.stage.name, delivery.received.handle.message_id, type(error).__name__, message_of(error),
+        delivery.attempt, station.stage.task.max_attempts, delay,
+    )  # fmt: skip
 
 
 def failure_of(error: BaseException, delivery: Delivery, stage: str) -> str | None:

@@ -9,7 +9,8 @@ from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, RECEIVED
-from sqspipes_mp.worker.outbox import Done, GiveBack, Outbox
+from sqspipes_mp.worker.items import Done, GiveBack
+from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.prefetch import LONG, ask
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.station import Delivery, Station

@@ -8,61 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
-from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle
+from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.control import Kind
-from sqspipes_mp.counting import mark, token
 from sqspipes_mp.region import LeaseState
-from sqspipes_mp.report import pack_exception
-from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, HOLDING, RETRIED, SENT
 from sqspipes_mp.task import TaskCallback
-from sqspipes_mp.worker.failures import failure_of
+from sqspipes_mp.worker.failures import letter_of, tell_buried
+from sqspipes_mp.worker.items import Bury, Done, GiveBack
 from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.refusals import Refusals
 from sqspipes_mp.worker.station import Delivery, Station
 
 log = logging.getLogger("sqspipes_mp.worker")
 
 #: Items that may wait, in batches, before the main thread has to.
 _BACKLOG_BATCHES = 8
-
-
-@dataclass(slots=True)
-class Done:
-    """A call's outputs, and its message to delete. ``calls``: a source's calls that this one completes."""
-
-    completion: Completion
-    delivery: Delivery | None = None
-    callbacks: tuple[TaskCallback, ...] = ()
-    calls: int = 0
-    ended: bool = False
-    #: What the caller of ``map`` is to be told before it is carried away: token, hop, children.
-    step: tuple[str, int, list[int]] | None = None
-    at: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True, slots=True)
-class GiveBack:
-    """Messages to make visible again in ``seconds``; ``charge``: as failed attempts."""
-
-    deliveries: tuple[Delivery, ...]
-    seconds: float
-    charge: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Bury:
-    """A message to dead-letter."""
-
-    delivery: Delivery
-    letter: DeadLetter
 
 
 class Outbox:
@@ -81,6 +47,7 @@ class Outbox:
         self._most = _BACKLOG_BATCHES * self._batch
         # Within a FIFO group, and for a source's count of accepted calls, order matters: one carrier.
         ordered = station.fifo or station.stage.is_source
+        self._refusals = Refusals(station, ready)
         self._linger = 0.0 if station.fifo else station.connection.linger
         count = 1 if ordered else station.connection.carriers
         self._carriers = [threading.Thread(target=self._carry, name=f"outbox-{n}", daemon=True) for n in range(count)]
@@ -102,27 +69,8 @@ class Outbox:
 
     def bury(self, delivery: Delivery, error: BaseException) -> None:
         """Dead-letter a message with ``error`` as its reason."""
-        received = delivery.received
-        dead = self._station.stage.dead
-        assert dead is not None
-        letter = DeadLetter(
-            handle=received.handle,
-            queue=dead,
-            body=received.body,
-            hop=delivery.message.parent,
-            failure=failure_of(error, delivery, self._station.stage.name),
-            group=received.group,
-        )
-        log.warning(
-            "%s: message %s is dead-lettered after attempt %d: %s: %.200s",
-            self._station.stage.name, received.handle.message_id, delivery.attempt, type(error).__name__,
-            message_of(error),
-        )  # fmt: skip
-        if self._station.orders.plan.counted:
-            stage, received = self._station.stage.name, delivery.received
-            report = pack_exception(error, stage=stage, pid=os.getpid(), message_id=received.handle.message_id)
-            header = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
-            self._station.say(Kind.BURIED, header, report.to_bytes())
+        letter = letter_of(error, delivery, self._station)
+        tell_buried(error, delivery, self._station)
         self.put(Bury(delivery, letter))
 
     def hurry(self) -> None:
@@ -145,6 +93,8 @@ class Outbox:
             self._changed.notify_all()
         for carrier in self._carriers:
             carrier.join()
+        for item in self._refusals.wait_left():
+            self._give_back(item)
 
     # -- carriers -----------------------------------------------------------------------------------------------
 
@@ -153,10 +103,8 @@ class Outbox:
             while batch := self._next_batch():
                 if isinstance(batch[0], Done):
                     self._complete([item for item in batch if isinstance(item, Done)])
-                elif isinstance(batch[0], GiveBack):
-                    self._give_back(batch[0])
                 else:
-                    self._bury_now(batch[0])
+                    self._carry_one(batch[0])
                 # There is room for new leases, which the intake may be waiting for.
                 self._station.demand.set()
                 with self._changed:
@@ -211,6 +159,9 @@ class Outbox:
         station = self._station
         if station.fifo:
             batch = [item for item in batch if self._still_ours(item)]
+            behind, batch = self._refusals.sift(batch)
+            for back in behind:
+                self._carry_one(back)
         if steps := [item.step for item in batch if item.step is not None]:
             station.say(Kind.STEP, {}, json.dumps(steps).encode())
         by_completion = {id(item.completion): item for item in batch}
@@ -220,7 +171,15 @@ class Outbox:
             if delivery is not None:
                 station.region.set_state(delivery.lease, LeaseState.SENT)
 
-        stale = set(station.connection.complete([item.completion for item in batch], sent)) if batch else set()
+        stale: set[Handle] = set()
+        try:
+            if batch:
+                stale.update(station.connection.complete([item.completion for item in batch], sent))
+        except OutputsRefused as some:
+            stale.update(some.stale)
+            batch, others = self._refusals.take(batch, some)
+            for other in others:
+                self._carry_one(other)
         done = 0
         for item in batch:
             if item.delivery is not None:
@@ -256,6 +215,12 @@ class Outbox:
             self._station.stage.name,
             delivery.received.handle.message_id,
         )
+
+    def _carry_one(self, item: GiveBack | Bury) -> None:
+        if isinstance(item, GiveBack):
+            self._give_back(item)
+        else:
+            self._bury_now(item)
 
     def _give_back(self, item: GiveBack) -> None:
         station = self._station

@@ -10,7 +10,8 @@ from typing import Any
 
 from sqspipes_mp.control import Kind
 from sqspipes_mp.errors import OutputError
-from sqspipes_mp.worker.outbox import Done, Outbox
+from sqspipes_mp.worker.items import Done
+from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.station import Station
 
 

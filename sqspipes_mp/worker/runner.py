@@ -5,7 +5,6 @@ The main thread takes one after the other; in thread mode (crowd.py) several thr
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import threading
@@ -13,27 +12,30 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqspipes_mp.brokers.base import Completion, Output
+from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
 from sqspipes_mp.control import Kind
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.current import set_current
+from sqspipes_mp.errors import BrokerError
 from sqspipes_mp.region import LeaseState
 from sqspipes_mp.report import pack_exception
-from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.bench import Bench
-from sqspipes_mp.worker.outbox import Done, GiveBack
+from sqspipes_mp.worker.failures import decide_on, log_retry
+from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.station import Delivery
 from sqspipes_mp.worker.verdict import decide
 
-log = logging.getLogger("sqspipes_mp.worker")
-
 
 class _LeaseLost(Exception):
     """The message is somebody else's by now."""
+
+
+class _Faulted(Exception):
+    """The broker refuses for good; this worker ends, and the keeper gives back what it has."""
 
 
 class Runner:
@@ -101,6 +103,12 @@ class Runner:
             passed = True
         except _LeaseLost:
             self.lost(delivery)
+            passed = False
+        except _Faulted as fault:
+            # Whatever the queue service has against us, the message is not to blame.
+            station.region.set_state(delivery.lease, LeaseState.DONE)
+            station.fault(fault.__cause__ or fault)
+            station.drain()
             passed = False
         except BaseException as error:
             # Whatever the user's code raises, SystemExit and KeyboardInterrupt included, is the message's failure.
@@ -193,10 +201,19 @@ class Runner:
                     self._outbox.wait_empty()
                     if not self._station.holds(delivery):
                         raise _LeaseLost
-                if self._station.connection.complete([Completion(handle, tuple(outputs), last=False)]):
+                if not self._send_part(Completion(handle, tuple(outputs), last=False)):
                     raise _LeaseLost
                 self._count(delivery, outputs)
                 outputs.clear()
+
+    def _send_part(self, completion: Completion) -> bool:
+        """Send some of a generator's outputs; False: the message is somebody else's by now."""
+        try:
+            return not self._station.connection.complete([completion])
+        except OutputsRefused as refused:
+            raise refused.refused[0][1] from None
+        except BrokerError as error:
+            raise _Faulted from error
 
     def _finish(self, delivery: Delivery, products: list[Product], completion: Completion) -> None:
         station = self._station
@@ -228,19 +245,9 @@ class Runner:
             self._children.setdefault(delivery.lease, []).extend([mark(output.hop) for output in outputs])
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
-        station, task = self._station, self._caller.task
+        station = self._station
         station.count(FAILED, 1)
-        received = delivery.received
-        decision, error = decide(
-            error,
-            attempt=delivery.attempt,
-            # Receives count what was given back, too: the last resort where nothing counts attempts for good.
-            receives=0 if station.connection.keeps_charges else received.receives,
-            max_attempts=task.max_attempts,
-            on_error=station.settings.on_error if task.on_error is None else task.on_error,
-            group=received.group,
-            jitter=random.uniform,
-        )
+        decision, error = decide_on(error, delivery, station)
         # Its call is over: should this worker die now, it is not to blame for that.
         station.region.set_state(delivery.lease, LeaseState.DONE)
         if decision.action == "dead":
@@ -248,14 +255,10 @@ class Runner:
         elif decision.report:
             self._charged.append(delivery)
         else:
-            log.info(
-                "%s: message %s failed (%s: %.200s), attempt %d of %d; visible again in %.1f s",
-                station.stage.name, received.handle.message_id, type(error).__name__, message_of(error),
-                delivery.attempt, task.max_attempts, decision.delay,
-            )  # fmt: skip
+            log_retry(error, delivery, station, decision.delay)
             self._outbox.put(GiveBack((delivery,), decision.delay, charge=True))
         if decision.report:
-            self._report(error, received.handle.message_id)
+            self._report(error, delivery.received.handle.message_id)
         # What came after it in its FIFO group must not overtake it.
         self._return_followers(delivery)
         if isinstance(error, MemoryError):

@@ -17,7 +17,7 @@ from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.worker.bench import Bench
-from sqspipes_mp.worker.outbox import Done
+from sqspipes_mp.worker.items import Done
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.verdict import decide
 

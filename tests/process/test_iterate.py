@@ -14,6 +14,7 @@ from tests.gates import (
     Gate,
     Log,
     alive,
+    charges,
     children,
     direct_children,
     ended,
@@ -357,6 +358,39 @@ def test_a_signal_ends_the_loop_cleanly(tmp_path: Path, db: Path, log: Log, numb
     assert log.lines()[-1] == last
     # The loop was waiting for the sixth result, so the fifth is done.
     assert waiting(engine, "work") == (0, 0, 0)
+
+
+INTERRUPTED = """
+import sys
+from tests.process.test_iterate import *
+db, log, gate = sys.argv[1:]
+log = Log(log)
+engine = engine_at(db, [source, Task(blocked, name="work", args=(log, Gate(gate)))])
+try:
+    with engine.run(iterate=True, only="work") as results:
+        next(results)
+except KeyboardInterrupt:
+    log.note("interrupted")
+"""
+
+
+def blocked(value, log: Log, gate: Gate):
+    log.note(value)
+    gate.wait()
+    return value
+
+
+def test_a_second_ctrl_c_kills_what_still_runs(tmp_path: Path, db: Path, log: Log, gate: Gate) -> None:
+    engine = one_stage(db, 1, log, gate, method=blocked)
+    with program(tmp_path, INTERRUPTED, db, log.path, gate.path) as process:
+        log.wait_for(1)
+        pids = [child.pid for child in children(process.pid)]
+        process.send_signal(signal.SIGINT)
+        # The first one waits for the running call, for up to 25 s; so send until the worker is gone.
+        eventually(lambda: not any(map(alive, pids)) or process.send_signal(signal.SIGINT))
+        ended(process)
+    assert waiting(engine, "work") == (1, 0, 0)
+    assert charges(engine) == [0]
 
 
 CLOSED_IN_A_THREAD = """

@@ -127,6 +127,21 @@ def test_a_second_signal_kills_what_still_runs(
     assert charges(engine) == [0]
 
 
+def test_signals_sent_together_count_as_one(tmp_path: Path, db: Path, log: Log, gate: Gate) -> None:
+    engine = pipeline(db, log, gate)
+    feed(engine, "work", [0])
+    with program(tmp_path, PROGRAM, db, log.path, gate.path, "{}") as process:
+        eventually(lambda: begun(log))
+        # As GNU timeout does, to the process and to its group; many, because two at once may arrive as one.
+        for _ in range(50):
+            process.terminate()
+            os.sched_yield()
+        gate.open()
+        assert ended(process)[:2] == (0, "SIGTERM 1\n")
+    assert ends(log) == [0]
+    assert (waiting(engine, "work"), values(engine, "sink")) == ((0, 0, 0), [0])
+
+
 def test_a_call_longer_than_the_grace_is_cut_and_not_charged(tmp_path: Path, db: Path, log: Log, gate: Gate) -> None:
     engine = pipeline(db, log, gate)
     feed(engine, "work", [0])

@@ -235,8 +235,9 @@ def test_stopped_it_finishes_what_runs_and_gives_back_the_rest(db: Path, log: Lo
         engine.stop()
         gate.open()
     assert run.summary.reason == "stopped"
-    assert len(values(engine, "sink")) == 3
-    assert len(bodies(engine, *engine.pipeline.stage("work").inputs)) == 7
+    # The gate may open before the worker has heard of the stop: what had begun is done, the rest is there.
+    assert sorted(value for value, _ in values(engine, "sink")) == sorted(value for value, *_ in log.lines())
+    assert len(bodies(engine, *engine.pipeline.stage("work").inputs)) == 10 - len(log.lines())
     assert waiting(engine, "work")[1] == 0
     assert set(charges(engine)) == {0}
 

@@ -1,6 +1,7 @@
 """The benchmarks' harness: rounds, ratios, tables."""
 
 from benchmarks.harness import Spread, interleave, table
+from benchmarks.readme import rewrite
 
 
 def test_each_subject_is_measured_once_per_round_and_every_other_round_backwards():
@@ -30,3 +31,15 @@ def test_a_table_is_an_rst_table():
         "zlib    100",
         "======  ===",
     ]
+
+
+def test_the_readme_keeps_what_is_around_the_table(tmp_path):
+    file = tmp_path / "README.rst"
+    file.write_text("before\n\n.. measured: begins\nold\n.. measured: ends\n\nafter\n")
+    rewrite("then, there", "=====\ntable\n=====", file)
+    again = file.read_text()
+    assert "old" not in again
+    assert again.startswith("before\n\n.. measured: begins\n\nMeasured then, there")
+    assert again.endswith("\n\n.. measured: ends\n\nafter\n")
+    rewrite("then, there", "=====\ntable\n=====", file)
+    assert file.read_text() == again

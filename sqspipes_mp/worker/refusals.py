@@ -1,0 +1,130 @@
+"""Outputs that a queue refused for what they are: their message fails, as if its function had raised (worker).
+
+Such as one larger than the queue's own MaximumMessageSize. It is found out only when the output is carried away, when
+the main thread may be at something else; so the carrier itself sees to what becomes of the message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+
+from sqspipes_mp.brokers.base import OutputsRefused
+from sqspipes_mp.control import Kind
+from sqspipes_mp.region import LeaseState
+from sqspipes_mp.report import pack_exception
+from sqspipes_mp.report_text import message_of
+from sqspipes_mp.scoreboard import FAILED
+from sqspipes_mp.worker.failures import decide_on, letter_of, log_retry, tell_buried
+from sqspipes_mp.worker.items import Bury, Done, GiveBack
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.station import Delivery, Station
+
+log = logging.getLogger("sqspipes_mp.worker")
+
+
+class Refusals:
+    """Decides about refused outputs. Carriers call it; what it returns is for them to carry at once."""
+
+    def __init__(self, station: Station, ready: Ready) -> None:
+        self._station = station
+        self._ready = ready
+        #: Receipts of what this worker had of a FIFO group when an earlier message of it was refused.
+        self._behind: set[str] = set()
+        self._left: list[GiveBack] = []
+
+    def take(self, batch: Sequence[Done], some: OutputsRefused) -> tuple[list[Done], list[GiveBack | Bury]]:
+        """Return what of a batch is completed, and what becomes of the rest."""
+        reasons = {id(completion): error for completion, error in some.refused}
+        unsent = {id(completion) for completion in some.unsent}
+        items: list[GiveBack | Bury] = []
+        completed = []
+        for done in batch:
+            error = reasons.get(id(done.completion))
+            if error is not None:
+                if done.delivery is None:
+                    self._source_failed(error)
+                    completed.append(done)
+                else:
+                    items += self._failed(done.delivery, error, done)
+            elif id(done.completion) in unsent and done.delivery is not None:
+                items += self._now_or_later(GiveBack((done.delivery,), 0.0))
+            else:
+                completed.append(done)
+        return completed, items
+
+    def sift(self, batch: Sequence[Done]) -> tuple[list[GiveBack], list[Done]]:
+        """Take out of a FIFO batch what must not overtake a refused message of its group; it goes back."""
+        behind = [done for done in batch if done.delivery and done.delivery.received.handle.receipt in self._behind]
+        if not behind:
+            return [], list(batch)
+        back = [item for done in behind if done.delivery for item in self._now_or_later(GiveBack((done.delivery,), 0))]
+        return back, [done for done in batch if done not in behind]
+
+    def wait_left(self) -> list[GiveBack]:
+        """Once every carrier has ended: return what was not to go back before the engine's workers receive no more."""
+        station = self._station
+        while self._left and not (station.release.wait(1.0) or station.faulted.is_set()):
+            pass
+        return self._left
+
+    def _failed(self, delivery: Delivery, error: BaseException, done: Done) -> list[GiveBack | Bury]:
+        station = self._station
+        # Counted where all failures are: the main thread is the counter's only writer.
+        self._ready.put_callback(partial(station.count, FAILED, 1))
+        decision, error = decide_on(error, delivery, station)
+        items: list[GiveBack | Bury] = []
+        if decision.action == "dead":
+            items.append(Bury(delivery, letter_of(error, delivery, station)))
+            tell_buried(error, delivery, station)
+            if done.step is not None:
+                # The caller of map was told of children, which will never be.
+                name, _, children = done.step
+                station.say(Kind.STEP, {}, json.dumps([(name, child, []) for child in children]).encode())
+        else:
+            if not decision.report:
+                log_retry(error, delivery, station, decision.delay)
+            items += self._now_or_later(GiveBack((delivery,), decision.delay, charge=True), later=decision.report)
+        if decision.report:
+            self._report(error, delivery.received.handle.message_id)
+        return items + self._followers(delivery)
+
+    def _followers(self, delivery: Delivery) -> list[GiveBack]:
+        """Give back what follows in the same FIFO group, and mark what of it runs or waits to be carried."""
+        group = delivery.received.group
+        if not self._station.fifo or group is None:
+            return []
+        leases = self._station.region.leases(())
+        self._behind |= {lease.handle.receipt for lease in leases if lease.group == group}
+        followers = self._ready.take_group(group)
+        return self._now_or_later(GiveBack(tuple(followers), 0.0)) if followers else []
+
+    def _now_or_later(self, item: GiveBack, *, later: bool = False) -> list[GiveBack]:
+        """Return an item to carry now; once the run ends it waits, or this engine's workers would take it again."""
+        if not (later or self._station.full_stop.is_set()):
+            return [item]
+        for delivery in item.deliveries:
+            self._station.region.set_state(delivery.lease, LeaseState.DONE)
+        self._left.append(item)
+        return []
+
+    def _source_failed(self, error: BaseException) -> None:
+        """A source has no message to try again: a generator ends with it, a function goes on if its policy says so."""
+        station = self._station
+        self._ready.put_callback(partial(station.count, FAILED, 1))
+        task = station.stage.task
+        on_error = station.settings.on_error if task.on_error is None else task.on_error
+        if task.is_generator or on_error == "raise" or callable(on_error):
+            self._report(error, None)
+        else:
+            log.warning("%s: an output was left out: %.300s", station.stage.name, message_of(error))
+
+    def _report(self, error: BaseException, message_id: str | None) -> None:
+        station = self._station
+        report = pack_exception(error, stage=station.stage.name, pid=os.getpid(), message_id=message_id)
+        station.say(Kind.FAILED, {}, report.to_bytes())
+        station.drain()
+        self._ready.poke()
