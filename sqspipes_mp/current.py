@@ -39,11 +39,14 @@ def current_message() -> CurrentMessage:
     """Return the message this call was given.
 
     Raises:
-        SqsPipesError: outside a task's call.
+        SqsPipesError: outside a task's call, and in one with ``Task(batch=)``, which has several messages.
     """
     message = _current.get()
     if message is None:
-        raise SqsPipesError("current_message() works inside a task's call only: no message is being processed here")
+        raise SqsPipesError(
+            "current_message() works inside a task's call only, and not with Task(batch=): no single message is being "
+            "processed here"
+        )
     return message
 
 

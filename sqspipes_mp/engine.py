@@ -95,7 +95,6 @@ class Engine(Feedable):
         if domain is None:
             domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(constructing_file())
         self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
-        _refuse_unfinished(self._pipeline)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
         if broker is not None:
             resolve(self._wanted, domain, {})
@@ -233,16 +232,6 @@ class Engine(Feedable):
         """Return this pipeline's queues; those that only ``map`` makes of a source's where it has."""
         own = self._pipeline.queue_names()
         return [*own, *existing(connection, [name for name in self.whole.queue_names() if name not in own])]
-
-
-def _refuse_unfinished(pipeline: Pipeline) -> None:
-    """Say no to what the design has and this version has not, rather than ignore it."""
-    for stage in pipeline.stages:
-        field = f"Task({stage.name!r})"
-        if stage.task.threads != 1:
-            raise ConfigError(f"{field}.threads", stage.task.threads, "1 in this version", "Use workers=")
-        if stage.task.batch is not None:
-            raise ConfigError(f"{field}.batch", stage.task.batch, "None in this version", "Take one value per call")
 
 
 def _clean_up(broker: SQLite, owner: int) -> None:

@@ -124,6 +124,13 @@ def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipel
     _check_unique(declared)
     for position, task in enumerate(declared):
         _check_place(task, position, fifo=fifo)
+        if task.batch is not None and task.batch_wait >= visibility / 2:
+            raise ConfigError(
+                f"Task({task.name!r}).batch_wait",
+                task.batch_wait,
+                f"less than half of the visibility timeout ({visibility:g} s): what waits that long goes back",
+                "Shorten it, or give Engine(visibility_timeout=) more",
+            )
     names = _Names(domain, ".fifo" if fifo else "")
     stages = []
     inputs = names.inputs(declared[0])
@@ -226,6 +233,12 @@ def _check_place(task: Task, position: int, *, fifo: bool) -> None:
         for keyword in ("workers", "threads"):
             if getattr(task, keyword) != 1:
                 refuse(keyword, "1 for a source that is a generator function", cure)
+    elif is_source and task.threads != 1:
+        refuse(
+            "threads",
+            "1 for a source: its calls are counted one after the other",
+            "Use workers=, or let the task receive: behind a source, or with input=True",
+        )
     if is_source and task.batch is not None:
         refuse(
             "batch", "None for a source: it receives nothing", "Drop it, or set input=True to feed the task with put"

@@ -18,6 +18,8 @@ from sqspipes_mp.brokers.base import MAX_BYTES, Handle
 
 #: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.
 LEASES = 192
+#: Calls one worker may run at once, or values one call may get: what is done and not deleted yet needs leases too.
+MOST_AT_ONCE = 128
 _RECEIPT = (
     1024  # Amazon SQS Developer Guide, queue and message identifiers: a receipt handle has up to 1,024 characters
 )
@@ -29,6 +31,7 @@ _CRC_AT = _TEXT_AT + _RECEIPT + _ID + _GROUP
 _ENTRY = _CRC_AT + 64
 _CRC = struct.Struct("<I")
 _STATE = _CRC_AT + 8  # worker: a byte
+_COMPANY = _CRC_AT + 9  # worker: a byte, 1 where one call has several messages (a batch)
 _STARTED = _CRC_AT + 16  # worker: monotonic s, when the function began
 _KEPT_GENERATION = _CRC_AT + 24  # keeper: which generation the two below speak of
 _KEPT_UNTIL = _CRC_AT + 32  # keeper: monotonic s until which the lease was extended
@@ -79,7 +82,10 @@ class Cause(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A consistent copy of one entry. Times are monotonic seconds, except ``sent_at`` (epoch)."""
+    """A consistent copy of one entry. Times are monotonic seconds, except ``sent_at`` (epoch).
+
+    ``company``: its call has other messages as well (a batch), so that none of them can be told guilty.
+    """
 
     index: int
     generation: int
@@ -95,6 +101,7 @@ class Lease:
     extended: bool
     lost: bool
     charged: bool = False
+    company: bool = False
 
 
 def body_bytes(calls: int) -> int:
@@ -231,6 +238,14 @@ class Region:
         struct.pack_into("<III", self._view, at, index, _U32.unpack_from(self._view, base)[0], size)
         self._view[at + _BODY_HEADER : at + _BODY_HEADER + size] = raw[:size]
         _F64.pack_into(self._view, base + _STARTED, now)
+        self._view[base + _COMPANY] = 0
+        self._view[base + _STATE] = LeaseState.RUNNING
+
+    def start_together(self, index: int, now: float) -> None:
+        """Mark entry ``index`` as running in one call with others; no body is kept, for none of them can be blamed."""
+        base = _HEADER + index * _ENTRY
+        _F64.pack_into(self._view, base + _STARTED, now)
+        self._view[base + _COMPANY] = 1
         self._view[base + _STATE] = LeaseState.RUNNING
 
     def lost(self, index: int) -> bool:
@@ -280,6 +295,7 @@ class Region:
             extended=kept,
             lost=bool(kept and raw[_KEPT_LOST]),
             charged=_U32.unpack_from(raw, _KEPT_CHARGED)[0] == generation,
+            company=bool(raw[_COMPANY]),
         )
 
     def leases(self, queues: tuple[str, ...]) -> Iterator[Lease]:

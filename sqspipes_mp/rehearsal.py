@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +13,7 @@ from sqspipes_mp.message import Message, decode
 from sqspipes_mp.pipeline import Pipeline, Stage
 from sqspipes_mp.plan import Settings
 from sqspipes_mp.task import Task, TaskCallback
-from sqspipes_mp.worker.products import DROPPED, Products
+from sqspipes_mp.worker.products import DROPPED, Products, results_of
 
 
 def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:
@@ -53,8 +53,13 @@ def _results(stage: Stage, messages: list[Message]) -> Iterable[tuple[Message, l
     args = () if stage.is_source else task.args
     with built(task) as method:
         for message in messages:
-            with processing(_current(stage, message)):
-                result = method(message.value, *args)
+            with processing(_current(stage, message)) if task.batch is None else nullcontext():
+                if task.batch is None:
+                    result = method(message.value, *args)
+                else:
+                    (result,) = results_of(task.name, 1, method([message.value], *args))
+                    if isinstance(result, BaseException):
+                        raise result
                 yield message, list(result) if task.is_generator else [result]
 
 

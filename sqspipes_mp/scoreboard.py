@@ -33,6 +33,8 @@ _CHARGE = struct.Struct("<16sQ")
 #: Failed attempts one writer remembers at once; the oldest give way (then the receive count is the cap).
 _CHARGES = 512
 _CHARGE_BYTES = _CHARGES * _CHARGE.size
+#: In a charge entry, beside the count: its message ran beside others when their worker died, so it runs alone.
+_ALONE = 1 << 63
 
 # Slot fields and who writes them.
 STATE = 0  # worker: one of the S_* below
@@ -181,12 +183,21 @@ class Scoreboard:
 
     def charges(self, digest: bytes) -> int:
         """Return the failed attempts charged to a message by any writer; ``digest`` from ``region.id_digest``."""
-        return sum(self._charge_entry(writer, digest)[1] for writer in range(self.slots + 1))
+        return sum(self._charge_entry(writer, digest)[1] & ~_ALONE for writer in range(self.slots + 1))
 
     def charge(self, writer: int, digest: bytes) -> None:
         """Charge one attempt in ``writer``'s table (its slot; the keeper's is ``slots``)."""
         offset, count = self._charge_entry(writer, digest)
         _CHARGE.pack_into(self._map, offset, digest, count + 1)
+
+    def isolate(self, writer: int, digest: bytes) -> None:
+        """Have a message run alone from now on, so that the next death it is in can be told from others'."""
+        offset, count = self._charge_entry(writer, digest)
+        _CHARGE.pack_into(self._map, offset, digest, count | _ALONE)
+
+    def isolated(self, digest: bytes) -> bool:
+        """Tell whether a message has to run alone."""
+        return any(self._charge_entry(writer, digest)[1] & _ALONE for writer in range(self.slots + 1))
 
     def forget_charges(self, writer: int, digest: bytes) -> None:
         """Drop what ``writer`` knows of a message that is done."""

@@ -22,8 +22,9 @@ from sqspipes_mp.scoreboard import (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSummary:
     """One stage's part: messages ``done`` (a source's calls), calls ``failed``, messages ``retried`` and ``dead``,
-    outputs ``dropped``; ``busy``: the share of its workers' time spent in the function, 0 to 1; ``p50`` and ``p95``:
-    seconds within which half and 95 % of its calls ended, to within an eighth, None before the first.
+    outputs ``dropped``; ``busy``: the share of its workers' time (with ``threads``: each thread's) spent in the
+    function, 0 to 1; ``p50`` and ``p95``: seconds within which half and 95 % of its calls ended, to within an eighth,
+    None before the first.
     """
 
     name: str
@@ -83,6 +84,7 @@ def stage_summaries(plan: RunPlan, board: Scoreboard, seconds: float) -> tuple[S
     found = []
     for index in plan.selected:
         slots = [slot for slot, seat in enumerate(plan.seats) if seat.stage == index]
+        threads = plan.pipeline.stages[index].task.threads
 
         times = board.run_times(slots)
 
@@ -98,7 +100,7 @@ def stage_summaries(plan: RunPlan, board: Scoreboard, seconds: float) -> tuple[S
                 retried=total(RETRIED) + board.stage(index, KEEPER_CHARGED),
                 dead=total(DEAD) + board.stage(index, KEEPER_DEAD),
                 dropped=total(DROPPED),
-                busy=min(1.0, total(BUSY_NS) / 1e9 / (seconds * len(slots))) if seconds > 0 else 0.0,
+                busy=min(1.0, total(BUSY_NS) / 1e9 / (seconds * len(slots) * threads)) if seconds > 0 else 0.0,
                 p50=percentile(times, 0.5),
                 p95=percentile(times, 0.95),
             )

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, cast, get_args
 from sqspipes_mp.callables import check_method, is_class, is_generator, task_name
 from sqspipes_mp.checks import items, parse_size, seconds, sync_callable, whole
 from sqspipes_mp.errors import ConfigError, Retry
+from sqspipes_mp.region import MOST_AT_ONCE
 
 _Policy = Literal["raise", "retry", "reject"]
 OnError = _Policy | Callable[[Exception, int], str | Retry]
@@ -33,7 +34,8 @@ class Task:
             clean exit). A generator function gives several outputs per call. Coroutine functions are refused.
         name: letters, digits, ``_`` and ``-``; default: the function's own. Part of the queue names.
         workers: processes, from 1, or "auto": the CPUs this process may use.
-        threads: calls running at once in each worker, from 1; for I/O-bound tasks.
+        threads: calls running at once in each worker, 1 to 128; for I/O-bound tasks, whose code must be thread-safe (a
+            class has one instance per worker). A timeout kills the worker; the other calls go back uncharged.
         priorities: levels of the output queues, 1 to 16 (0 is the lowest level).
         interval: seconds between calls of the stage in this engine, shared by its workers: a number, or a callable
             that returns one. Allowed for any task.
@@ -50,8 +52,9 @@ class Task:
         max_memory: bytes, or "2GiB": private memory over which a worker is replaced; default: no limit.
         prefetch: messages a worker holds ready; default: as many as two receives take.
         group: callable(value) -> FIFO group of what this task receives; FIFO engines only.
-        batch: call with a list of up to so many values (1 to 10,000); default: one value per call.
-        batch_wait: seconds to wait for a batch to fill.
+        batch: call with a list of up to so many values (1 to 128), which returns a list of as many results; an
+            exception instance as a result fails that message alone. Default: one value per call.
+        batch_wait: seconds to wait for a batch to fill, less than half of the engine's visibility timeout.
         init_args: what a class is built with.
 
     Raises:
@@ -121,7 +124,9 @@ class Task:
             "method": method,
             "name": name,
             "workers": check_workers(field("workers"), workers),
-            "threads": whole(field("threads"), threads, least=1),
+            "threads": whole(
+                field("threads"), threads, least=1, most=MOST_AT_ONCE, cure="More calls at once need more workers="
+            ),
             "priorities": whole(field("priorities"), priorities, least=1, most=16, cure="1 is one queue, no levels"),
             "interval": _interval(field("interval"), interval),
             "args": items(field("args"), args),
@@ -136,7 +141,7 @@ class Task:
             "max_memory": None if max_memory is None else parse_size(field("max_memory"), max_memory),
             "prefetch": optional("prefetch", prefetch, 0),
             "group": hook("group", group),
-            "batch": optional("batch", batch, 1, 10_000),
+            "batch": optional("batch", batch, 1, MOST_AT_ONCE),
             "batch_wait": seconds(field("batch_wait"), batch_wait, zero=True),
             "init_args": items(field("init_args"), init_args),
         }
@@ -148,6 +153,17 @@ class Task:
                 decode,
                 "None without input=NAME",
                 "Only bodies of others need decoding; name the queue",
+            )
+        if self.batch is not None and self.is_generator:
+            raise ConfigError(
+                field("batch"),
+                batch,
+                "None for a generator function: a batch gives one result per value",
+                "Return a list instead of yielding, or drop batch",
+            )
+        if self.batch is not None and self.threads > 1:
+            raise ConfigError(
+                field("batch"), batch, "None with threads=: one call at a time takes a batch", "Use workers= instead"
             )
         if self.init_args and not self.is_class:
             raise ConfigError(

@@ -10,11 +10,14 @@ from sqspipes_mp.region import Cause, Lease, LeaseState
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """``release``: back at once, uncharged; ``delete``: outputs were accepted; ``charge``: was running when it died."""
+    """``release``: back at once, uncharged; ``delete``: outputs were accepted; ``charge``: was running when it died;
+    ``alone``: ran beside others then, so that none can be blamed: each runs alone next time.
+    """
 
     release: tuple[Lease, ...]
     delete: tuple[Lease, ...]
     charge: tuple[Lease, ...]
+    alone: tuple[Lease, ...] = ()
 
 
 #: Deaths that are nobody's fault.
@@ -25,7 +28,7 @@ def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
     """Sort the leases of a worker that is dead for certain.
 
     Only a message that was running is charged: the late one for a timeout, the only one for any other death; where
-    several ran, none can be blamed.
+    several ran (in threads, or as one batch), none can be blamed.
     """
     release: list[Lease] = []
     delete: list[Lease] = []
@@ -42,9 +45,10 @@ def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
     if cause in _BLAMELESS:
         guilty = []
     elif cause is Cause.TIMEOUT:
-        guilty = [lease for lease in running if lease.index == late]
+        guilty = [lease for lease in running if lease.index == late and not lease.company]
     else:
-        guilty = running if len(running) == 1 else []
+        guilty = running if len(running) == 1 and not running[0].company else []
+    suspects = [] if cause in _BLAMELESS else [lease for lease in running if lease not in guilty]
     # A lost one ran as well as the others, but is somebody else's to give back.
     release += [lease for lease in running if lease not in guilty and not lease.lost]
-    return Judgement(tuple(release), tuple(delete), tuple(lease for lease in guilty if not lease.lost))
+    return Judgement(tuple(release), tuple(delete), tuple(lease for lease in guilty if not lease.lost), tuple(suspects))

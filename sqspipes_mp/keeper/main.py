@@ -208,6 +208,9 @@ class Keeper:
         cause, exitcode, pid, late = region.death
         stage = self._stage(region)
         verdict = judge(region.leases(self._queues), cause, late)
+        for lease in verdict.alone:
+            # Before any of them can be received again.
+            self._board.isolate(self._board.slots, id_digest(lease.handle.message_id))
         # On FIFO the running one comes first: its group stays closed until it is visible again.
         for lease in verdict.charge:
             self._beat()

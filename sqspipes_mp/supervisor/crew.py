@@ -185,7 +185,8 @@ class Crew:
         board.put(place.slot, CALL_STARTED, 0)
         board.put(place.slot, HOLDING, 0)
         self.tell_keeper(Kind.JUDGE)
-        charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(running) == 1
+        blamed = [lease for lease in running if cause is not Cause.TIMEOUT or lease.index == place.late]
+        charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(blamed) == 1 and not blamed[0].company
         texts = {Cause.TIMEOUT: "killed: its call outlived the task's timeout", Cause.MEMORY: "killed: memory limit"}
         text = texts.get(cause, describe_death(code) if ready else describe_exit(code))
         return Death(pid, ready, clean, lived, done, charged, text, stack)

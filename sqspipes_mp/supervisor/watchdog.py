@@ -86,8 +86,12 @@ class Watchdog:
         assert place.child is not None
         assert place.region is not None
         running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
+        if self._crew.board.get(place.slot, CALL_STARTED) != started:
+            # It ended meanwhile; what runs there now is not late.
+            return
+        late = min(running, key=lambda lease: lease.started_at) if running else None
         place.cause = Cause.TIMEOUT
-        place.late = min(running, key=lambda lease: lease.started_at).index if running else None
+        place.late = None if late is None or late.company else late.index
         place.kill_at = now + _LAST_WORDS
         log.warning("%s (pid %d): a call ran over %g s; killing it", self._crew.name(place), place.child.pid, timeout)
         with contextlib.suppress(ProcessLookupError):

@@ -49,26 +49,30 @@ class Caller:
         station = self._station
         if not self._paced:
             return True
-        now = time.monotonic_ns()
-        turn = station.board.reserve_call(station.stage.index, now, self._gap)
-        if turn - now > station.connection.linger * 1e9:
+        wait = self._reserve() / 1e9
+        if wait > station.connection.linger:
             idle()
-        return not (station.no_more if station.stage.is_source else station.full_stop).wait(max(0, turn - now) / 1e9)
+        return not (station.no_more if station.stage.is_source else station.full_stop).wait(wait)
+
+    def _reserve(self) -> int:
+        """Take the stage's next turn; return in how many nanoseconds it is."""
+        now = time.monotonic_ns()
+        turn = self._station.board.reserve_call(self._station.stage.index, now, self._gap)
+        return max(0, turn - now)
 
     def call(self, *values: Any) -> Any:
         """Call the function with what precedes its ``args``; time it."""
-        board, slot = self._station.board, self._station.slot
         started = time.monotonic_ns()
-        board.put(slot, CALL_STARTED, started)
+        self._running_since(started)
         try:
             return self._method(*values, *self._args)
         finally:
             self._check_line()
-            board.put(slot, CALL_STARTED, 0)
+            self._running_since(0)
             spent = time.monotonic_ns() - started
             self._spent(spent)
             if not self.is_generator:
-                board.took(slot, spent)
+                self._took(spent)
 
     def next_of(self, iterator: Any, since: int | None = None) -> Any:
         """Take the next value of a generator; time it as a call.
@@ -76,26 +80,34 @@ class Caller:
         ``since``: monotonic ns at which the message began, where one message is the whole generator: then its timeout
         counts from there, as its lease's cap does.
         """
-        board, slot = self._station.board, self._station.slot
         started = time.monotonic_ns()
-        board.put(slot, CALL_STARTED, since or started)
+        self._running_since(since or started)
         try:
             return next(iterator)
         finally:
             self._check_line()
             now = time.monotonic_ns()
             if since is None:
-                board.put(slot, CALL_STARTED, 0)
-                board.took(slot, now - started)
-            board.add(slot, BUSY_NS, now - started)
+                self._running_since(0)
+                self._took(now - started)
+            self._busy(now - started)
 
     def took(self, since: int) -> None:
         """Count a message's generator that is through; it began at ``since``, monotonic ns."""
-        self._station.board.took(self._station.slot, time.monotonic_ns() - since)
+        self._took(time.monotonic_ns() - since)
+
+    def _took(self, nanoseconds: int) -> None:
+        self._station.board.took(self._station.slot, nanoseconds)
 
     def ended(self) -> None:
         """Say that no call runs any more (a message's generator is through)."""
-        self._station.board.put(self._station.slot, CALL_STARTED, 0)
+        self._running_since(0)
+
+    def _running_since(self, started: int) -> None:
+        self._station.board.put(self._station.slot, CALL_STARTED, started)
+
+    def _busy(self, nanoseconds: int) -> None:
+        self._station.board.add(self._station.slot, BUSY_NS, nanoseconds)
 
     def _check_line(self) -> None:
         """End this process if the function closed the line to the supervisor, and with it likely every descriptor.
@@ -112,7 +124,7 @@ class Caller:
 
     def _spent(self, nanoseconds: int) -> None:
         station = self._station
-        station.board.add(station.slot, BUSY_NS, nanoseconds)
+        self._busy(nanoseconds)
         seconds = nanoseconds / 1e9
         mean = station.mean
         station.mean = seconds if mean is None else mean + (seconds - mean) * _NEWEST

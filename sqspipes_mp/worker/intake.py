@@ -11,7 +11,7 @@ from sqspipes_mp.message import Message, decode, decode_foreign
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, RECEIVED
 from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.outbox import Outbox
-from sqspipes_mp.worker.prefetch import ask
+from sqspipes_mp.worker.prefetch import LONG, ask
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.station import Delivery, Station
 
@@ -35,6 +35,9 @@ class Intake(threading.Thread):
         self._lease = station.orders.plan.first_lease
         self._stale_after = station.settings.visibility / 2
         self._round_trip = 0.02
+        task = station.stage.task
+        #: Messages that one mean run time takes care of.
+        self._at_once = task.batch or task.threads
 
     def run(self) -> None:
         station = self._station
@@ -56,21 +59,31 @@ class Intake(threading.Thread):
 
     def _ask(self) -> int:
         station = self._station
+        idle = self._ready.idle
         started = station.board.get(station.slot, CALL_STARTED)
-        if started and time.monotonic() - started / 1e9 > self._stale_after:
+        if not idle and started and time.monotonic() - started / 1e9 > self._stale_after:
             # What would wait behind this call would only go back again and again.
             return 0
-        waiting = len(self._ready)
+        waiting = self._ready.waiting
         room = station.room if station.left is None else max(0, min(station.room, station.left - waiting))
         return ask(
             waiting=waiting,
-            idle=self._ready.idle,
+            idle=idle,
             mean=station.mean,
             round_trip=self._round_trip,
-            limit=station.stage.task.prefetch,
+            limit=self._limit(),
             room=room,
             batch=min(_FULL, station.connection.batch),
+            at_once=self._at_once,
         )
+
+    def _limit(self) -> int | None:
+        """Return how many messages may wait beside those running; None = by time."""
+        task, mean = self._station.stage.task, self._station.mean
+        if task.prefetch is not None or task.batch is None or mean is None or mean >= LONG:
+            return task.prefetch
+        # The next batch is gathered while this one runs.
+        return task.batch
 
     def _receive(self, count: int) -> None:
         station = self._station
@@ -102,7 +115,7 @@ class Intake(threading.Thread):
             # decode= says that there is nothing in it for the task (a test event, say): deleted without a call.
             self._outbox.put(Done(Completion(received.handle), Delivery(received, message, lease, failed, until)))
             return None
-        return Delivery(received, message, lease, failed, until)
+        return Delivery(received, message, lease, failed, until, station.is_suspect(received))
 
     def _decode(self, received: Received) -> Message:
         task = self._station.stage.task

@@ -12,8 +12,10 @@ from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.numeric import settle
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, PID, S_BOOTING, S_DRAINING, S_READY, STATE
+from sqspipes_mp.worker.batches import BatchCaller, Batches, Gathering
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
+from sqspipes_mp.worker.crowd import Crowd, SharedCaller, Turns
 from sqspipes_mp.worker.intake import Intake
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.products import Products
@@ -44,7 +46,7 @@ def worker_main(orders: Assignment) -> None:
         if settings.setup is not None:
             settings.setup()
         station = Station(orders, orders.broker.open(wallet=board.wallet), channel)
-        caller = Caller(station)
+        caller = _caller(station)
     except BaseException as error:
         # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
         report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note=BOOT_NOTE)
@@ -60,10 +62,20 @@ def worker_main(orders: Assignment) -> None:
     station.say(Kind.BYE)
 
 
+def _caller(station: Station) -> Caller:
+    if station.threads > 1:
+        return SharedCaller(station)
+    return Caller(station) if station.stage.task.batch is None else BatchCaller(station)
+
+
 def _work(station: Station, caller: Caller) -> None:
     plan, stage = station.orders.plan, station.stage
     settings = plan.settings
-    ready = Ready()
+    ready: Ready | Turns | Gathering = Ready()
+    if station.threads > 1:
+        ready = Turns(station)
+    elif stage.task.batch is not None:
+        ready = Gathering(stage.task.batch)
     outbox = Outbox(station, ready)
     results = Results(station, outbox) if plan.sink == stage.index else None
     products = Products(
@@ -82,7 +94,13 @@ def _work(station: Station, caller: Caller) -> None:
     else:
         intake = Intake(station, ready, outbox)
         intake.start()
-        Runner(bench).run()
+        runner = Runner(bench)
+        if isinstance(ready, Turns):
+            runner.run(Crowd(bench, runner, ready).serve)
+        elif isinstance(ready, Gathering) and isinstance(caller, BatchCaller):
+            runner.run(Batches(bench, caller, runner, ready).serve)
+        else:
+            runner.run()
         if station.faulted.is_set():
             # What a poll in flight brings must be on the scoreboard, or the keeper could not give it back.
             station.stop_receiving()

@@ -7,39 +7,50 @@ import math
 #: Work one receive may bring in at most, in seconds: full batches of 10 for tasks up to 50 ms.
 _HOARD = 0.5
 #: From this mean run time on, nothing is held while something runs: a receive costs little beside it.
-_LONG = 1.0
+LONG = 1.0
 #: Messages held unstarted at most, whatever the times say.
 _MOST = 60
 
 
 def ask(
-    *, waiting: int, idle: bool, mean: float | None, round_trip: float, limit: int | None, room: int, batch: int
+    *,
+    waiting: int,
+    idle: int,
+    mean: float | None,
+    round_trip: float,
+    limit: int | None,
+    room: int,
+    batch: int,
+    at_once: int = 1,
 ) -> int:
     """Return how many messages to ask for now; 0 = none.
 
     Args:
         waiting: messages held and not started.
-        idle: whether the main thread waits for one.
+        idle: messages that could begin now (1 for a main thread that waits for one).
         mean: seconds per call, None before the first.
         round_trip: seconds per receive.
         limit: the task's ``prefetch`` (messages held beside the running one), None = by time.
         room: leases that still fit.
         batch: most messages per receive.
+        at_once: messages that run at the same time (threads, or the values of one call).
     """
-    depth = wanted(mean, round_trip) if limit is None else limit
-    if waiting >= max(depth, 1 if idle else 0):
+    depth = wanted(mean, round_trip, at_once) if limit is None else limit
+    if waiting >= max(depth, idle):
         return 0
     if mean is None:
-        return min(1, room)
-    by_time = batch if mean * batch <= _HOARD else int(_HOARD / mean)
+        return min(max(1, idle - waiting), batch, room)
+    each = mean / at_once
+    by_time = batch if each * batch <= _HOARD else int(_HOARD / each)
+    by_time = max(0 if mean >= LONG else by_time, idle - waiting)
     count = by_time if limit is None else depth + idle - waiting
     return max(0, min(max(count, 1), batch, room))
 
 
-def wanted(mean: float | None, round_trip: float) -> int:
+def wanted(mean: float | None, round_trip: float, at_once: int = 1) -> int:
     """Return how many messages should wait: two receive round trips' worth of work."""
-    if mean is None or mean >= _LONG:
+    if mean is None or mean >= LONG:
         return 0
-    if mean * _MOST <= 2 * round_trip:
+    if mean / at_once * _MOST <= 2 * round_trip:
         return _MOST
-    return math.ceil(2 * round_trip / mean)
+    return math.ceil(2 * round_trip * at_once / mean)

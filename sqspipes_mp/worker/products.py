@@ -7,12 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqspipes_mp.brokers.base import Output
+from sqspipes_mp.errors import OutputError
 from sqspipes_mp.fifo_group import group_name
 from sqspipes_mp.message import Encoder, Message, clamp_priority, hop_id, outgoing_meta
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.task import EmptyTaskOutput, TaskCallback
 
 DROPPED = object()
+
+
+class WrongShape(OutputError):
+    """The function did not return one result per value of a batch."""
+
+
+def results_of(stage: str, count: int, results: object) -> list[Any]:
+    """Return what a batch of ``count`` values gave. Raises ``WrongShape`` unless that is a list of as many results."""
+    if isinstance(results, list) and len(results) == count:
+        return results
+    given = f"a list of {len(results)}" if isinstance(results, list) else f"a {type(results).__name__}"
+    raise WrongShape(
+        f"stage {stage!r}: a batch of {count} values gave {given}, not a list of {count}. With Task(batch=) return a "
+        f"list with one result per value, in the same order: None where there is none, an exception where one failed"
+    )
 
 
 @dataclass(frozen=True, slots=True)

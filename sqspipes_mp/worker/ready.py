@@ -12,37 +12,42 @@ from sqspipes_mp.worker.station import Delivery
 class Ready:
     """A queue of deliveries and of callbacks that the main thread has to run between messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, appetite: int = 1) -> None:
         self._deliveries: deque[Delivery] = deque()
         self._callbacks: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        #: Whether the main thread is waiting for work.
-        self.idle = True
+        #: Messages that could begin now.
+        self.idle = self._appetite = appetite
 
     def __len__(self) -> int:
+        return len(self._deliveries)
+
+    @property
+    def waiting(self) -> int:
+        """How many could begin as soon as there is a thread for them."""
         return len(self._deliveries)
 
     def put(self, deliveries: Iterable[Delivery]) -> None:
         with self._changed:
             self._deliveries.extend(deliveries)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def put_callback(self, callback: Callable[[], object]) -> None:
         with self._changed:
             self._callbacks.append(callback)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Say that nothing more will be put, callbacks excepted."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def poke(self) -> None:
         """Have a waiting main thread look around."""
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
     @property
     def closed(self) -> bool:
@@ -59,9 +64,9 @@ class Ready:
     def wait(self, give_up: Callable[[], bool], timeout: float | None = None) -> None:
         """Wait until there is something to take or run, nothing more can come, or ``give_up`` says so when poked."""
         with self._changed:
-            self.idle = True
+            self.idle = self._appetite
             self._changed.wait_for(lambda: self._deliveries or self._callbacks or self._closed or give_up(), timeout)
-            self.idle = False
+            self.idle = 0
 
     def take_all(self) -> list[Delivery]:
         with self._changed:

@@ -74,7 +74,7 @@ class Refusals:
     def _failed(self, delivery: Delivery, error: BaseException, done: Done) -> list[GiveBack | Bury]:
         station = self._station
         # Counted where all failures are: the main thread is the counter's only writer.
-        self._ready.put_callback(partial(station.board.add, station.slot, FAILED, 1))
+        self._ready.put_callback(partial(station.count, FAILED, 1))
         decision, error = decide_on(error, delivery, station)
         items: list[GiveBack | Bury] = []
         if decision.action == "dead":
@@ -114,7 +114,7 @@ class Refusals:
     def _source_failed(self, error: BaseException) -> None:
         """A source has no message to try again: a generator ends with it, a function goes on if its policy says so."""
         station = self._station
-        self._ready.put_callback(partial(station.board.add, station.slot, FAILED, 1))
+        self._ready.put_callback(partial(station.count, FAILED, 1))
         task = station.stage.task
         on_error = station.settings.on_error if task.on_error is None else task.on_error
         if task.is_generator or on_error == "raise" or callable(on_error):

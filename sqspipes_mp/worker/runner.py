@@ -1,11 +1,15 @@
-"""The main thread of a worker: one message after the other through the user's function (worker)."""
+"""What becomes of a message in a worker: it goes through the user's function, and its fate is settled (worker).
+
+The main thread takes one after the other; in thread mode (crowd.py) several threads are in here at once.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
@@ -23,6 +27,7 @@ from sqspipes_mp.worker.failures import decide_on, log_retry
 from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.station import Delivery
+from sqspipes_mp.worker.verdict import decide
 
 
 class _LeaseLost(Exception):
@@ -44,15 +49,27 @@ class Runner:
         self._outbox = bench.outbox
         self._products = bench.products
         self._results = bench.results
-        self._back: list[Delivery] = []
+        #: Received, not run, and to go back once no worker of this engine would take it again.
+        self.back: list[Delivery] = []
         self._charged: list[Delivery] = []
+        self._recycling = False
+        self._sharing = threading.Lock()
         self._counted = station.orders.plan.counted
         #: What the running messages have become so far, by their leases (map).
         self._children: dict[int, list[int]] = {}
         station.left = _lifetime(station.stage.task.max_tasks_per_worker)
 
-    def run(self) -> None:
-        """Run messages until told to stop, then give back what was not begun."""
+    def run(self, serve: Callable[[], None] | None = None) -> None:
+        """Run messages until told to stop, then give back what was not begun.
+
+        ``serve``: runs them, if not one after the other.
+        """
+        (serve or self._serve)()
+        if not self._station.full_stop.is_set():
+            self._hand_over()
+        self._give_back()
+
+    def _serve(self) -> None:
         station, ready = self._station, self._ready
         while not station.no_more.is_set():
             self._bench.run_callbacks()
@@ -60,7 +77,7 @@ class Runner:
             if delivery is not None:
                 if len(ready) < 10:
                     station.demand.set()
-                self._process(delivery)
+                self.process(delivery)
                 continue
             if ready.closed:
                 break
@@ -69,59 +86,94 @@ class Runner:
                 self._outbox.hurry()
             station.demand.set()
             ready.wait(station.no_more.is_set)
-        if not station.full_stop.is_set():
-            self._hand_over()
-        self._give_back()
 
-    def _process(self, delivery: Delivery) -> None:
+    def process(self, delivery: Delivery, seat: int = 0) -> bool:
+        """Run one message; ``seat``: its call's place among those that run at once. False: it goes back or is lost."""
         station = self._station
         if not station.holds(delivery):
             # It was somebody else's before it began here: nothing of it may happen twice because of us.
-            self._lost(delivery)
-            return
+            self.lost(delivery)
+            return False
         if not self._caller.pace(self._outbox.hurry):
-            self._back.append(delivery)
-            return
-        if station.left is not None:
-            station.left -= 1
-        station.region.start(delivery.lease, time.monotonic(), 0, delivery.received.body)
+            self.back.append(delivery)
+            return False
+        self.begins(1)
+        station.region.start(delivery.lease, time.monotonic(), seat, delivery.received.body)
         self._caller.announce(delivery)
         try:
             self._finish(delivery, *self._run(delivery))
+            passed = True
         except _LeaseLost:
-            self._lost(delivery)
+            self.lost(delivery)
+            passed = False
         except _Faulted as fault:
             # Whatever the queue service has against us, the message is not to blame.
             station.region.set_state(delivery.lease, LeaseState.DONE)
             station.fault(fault.__cause__ or fault)
             station.drain()
+            passed = False
         except BaseException as error:
             # Whatever the user's code raises, SystemExit and KeyboardInterrupt included, is the message's failure.
-            self._failed(delivery, error)
+            self.failed(delivery, error)
+            passed = False
         finally:
             self._caller.ended()
             set_current(None)
-        if station.left == 0:
-            self._recycle("max_tasks_per_worker")
+        self.ends()
+        return passed
 
-    def _lost(self, delivery: Delivery) -> None:
+    def settle(self, delivery: Delivery, value: Any) -> bool:
+        """Take what a batch gave for one of its messages; False: an exception, or nothing that can be sent."""
+        try:
+            if not isinstance(value, BaseException):
+                self._children[delivery.lease] = []
+                self._finish(delivery, *self._single(delivery, value))
+                return True
+            error = value
+        except BaseException as refused:
+            error = refused
+        self.failed(delivery, error)
+        return False
+
+    def begins(self, count: int) -> None:
+        """Count messages towards ``max_tasks_per_worker``."""
+        if self._station.left is not None:
+            with self._sharing:
+                self._station.left -= count
+
+    def ends(self) -> None:
+        """Have this worker replaced if it has had all the messages it may have."""
+        if self._station.left is not None and self._station.left <= 0:
+            self.recycle("max_tasks_per_worker")
+
+    def lost(self, delivery: Delivery) -> None:
         """Let go of a message that is somebody else's by now, and of what follows it in its group."""
         self._station.close_lease(delivery.lease)
         self._return_followers(delivery)
 
     def _return_followers(self, delivery: Delivery) -> None:
         followers = self._ready.take_group(delivery.received.group) if self._station.fifo else []
-        if followers and self._station.full_stop.is_set():
-            self._back += followers
-        elif followers:
-            self._outbox.put(GiveBack(tuple(followers), 0.0))
+        if followers:
+            self.hand_back(followers)
+
+    def hand_back(self, deliveries: list[Delivery]) -> None:
+        """Give back messages that are not to blame for anything, now or, if the run ends, with the rest."""
+        for delivery in deliveries:
+            self._station.region.set_state(delivery.lease, LeaseState.DONE)
+        if self._station.full_stop.is_set():
+            self.back += deliveries
+        else:
+            self._outbox.put(GiveBack(tuple(deliveries), 0.0))
 
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
-        message, handle = delivery.message, delivery.received.handle
         self._children[delivery.lease] = []
-        value = self._caller.call(message.value)
+        value = self._caller.call(delivery.message.value)
         if self._caller.is_generator:
             return self._stream(delivery, value)
+        return self._single(delivery, value)
+
+    def _single(self, delivery: Delivery, value: Any) -> tuple[list[Product], Completion]:
+        message, handle = delivery.message, delivery.received.handle
         product = self._products.make(value, message, message.parent, 0)
         outputs = () if product.output is None else (product.output,)
         return [product], Completion(handle, outputs)
@@ -175,7 +227,7 @@ class Runner:
         sends = bool(station.stage.outputs)
         dropped = sum(item.value is DROPPED or (sends and item.output is None) for item in products)
         if dropped:
-            station.board.add(station.slot, DROPPED_COUNT, dropped)
+            station.count(DROPPED_COUNT, dropped)
         station.region.set_state(delivery.lease, LeaseState.DONE)
         callbacks: tuple[TaskCallback, ...] = tuple(item.callback for item in products if item.callback is not None)
         done = Done(completion, delivery, callbacks)
@@ -191,15 +243,15 @@ class Runner:
         elif not self._results.send(
             done, blobs, {"token": token(message.id), "hop": mark(message.parent)} if self._counted else None
         ):
-            self._back.append(delivery)
+            self.back.append(delivery)
 
     def _count(self, delivery: Delivery, outputs: Sequence[Output]) -> None:
         if self._counted:
             self._children.setdefault(delivery.lease, []).extend([mark(output.hop) for output in outputs])
 
-    def _failed(self, delivery: Delivery, error: BaseException) -> None:
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
         station = self._station
-        station.board.add(station.slot, FAILED, 1)
+        station.count(FAILED, 1)
         decision, error = decide_on(error, delivery, station)
         # Its call is over: should this worker die now, it is not to blame for that.
         station.region.set_state(delivery.lease, LeaseState.DONE)
@@ -211,18 +263,32 @@ class Runner:
             log_retry(error, delivery, station, decision.delay)
             self._outbox.put(GiveBack((delivery,), decision.delay, charge=True))
         if decision.report:
-            report = pack_exception(
-                error, stage=station.stage.name, pid=os.getpid(), message_id=delivery.received.handle.message_id
-            )
-            station.say(Kind.FAILED, {}, report.to_bytes())
-            station.drain()
+            self._report(error, delivery.received.handle.message_id)
         # What came after it in its FIFO group must not overtake it.
         self._return_followers(delivery)
         if isinstance(error, MemoryError):
-            self._recycle("MemoryError")
+            self.recycle("MemoryError")
 
-    def _recycle(self, reason: str) -> None:
-        if not self._station.no_more.is_set():
+    def blame_function(self, error: BaseException) -> None:
+        """End the run with an error that is no message's fault, if the task's policy says so."""
+        task = self._caller.task
+        on_error = self._station.settings.on_error if task.on_error is None else task.on_error
+        decision, error = decide(
+            error, attempt=1, receives=0, max_attempts=2, on_error=on_error, group=None, jitter=random.uniform
+        )
+        if decision.report:
+            self._report(error, None)
+
+    def _report(self, error: BaseException, message_id: str | None) -> None:
+        report = pack_exception(error, stage=self._station.stage.name, pid=os.getpid(), message_id=message_id)
+        self._station.say(Kind.FAILED, {}, report.to_bytes())
+        self._station.drain()
+
+    def recycle(self, reason: str) -> None:
+        """Have this worker replaced once it has finished what it runs."""
+        with self._sharing:
+            first, self._recycling = not (self._recycling or self._station.no_more.is_set()), True
+        if first:
             self._station.say(Kind.RECYCLE, {"reason": reason})
             self._station.stop_receiving()
 
@@ -249,7 +315,7 @@ class Runner:
         while not (station.release.is_set() or station.faulted.is_set()):
             station.release.wait(1.0)
             self._bench.run_callbacks()
-        held = [*self._back, *self._ready.take_all()]
+        held = [*self.back, *self._ready.take_all()]
         held += [done.delivery for done in unacknowledged if done.delivery is not None]
         if self._charged:
             self._outbox.put(GiveBack(tuple(self._charged), 0.0, charge=True))

@@ -19,13 +19,17 @@ from sqspipes_mp.report import pack_exception
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message on its way through this worker. ``failed``: attempts charged before this delivery."""
+    """A message on its way through this worker. ``failed``: attempts charged before this delivery.
+
+    ``alone``: it ran beside others when their worker died; nothing else may run beside it.
+    """
 
     received: Received
     message: Message
     lease: int
     failed: int
     until: float
+    alone: bool = False
 
     @property
     def attempt(self) -> int:
@@ -64,6 +68,10 @@ class Station:
         self._queues = {name: place for place, name in enumerate(orders.plan.queue_names)}
         self._free = deque(range(LEASES))
         self._charging = threading.Lock()
+        self._counting = threading.Lock()
+        self.threads = self.stage.task.threads
+        #: Whether several messages may run at once here, so that one may have to run alone.
+        self.shared = self.threads > 1 or self.stage.task.batch is not None
 
     # -- orders -------------------------------------------------------------------------------------------------
 
@@ -93,6 +101,11 @@ class Station:
         report = pack_exception(error, stage=self.stage.name, pid=os.getpid(), message_id=None)
         self.say(Kind.FAULT, {}, report.to_bytes())
 
+    def count(self, field: int, amount: int) -> None:
+        """Add to a counter of this slot that several of the worker's threads write."""
+        with self._counting:
+            self.board.add(self.slot, field, amount)
+
     # -- leases -------------------------------------------------------------------------------------------------
 
     @property
@@ -120,6 +133,12 @@ class Station:
             (now, until, received.sent_at),
         )
         return lease, failed, until
+
+    def is_suspect(self, received: Received) -> bool:
+        """Tell whether a message has to run alone."""
+        if not self.shared or received.receives == 1:
+            return False
+        return self.board.isolated(id_digest(received.handle.message_id))
 
     def close_lease(self, lease: int) -> None:
         """Free a lease: its message is deleted, given back, or somebody else's."""

@@ -47,7 +47,9 @@ def _finish(process):
 
 
 def test_every_python_block_has_a_name_and_a_test_here():
-    assert set(_BLOCKS) == {"words.py", _DEMO, "ends.py", "feed.py", "primes.py", "test_words.py", "uploads.py"}
+    assert set(_BLOCKS) == {
+        "words.py", _DEMO, "ends.py", "feed.py", "primes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py",
+    }  # fmt: skip
 
 
 def _read_words(process, count):
@@ -95,6 +97,12 @@ def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
     assert out.split() == [str(sum(n * n for n in range(1000))), "drained", "1000"]
 
 
+@pytest.mark.parametrize(("example", "printed"), [("titles.py", "64"), ("vectors.py", "332833500")])
+def test_the_examples_of_threads_and_batches_end(tmp_path, example, printed):
+    status, out, err = _finish(_run(tmp_path, example))
+    assert (status, err, out.split()) == (0, "", [printed])
+
+
 def test_the_feeding_example_drops_known_keys(tmp_path):
     status, out, err = _finish(_run(tmp_path, "feed.py"))
     assert (status, err) == (0, "")
@@ -138,7 +146,7 @@ def test_every_option_of_engine_and_task_is_in_the_tables():
 
     from sqspipes_mp import Engine, Task
 
-    hidden = {"self", "tasks", "method", "threads", "batch", "batch_wait"}
+    hidden = {"self", "tasks", "method"}
     for callee in (Engine, Task):
         for name in inspect.signature(callee.__init__).parameters:
             assert name in hidden or f"``{name}``" in _README, name

@@ -59,7 +59,7 @@ def function(value: int) -> int:
 
 
 def plan_of(visibility: float, timeout: float | None) -> RunPlan:
-    work = Task(function, name="work", workers=2, threads=2, timeout=timeout, max_attempts=MOST_ATTEMPTS)
+    work = Task(function, name="work", workers=2, threads=4, timeout=timeout, max_attempts=MOST_ATTEMPTS)
     pipeline = build([source, work, Task(function, name="sink")], domain="t", fifo=False, visibility=visibility)
     return make_plan(pipeline, Settings(visibility=visibility), only="work")
 
@@ -310,7 +310,8 @@ class Work:
 
 @dataclass
 class Worker:
-    """``number`` counts incarnations; ``pending``: received, no lease written yet, with the time of the request."""
+    """``number`` counts incarnations; ``pending``: received, no lease written yet, with the time of the request;
+    ``calls``: the call each started lease is in."""
 
     number: int
     slot: int
@@ -321,6 +322,7 @@ class Worker:
     busy: list[Work] = field(default_factory=list)
     late: int | None = None
     condemned: bool = False
+    calls: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -332,15 +334,21 @@ class Death:
     cause: Cause
     running: list[str]
     late: str | None
+    batch: bool = False
+    handles: tuple[Handle, ...] = ()
     charged: int = 0
     row: int = 0
 
     def guilty(self) -> list[str]:
-        if self.cause not in GUILTY:
+        if self.cause not in GUILTY or self.batch:
             return []
         if self.cause is Cause.TIMEOUT:
             return [] if self.late is None else [self.late]
         return self.running if len(self.running) == 1 else []
+
+    def suspects(self) -> list[str]:
+        guilty = self.guilty()
+        return [ident for ident in self.running if ident not in guilty] if self.cause in GUILTY else []
 
 
 class LeaseMachine(RuleBasedStateMachine):
@@ -363,6 +371,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.unreaped: list[Worker] = []
         self.deaths: list[Death] = []
         self.unjudged: set[int] = set()
+        self.isolated: set[str] = set()
         #: (worker, lease, generation) that nobody promised to keep: the keeper, or the worker's intake, stood still.
         self.neglected: set[tuple[int, int, int]] = set()
         self.keeper: Puppet | None = None
@@ -419,6 +428,8 @@ class LeaseMachine(RuleBasedStateMachine):
     def releasing(self, handles: Sequence[Handle]) -> None:
         for handle in handles:
             assert self.owner(handle) is None, "released what a living worker holds"
+            if any(handle in death.handles and handle.message_id in death.suspects() for death in self.deaths):
+                assert self.board.isolated(id_digest(handle.message_id)), "released, and may meet others again"
 
     def charged(self, ident: str) -> None:
         for death in self.deaths:
@@ -451,6 +462,9 @@ class LeaseMachine(RuleBasedStateMachine):
                 assert message.visible_at <= self.clock.now + MOST_BACKOFF
             elif not lease.lost:
                 assert message.visible_at <= self.clock.now, "a dead worker's message was not given back"
+        for ident in death.suspects():
+            assert self.board.isolated(id_digest(ident)), "ran beside others at a death, and may do so again"
+            self.isolated.add(ident)
         self.unjudged.discard(region.index)
 
     # -- time ---------------------------------------------------------------------------------------------------
@@ -636,7 +650,9 @@ class LeaseMachine(RuleBasedStateMachine):
             if worker.region.state(d.lease) is LeaseState.RUNNING
         }
         late = running.get(worker.late) if worker.late is not None else None
-        death = Death(worker.number, worker.region.index, cause, list(running.values()), late)
+        handles = tuple(d.received.handle for d in worker.deliveries if d.lease in running)
+        together = any(region.company for lease in running if (region := worker.region.read(lease)) is not None)
+        death = Death(worker.number, worker.region.index, cause, list(running.values()), late, together, handles)
         for ident in death.guilty():
             self.queue.messages[ident].attempts += 1
         self.deaths.append(death)
@@ -662,7 +678,9 @@ class LeaseMachine(RuleBasedStateMachine):
         lease, failed, until = worker.station.open_lease(received, leased_at, self.plan.first_lease)
         message = self.queue.messages[received.handle.message_id]
         assert failed <= message.attempts, "charged more often than it failed"
-        worker.deliveries.append(Delivery(received, decode(BODY, message.ident), lease, failed, until))
+        alone = worker.station.is_suspect(received)
+        assert alone or message.ident not in self.isolated
+        worker.deliveries.append(Delivery(received, decode(BODY, message.ident), lease, failed, until, alone))
         if not punctual:
             entry = worker.region.read(lease)
             assert entry is not None
@@ -678,18 +696,43 @@ class LeaseMachine(RuleBasedStateMachine):
         worker = self.seats[slot]
         if worker is None:
             return
-        seats = self.plan.calls - len(
-            [d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
-        )
+        running = [d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
+        free = set(range(self.plan.calls)) - {worker.calls[d.lease] for d in running}
         held = self.waiting(worker, LeaseState.HELD)
-        if not held or not seats:
+        if not held or not free or any(d.alone for d in running) or (held[0].alone and running):
             return
         delivery = held[0]
         if not worker.station.holds(delivery):
             self.close(worker, delivery)
             return
-        running = [d for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
-        worker.region.start(delivery.lease, self.clock.now, len(running), BODY)
+        worker.calls[delivery.lease] = min(free)
+        worker.region.start(delivery.lease, self.clock.now, min(free), BODY)
+
+    @rule(slot=st.integers(0, 1), most=st.integers(2, 4), started=st.integers(1, 4))
+    def start_batch(self, slot: int, most: int, started: int) -> None:
+        """One call with several messages; its worker may stand still before all of them are marked."""
+        worker = self.seats[slot]
+        if worker is None or any(worker.region.state(d.lease) is LeaseState.RUNNING for d in worker.deliveries):
+            return
+        members = [d for d in self.waiting(worker, LeaseState.HELD) if not d.alone and worker.station.holds(d)][:most]
+        if len(members) > 1:
+            for delivery in members[:started]:
+                worker.calls[delivery.lease] = 0
+                worker.region.start_together(delivery.lease, self.clock.now)
+
+    @rule(slot=st.integers(0, 1), most=st.integers(2, 4), started=st.integers(1, 4), data=st.data())
+    def a_batch_is_lost(self, slot: int, most: int, started: int, data: st.DataObject) -> None:
+        self.receive(slot, most)
+        for _ in range(most):
+            self.write_lease(slot)
+        self.start_batch(slot, most, started)
+        if data.draw(st.booleans()):
+            # Its call raised: its members run one by one.
+            worker = self.seats[slot]
+            for delivery in self.waiting(worker, LeaseState.RUNNING) if worker is not None else ():
+                worker.region.set_state(delivery.lease, LeaseState.HELD)
+            self.start_call(slot)
+        self.worker_is_lost(slot, Cause.CRASH)
 
     @rule(
         slot=st.integers(0, 1), course=st.sampled_from(["", "complete", "fail", "give back"]), steps=st.integers(0, 5)
@@ -736,7 +779,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.come_to(slot, course, steps)
         self.worker_is_lost(slot, cause)
 
-    @rule(slot=st.integers(0, 1), count=st.integers(1, 2), late=st.sampled_from([None, 0, 1]))
+    @rule(slot=st.integers(0, 1), count=st.integers(1, 4), late=st.sampled_from([None, 0, 1, 3]))
     def lost_with_calls_running(self, slot: int, count: int, late: int | None) -> None:
         worker = self.seats[slot]
         for _ in range(count):
@@ -1003,6 +1046,13 @@ def test_leases_rewritten_at_full_speed_are_read_whole_or_not_at_all() -> None:
 
 def test_a_lost_call_beside_the_one_left_is_no_proof_against_it() -> None:
     lost, left = replace(FRESH, lost=True), replace(FRESH, index=1)
-    assert judge([lost, left], Cause.CRASH, None) == Judgement((left,), (), ())
-    assert judge([lost, left], Cause.TIMEOUT, 0) == Judgement((left,), (), ())
-    assert judge([lost, left], Cause.TIMEOUT, 1) == Judgement((), (), (left,))
+    assert judge([lost, left], Cause.CRASH, None) == Judgement((left,), (), (), (lost, left))
+    assert judge([lost, left], Cause.TIMEOUT, 0) == Judgement((left,), (), (), (left,))
+    assert judge([lost, left], Cause.TIMEOUT, 1) == Judgement((), (), (left,), (lost,))
+    assert judge([lost, left], Cause.CUT, None) == Judgement((left,), (), (), ())
+
+
+def test_nobody_of_a_batch_is_blamed_also_when_only_one_is_marked_yet() -> None:
+    member = replace(FRESH, company=True)
+    assert judge([member], Cause.CRASH, None) == Judgement((member,), (), (), (member,))
+    assert judge([member], Cause.TIMEOUT, 0) == Judgement((member,), (), (), (member,))

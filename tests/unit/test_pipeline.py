@@ -281,6 +281,7 @@ def test_every_built_pipeline_has_distinct_valid_queue_names(names, priorities, 
         ([Task(yields, workers=2), step], False, "workers"),
         ([Task(yields, workers="auto"), step], False, "workers"),
         ([Task(yields, threads=2), step], False, "threads"),
+        ([Task(gen, threads=2), step], False, "threads"),
         ([Task(Yielding, workers=2), step], False, "workers"),
         ([gen, Task(step, group=str)], False, "group"),
         ([Task(gen, group=str), step], True, "group"),
@@ -288,7 +289,7 @@ def test_every_built_pipeline_has_distinct_valid_queue_names(names, priorities, 
         ([Task(gen, batch=5), step], False, "batch"),
         ([Task(gen, batch=1), step], False, "batch"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_what_does_not_fit_its_place_is_refused(tasks, fifo, field):
     with pytest.raises(ConfigError) as caught:
@@ -302,12 +303,12 @@ def test_what_does_not_fit_its_place_is_refused(tasks, fifo, field):
     [
         ([gen, Task(step, interval=0.5), Task(sink, interval=lambda: 1)], False),
         ([gen, Task(step, args=("keep",))], False),
-        ([gen, Task(step, batch=5, threads=2)], False),
+        ([gen, Task(step, batch=5)], False),
         ([Task(step, batch=5, input=True), sink], False),
         ([Task(step, group=str, input=True), Task(sink, group=str)], True),
         ([Task(yields, workers=4, input=True), sink], False),
         ([gen, Task(yields, workers=4)], False),
-        ([Task(gen, workers=32, threads=2), sink], False),
+        ([Task(gen, workers=32), Task(sink, threads=2)], False),
     ],
     ids=range(8),
 )

@@ -113,7 +113,7 @@ def test_a_task_is_a_frozen_value():
 
 GOOD = {
     "workers": [1, 64, "auto"],
-    "threads": [1, 8],
+    "threads": [1, 128],
     "priorities": [1, 16],
     "interval": [0, 0.1, 3, Fraction(1, 2), float, lambda: 1],
     "args": [(), [], ("x",), [1, None]],
@@ -134,13 +134,13 @@ GOOD = {
     "max_memory": [None, 1, "512MB", "2GiB", "1.5 GB", "100 b"],
     "prefetch": [None, 0, 10],
     "group": [None, str],
-    "batch": [None, 1, 10_000],
+    "batch": [None, 1, 128],
     "batch_wait": [0, 0.5, 20],
 }
 NAN, INF = float("nan"), float("inf")
 BAD = {
     "workers": [0, -1, 1.5, "4", "Auto", None, True, b"auto", NAN],
-    "threads": [0, -1, 2.0, "auto", None, True],
+    "threads": [0, 129, -1, 2.0, "auto", None, True],
     "priorities": [0, 17, True, 1.0, "3", None],
     "interval": [-0.1, NAN, INF, "1", None, True, 10**400, fetch],
     "args": ["x", "abc", None, 5, {"a": 1}, {1}, b"x"],
@@ -155,7 +155,7 @@ BAD = {
     "max_memory": [0, -1, True, 1.5, "", "lots", "2G", "1e9", "-1GB", "0 MB", "0.1B", "NaN GB", "٣GB"],
     "prefetch": [-1, True, 1.5, "10"],
     "group": ["key", 3, fetch],
-    "batch": [0, 10_001, True, 1.5, "10"],
+    "batch": [0, 129, True, 1.5, "10"],
     "batch_wait": [-1, NAN, INF, None, "1", True],
     "init_args": ["x", None, 3],
 }

@@ -133,14 +133,24 @@ def test_the_users_prefetch_is_what_is_held_beside_the_running_one():
     assert _ask(limit=50, idle=False, waiting=1, mean=5.0) == 10
 
 
+def test_threads_are_fed_all_at_once_and_share_the_time() -> None:
+    assert _ask(mean=None, idle=8, at_once=8) == 8
+    assert _ask(mean=None, idle=16, at_once=16, batch=10) == 10
+    assert _ask(mean=None, idle=3, waiting=2, at_once=8) == 1
+    # Long calls: what can begin, and nothing more.
+    assert _ask(mean=2.0, idle=5, waiting=1, at_once=8) == 4
+    assert _ask(mean=2.0, idle=0, at_once=8) == 0
+    # 0.1 s on 8 threads is one message each 12.5 ms.
+    assert _ask(mean=0.1, idle=0, waiting=1, round_trip=0.01, at_once=8) == 10
+    assert wanted(0.1, 0.01, 8) == 2
+
+
 def test_no_more_than_the_leases_that_fit():
     assert _ask(mean=0.001, room=3) == 3
     assert _ask(room=0) == 0
 
 
-@given(
-    st.floats(0, 100), st.floats(0, 10), st.integers(0, 100), st.booleans(), st.integers(0, 192), st.integers(1, 10)
-)
+@given(st.floats(0, 100), st.floats(0, 10), st.integers(0, 100), st.booleans(), st.integers(0, 192), st.integers(1, 10))
 def test_what_is_asked_for_is_bounded_by_time_room_and_batch(mean, round_trip, waiting, idle, room, batch):
     count = _ask(mean=mean, round_trip=round_trip, waiting=waiting, idle=idle, room=room, batch=batch)
     assert 0 <= count <= min(room, batch)

@@ -1,0 +1,92 @@
+"""A generator function as a later stage: many outputs of one input, accepted before the input is deleted."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from sqspipes_mp import SQS, Engine, Task
+from tests.gates import Background, Gate, Log, bodies, drain, engine_at, eventually, feed, kill, values, waiting
+from tests.standin import standin
+
+MANY = 20_000
+
+
+def source() -> Iterator[int]:
+    yield from ()
+
+
+def sink(value: object) -> object:
+    return value
+
+
+def memory() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def many(count: int, log: Log, gate: Gate) -> Iterator[object]:
+    before = 0
+    for number in range(count):
+        if number == 1000:
+            before = memory()
+        yield number
+    log.note(os.getpid(), memory() - before)
+    gate.wait()
+
+
+def test_a_long_stream_is_sent_as_it_comes_and_its_input_deleted_last(db: Path, log: Log, gate: Gate) -> None:
+    engine = engine_at(db, [source, Task(many, name="work", args=(log, gate)), sink])
+    feed(engine, "work", [MANY])
+    with Background(engine, only="work", until="drained", idle=0.0):
+        [(_, grown)] = log.wait_for(1)
+        # All but the last batch is there, and the input still is, too.
+        assert waiting(engine, "sink")[0] > MANY - 1000
+        assert waiting(engine, "work")[1] == 1
+        gate.open()
+    assert values(engine, "sink") == list(range(MANY))
+    assert bodies(engine, *engine.pipeline.stage("work").inputs) == []
+    # All outputs would take some twenty times as much.
+    assert grown < 4_000_000
+
+
+def halts_half_way(value: int, log: Log, gate: Gate) -> Iterator[int]:
+    log.note(os.getpid())
+    for number in range(500):
+        if number == 250 and len(log.lines()) == 1:
+            gate.wait()
+        yield number
+
+
+def test_killed_half_way_it_begins_again_and_nothing_comes_twice(db: Path, log: Log, gate: Gate) -> None:
+    engine = engine_at(db, [source, Task(halts_half_way, name="work", args=(log, gate)), sink])
+    feed(engine, "work", [0])
+    with Background(engine, only="work", until="drained", idle=0.0):
+        [pid] = log.wait_for(1)
+        eventually(lambda: waiting(engine, "sink")[0] >= 200)
+        kill(pid)
+    assert len(log.lines()) == 2
+    assert values(engine, "sink") == list(range(500))
+
+
+def one() -> Iterator[int]:
+    yield 0
+
+
+def told(value: int, log: Log) -> None:
+    log.note(value)
+
+
+def test_killed_half_way_on_a_fifo_queue_nothing_comes_twice_either(log: Log, gate: Gate, tmp_path: Path) -> None:
+    out = Log(str(tmp_path / "out"))
+    with standin() as server:
+        broker = SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")
+        broker._settle = 0.2
+        tasks = [one, Task(halts_half_way, name="work", args=(log, gate)), Task(told, args=(out,))]
+        engine = Engine(tasks, domain="t", broker=broker, fifo=True)
+        with Background(engine, until="drained"):
+            [pid] = log.wait_for(1)
+            out.wait_for(200)
+            kill(pid)
+    assert len(log.lines()) == 2
+    assert sorted(out.lines()) == list(range(500))
