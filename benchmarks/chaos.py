@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(__doc__, argv, _extra)
     report = Report("chaos", options)
     broken = False
-    for broker in options.broker or BROKERS:
+    for broker in options.broker or (BROKERS[:1] if options.quick else BROKERS):
         weather = Weather(broker=broker, items=options.items, seed=options.seed, most=options.turns)
         if options.quick:
-            weather = Weather(broker=broker, items=300, poison=4, seed=options.seed, visibility=2.0, most=10)
+            weather = Weather(broker=broker, items=100, poison=2, seed=options.seed, visibility=2.0, most=4)
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
             result = storm(weather, Path(folder), lambda line: print(line, flush=True))
             if result.broken:

@@ -11,12 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
 from sqspipes_mp.brokers.sqs import SQS
 from tests.gates import Gate, Log, children, close_gates
 from tests.moto_server import HARMLESS, moto_server
+
+# How long an example takes is the machine's business, and a failure must be the same one at the next run.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
 
 _HANDLERS = (
     signal.SIGINT,

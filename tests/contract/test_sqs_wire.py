@@ -289,12 +289,32 @@ def test_deliveries_are_handled_ten_at_a_time_and_once_each() -> None:
     assert "older" not in sum(receipts(wire, "ChangeMessageVisibilityBatch"), [])
 
 
+def refusing(body: str, unless_bare: bool = False) -> Callable[[str, Json, int], Json | None]:
+    def answer(asked: str, request: Json, nth: int) -> Json | None:
+        if asked != "SendMessageBatch":
+            return None
+        bad = [
+            place
+            for place, entry in enumerate(request["Entries"])
+            if entry["MessageBody"] == body and not (unless_bare and "MessageAttributes" not in entry)
+        ]
+        return batch(request, dict.fromkeys(bad, ("InvalidMessageContents", True)))
+
+    return answer
+
+
 def test_dead_letter_that_is_refused_keeps_its_original() -> None:
-    refuses = once("SendMessageBatch", lambda request: batch(request, {0: ("InvalidMessageContents", True)}))
-    with connected(refuses) as (wire, connection), pytest.raises(BrokerError, match="q--dead"):
+    with connected(refusing("a")) as (wire, connection), pytest.raises(BrokerError, match="q--dead"):
         letters = [DeadLetter(handle(n), "q--dead", n, n, failure="{}") for n in "ab"]
         connection.dead_letter(letters)
     assert receipts(wire) == [["receipt-b"]]
+
+
+def test_dead_letter_whose_queue_has_no_room_for_the_reason_goes_without() -> None:
+    with connected(refusing("a", unless_bare=True)) as (wire, connection):
+        connection.dead_letter([DeadLetter(handle(n), "q--dead", n, n, failure="{}") for n in "ab"])
+    assert bodies(wire.requests("SendMessageBatch")) == [["a", "b"], ["a"]]
+    assert receipts(wire) == [["receipt-a", "receipt-b"]]
 
 
 def test_closed_connection_says_so() -> None:
