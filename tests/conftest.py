@@ -23,6 +23,10 @@ from tests.moto_server import HARMLESS, moto_server
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
 
+# A shell's background job ignores SIGINT, and so would every program that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _HANDLERS = (
     signal.SIGINT,
     signal.SIGTERM,

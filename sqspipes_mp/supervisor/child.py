@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -108,23 +108,19 @@ def start(
     )
     function, args = target(birth)
     process: BaseProcess = context.Process(target=function, args=args, name=name)
-    frozen = gc.get_freeze_count()
     # Held back until the child has its own handlers, or one sent in between would be swallowed by ours. Not from a
     # forkserver, which would inherit that when this starts it, and never hear of its children's deaths.
     held_back = BLOCKED if context.get_start_method() != "forkserver" else ()
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     try:
-        # What exists now will not be collected in the child, so its pages stay shared.
-        gc.freeze()
-        process.start()
+        with sharing_pages():
+            process.start()
     except BaseException as error:
         ours.close()
         if forked:
             _close_pipes_of(error)
         raise
     finally:
-        if not frozen:
-            gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         # Kept open here, the end of file that tells of the child's death would never come.
         theirs.close()
@@ -134,6 +130,40 @@ def start(
         os.setpgid(pid, pid)
     watch, own = _watch(process, pid)
     return Child(process, pid, ParentChannel(ours), watch, own, now)
+
+
+class _Freezes:
+    """How many forks are under way in this process, whose threads may run an engine each."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.lock = threading.Lock()
+        self.under_way = 0
+        self.by_others = False
+
+
+_freezes = _Freezes()
+# A lock that another thread held at the fork would never be released in the child.
+os.register_at_fork(after_in_child=_freezes.reset)
+
+
+@contextlib.contextmanager
+def sharing_pages() -> Iterator[None]:
+    """Freeze what exists, so that the child's collector leaves its pages shared; the last one out thaws it here."""
+    with _freezes.lock:
+        if not _freezes.under_way:
+            _freezes.by_others = gc.get_freeze_count() > 0
+        _freezes.under_way += 1
+        gc.freeze()
+    try:
+        yield
+    finally:
+        with _freezes.lock:
+            _freezes.under_way -= 1
+            if not (_freezes.under_way or _freezes.by_others):
+                gc.unfreeze()
 
 
 def _close_pipes_of(error: BaseException) -> None:
