@@ -170,7 +170,7 @@ class Engine(Feedable):
             idle: with ``until`` and the source elsewhere: seconds for which the queues must have been empty too.
             progress: None: a table of the stages at the foot of the terminal, where stderr is one and ``rich`` is
                 installed (the extra ``progress``); True: elsewhere a line of the log (``sqspipes_mp.progress``, INFO)
-                every 30 s in which something was done; False: nothing.
+                every 30 s in which something changed; False: nothing.
 
         Returns:
             Summary; or with ``iterate`` an iterator, closed by leaving its ``with``, ``close()`` or its end.

@@ -65,11 +65,11 @@ class Lines:
     def __init__(self) -> None:
         self.first = self.every = LOG_EVERY
         self.count_every: float | None = LOG_EVERY
-        self._told: list[tuple[int, int, int]] = []
+        self._told: list[tuple[int | None, ...]] = []
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Log one line, unless nothing was done since the last one."""
-        counts = [(row.reading.done, row.reading.failed, row.reading.dead) for row in rows]
+        """Log one line, unless nothing has changed since the last one."""
+        counts = [(row.reading.done, row.reading.failed, row.reading.dead, row.reading.waiting) for row in rows]
         if counts != self._told and any(map(any, counts)):
             self._told = counts
             log.info("%s", "; ".join(map(line, rows)))
