@@ -15,8 +15,8 @@ HEADER = ("stage", "waiting", "running", "done", "failed", "dead", "per s", "ETA
 class Reading:
     """What one stage's counters say at one moment.
 
-    ``room``: calls that may run at once; ``waiting``: messages in its input queues that nobody has received, None where that was not counted; ``running``:
-    calls; ``busy``: seconds spent in the function by all its workers so far.
+    ``room``: calls that may run at once; ``waiting``: messages in its input queues that nobody has received, None where
+    that was not counted; ``running``: calls; ``busy``: seconds spent in the function by all its workers so far.
     """
 
     name: str

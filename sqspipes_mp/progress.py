@@ -69,7 +69,9 @@ class Lines:
 
     def show(self, rows: Sequence[Row]) -> None:
         """Log one line, unless nothing has changed since the last one."""
-        counts = [(row.reading.done, row.reading.failed, row.reading.dead, row.reading.waiting) for row in rows]
+        counts: list[tuple[int | None, ...]] = [
+            (row.reading.done, row.reading.failed, row.reading.dead, row.reading.waiting) for row in rows
+        ]
         if counts != self._told and any(map(any, counts)):
             self._told = counts
             log.info("%s", "; ".join(map(line, rows)))

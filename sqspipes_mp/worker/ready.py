@@ -62,7 +62,7 @@ class Ready:
             if not self._deliveries:
                 return None
             # Also where it never waited: one that was there at once must not let the intake fetch another behind it.
-            self.idle = False
+            self.idle = 0
             return self._deliveries.popleft()
 
     def wait(self, give_up: Callable[[], bool], timeout: float | None = None) -> None:

@@ -6,7 +6,7 @@ from sqspipes_mp.pace import HEADER, WINDOW, Pace, Reading, cells, eta, line, sp
 
 
 def reading(done: int = 0, **more: object) -> Reading:
-    return Reading(**{"name": "a", "workers": 2, "done": done, **more})
+    return Reading(**{"name": "a", "workers": 2, "room": 2, "done": done, **more})
 
 
 def test_the_first_look_is_compared_with_the_beginning():
