@@ -70,6 +70,7 @@ KEEPER_RELEASED = 1  # keeper: messages of dead workers given back
 KEEPER_CHARGED = 2  # keeper: of these, charged with an attempt
 KEEPER_DEAD = 3  # keeper: of these, dead-lettered
 WAITING = 4  # keeper: messages in its input queues that nobody has received, plus 1; 0: not counted
+ONE_GROUP_TOLD = 5  # any worker: 1 once it is said that everything comes in one FIFO group
 
 
 class Scoreboard:
