@@ -53,16 +53,18 @@ class Pace:
     def observe(self, now: float, readings: Sequence[Reading]) -> tuple[Row, ...]:
         """Return a row for each reading, which are of the same stages each time; ``now`` in monotonic seconds."""
         past = self._past
+        if not past:
+            zeros = (Reading(name=each.name, workers=each.workers, room=each.room) for each in readings)
+            past.append((self._began, tuple(zeros)))
         # The newest one that is old enough stays, to compare with.
         while len(past) > 1 and past[1][0] <= now - WINDOW:
             past.popleft()
-        then, before = past[0] if past else (self._began, ())
+        then, before = past[0]
         past.append((now, tuple(readings)))
-        rows = []
-        for index, reading in enumerate(readings):
-            old = before[index] if before else Reading(name=reading.name, workers=reading.workers, room=reading.room)
-            rows.append(self._row(index, reading, old, now - then))
-        return tuple(rows)
+        return tuple(
+            self._row(index, reading, old, now - then)
+            for index, (reading, old) in enumerate(zip(readings, before, strict=True))
+        )
 
     def _row(self, index: int, reading: Reading, old: Reading, seconds: float) -> Row:
         per_second = max(0, reading.done - old.done) / seconds if seconds > 0 else 0.0

@@ -10,8 +10,12 @@ def reading(done: int = 0, **more: object) -> Reading:
 
 
 def test_the_first_look_is_compared_with_the_beginning():
-    (row,) = Pace(100.0).observe(102.0, [reading(50, busy=3.0)])
+    pace = Pace(100.0)
+    (row,) = pace.observe(102.0, [reading(50, busy=3.0)])
     assert (row.per_second, row.busy) == (25.0, 0.75)
+    # So are the next ones: half a second says little.
+    (row,) = pace.observe(102.5, [reading(50, busy=3.0)])
+    assert (row.per_second, row.busy) == (20.0, 0.6)
 
 
 def test_rates_are_of_the_last_seconds_only():
