@@ -26,7 +26,7 @@ from sqspipes_mp.plan import Settings, make_plan
 from sqspipes_mp.scoreboard import WAITING
 from sqspipes_mp.summary import readings
 from sqspipes_mp.supervisor.run import new_board
-from tests.gates import ROOT, TIMEOUT, Gate, engine_at
+from tests.gates import ROOT, TIMEOUT, Gate, engine_at, eventually
 
 PROGRAM = """
 import os, sys
@@ -257,8 +257,8 @@ def test_another_value_is_refused(db: Path, call: str) -> None:
 def test_stats_tells_programs_the_same(db: Path, gate: Gate) -> None:
     engine = engine_at(db, [numbers, Task(hold, args=(gate,), prefetch=0)])
     with engine.run(iterate=True, until="drained") as results:
-        while (stats := engine.stats()["hold"]).running == 0 or stats.visible != 2:
-            select.select([], [], [], 0.01)
+        eventually(lambda: (engine.stats()["hold"].running, engine.stats()["hold"].visible) == (1, 2), "one runs")
+        stats = engine.stats()["hold"]
         assert (stats.done, stats.per_second, stats.eta) == (0, 0.0, None)
         gate.open()
         assert len(list(results)) == 3
@@ -266,6 +266,15 @@ def test_stats_tells_programs_the_same(db: Path, gate: Gate) -> None:
     assert (stats.running, stats.done, stats.eta) == (0, 3, 0.0)
     assert stats.per_second == pytest.approx(3 / results.summary.seconds, rel=0.5)
     assert engine.stats()["numbers"].eta is None
+
+
+def test_the_calls_of_threads_are_counted_one_by_one(db: Path, gate: Gate) -> None:
+    engine = engine_at(db, [numbers, Task(hold, args=(gate,), threads=4)])
+    with engine.run(iterate=True, until="drained", progress=False) as results:
+        eventually(lambda: engine.stats()["hold"].running == 3, "three calls in one worker")
+        gate.open()
+        assert len(list(results)) == 3
+    assert engine.stats()["hold"].running == 0
 
 
 # --- what the keeper counts ---
