@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Broker, Connection, Depth
 from sqspipes_mp.errors import QueueMissing
+from sqspipes_mp.pace import eta
 from sqspipes_mp.pipeline import Pipeline, Stage
 from sqspipes_mp.summary import StageSummary
 
@@ -67,6 +68,21 @@ class StageStats:
     def p95(self) -> float | None:
         """Seconds within which 95 % of its calls ended; None before the first."""
         return None if self.run is None else self.run.p95
+
+    @property
+    def running(self) -> int:
+        """Calls running here just now."""
+        return 0 if self.run is None else self.run.running
+
+    @property
+    def per_second(self) -> float:
+        """Messages done here per second: in the last 10 s or so, of a run that has ended in all of it."""
+        return 0.0 if self.run is None else self.run.per_second
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until what waits is through at that pace; None: never, or nobody can tell (a source)."""
+        return eta(self.visible + self.delayed if self.inputs else None, self.per_second)
 
     @property
     def visible(self) -> int:

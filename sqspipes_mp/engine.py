@@ -20,6 +20,7 @@ from sqspipes_mp.feedable import Feedable
 from sqspipes_mp.jobs import fed_pipeline
 from sqspipes_mp.pipeline import Pipeline, build, derive_domain
 from sqspipes_mp.plan import MIN_VISIBILITY, Settings, check_flag, make_plan, number
+from sqspipes_mp.progress import check as check_progress
 from sqspipes_mp.rehearsal import rehearse
 from sqspipes_mp.runs import Runs
 from sqspipes_mp.task import check_on_error
@@ -153,6 +154,7 @@ class Engine(Feedable):
         iterate: bool = False,
         until: str | None = None,
         idle: float = 60.0,
+        progress: bool | None = None,
     ) -> Any:
         """Run the pipeline, or some of its stages, until stopped, drained, or an exception ends it.
 
@@ -166,6 +168,9 @@ class Engine(Feedable):
             iterate: return an iterator over the outputs of the last task that runs here.
             until: "drained": return once the sources have ended and every queue is empty and settled.
             idle: with ``until`` and the source elsewhere: seconds for which the queues must have been empty too.
+            progress: None: a table of the stages at the foot of the terminal, where stderr is one and ``rich`` is
+                installed (the extra ``progress``); True: elsewhere a line of the log (``sqspipes_mp.progress``, INFO)
+                every 30 s in which something changed; False: nothing.
 
         Returns:
             Summary; or with ``iterate`` an iterator, closed by leaving its ``with``, ``close()`` or its end.
@@ -189,11 +194,12 @@ class Engine(Feedable):
             until=until,
             idle=idle,
         )
+        check_progress("run(progress)", progress)
         broker = self.broker
         broker.check()
         if plan.sink is not None:
-            return self._runs.iterate(plan, broker, self)
-        outcome = self._runs.run(plan, broker)
+            return self._runs.iterate(plan, broker, self, progress=progress)
+        outcome = self._runs.run(plan, broker, progress)
         if outcome.failed:
             raise outcome.exception()
         return outcome.summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.jobs import Mapping, plan_job, survey
 from sqspipes_mp.pipeline import Pipeline
 from sqspipes_mp.plan import Settings
+from sqspipes_mp.progress import check as check_progress
 from sqspipes_mp.runs import Runs
 
 
@@ -92,6 +93,7 @@ class Feedable:
         with_input: bool = False,
         key: Callable[[Any], Any] | None = None,
         resume: bool = False,
+        progress: bool | None = None,
     ) -> Iteration:
         """Send values through all stages, run here, and iterate over what becomes of each.
 
@@ -106,6 +108,7 @@ class Feedable:
             with_input: give (value, result) pairs.
             key: callable(value) -> text or whole number; needed for ``resume``.
             resume: continue a map that was interrupted (SQLite): what was done is skipped, what is under way awaited.
+            progress: as of ``run``.
 
         Returns:
             An iterator, as of ``run(iterate=True)``: one result for each value, none where an output was dropped,
@@ -120,6 +123,10 @@ class Feedable:
             self._pipeline, self._settings, values,
             ordered=ordered, return_exceptions=return_exceptions, with_input=with_input, key=key, resume=resume,
         )  # fmt: skip
+        check_progress("map(progress)", progress)
         broker = self.broker
         broker.check()
-        return self._runs.iterate(plan, broker, self, partial(Mapping, job, survey(plan, broker, job)))
+        make = partial(Mapping, job, survey(plan, broker, job))
+        # Of a resumed one nobody knows how many will be skipped.
+        total = len(values) if isinstance(values, Sized) and not resume else None
+        return self._runs.iterate(plan, broker, self, make, progress=progress, total=total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import pickle
 import select
@@ -23,6 +24,7 @@ from sqspipes_mp.control import Frame, Kind, describe_exit
 from sqspipes_mp.errors import SupervisorLost
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.progress import Progress
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.summary import Summary
 from sqspipes_mp.supervisor.child import start
@@ -56,10 +58,12 @@ class Iteration(Iterator[Any]):
         context: Any,
         ended: Callable[[], None],
         owner: object,
+        progress: Progress,
     ) -> None:
         self.summary: Summary | None = None
         self._grace = plan.settings.grace
         self._ended = ended
+        self._progress = progress
         # The engine removes its temporary files when nobody needs it any more.
         self._owned_by = owner
         self._ready: deque[Frame] = deque()
@@ -181,7 +185,7 @@ class Iteration(Iterator[Any]):
         if self._child.channel.wants_write:
             # Its socket is full because ours is: reading makes room.
             timeout = 0.05
-        ready = dict(self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        ready = self._watch(timeout)
         for frame in self._child.channel.read():
             self._heard(frame)
         self._child.channel.flush()
@@ -192,6 +196,17 @@ class Iteration(Iterator[Any]):
             self._child.kill()
             code = self._finish()
             raise SupervisorLost("(supervisor)", pid, describe_exit(code))
+
+    def _watch(self, timeout: float | None) -> dict[int, int]:
+        """Wait for the supervisor, showing the progress meanwhile."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            now = time.monotonic()
+            self._progress.tick(now)
+            until = min(deadline, self._progress.due)
+            ready = self._poll.poll(None if until == math.inf else max(0.0, until - now) * 1000)
+            if ready or time.monotonic() >= deadline:
+                return dict(ready)
 
     def _heard(self, frame: Frame) -> None:
         if frame.kind is Kind.RESULT:

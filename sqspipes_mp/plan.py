@@ -45,7 +45,8 @@ class RunPlan:
     """One run. ``selected``: indexes of the stages run here; ``inputs``: the queues each receives from, highest first;
     ``sink``: the stage whose results go to the caller (``iterate=True``); ``priority``: an int or a callable(output);
     ``counted``: everything a message becomes is told to the caller (``map``); ``window``: results one worker may have
-    on their way to the caller, None: any number.
+    on their way to the caller, None: any number; ``count_every``: seconds between two counts of what waits for each
+    stage (the keeper's, for progress), None: not counted.
     """
 
     pipeline: Pipeline
@@ -60,6 +61,7 @@ class RunPlan:
     sink: int | None = None
     counted: bool = False
     window: int | None = 16
+    count_every: float | None = None
 
     @property
     def seats(self) -> tuple[Seat, ...]:

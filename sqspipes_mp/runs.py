@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.iteration import Iteration
+from sqspipes_mp.pace import Pace
 from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.progress import Progress, choose
 from sqspipes_mp.scoreboard import Scoreboard
-from sqspipes_mp.summary import StageSummary, stage_summaries
+from sqspipes_mp.summary import StageSummary, readings, stage_summaries
 from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.run import choose_context, new_board, supervise
 from sqspipes_mp.supervisor.signals import Wakeup
@@ -21,43 +25,58 @@ class Runs:
 
     def __init__(self) -> None:
         self._stoppers: list[Callable[[], None]] = []
-        self._watch: tuple[RunPlan, Scoreboard, float] | None = None
+        self._watch: _Watch | None = None
         self._last: tuple[StageSummary, ...] = ()
 
-    def run(self, plan: RunPlan, broker: Broker) -> Outcome:
-        """Supervise here until the run ends."""
+    def run(self, plan: RunPlan, broker: Broker, progress: bool | None = None) -> Outcome:
+        """Supervise here until the run ends; ``progress``: as of ``Engine.run``."""
         from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
 
         context = choose_context(plan, broker)
         wakeup = Wakeup()
         self._stoppers.append(wakeup.stop)
         board = new_board(plan)
+        plan, shown = _shown(plan, board, progress)
         watch = self._begin(plan, board)
         try:
-            return supervise(plan, broker, board, MAINS, context, wakeup)
+            return supervise(plan, broker, board, MAINS, context, wakeup, progress=shown)
         finally:
+            shown.close()
             self._end(watch)
             self._stoppers.remove(wakeup.stop)
             wakeup.close()
 
     def iterate(
-        self, plan: RunPlan, broker: Broker, owner: object, make: Callable[..., Iteration] = Iteration
+        self,
+        plan: RunPlan,
+        broker: Broker,
+        owner: object,
+        make: Callable[..., Iteration] = Iteration,
+        *,
+        progress: bool | None = None,
+        total: int | None = None,
     ) -> Iteration:
-        """Supervise in a process of its own; ``owner`` lives as long as the iteration does, which ``make`` makes."""
+        """Supervise in a process of its own; ``owner`` lives as long as the iteration does, which ``make`` makes.
+
+        ``total``: values that the first stage will get, where that is known.
+        """
         from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
 
         stoppers = self._stoppers
         context = choose_context(plan, broker)
         board = new_board(plan)
+        plan, shown = _shown(plan, board, progress, total)
         watch = self._begin(plan, board)
 
         def ended() -> None:
+            shown.close()
             stoppers[:] = [stop for stop in stoppers if stop is not stopper]
             self._end(watch)
 
         try:
-            iteration = make(plan, broker, board, MAINS, context, ended, owner)
+            iteration = make(plan, broker, board, MAINS, context, ended, owner, shown)
         except BaseException:
+            shown.close()
             self._end(watch)
             raise
         finally:
@@ -83,14 +102,33 @@ class Runs:
         """Return what the latest run has done so far; empty before the first."""
         if self._watch is None:
             return self._last
-        plan, board, began = self._watch
-        return stage_summaries(plan, board, time.monotonic() - began)
+        watch, now = self._watch, time.monotonic()
+        rows = watch.pace.observe(now, readings(watch.plan, watch.board))
+        return stage_summaries(watch.plan, watch.board, now - watch.began, rows)
 
-    def _begin(self, plan: RunPlan, board: Scoreboard) -> tuple[RunPlan, Scoreboard, float]:
-        self._watch = (plan, board, time.monotonic())
+    def _begin(self, plan: RunPlan, board: Scoreboard) -> _Watch:
+        now = time.monotonic()
+        self._watch = _Watch(plan, board, now, Pace(now))
         return self._watch
 
-    def _end(self, watch: tuple[RunPlan, Scoreboard, float]) -> None:
+    def _end(self, watch: _Watch) -> None:
         if self._watch is watch:
-            self._last = self.stages()
+            self._last = stage_summaries(watch.plan, watch.board, time.monotonic() - watch.began)
             self._watch = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watch:
+    """A run that goes on: what it does, since when, and how fast."""
+
+    plan: RunPlan
+    board: Scoreboard
+    began: float
+    pace: Pace
+
+
+def _shown(plan: RunPlan, board: Scoreboard, wanted: bool | None, total: int | None = None) -> tuple[RunPlan, Progress]:
+    """Return how the run's progress is shown, and the plan that has counted what it needs."""
+    drawing = choose(wanted)
+    plan = replace(plan, count_every=drawing.count_every)
+    return plan, Progress(drawing, partial(readings, plan, board), total)

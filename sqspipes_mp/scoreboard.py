@@ -53,6 +53,7 @@ RECEIVED = 12  # worker (intake): messages received
 SENT = 13  # worker (outbox): outputs accepted downstream
 CALL_STARTED = 14  # worker (main): monotonic ns at which the running call began; 0 between calls
 HOLDING = 15  # worker (intake/outbox): leases held just now
+RUNNING = 16  # worker (its threads, where it has several): calls running, while CALL_STARTED says that one is
 RUN_TIMES = 24  # worker (main): calls by how long they took, BUCKETS words (runtimes.py)
 
 S_EMPTY, S_BOOTING, S_READY, S_DRAINING, S_GONE = range(5)
@@ -68,6 +69,8 @@ NEXT_CALL = 0  # whoever holds the stage's record lock: monotonic ns before whic
 KEEPER_RELEASED = 1  # keeper: messages of dead workers given back
 KEEPER_CHARGED = 2  # keeper: of these, charged with an attempt
 KEEPER_DEAD = 3  # keeper: of these, dead-lettered
+WAITING = 4  # keeper: messages in its input queues that nobody has received, plus 1; 0: not counted
+ONE_GROUP_TOLD = 5  # any worker: 1 once it is said that everything comes in one FIFO group
 
 
 class Scoreboard:
@@ -140,6 +143,9 @@ class Scoreboard:
 
     def stage(self, stage: int, field: int) -> int:
         return self._words[self._stage_at + stage * _STAGE_WORDS + field]
+
+    def set_stage(self, stage: int, field: int, value: int) -> None:
+        self._words[self._stage_at + stage * _STAGE_WORDS + field] = value
 
     def add_stage(self, stage: int, field: int, amount: int) -> None:
         self._words[self._stage_at + stage * _STAGE_WORDS + field] += amount

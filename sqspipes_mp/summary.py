@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sqspipes_mp.pace import Reading, Row
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.runtimes import duration, percentile
 from sqspipes_mp.scoreboard import (
     BUSY_NS,
+    CALL_STARTED,
     DEAD,
     DONE,
     DROPPED,
@@ -15,6 +18,8 @@ from sqspipes_mp.scoreboard import (
     KEEPER_CHARGED,
     KEEPER_DEAD,
     RETRIED,
+    RUNNING,
+    WAITING,
     Scoreboard,
 )
 
@@ -24,7 +29,8 @@ class StageSummary:
     """One stage's part: messages ``done`` (a source's calls), calls ``failed``, messages ``retried`` and ``dead``,
     outputs ``dropped``; ``busy``: the share of its workers' time (with ``threads``: each thread's) spent in the
     function, 0 to 1; ``p50`` and ``p95``: seconds within which half and 95 % of its calls ended, to within an eighth,
-    None before the first.
+    None before the first; ``running``: calls just now; ``per_second``: messages done per second lately, once the run
+    has ended in all of it.
     """
 
     name: str
@@ -37,6 +43,8 @@ class StageSummary:
     busy: float
     p50: float | None = None
     p95: float | None = None
+    running: int = 0
+    per_second: float = 0.0
 
     def __str__(self) -> str:
         counts = [f"{self.done:,} done"]
@@ -79,30 +87,58 @@ def summarize(plan: RunPlan, board: Scoreboard, reason: str, seconds: float) -> 
     return Summary(reason=reason, seconds=seconds, stages=stage_summaries(plan, board, seconds))
 
 
-def stage_summaries(plan: RunPlan, board: Scoreboard, seconds: float) -> tuple[StageSummary, ...]:
-    """Read each stage's counters; ``seconds``: the time its workers have had."""
+def stage_summaries(
+    plan: RunPlan, board: Scoreboard, seconds: float, rows: Sequence[Row] = ()
+) -> tuple[StageSummary, ...]:
+    """Read each stage's counters; ``seconds``: the time its workers have had; ``rows``: its pace while it runs."""
     found = []
-    for index in plan.selected:
-        slots = [slot for slot, seat in enumerate(plan.seats) if seat.stage == index]
-        threads = plan.pipeline.stages[index].task.threads
-
+    for place, index in enumerate(plan.selected):
+        slots = _slots(plan, index)
+        read = rows[place].reading if rows else _reading(plan, board, index)
         times = board.run_times(slots)
-
-        def total(field: int, slots: list[int] = slots) -> int:
-            return sum(board.get(slot, field) for slot in slots)
-
         found.append(
             StageSummary(
-                name=plan.pipeline.stages[index].name,
-                workers=len(slots),
-                done=total(DONE),
-                failed=total(FAILED) + board.stage(index, KEEPER_CHARGED) + board.stage(index, KEEPER_DEAD),
-                retried=total(RETRIED) + board.stage(index, KEEPER_CHARGED),
-                dead=total(DEAD) + board.stage(index, KEEPER_DEAD),
-                dropped=total(DROPPED),
-                busy=min(1.0, total(BUSY_NS) / 1e9 / (seconds * len(slots) * threads)) if seconds > 0 else 0.0,
+                name=read.name,
+                workers=read.workers,
+                done=read.done,
+                failed=read.failed,
+                retried=_total(board, slots, RETRIED) + board.stage(index, KEEPER_CHARGED),
+                dead=read.dead,
+                dropped=_total(board, slots, DROPPED),
+                busy=min(1.0, read.busy / (seconds * read.room)) if seconds > 0 else 0.0,
                 p50=percentile(times, 0.5),
                 p95=percentile(times, 0.95),
+                running=read.running if rows else 0,
+                per_second=rows[place].per_second if rows else read.done / seconds if seconds > 0 else 0.0,
             )
         )
     return tuple(found)
+
+
+def readings(plan: RunPlan, board: Scoreboard) -> tuple[Reading, ...]:
+    """Read the counters that progress is made of, of each stage run here."""
+    return tuple(_reading(plan, board, index) for index in plan.selected)
+
+
+def _reading(plan: RunPlan, board: Scoreboard, index: int) -> Reading:
+    slots = _slots(plan, index)
+    waiting = board.stage(index, WAITING)
+    return Reading(
+        name=plan.pipeline.stages[index].name,
+        workers=len(slots),
+        room=len(slots) * plan.pipeline.stages[index].task.threads,
+        waiting=waiting - 1 if waiting else None,
+        running=sum(max(1, board.get(slot, RUNNING)) for slot in slots if board.get(slot, CALL_STARTED)),
+        done=_total(board, slots, DONE),
+        failed=_total(board, slots, FAILED) + board.stage(index, KEEPER_CHARGED) + board.stage(index, KEEPER_DEAD),
+        dead=_total(board, slots, DEAD) + board.stage(index, KEEPER_DEAD),
+        busy=_total(board, slots, BUSY_NS) / 1e9,
+    )
+
+
+def _slots(plan: RunPlan, stage: int) -> list[int]:
+    return [slot for slot, seat in enumerate(plan.seats) if seat.stage == stage]
+
+
+def _total(board: Scoreboard, slots: Sequence[int], field: int) -> int:
+    return sum(board.get(slot, field) for slot in slots)

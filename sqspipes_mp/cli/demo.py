@@ -38,7 +38,7 @@ def demo(flags: Namespace, _console: Console) -> Exit:
     if not paths:
         print(f"There is no Python file (*.py) in {root}: nothing to measure.")
         return Exit.DONE
-    with _ended_by(signal.SIGHUP), Progress(sys.stderr) as progress:
+    with _ended_by(signal.SIGHUP), Progress(sys.stderr, shown=flags.progress != "off") as progress:
         alone = _one_process(paths if flags.full_comparison else _sample(paths), len(paths), progress)
         measured = _pipeline(root, workers, len(paths), progress)
     if measured is None:
@@ -74,7 +74,7 @@ def _pipeline(root: Path, workers: Any, total: int, progress: Progress) -> Measu
     lines = 0
     engine = demo_pipeline.pipeline(str(root), workers)
     began = time.perf_counter()
-    with engine.run(iterate=True, until="drained") as results:
+    with engine.run(iterate=True, until="drained", progress=None if progress.shown else False) as results:
         for report in results:
             reports.append(report)
             lines += report.get("lines", 0)

@@ -54,8 +54,9 @@ examples:
   SQSPIPES_BROKER=sqs://us-west-2 SQSPIPES_LOG_FORMAT=json sqspipes-mp run words:engine
 
 Each flag also reads its environment variable: SQSPIPES_ONLY, SQSPIPES_WORKERS (both with commas), SQSPIPES_BROKER,
-SQSPIPES_UNTIL, SQSPIPES_ON_ERROR, SQSPIPES_LOG_LEVEL, SQSPIPES_LOG_FORMAT. A flag is stronger than the code, the code
-than the environment. Ctrl-C and SIGTERM finish what runs and give the rest back to its queue; a second one kills.
+SQSPIPES_UNTIL, SQSPIPES_ON_ERROR, SQSPIPES_LOG_LEVEL, SQSPIPES_LOG_FORMAT, SQSPIPES_PROGRESS (on, off). A flag is
+stronger than the code, the code than the environment. Ctrl-C and SIGTERM finish what runs and give the rest back to
+its queue; a second one kills.
 
 {_CODES}"""
 
@@ -178,6 +179,12 @@ def _add_run(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)}; default: info")
     parser.add_argument("--log-format", metavar="|".join(FORMATS), help="default: text")
+    _add_progress(parser, "a table of the stages on a terminal, elsewhere a line of the log every 30 s")
+
+
+def _add_progress(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument("--progress", action="store_const", const="on", help=f"show {what} (the default)")
+    parser.add_argument("--no-progress", action="store_const", const="off", dest="progress", help="do not")
 
 
 def _add_dead(parser: ArgumentParser) -> None:
@@ -219,3 +226,4 @@ def _add_demo(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--full-comparison", action="store_true", help="measure all files in one process, too, not only a sample"
     )
+    _add_progress(parser, "how far it is")

@@ -16,6 +16,7 @@ POLICIES = ("raise", "retry", "reject")
 UNTIL = ("drained",)
 LEVELS = ("debug", "info", "warning", "error", "critical")
 FORMATS = ("text", "json")
+SWITCH = ("on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class RunOptions:
     on_error: Given | None
     log_level: int
     log_format: str
+    progress: bool
 
 
 def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
@@ -54,6 +56,8 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
 
     only = _from_flag(flags, "only") or _split(_from_variable(environ, "only"))
     until, level, form = one("until", UNTIL), one("log-level", LEVELS, "info"), one("log-format", FORMATS, "text")
+    progress = one("progress", SWITCH, "on")
+    assert progress is not None
     assert level is not None
     assert form is not None
     return RunOptions(
@@ -65,6 +69,7 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
         on_error=one("on-error", POLICIES),
         log_level=logging.getLevelNamesMapping()[level.value.upper()],
         log_format=form.value,
+        progress=progress.value == "on",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 from typing import Self, TextIO
@@ -14,10 +15,11 @@ _ERASE_LINE = "\r\033[K"
 class Progress:
     """Within its block, shows the newest text given to ``show``, not too often; leaves a terminal's line empty."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, shown: bool) -> None:
+        self.shown = shown
         self._stream = stream
-        self._terminal = stream.isatty()
-        self._due = 0.0
+        self._terminal = shown and stream.isatty()
+        self._due = 0.0 if shown else math.inf
 
     def __enter__(self) -> Self:
         return self

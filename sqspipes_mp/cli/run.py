@@ -31,7 +31,8 @@ def run(flags: Namespace, console: Console) -> Exit:
         engine.broker.check()
         names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
         console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
-    return _exit(engine.run(only, workers=workers, until=options.until), console, flags.target)
+    summary = engine.run(only, workers=workers, until=options.until, progress=options.progress)
+    return _exit(summary, console, flags.target)
 
 
 def _exit(summary: Summary, console: Console, target: str) -> Exit:

@@ -23,6 +23,7 @@ from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.killed import killed_header, killed_letter
 from sqspipes_mp.keeper.leases import due
+from sqspipes_mp.keeper.waiting import WaitCount
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.region import Cause, Lease, Region, id_digest
@@ -88,6 +89,7 @@ class Keeper:
         self._visibility = orders.plan.settings.visibility
         self._rest = min(_LONGEST_REST, self._visibility * _REST_SHARE)
         self._watch: DrainWatch | None = None
+        self._waiting = WaitCount(orders.plan, orders.board, connection, self._beat)
         self._tend_at = time.monotonic() + _TEND_EVERY
         self._quit = False
 
@@ -104,6 +106,7 @@ class Keeper:
                     return
                 again = min(again, self._look_for_the_end())
                 self._tend()
+                again = min(again, self._waiting.look(time.monotonic()))
             except BrokerBusy as busy:
                 # What is due stays due, and what is to be judged unjudged: the next turn tries again.
                 log.info("%s", busy)

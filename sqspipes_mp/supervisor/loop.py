@@ -25,6 +25,7 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.errors import BootError, RestartLimit, SqsPipesError, StartRefused
 from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.progress import Progress
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report import Report
 from sqspipes_mp.scoreboard import S_BOOTING, STATE, Scoreboard
@@ -48,7 +49,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Supervisor:
-    """One run. ``caller``: the line to the process that iterates, where that is another one."""
+    """One run. ``caller``: the line to the process that iterates, where that is another one; ``progress``: what shows
+    it to people, here only where the caller waits here.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Supervisor:
         mains: Mains,
         wakeup: Wakeup,
         caller: ParentChannel | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._plan = plan
         self._board = board
@@ -67,6 +71,7 @@ class Supervisor:
         self._watchdog = Watchdog(self._crew, self._lines)
         self._wakeup = wakeup
         self._caller = caller
+        self._progress = progress
         self._shutdown: Shutdown | None = None
         self._over = False
         self._reason = ""
@@ -115,6 +120,8 @@ class Supervisor:
             times.append(self._keeper_at)
         if self._shutdown is not None:
             times.append(self._shutdown.deadline())
+        if self._progress is not None:
+            times.append(self._progress.due)
         self._lines.wait(min(times) - now)
         now = time.monotonic()
         if self._keeper_at is not None and self._keeper_at <= now:
@@ -124,6 +131,8 @@ class Supervisor:
                 place.restart_at = None
                 self._start_worker(place)
         self._watchdog.look(now)
+        if self._progress is not None:
+            self._progress.tick(now)
         self._advance(time.monotonic())
 
     # -- starting -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.lifeline import Birth, begin
 from sqspipes_mp.numeric import environment, prepare
 from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.progress import Progress
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.supervisor.crew import Mains
 from sqspipes_mp.supervisor.loop import Supervisor
@@ -35,10 +36,11 @@ def supervise(
     context: Any,
     wakeup: Wakeup,
     caller: ParentChannel | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Run the plan to its end in this process; closes the board's descriptor."""
     try:
-        return _supervise(plan, broker, board, mains, context, wakeup, caller)
+        return _supervise(plan, broker, board, mains, context, wakeup, caller, progress)
     finally:
         board.close()
 
@@ -51,6 +53,7 @@ def _supervise(
     context: Any,
     wakeup: Wakeup,
     caller: ParentChannel | None,
+    progress: Progress | None,
 ) -> Outcome:
     names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
     log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, context.get_start_method())
@@ -63,7 +66,7 @@ def _supervise(
         # Fresh processes import the user's module, and numeric libraries with it, before any code of ours.
         fresh = environment(threads)
     with fresh:
-        return Supervisor(plan, broker, board, context, mains, wakeup, caller).run()
+        return Supervisor(plan, broker, board, context, mains, wakeup, caller, progress).run()
 
 
 def new_board(plan: RunPlan) -> Scoreboard:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from sqspipes_mp.scoreboard import RUNNING
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
 from sqspipes_mp.worker.ready import Ready
@@ -42,6 +43,7 @@ class SharedCaller(Caller):
             else:
                 self._since.pop(me, None)
             super()._running_since(min(self._since.values(), default=0))
+            self._station.board.put(self._station.slot, RUNNING, len(self._since))
 
     def _took(self, nanoseconds: int) -> None:
         with self._lock:

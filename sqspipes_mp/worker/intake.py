@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
-from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, RECEIVED
+from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.prefetch import LONG, ask
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.verdict import ONE_GROUP, ONE_GROUP_BACKOFF
+
+log = logging.getLogger("sqspipes_mp.worker")
 
 #: Longest wait of one receive, seconds (Amazon SQS API Reference, ReceiveMessage: WaitTimeSeconds).
 LONG_POLL = 20.0
@@ -92,6 +96,8 @@ class Intake(threading.Thread):
         station.backlog = len(batch) >= _FULL
         if not batch:
             return
+        if station.fifo and any(received.group == ONE_GROUP for received in batch):
+            self._mind_one_group()
         if len(batch) == count:
             self._round_trip += (time.monotonic() - asked_at - self._round_trip) / 8
         # A long poll may have waited for them: their leases began some time between the request and the reply.
@@ -116,6 +122,19 @@ class Intake(threading.Thread):
             self._outbox.put(Done(Completion(received.handle), Delivery(received, message, lease, failed, until)))
             return None
         return Delivery(received, message, lease, failed, until, station.is_suspect(received))
+
+    def _mind_one_group(self) -> None:
+        """Say once in a run that only one worker at a time can have work here, unless that was asked for."""
+        station, stage = self._station, self._station.stage
+        if stage.task.group is not None or station.board.stage(stage.index, ONE_GROUP_TOLD):
+            return
+        station.board.set_stage(stage.index, ONE_GROUP_TOLD, 1)
+        log.warning(
+            "%s: what comes from %s is all in one FIFO group, %r, as sqspipes sends it: one worker at a time gets any "
+            "of it, and a failed message holds up the rest (retries wait %g s at most). Run the stage before this one "
+            "with sqspipes_mp, too; if the order is wanted, say so: Task(group=lambda value: %r)",
+            stage.name, ", ".join(self._queues), ONE_GROUP, ONE_GROUP_BACKOFF, ONE_GROUP,
+        )  # fmt: skip
 
     def _decode(self, received: Received) -> Message:
         task = self._station.stage.task

@@ -59,7 +59,11 @@ class Ready:
     def take(self) -> Delivery | None:
         """Return the next delivery if there is one."""
         with self._changed:
-            return self._deliveries.popleft() if self._deliveries else None
+            if not self._deliveries:
+                return None
+            # Also where it never waited: one that was there at once must not let the intake fetch another behind it.
+            self.idle = 0
+            return self._deliveries.popleft()
 
     def wait(self, give_up: Callable[[], bool], timeout: float | None = None) -> None:
         """Wait until there is something to take or run, nothing more can come, or ``give_up`` says so when poked."""

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from sqspipes_mp import ConfigError, Reject, Retry
 from sqspipes_mp.worker.prefetch import ask, wanted
+from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.verdict import Decision, decide
 
 
@@ -156,3 +157,13 @@ def test_what_is_asked_for_is_bounded_by_time_room_and_batch(mean, round_trip, w
     assert 0 <= count <= min(room, batch)
     assert count <= 1 or count * mean <= 0.5
     assert wanted(mean, round_trip) <= 60
+
+
+def test_a_worker_that_got_its_first_message_without_waiting_is_not_idle_while_it_runs():
+    ready = Ready()
+    assert ready.idle
+    ready.put(["first"])
+    assert ready.take() == "first"
+    assert ready.take() is None
+    # Else a second message would wait unstarted behind a long call, whatever prefetch says.
+    assert not ready.idle

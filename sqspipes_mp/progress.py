@@ -1,0 +1,182 @@
+"""Progress while a run goes on: a table at the foot of a terminal, or lines of the log, or nothing (caller).
+
+No thread and no process: whoever waits for the run (the supervisor's one wait, or the iterator's) ticks it, so nothing
+is drawn in a child. It reads the scoreboard only; what waits in the queues is counted by the keeper, which has a line
+to them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TextIO
+
+from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.footer import Footer
+from sqspipes_mp.pace import HEADER, Pace, Reading, Row, cells, line
+
+log = logging.getLogger("sqspipes_mp.progress")
+
+#: Seconds between two tables, and between two lines of the log.
+DRAW_EVERY, LOG_EVERY = 0.5, 30.0
+#: Seconds between two counts of what waits, where counting is a request that costs money.
+COUNT_EVERY = 10.0
+
+#: A terminal has one foot: the first run gets it.
+_foot = threading.Lock()
+
+
+class Drawing(Protocol):
+    """Where progress goes. ``first``: seconds until the first look; ``every``: between two; ``count_every``: between
+    two counts of the queues, None for none.
+    """
+
+    first: float
+    every: float
+    count_every: float | None
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Show what is done so far."""
+
+    def close(self) -> None:
+        """Leave everything as it was."""
+
+
+class Nothing:
+    """Shows nothing, and costs nothing."""
+
+    first = every = math.inf
+    count_every: float | None = None
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Lines:
+    """A line of the log (INFO), now and then, while something happens."""
+
+    def __init__(self) -> None:
+        self.first = self.every = LOG_EVERY
+        self.count_every: float | None = LOG_EVERY
+        self._told: list[tuple[int | None, ...]] = []
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Log one line, unless nothing has changed since the last one."""
+        counts: list[tuple[int | None, ...]] = [
+            (row.reading.done, row.reading.failed, row.reading.dead, row.reading.waiting) for row in rows
+        ]
+        if counts != self._told and any(map(any, counts)):
+            self._told = counts
+            log.info("%s", "; ".join(map(line, rows)))
+
+    def close(self) -> None:
+        """Do nothing: the run says itself what came of it."""
+
+
+class Table:
+    """A row for each stage at the foot of the terminal behind ``stream``, laid out by rich's ``console`` and its class
+    ``grid``.
+    """
+
+    def __init__(self, stream: TextIO, console: Any, grid: Any) -> None:
+        self.first, self.every = 0.0, DRAW_EVERY
+        self.count_every: float | None = COUNT_EVERY
+        self._console = console
+        self._grid = grid
+        self._footer = Footer(stream)
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Draw it anew."""
+        width = self._footer.width
+        table = self._grid(box=None, pad_edge=False, header_style="dim")
+        for number, name in enumerate(HEADER):
+            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*cells(row), style="red" if row.reading.failed or row.reading.dead else None)
+        with self._console.capture() as drawn:
+            # One column less: a terminal may wrap after the last.
+            self._console.print(table, width=width - 1, crop=True)
+        self._footer.show(drawn.get().splitlines())
+
+    def close(self) -> None:
+        """Give the rows back, empty, and the foot to whoever runs next."""
+        try:
+            self._footer.close()
+        finally:
+            _foot.release()
+
+
+class Progress:
+    """One run's. ``look``: reads its stages; ``total``: values its first stage will get, where that is known."""
+
+    def __init__(self, drawing: Drawing, look: Callable[[], Sequence[Reading]], total: int | None = None) -> None:
+        self._drawing = drawing
+        self._look = look
+        now = time.monotonic()
+        self._pace = Pace(now, total)
+        #: When to tick next, monotonic seconds.
+        self.due = now + drawing.first
+
+    def tick(self, now: float) -> None:
+        """Show what is new, if it is time to."""
+        if now < self.due:
+            return
+        self.due = now + self._drawing.every
+        try:
+            self._drawing.show(self._pace.observe(now, self._look()))
+        except Exception as error:
+            # A terminal that is gone, a stream that was closed: no reason to end a run.
+            log.debug("progress is not shown any more: %s", error)
+            self.close()
+
+    def close(self) -> None:
+        """Show no more, and leave the terminal as it was."""
+        drawing, self._drawing, self.due = self._drawing, Nothing(), math.inf
+        try:
+            drawing.close()
+        except (OSError, ValueError) as error:
+            log.debug("the terminal could not be put back: %s", error)
+
+
+def check(field: str, wanted: object) -> bool | None:
+    """Check the argument ``progress``. Raises ``ConfigError``."""
+    if wanted is None or isinstance(wanted, bool):
+        return wanted
+    raise ConfigError(field, wanted, "True, False or None (a table on a terminal, else nothing)")
+
+
+def choose(wanted: bool | None) -> Drawing:
+    """Return what there can be of what is wanted: True and None a table on a terminal, True the log elsewhere."""
+    if wanted is False:
+        return Nothing()
+    table = _table(sys.stderr)
+    if table is not None:
+        return table
+    return Lines() if wanted and log.isEnabledFor(logging.INFO) else Nothing()
+
+
+def _table(stream: TextIO | None) -> Table | None:
+    """Return a table on the terminal behind ``stream``; None: it is none, it cannot, or another run has it."""
+    try:
+        if stream is None or not stream.isatty():
+            return None
+        import rich.console  # noqa: PLC0415  (optional, and only a terminal needs it)
+        import rich.table  # noqa: PLC0415
+    except (ImportError, OSError, ValueError):
+        # Not installed (pip install 'sqspipes_mp[progress]'), or a stream that is closed.
+        return None
+    console = rich.console.Console(file=stream)
+    if not console.is_terminal or console.is_dumb_terminal or not _foot.acquire(blocking=False):
+        return None
+    try:
+        return Table(stream, console, rich.table.Table)
+    except (OSError, ValueError):
+        _foot.release()
+        return None
