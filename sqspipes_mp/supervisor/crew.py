@@ -12,10 +12,11 @@ from typing import Any
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Kind, describe_death, describe_exit
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.plan import RunPlan, Seat
-from sqspipes_mp.region import Cause, LeaseState, Region
+from sqspipes_mp.region import Cause, Region
 from sqspipes_mp.report import Report
 from sqspipes_mp.scoreboard import CALL_STARTED, DONE, HOLDING, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
 from sqspipes_mp.stack import StackFile

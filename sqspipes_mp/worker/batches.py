@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from sqspipes_mp.region import LeaseState
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller

@@ -16,7 +16,7 @@ from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.control import Kind
-from sqspipes_mp.region import LeaseState
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, HOLDING, RETRIED, SENT
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.failures import letter_of, tell_buried

@@ -14,7 +14,7 @@ from functools import partial
 
 from sqspipes_mp.brokers.base import OutputsRefused
 from sqspipes_mp.control import Kind
-from sqspipes_mp.region import LeaseState
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import FAILED

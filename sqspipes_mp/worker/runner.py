@@ -17,7 +17,7 @@ from sqspipes_mp.control import Kind
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.current import set_current
 from sqspipes_mp.errors import BrokerError
-from sqspipes_mp.region import LeaseState
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.scoreboard import FAILED

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Connection, Received
 from sqspipes_mp.control import Channel, Kind, ParentGone
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.lifeline import orphaned
 from sqspipes_mp.message import Message
-from sqspipes_mp.region import LEASES, LeaseState, id_digest
+from sqspipes_mp.region import LEASES, id_digest
 from sqspipes_mp.report import pack_exception
 
 
