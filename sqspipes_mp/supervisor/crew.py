@@ -54,6 +54,12 @@ class Place:
     stack: StackFile | None = None
     boot_report: Report | None = None
 
+    def forget_stack(self) -> None:
+        """Close what its worker's stack was written to."""
+        if self.stack is not None:
+            self.stack.close()
+            self.stack = None
+
 
 @dataclass(frozen=True, slots=True)
 class Death:
@@ -134,9 +140,7 @@ class Crew:
         try:
             return self._fork_worker(place, region, now)
         except OSError:
-            if place.stack is not None:
-                place.stack.close()
-                place.stack = None
+            place.forget_stack()
             # Nobody came to hold anything; the keeper frees it.
             region.mark_dead(Cause.CLEAN, 0, 0)
             self.tell_keeper(Kind.JUDGE)
@@ -176,11 +180,8 @@ class Crew:
         running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
         board = self.board
         done = sum(board.get(other.slot, DONE) for other in self.places if other.seat.stage == place.seat.stage)
-        stack = ""
-        if place.stack is not None:
-            stack = place.stack.read()
-            place.stack.close()
-            place.stack = None
+        stack = place.stack.read() if place.stack is not None else ""
+        place.forget_stack()
         region.mark_dead(cause, code, pid, place.late, stack.encode())
         # Its own fields, but it is dead for certain: nobody else would clear them.
         board.put(place.slot, CALL_STARTED, 0)
@@ -202,6 +203,16 @@ class Crew:
             if place.child is not None:
                 place.cause = place.cause or cause
                 place.child.kill()
+
+    def bury_all(self) -> None:
+        """Leave no child, whatever brought us here."""
+        for child in self.children:
+            child.kill()
+            child.bury()
+        for place in self.places:
+            place.child = None
+            place.forget_stack()
+        self.keeper = None
 
     def _fds(self) -> tuple[int, ...]:
         """Return what a forked child inherits and must close."""
