@@ -53,10 +53,6 @@ class Stage:
         return self.index == 0
 
     @property
-    def is_last(self) -> bool:
-        return not self.outputs
-
-    @property
     def ends(self) -> bool:
         """Whether it is a source that comes to an end: a generator function."""
         return self.is_source and self.task.is_generator

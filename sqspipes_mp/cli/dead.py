@@ -7,23 +7,19 @@ import shutil
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.queues import _agreed, _engine
 from sqspipes_mp.cli.table import table
 from sqspipes_mp.dead import DeadLetter, Moved, discard, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.engine import Engine
-from sqspipes_mp.pipeline import Pipeline
 
 #: Columns where there is no terminal to ask, and the least of an error that is shown on a narrow one.
 _WIDTH, _LEAST = 200, 20
-
-Mover = Callable[[Pipeline, Broker, Collection[str] | None], Moved]
 
 
 def dead_list(flags: Namespace, _console: Console) -> Exit:

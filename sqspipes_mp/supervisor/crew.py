@@ -18,7 +18,7 @@ from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.plan import RunPlan, Seat
 from sqspipes_mp.region import Cause, Region
 from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import CALL_STARTED, DONE, HOLDING, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
+from sqspipes_mp.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
 from sqspipes_mp.stack import StackFile
 from sqspipes_mp.supervisor.child import Child, start
 from sqspipes_mp.supervisor.restart import RestartPolicy
@@ -183,9 +183,8 @@ class Crew:
         stack = place.stack.read() if place.stack is not None else ""
         place.forget_stack()
         region.mark_dead(cause, code, pid, place.late, stack.encode())
-        # Its own fields, but it is dead for certain: nobody else would clear them.
+        # Its own field, but it is dead for certain: nobody else would clear it.
         board.put(place.slot, CALL_STARTED, 0)
-        board.put(place.slot, HOLDING, 0)
         self.tell_keeper(Kind.JUDGE)
         blamed = [lease for lease in running if cause is not Cause.TIMEOUT or lease.index == place.late]
         charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(blamed) == 1 and not blamed[0].company

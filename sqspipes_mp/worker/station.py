@@ -114,10 +114,6 @@ class Station:
         """How many more leases fit on the scoreboard."""
         return len(self._free)
 
-    @property
-    def holding(self) -> int:
-        return LEASES - len(self._free)
-
     def open_lease(self, received: Received, asked_at: float, visibility: float) -> tuple[int, int, float]:
         """Write a lease before its message can run. Returns (lease, attempts charged before, deadline)."""
         failed = received.charges
