@@ -133,10 +133,10 @@ class Batches:
                 region.set_state(member.lease, LeaseState.HELD)
             self._one_by_one(ours, line, error)
             return
-        runner.begins(len(ours))
+        runner.lifetime.begins(len(ours))
         for member, result in zip(ours, results, strict=True):
             line.passes(member, partial(runner.settle, value=result))
-        runner.ends()
+        runner.lifetime.ends()
 
     def _is_ours(self, member: Delivery) -> bool:
         if self._station.holds(member):
@@ -159,7 +159,7 @@ class Batches:
             # No message's fault, so no message can tell of it.
             runner.blame_function(error)
         if isinstance(error, MemoryError):
-            runner.recycle("MemoryError")
+            runner.lifetime.recycle("MemoryError")
 
 
 class _Line:

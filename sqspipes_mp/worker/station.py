@@ -99,8 +99,16 @@ class Station:
         if self.faulted.is_set():
             return
         self.faulted.set()
-        report = pack_exception(error, stage=self.stage.name, pid=os.getpid(), message_id=None)
-        self.say(Kind.FAULT, {}, report.to_bytes())
+        self._report(Kind.FAULT, error)
+
+    def end_run(self, error: BaseException, message_id: str | None = None) -> None:
+        """Report an exception of the user's that ends the run, and drain."""
+        self._report(Kind.FAILED, error, message_id)
+        self.drain()
+
+    def _report(self, kind: Kind, error: BaseException, message_id: str | None = None) -> None:
+        report = pack_exception(error, stage=self.stage.name, pid=os.getpid(), message_id=message_id)
+        self.say(kind, {}, report.to_bytes())
 
     def count(self, field: int, amount: int) -> None:
         """Add to a counter of this slot that several of the worker's threads write."""
