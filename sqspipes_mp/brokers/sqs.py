@@ -20,7 +20,7 @@ from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from sqspipes_mp.brokers.sqs_fit import switched_off, target_of
 from sqspipes_mp.brokers.sqs_lean import Lean
 from sqspipes_mp.brokers.sqs_queues import Making, Queues
-from sqspipes_mp.brokers.sqs_shared import ADVISORY, MANDATORY, expiring, newer, share
+from sqspipes_mp.brokers.sqs_shared import expiring, margins, newer, share
 from sqspipes_mp.brokers.sqs_values import (
     MAX_RETENTION,
     check_endpoint,
@@ -236,13 +236,16 @@ def _adopt(session: botocore.session.Session, text: str, wallet: Wallet, *, fill
     """Give a session the wallet's credentials; when they run out it looks there again, and asks itself only then."""
     import botocore.credentials  # noqa: PLC0415
 
+    # Drawn here and not at the import, which forked workers share.
+    advisory, mandatory = margins()
+
     def fetch() -> dict[str, Any]:
-        found = (None if fills else newer(wallet, text)) or expiring(_new_session())
+        found = (None if fills else newer(wallet, text, advisory)) or expiring(_new_session())
         if found is None:
             raise _no_credentials(None)
         return found
 
-    times = {} if fills else {"advisory_timeout": ADVISORY, "mandatory_timeout": MANDATORY}
+    times = {} if fills else {"advisory_timeout": advisory, "mandatory_timeout": mandatory}
     metadata = json.loads(text)
     made = botocore.credentials.RefreshableCredentials.create_from_metadata(metadata, fetch, "sqspipes", **times)
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
-from collections.abc import Mapping
 from typing import Any, cast
 
 from sqspipes_mp.brokers.base import Wallet
 
 #: Seconds before the end at which workers look for newer credentials, may and must. The keeper has done so by then:
-#: botocore's own times are 15 and 10 minutes. Jitter keeps workers that find none from asking all at once.
-ADVISORY = 480 + random.randrange(60)
-MANDATORY = 300 + random.randrange(60)
+#: botocore's own times are 15 and 10 minutes. Each worker looks up to a minute earlier than that, so that workers that
+#: find none do not ask all at once.
+_ADVISORY, _MANDATORY, _JITTER = 480, 300, 60
 
 
 def share(session: Any, wallet: Wallet) -> None:
@@ -42,14 +41,16 @@ def expiring(session: Any) -> dict[str, Any] | None:
     return {**keys, "expiry_time": expires.isoformat()}
 
 
-def newer(wallet: Wallet, text: str) -> dict[str, Any] | None:
-    """Return what the wallet holds, if it is other than ``text`` and lasts for a while."""
+def margins() -> tuple[int, int]:
+    """Draw the seconds before the end at which this process looks for newer credentials: may, and must."""
+    return _ADVISORY + random.randrange(_JITTER), _MANDATORY + random.randrange(_JITTER)
+
+
+def newer(wallet: Wallet, text: str, least: float) -> dict[str, Any] | None:
+    """Return what the wallet holds, if it is other than ``text`` and lasts at least so many seconds."""
     shared = wallet.read()
-    if shared is None or shared == text or _ends_soon(json.loads(shared)):
+    if shared is None or shared == text:
         return None
-    return cast("dict[str, Any]", json.loads(shared))
-
-
-def _ends_soon(metadata: Mapping[str, Any]) -> bool:
+    metadata = cast("dict[str, Any]", json.loads(shared))
     left = dt.datetime.fromisoformat(metadata["expiry_time"]) - dt.datetime.now(dt.UTC)
-    return left.total_seconds() < ADVISORY
+    return metadata if left.total_seconds() >= least else None
