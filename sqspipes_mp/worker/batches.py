@@ -7,6 +7,7 @@ now; after a death each runs alone at its next delivery. Only then an attempt is
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ from sqspipes_mp.worker.products import WrongShape, results_of
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.runner import Runner
 from sqspipes_mp.worker.station import Delivery
+from sqspipes_mp.worker.verdict import decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 
@@ -157,9 +159,19 @@ class Batches:
                 line.passes(member, runner.process)
         if isinstance(error, WrongShape):
             # No message's fault, so no message can tell of it.
-            runner.blame_function(error)
+            self._blame_function(error)
         if isinstance(error, MemoryError):
             runner.lifetime.recycle("MemoryError")
+
+    def _blame_function(self, error: BaseException) -> None:
+        """End the run with an error that is no message's fault, if the task's policy says so."""
+        task = self._caller.task
+        on_error = self._station.settings.on_error if task.on_error is None else task.on_error
+        decision, error = decide(
+            error, attempt=1, receives=0, max_attempts=2, on_error=on_error, group=None, jitter=random.uniform
+        )
+        if decision.report:
+            self._station.end_run(error)
 
 
 class _Line:

@@ -5,7 +5,6 @@ The main thread takes one after the other; in thread mode (crowd.py) several thr
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +23,6 @@ from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.lifetime import Lifetime
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.station import Delivery
-from sqspipes_mp.worker.verdict import decide
 
 
 class _LeaseLost(Exception):
@@ -252,16 +250,6 @@ class Runner:
         self._return_followers(delivery)
         if isinstance(error, MemoryError):
             self.lifetime.recycle("MemoryError")
-
-    def blame_function(self, error: BaseException) -> None:
-        """End the run with an error that is no message's fault, if the task's policy says so."""
-        task = self._caller.task
-        on_error = self._station.settings.on_error if task.on_error is None else task.on_error
-        decision, error = decide(
-            error, attempt=1, receives=0, max_attempts=2, on_error=on_error, group=None, jitter=random.uniform
-        )
-        if decision.report:
-            self._station.end_run(error)
 
     def _hand_over(self) -> None:
         """Before a planned end: leave to others what was not begun, and what still comes in."""
