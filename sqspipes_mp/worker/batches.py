@@ -165,10 +165,9 @@ class Batches:
 
     def _blame_function(self, error: BaseException) -> None:
         """End the run with an error that is no message's fault, if the task's policy says so."""
-        task = self._caller.task
-        on_error = self._station.settings.on_error if task.on_error is None else task.on_error
+        policy = self._station.on_error
         decision, error = decide(
-            error, attempt=1, receives=0, max_attempts=2, on_error=on_error, group=None, jitter=random.uniform
+            error, attempt=1, receives=0, max_attempts=2, on_error=policy, group=None, jitter=random.uniform
         )
         if decision.report:
             self._station.end_run(error)

@@ -138,7 +138,7 @@ class Source:
 
     def _failed(self, error: BaseException, failures: int) -> float | None:
         """Take note of a failed call; return the seconds to rest, None where the run ends with it."""
-        station, task = self._station, self._caller.task
+        station = self._station
         station.board.add(station.slot, FAILED, 1)
         decision, error = decide(
             error,
@@ -146,7 +146,7 @@ class Source:
             receives=0,
             # There is no message whose attempts could be used up.
             max_attempts=failures + 1,
-            on_error=station.settings.on_error if task.on_error is None else task.on_error,
+            on_error=station.on_error,
             group=None,
             jitter=random.uniform,
         )

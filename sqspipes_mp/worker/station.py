@@ -70,9 +70,12 @@ class Station:
         self._free = deque(range(LEASES))
         self._charging = threading.Lock()
         self._counting = threading.Lock()
-        self.threads = self.stage.task.threads
+        task = self.stage.task
+        #: What is done with a failure: the task's own policy, or the engine's.
+        self.on_error = self.settings.on_error if task.on_error is None else task.on_error
+        self.threads = task.threads
         #: Whether several messages may run at once here, so that one may have to run alone.
-        self.shared = self.threads > 1 or self.stage.task.batch is not None
+        self.shared = self.threads > 1 or task.batch is not None
 
     # -- orders -------------------------------------------------------------------------------------------------
 
