@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks import queues
 from benchmarks.harness import Report, Spread, interleave, parse
 from benchmarks.work import KINDS, calibrate
-from sqspipes_mp import SQS, Engine, SQLite, Task
+from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
 
 #: Dollars for a million requests beyond the free ones, as published in mid-2026; AWS's page has today's price.
@@ -144,15 +144,7 @@ def over_sqlite() -> Iterator[Over]:
 @contextlib.contextmanager
 def over_sqs(latency: float, *, lean: bool) -> Iterator[Over]:
     """Run over the stand-in."""
-    try:
-        from tests.standin import standin  # noqa: PLC0415  (only in a checkout)
-    except ImportError:
-        raise SystemExit("the stand-in is in tests/standin: run this from a checkout") from None
-    with standin(latency_ms=latency, ledger=0) as server:
-
-        def fresh() -> Broker:
-            server.reset()
-            return SQS("us-east-1", endpoint_url=server.url, access_key="bench", secret_key="bench", lean=lean)
+    with queues.sqs_standin(lean=lean, latency_ms=latency) as (server, fresh):
 
         def counts() -> tuple[dict[str, int], float]:
             ledger = server.ledger(messages=False)

@@ -18,10 +18,11 @@ from pathlib import Path
 import psutil
 
 from benchmarks.harness import Report, parse
-from sqspipes_mp import SQS, Engine, SQLite, Task
+from benchmarks.queues import sqs_standin
+from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
 from tests.gates import Log, children
-from tests.standin import StandIn, standin
+from tests.standin import StandIn
 
 #: Seconds from the last worker's start until the clock starts.
 SETTLE = 10.0
@@ -97,11 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = Report("idle", options)
     workers, seconds, settle = (4, 3.0, 1.0) if options.quick else (options.workers, options.seconds, SETTLE)
     rows = []
-    with tempfile.TemporaryDirectory(prefix="idle-") as name, standin(ledger=0) as server:
-        sqs = SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")
+    with tempfile.TemporaryDirectory(prefix="idle-") as name, sqs_standin() as (server, fresh):
         brokers: dict[str, tuple[Broker, StandIn | None]] = {
             "sqlite": (SQLite(Path(name) / "idle.db"), None),
-            "sqs": (sqs, server),
+            "sqs": (fresh(), server),
         }
         for broker, (made, asked) in brokers.items():
             found = measure(made, workers, seconds, settle, Log(f"{name}/{broker}"), asked)

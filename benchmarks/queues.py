@@ -28,17 +28,23 @@ def brokers(kind: str, latency_ms: float = LATENCY_MS) -> Iterator[Callable[[], 
             numbers = iter(range(1_000_000))
             yield lambda: SQLite(folder / f"{next(numbers)}.db")
             return
-        try:
-            from tests.standin import standin  # noqa: PLC0415  (only in a checkout)
-        except ImportError:
-            raise SystemExit("--broker sqs needs the stand-in in tests/standin: run it from a checkout") from None
-        sqs = stack.enter_context(standin(latency_ms=latency_ms, ledger=0))
+        yield stack.enter_context(sqs_standin(latency_ms=latency_ms))[1]
 
-        def fresh() -> Broker:
-            sqs.reset()
-            return SQS("us-east-1", endpoint_url=sqs.url, access_key="bench", secret_key="bench")
 
-        yield fresh
+@contextlib.contextmanager
+def sqs_standin(*, lean: bool = True, **options: object) -> Iterator[tuple[Any, Callable[[], SQS]]]:
+    """Yield the stand-in for SQS, started with options, and a function that empties it and returns a broker for it."""
+    try:
+        from tests.standin import standin  # noqa: PLC0415  (only in a checkout)
+    except ImportError:
+        raise SystemExit("SQS is stood in for by tests/standin: run this from a checkout") from None
+    with standin(ledger=0, **options) as server:
+
+        def fresh() -> SQS:
+            server.reset()
+            return SQS("us-east-1", endpoint_url=server.url, access_key="bench", secret_key="bench", lean=lean)
+
+        yield server, fresh
 
 
 def nothing() -> None:

@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import Report, Spread, parse
-from sqspipes_mp import SQS, Engine, SQLite, Task
+from benchmarks.queues import sqs_standin
+from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
 from tests.gates import Log, eventually, feed
-from tests.standin import standin
 
 HELD = 5
 
@@ -86,16 +86,15 @@ def measure(broker: Broker, kills: int, visible: Callable[[Engine], int], folder
 @contextlib.contextmanager
 def places(folder: Path) -> Iterator[dict[str, tuple[Broker, Callable[[Engine], int]]]]:
     """Yield both brokers, and how to count what can be received without disturbing them."""
-    with standin(latency_ms=5, ledger=0) as server:
+    with sqs_standin(latency_ms=5) as (server, fresh):
 
         def visible(_: Engine) -> int:
             counts = server.ledger(messages=False)["queues"]["recovery-source"]
             return int(counts["visible"])
 
-        sqs = SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")
         yield {
             "sqlite": (SQLite(folder / "recovery.db"), lambda engine: engine.stats()["work"].visible),
-            "sqs": (sqs, visible),
+            "sqs": (fresh(), visible),
         }
 
 

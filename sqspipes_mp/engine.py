@@ -15,10 +15,11 @@ from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.callsite import constructing_file
 from sqspipes_mp.checks import sync_callable
 from sqspipes_mp.dead import DeadLetter, look
+from sqspipes_mp.domain import derive_domain
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.feedable import Feedable
 from sqspipes_mp.jobs import fed_pipeline
-from sqspipes_mp.pipeline import Pipeline, build, derive_domain
+from sqspipes_mp.pipeline import Pipeline, build
 from sqspipes_mp.plan import MIN_VISIBILITY, Settings, check_flag, make_plan, number
 from sqspipes_mp.progress import check as check_progress
 from sqspipes_mp.rehearsal import rehearse

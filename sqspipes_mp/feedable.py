@@ -11,7 +11,8 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.feeding import Feeder, put, put_many
 from sqspipes_mp.iteration import Iteration
-from sqspipes_mp.jobs import Mapping, plan_job, survey
+from sqspipes_mp.jobs import plan_job, survey
+from sqspipes_mp.mapping import Mapping
 from sqspipes_mp.pipeline import Pipeline
 from sqspipes_mp.plan import Settings
 from sqspipes_mp.progress import check as check_progress

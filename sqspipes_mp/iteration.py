@@ -16,7 +16,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from sqspipes_mp.brokers.base import Broker
@@ -26,6 +26,7 @@ from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.progress import Progress
 from sqspipes_mp.scoreboard import Scoreboard
+from sqspipes_mp.sigterm import Sigterm
 from sqspipes_mp.summary import Summary
 from sqspipes_mp.supervisor.child import start
 from sqspipes_mp.supervisor.crew import Mains
@@ -76,7 +77,7 @@ class Iteration(Iterator[Any]):
         self._taken_back = False
         assert plan.sink is not None
         self._repeatable = not plan.pipeline.stages[plan.sink].is_source
-        self._sigterm: _Sigterm | None = None
+        self._sigterm: Sigterm | None = None
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
             return supervisor_main, (birth, plan, broker, board, mains, context.get_start_method())
@@ -90,7 +91,7 @@ class Iteration(Iterator[Any]):
         self._at_exit = partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
         if threading.current_thread() is threading.main_thread():
-            self._sigterm = _Sigterm(self)
+            self._sigterm = Sigterm(self.stop)
 
     def __iter__(self) -> Self:
         return self
@@ -252,43 +253,6 @@ class Iteration(Iterator[Any]):
         with contextlib.suppress(ProcessLookupError):
             if not self._closed:
                 os.kill(self._child.pid, signal.SIGTERM)
-
-
-class _Sigterm:
-    """SIGTERM stops an iteration, which it does not keep alive; several at once may come and go in any order."""
-
-    _old: Any
-
-    def __init__(self, iteration: Iteration) -> None:
-        self._iteration = weakref.ref(iteration)
-        self._removed = False
-        self._old = signal.signal(signal.SIGTERM, self)
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        iteration = self._iteration()
-        if iteration is not None and not self._removed:
-            iteration.stop()
-        elif not isinstance(self._old, _Sigterm):
-            # It could not be put back when it should have been.
-            signal.signal(number, self._before())
-            os.kill(os.getpid(), number)
-        if isinstance(self._old, _Sigterm):
-            self._old(number, frame)
-
-    def remove(self) -> None:
-        """Put the old handler back, unless there is another above this one or this is not the main thread."""
-        self._removed = True
-        before = self._before()
-        with contextlib.suppress(ValueError):
-            if signal.getsignal(signal.SIGTERM) is self:
-                signal.signal(signal.SIGTERM, before)
-
-    def _before(self) -> Any:
-        old: Any = self._old
-        while isinstance(old, _Sigterm) and old._removed:
-            old = old._old
-        # None: it was not set from Python, so it cannot be put back; the default is the nearest.
-        return signal.SIG_DFL if old is None else old
 
 
 def _not_the_end(error: BaseException) -> BaseException:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from sqspipes_mp.brokers.base import QueueSpec
-from sqspipes_mp.callables import NAME
+from sqspipes_mp.domain import check_domain
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.task import Task
 
@@ -52,10 +51,6 @@ class Stage:
     @property
     def is_first(self) -> bool:
         return self.index == 0
-
-    @property
-    def is_last(self) -> bool:
-        return not self.outputs
 
     @property
     def ends(self) -> bool:
@@ -151,27 +146,6 @@ def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipel
     _check_collisions(stages)
     _check_lengths(stages, domain)
     return Pipeline(domain=domain, fifo=fifo, stages=tuple(stages), queues=_specs(stages, fifo, visibility))
-
-
-def derive_domain(filename: str | None) -> str:
-    """Return the domain a file stands for: its stem, or its folder's name for ``__main__.py`` and ``__init__.py``.
-
-    Raises ``ConfigError`` where there is no file (None, "<stdin>", a notebook's cell) or its name will not do.
-    """
-    cure = 'Give Engine(..., domain="my-app") or set SQSPIPES_DOMAIN'
-    path = PurePath(filename or "<none>")
-    # A notebook's cells are files of changing names in a folder ipykernel_<pid>.
-    if path.name.startswith("<") or path.parent.name.startswith("ipykernel_"):
-        raise ConfigError("Engine(domain)", None, "given where no file names it (REPL, -c, notebook)", cure)
-    domain = path.parent.name if path.stem in ("__main__", "__init__") else path.stem
-    check_domain(f"Engine(domain), taken from {str(path)!r},", domain, cure)
-    return domain
-
-
-def check_domain(field: str, domain: object, cure: str = 'For example domain="my-app"') -> None:
-    """Raise ``ConfigError`` for what queue names cannot begin with."""
-    if not isinstance(domain, str) or not NAME.fullmatch(domain):
-        raise ConfigError(field, domain, "letters, digits, '_' and '-' (queues are named after it)", cure)
 
 
 @dataclass(frozen=True, slots=True)

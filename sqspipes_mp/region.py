@@ -11,10 +11,10 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 
 from sqspipes_mp.brokers.base import MAX_BYTES, Handle
+from sqspipes_mp.lease import Lease, LeaseState
 
 #: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.
 LEASES = 192
@@ -59,17 +59,6 @@ _LATE = 7  # supervisor: entry index + 1 of the call that was killed for its tim
 _STACK_SIZE = 8  # supervisor: bytes of the stack dump
 
 
-class LeaseState(IntEnum):
-    """Where a message is in its worker."""
-
-    FREE = 0
-    HELD = 1  # received, not started: never charged
-    RUNNING = 2  # in the function
-    DONE = 3  # computed, outputs not accepted yet
-    SENT = 4  # outputs accepted, not deleted yet
-    CLOSING = 5  # its worker is changing its visibility, deleting or dead-lettering it
-
-
 class Cause(IntEnum):
     """Why a worker is dead."""
 
@@ -78,30 +67,6 @@ class Cause(IntEnum):
     TIMEOUT = 2  # killed: a call outlived its task's timeout
     MEMORY = 3  # killed: over its memory limit
     CUT = 4  # killed: shutdown grace was over; nobody's fault
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A consistent copy of one entry. Times are monotonic seconds, except ``sent_at`` (epoch).
-
-    ``company``: its call has other messages as well (a batch), so that none of them can be told guilty.
-    """
-
-    index: int
-    generation: int
-    state: LeaseState
-    handle: Handle
-    group: str | None
-    receives: int
-    charges: int
-    received_at: float
-    deadline: float
-    sent_at: float
-    started_at: float
-    extended: bool
-    lost: bool
-    charged: bool = False
-    company: bool = False
 
 
 def body_bytes(calls: int) -> int:

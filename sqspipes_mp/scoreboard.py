@@ -52,11 +52,10 @@ FINISHED = 11  # worker (outbox): 1 once a generator source has ended and all of
 RECEIVED = 12  # worker (intake): messages received
 SENT = 13  # worker (outbox): outputs accepted downstream
 CALL_STARTED = 14  # worker (main): monotonic ns at which the running call began; 0 between calls
-HOLDING = 15  # worker (intake/outbox): leases held just now
-RUNNING = 16  # worker (its threads, where it has several): calls running, while CALL_STARTED says that one is
+RUNNING = 15  # worker (its threads, where it has several): calls running, while CALL_STARTED says that one is
 RUN_TIMES = 24  # worker (main): calls by how long they took, BUCKETS words (runtimes.py)
 
-S_EMPTY, S_BOOTING, S_READY, S_DRAINING, S_GONE = range(5)
+S_EMPTY, S_BOOTING, S_READY, S_DRAINING = range(4)
 
 # Header fields.
 _RUN_ID = 0  # two words, supervisor

@@ -16,8 +16,10 @@ import psutil
 import pytest
 
 from sqspipes_mp.brokers.sqs import SQS
+from tests.brokers import sqs_at
 from tests.gates import Gate, Log, children, close_gates
 from tests.moto_server import HARMLESS, moto_server
+from tests.standin import StandIn, standin
 
 # How long an example takes is the machine's business, and a failure must be the same one at the next run.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
@@ -62,11 +64,16 @@ def moto_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def moto(moto_url: str) -> SQS:
-    """SQS at moto, with the waits of the real service cut short."""
-    broker = SQS("us-east-1", endpoint_url=moto_url, access_key="testing", secret_key="testing")
-    broker._settle = 0.2
-    broker._purge_window = 0.0
-    return broker
+    """SQS at moto."""
+    return sqs_at(moto_url)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StandIn]:
+    """The stand-in for SQS, one for all tests of a module."""
+    SQS().warm()
+    with standin() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

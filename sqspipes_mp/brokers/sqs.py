@@ -6,15 +6,13 @@ the fork. boto3 is imported inside the functions that need it: naming ``SQS`` mu
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import logging
 import os
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqs_calls import Calls, Clients
@@ -22,6 +20,7 @@ from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from sqspipes_mp.brokers.sqs_fit import switched_off, target_of
 from sqspipes_mp.brokers.sqs_lean import Lean
 from sqspipes_mp.brokers.sqs_queues import Making, Queues
+from sqspipes_mp.brokers.sqs_shared import expiring, margins, newer, share
 from sqspipes_mp.brokers.sqs_values import (
     MAX_RETENTION,
     check_endpoint,
@@ -49,11 +48,6 @@ logger = logging.getLogger(__name__)
 READ_TIMEOUT = 10
 POLL_READ_TIMEOUT = 30
 CONNECT_TIMEOUT = 5
-
-#: Seconds before the end at which workers look for newer credentials, may and must. The keeper has done so by then:
-#: botocore's own times are 15 and 10 minutes. Jitter keeps workers that find none from asking all at once.
-_ADVISORY = 480 + random.randrange(60)
-_MANDATORY = 300 + random.randrange(60)
 
 _SET_REGION = 'Give one, SQS("us-west-2") or sqs://us-west-2, or set AWS_REGION or AWS_DEFAULT_REGION'
 _SET_CREDENTIALS = (
@@ -132,7 +126,7 @@ class SQS:
         if self.session is None:
             make, region, session = self._from_chain(wallet, fills=patience is not None)
             if wallet is not None and patience is not None:
-                tend = partial(_share, session, wallet)
+                tend = partial(share, session, wallet)
         else:
             make, region, session = self._from_user(self.session)
         hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
@@ -238,43 +232,22 @@ def _new_session() -> botocore.session.Session:
     return session
 
 
-def _share(session: botocore.session.Session, wallet: Wallet) -> None:
-    """Put credentials that expire into the wallet, refreshed when they are due; others every process reads itself."""
-    metadata = _metadata(session)
-    if metadata is not None:
-        text = json.dumps(metadata)
-        if text != wallet.read():
-            wallet.write(text)
-
-
-def _metadata(session: botocore.session.Session) -> dict[str, Any] | None:
-    credentials = session.get_credentials()
-    # botocore has no public way to ask when credentials expire; without an answer nothing is shared.
-    expires = getattr(credentials, "_expiry_time", None)
-    if expires is None or credentials is None:
-        return None
-    frozen = credentials.get_frozen_credentials()
-    expires = getattr(credentials, "_expiry_time", expires)
-    keys = {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "token": frozen.token}
-    return {**keys, "expiry_time": expires.isoformat()}
-
-
 def _adopt(session: botocore.session.Session, text: str, wallet: Wallet, *, fills: bool) -> None:
     """Give a session the wallet's credentials; when they run out it looks there again, and asks itself only then."""
     import botocore.credentials  # noqa: PLC0415
 
-    def fetch() -> dict[str, Any]:
-        shared = None if fills else wallet.read()
-        if shared is not None and shared != text and not _ends_soon(json.loads(shared)):
-            return cast("dict[str, Any]", json.loads(shared))
-        own = _metadata(_new_session())
-        if own is None:
-            raise _no_credentials(None)
-        return own
+    # Drawn here and not at the import, which forked workers share.
+    advisory, mandatory = margins()
 
-    timeouts = {} if fills else {"advisory_timeout": _ADVISORY, "mandatory_timeout": _MANDATORY}
+    def fetch() -> dict[str, Any]:
+        found = (None if fills else newer(wallet, text, advisory)) or expiring(_new_session())
+        if found is None:
+            raise _no_credentials(None)
+        return found
+
+    times = {} if fills else {"advisory_timeout": advisory, "mandatory_timeout": mandatory}
     metadata = json.loads(text)
-    made = botocore.credentials.RefreshableCredentials.create_from_metadata(metadata, fetch, "sqspipes", **timeouts)
+    made = botocore.credentials.RefreshableCredentials.create_from_metadata(metadata, fetch, "sqspipes", **times)
 
     class Shared(botocore.credentials.CredentialProvider):
         METHOD = "sqspipes"
@@ -283,11 +256,6 @@ def _adopt(session: botocore.session.Session, text: str, wallet: Wallet, *, fill
             return made
 
     session.get_component("credential_provider").insert_before("env", Shared())
-
-
-def _ends_soon(metadata: Mapping[str, Any]) -> bool:
-    left = dt.datetime.fromisoformat(metadata["expiry_time"]) - dt.datetime.now(dt.UTC)
-    return left.total_seconds() < _ADVISORY
 
 
 def _config(read_timeout: float, patience: float | None = None) -> botocore.config.Config:

@@ -25,6 +25,7 @@ from sqspipes_mp.brokers.base import (
     QueueSpec,
     Received,
 )
+from sqspipes_mp.brokers.sqs_answers import faults_of, received
 from sqspipes_mp.brokers.sqs_attributes import MAX_WAIT
 from sqspipes_mp.brokers.sqs_batches import (
     MAX_ENTRIES,
@@ -39,12 +40,11 @@ from sqspipes_mp.brokers.sqs_batches import (
     visibility,
 )
 from sqspipes_mp.brokers.sqs_calls import Calls
-from sqspipes_mp.brokers.sqs_errors import Fault, Kind, judge, refusal, unsendable
+from sqspipes_mp.brokers.sqs_errors import Fault, Kind, refusal, unsendable
 from sqspipes_mp.brokers.sqs_queues import Queues
 from sqspipes_mp.errors import BrokerError, MessageError
 
 _ABOUT_THE_QUEUE = (Kind.MISSING, Kind.DENIED, Kind.CREDENTIALS)
-_UNANSWERED = Fault(Kind.TRANSIENT, "NoAnswer", "the reply does not mention this entry")
 
 
 class SqsConnection:
@@ -190,7 +190,7 @@ class SqsConnection:
         if is_fifo(queue):
             # All tries of one receive say the same id: a reply that was lost is then repeated, not hidden.
             params["ReceiveRequestAttemptId"] = uuid.uuid4().hex
-        return [_received(queue, message) for message in self._calls.receive(queue, params)]
+        return [received(queue, message) for message in self._calls.receive(queue, params)]
 
     def _send(self, entries: Sequence[Entry]) -> tuple[set[int], list[BrokerError], dict[int, MessageError]]:
         """Send until each entry is accepted or refused.
@@ -275,15 +275,7 @@ class SqsConnection:
                 return dict.fromkeys(range(len(entries)), result)
             singly = (self._batch(operation, queue, [entry]) for entry in entries)
             return {position: faults[0] for position, faults in enumerate(singly) if faults}
-        faults = dict.fromkeys(range(len(entries)), _UNANSWERED)
-        position = {entry["Id"]: i for i, entry in enumerate(entries)}
-        for success in result.get("Successful", ()):
-            del faults[position[success["Id"]]]
-        for failed in result.get("Failed", ()):
-            code, message = str(failed.get("Code", "Unknown")), str(failed.get("Message", ""))
-            kind = judge(code, message, sender_fault=bool(failed.get("SenderFault", False)))
-            faults[position[failed["Id"]]] = Fault(kind, code, message)
-        return faults
+        return faults_of(entries, result)
 
     def _wait_after(self, faults: Mapping[int, Fault], operation: str, queue: str, failures: int) -> int:
         """Back off when entries of a batch failed for now; return the number of such failures in a row."""
@@ -293,19 +285,6 @@ class SqsConnection:
         self._calls.pause(self._calls.retrying(transient[0], operation, queue, failures + 1))
         self._calls.check_failures(transient[0], operation, queue, failures + 1)
         return failures + 1
-
-
-def _received(queue: str, message: Mapping[str, Any]) -> Received:
-    attributes = message.get("Attributes", {})
-    return Received(
-        handle=Handle(queue, message["ReceiptHandle"], message["MessageId"]),
-        body=message["Body"],
-        receives=int(attributes.get("ApproximateReceiveCount", 1)),
-        charges=0,
-        group=attributes.get("MessageGroupId"),
-        sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,
-        failure=message.get("MessageAttributes", {}).get(FAILURE_ATTRIBUTE, {}).get("StringValue"),
-    )
 
 
 def _raise(errors: Sequence[BrokerError]) -> None:

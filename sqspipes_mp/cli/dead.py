@@ -7,28 +7,24 @@ import shutil
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit, Refused
-from sqspipes_mp.cli.queues import _agreed, _engine
+from sqspipes_mp.cli.queues import agreed, engine_of
 from sqspipes_mp.cli.table import table
 from sqspipes_mp.dead import DeadLetter, Moved, discard, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.engine import Engine
-from sqspipes_mp.pipeline import Pipeline
 
 #: Columns where there is no terminal to ask, and the least of an error that is shown on a narrow one.
 _WIDTH, _LEAST = 200, 20
 
-Mover = Callable[[Pipeline, Broker, Collection[str] | None], Moved]
-
 
 def dead_list(flags: Namespace, _console: Console) -> Exit:
     """Show a line for each dead letter."""
-    engine = _engine(flags)
+    engine = engine_of(flags)
     found = survey(engine.whole, engine.broker, flags.stage)
     if flags.json:
         print(json.dumps([_plain(letter) for letter in found.letters], indent=2))
@@ -43,7 +39,7 @@ def dead_list(flags: Namespace, _console: Console) -> Exit:
 
 def dead_show(flags: Namespace, _console: Console) -> Exit:
     """Show all that is known of one dead letter. Raises ``ConfigError`` for an id that fits none or several."""
-    engine = _engine(flags)
+    engine = engine_of(flags)
     found = survey(engine.whole, engine.broker)
     ids = resolve_ids([letter.id for letter in found.letters], [flags.id], found.hidden)
     # SQS may have delivered, and so dead-lettered, one message twice.
@@ -57,7 +53,7 @@ def dead_show(flags: Namespace, _console: Console) -> Exit:
 
 def dead_redrive(flags: Namespace, _console: Console) -> Exit:
     """Put dead letters back where they failed."""
-    engine, ids = _engine(flags), _ids(flags)
+    engine, ids = engine_of(flags), _ids(flags)
     moved = redrive(engine.whole, engine.broker, ids)
     queues = Counter(letter.queue for letter in moved.letters)
     counts = ", ".join(f"{queue} {count:,}" for queue, count in queues.items())
@@ -66,7 +62,7 @@ def dead_redrive(flags: Namespace, _console: Console) -> Exit:
 
 def dead_discard(flags: Namespace, _console: Console) -> Exit:
     """Delete dead letters, after asking."""
-    engine, ids = _engine(flags), _ids(flags)
+    engine, ids = engine_of(flags), _ids(flags)
     if not flags.yes:
         found = survey(engine.whole, engine.broker)
         known = [letter.id for letter in found.letters]
@@ -75,7 +71,7 @@ def dead_discard(flags: Namespace, _console: Console) -> Exit:
         if ids:
             chosen = [letter for letter in found.letters if letter.id in ids]
             print(f"These dead letters will be deleted; {_place(engine)}:\n\n{_table(chosen)}\n", flush=True)
-            if not _agreed(flags, "Delete them all?"):
+            if not agreed(flags, "Delete them all?"):
                 return Exit.FAILED
     moved = discard(engine.whole, engine.broker, ids)
     return _done(engine, moved, f"Deleted {len(moved.letters):,}.", "discard")

@@ -22,7 +22,7 @@ _COLUMNS = ("stage", "queue", "waiting", "in flight", "delayed", "dead")
 
 def status(flags: Namespace, _console: Console) -> Exit:
     """Show what is in the queues."""
-    stats = _stats(_engine(flags))
+    stats = _stats(engine_of(flags))
     if flags.json:
         print(json.dumps(_plain(stats), indent=2))
         return Exit.DONE
@@ -35,11 +35,11 @@ def status(flags: Namespace, _console: Console) -> Exit:
 
 def purge(flags: Namespace, _console: Console) -> Exit:
     """Remove every message of the pipeline's queues, after asking."""
-    engine = _engine(flags)
+    engine = engine_of(flags)
     names = _announce(engine, "purge", "Every message in these queues will be removed, dead letters included")
     if not names:
         return Exit.DONE
-    if not _agreed(flags, "Remove them all?"):
+    if not agreed(flags, "Remove them all?"):
         return Exit.FAILED
     engine.purge()
     print(f"Purged {len(names)} queues.")
@@ -48,18 +48,19 @@ def purge(flags: Namespace, _console: Console) -> Exit:
 
 def delete(flags: Namespace, _console: Console) -> Exit:
     """Delete the pipeline's queues, after asking."""
-    engine = _engine(flags)
+    engine = engine_of(flags)
     names = _announce(engine, "delete", "These queues will be deleted, with every message in them")
     if not names:
         return Exit.DONE
-    if not _agreed(flags, "Delete them all?"):
+    if not agreed(flags, "Delete them all?"):
         return Exit.FAILED
     engine.delete()
     print(f"Deleted {len(names)} queues.")
     return Exit.DONE
 
 
-def _engine(flags: Namespace) -> Engine:
+def engine_of(flags: Namespace) -> Engine:
+    """Load the engine that the command line names, with the broker that it names."""
     engine = load(flags.target)
     if flags.broker is not None:
         engine.use(flags.broker)
@@ -97,19 +98,20 @@ def _announce(engine: Engine, verb: str, what: str) -> list[str]:
     return names
 
 
-def _agreed(flags: Namespace, question: str) -> bool:
+def agreed(flags: Namespace, question: str) -> bool:
+    """Ask, unless there is --yes. Raises ``Refused`` where there is nobody to ask."""
     if flags.yes:
         return True
     if not sys.stdin.isatty():
         raise Refused("there is no terminal to ask on: nothing was done. Add --yes to do it without asking")
     try:
-        agreed = input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+        yes = input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
     except (EOFError, KeyboardInterrupt):
         print()
-        agreed = False
-    if not agreed:
+        yes = False
+    if not yes:
         print("Nothing was done.")
-    return agreed
+    return yes
 
 
 def _queues(stage: StageStats) -> Iterator[QueueStats]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqspipes_mp.region import Cause, Lease, LeaseState
+from sqspipes_mp.lease import Lease, LeaseState
+from sqspipes_mp.region import Cause
 
 
 @dataclass(frozen=True, slots=True)

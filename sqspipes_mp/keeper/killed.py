@@ -13,9 +13,10 @@ from sqspipes_mp.control import describe_death
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.errors import DecodeError
 from sqspipes_mp.failure import Failure, failure_text
+from sqspipes_mp.lease import Lease
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import Stage
-from sqspipes_mp.region import Cause, Lease
+from sqspipes_mp.region import Cause
 from sqspipes_mp.report_text import short_id
 
 log = logging.getLogger("sqspipes_mp.keeper")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import MAX_VISIBILITY
-from sqspipes_mp.region import Lease, LeaseState
+from sqspipes_mp.lease import Lease, LeaseState
 
 #: Its worker is deleting a SENT one and changing a CLOSING one: extending it now would undo that.
 _KEPT = frozenset({LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE})

@@ -24,9 +24,10 @@ from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.killed import killed_header, killed_letter
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.keeper.waiting import WaitCount
+from sqspipes_mp.lease import Lease
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.pipeline import Stage
-from sqspipes_mp.region import Cause, Lease, Region, id_digest
+from sqspipes_mp.region import Cause, Region, id_digest
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import (
     KEEPER_BEAT,

@@ -12,12 +12,13 @@ from typing import Any
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Kind, describe_death, describe_exit
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.plan import RunPlan, Seat
-from sqspipes_mp.region import Cause, LeaseState, Region
+from sqspipes_mp.region import Cause, Region
 from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import CALL_STARTED, DONE, HOLDING, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
+from sqspipes_mp.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
 from sqspipes_mp.stack import StackFile
 from sqspipes_mp.supervisor.child import Child, start
 from sqspipes_mp.supervisor.restart import RestartPolicy
@@ -52,6 +53,12 @@ class Place:
     kill_at: float | None = None
     stack: StackFile | None = None
     boot_report: Report | None = None
+
+    def forget_stack(self) -> None:
+        """Close what its worker's stack was written to."""
+        if self.stack is not None:
+            self.stack.close()
+            self.stack = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +140,7 @@ class Crew:
         try:
             return self._fork_worker(place, region, now)
         except OSError:
-            if place.stack is not None:
-                place.stack.close()
-                place.stack = None
+            place.forget_stack()
             # Nobody came to hold anything; the keeper frees it.
             region.mark_dead(Cause.CLEAN, 0, 0)
             self.tell_keeper(Kind.JUDGE)
@@ -175,15 +180,11 @@ class Crew:
         running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
         board = self.board
         done = sum(board.get(other.slot, DONE) for other in self.places if other.seat.stage == place.seat.stage)
-        stack = ""
-        if place.stack is not None:
-            stack = place.stack.read()
-            place.stack.close()
-            place.stack = None
+        stack = place.stack.read() if place.stack is not None else ""
+        place.forget_stack()
         region.mark_dead(cause, code, pid, place.late, stack.encode())
-        # Its own fields, but it is dead for certain: nobody else would clear them.
+        # Its own field, but it is dead for certain: nobody else would clear it.
         board.put(place.slot, CALL_STARTED, 0)
-        board.put(place.slot, HOLDING, 0)
         self.tell_keeper(Kind.JUDGE)
         blamed = [lease for lease in running if cause is not Cause.TIMEOUT or lease.index == place.late]
         charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(blamed) == 1 and not blamed[0].company
@@ -201,6 +202,16 @@ class Crew:
             if place.child is not None:
                 place.cause = place.cause or cause
                 place.child.kill()
+
+    def bury_all(self) -> None:
+        """Leave no child, whatever brought us here."""
+        for child in self.children:
+            child.kill()
+            child.bury()
+        for place in self.places:
+            place.child = None
+            place.forget_stack()
+        self.keeper = None
 
     def _fds(self) -> tuple[int, ...]:
         """Return what a forked child inherits and must close."""

@@ -39,33 +39,17 @@ def supervise(
     progress: Progress | None = None,
 ) -> Outcome:
     """Run the plan to its end in this process; closes the board's descriptor."""
-    try:
-        return _supervise(plan, broker, board, mains, context, wakeup, caller, progress)
-    finally:
-        board.close()
-
-
-def _supervise(
-    plan: RunPlan,
-    broker: Broker,
-    board: Scoreboard,
-    mains: Mains,
-    context: Any,
-    wakeup: Wakeup,
-    caller: ParentChannel | None,
-    progress: Progress | None,
-) -> Outcome:
+    method = context.get_start_method()
     names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
-    log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, context.get_start_method())
-    threads = plan.numeric_threads
-    fresh: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if context.get_start_method() == "fork":
-        broker.warm()
-        prepare(threads, cpus())
-    else:
-        # Fresh processes import the user's module, and numeric libraries with it, before any code of ours.
-        fresh = environment(threads)
-    with fresh:
+    with contextlib.ExitStack() as stack:
+        stack.callback(board.close)
+        log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, method)
+        if method == "fork":
+            broker.warm()
+            prepare(plan.numeric_threads, cpus())
+        else:
+            # Fresh processes import the user's module, and numeric libraries with it, before any code of ours.
+            stack.enter_context(environment(plan.numeric_threads))
         return Supervisor(plan, broker, board, context, mains, wakeup, caller, progress).run()
 
 

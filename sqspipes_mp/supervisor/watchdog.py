@@ -8,7 +8,8 @@ import os
 import time
 
 from sqspipes_mp.control import Kind
-from sqspipes_mp.region import Cause, LeaseState
+from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.region import Cause
 from sqspipes_mp.scoreboard import CALL_STARTED, KEEPER_BEAT
 from sqspipes_mp.stack import DUMP
 from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, pressure

@@ -7,12 +7,13 @@ now; after a death each runs alone at its next delivery. Only then an attempt is
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from sqspipes_mp.region import LeaseState
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
@@ -20,6 +21,7 @@ from sqspipes_mp.worker.products import WrongShape, results_of
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.runner import Runner
 from sqspipes_mp.worker.station import Delivery
+from sqspipes_mp.worker.verdict import decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 
@@ -133,10 +135,10 @@ class Batches:
                 region.set_state(member.lease, LeaseState.HELD)
             self._one_by_one(ours, line, error)
             return
-        runner.begins(len(ours))
+        runner.lifetime.begins(len(ours))
         for member, result in zip(ours, results, strict=True):
             line.passes(member, partial(runner.settle, value=result))
-        runner.ends()
+        runner.lifetime.ends()
 
     def _is_ours(self, member: Delivery) -> bool:
         if self._station.holds(member):
@@ -157,9 +159,18 @@ class Batches:
                 line.passes(member, runner.process)
         if isinstance(error, WrongShape):
             # No message's fault, so no message can tell of it.
-            runner.blame_function(error)
+            self._blame_function(error)
         if isinstance(error, MemoryError):
-            runner.recycle("MemoryError")
+            runner.lifetime.recycle("MemoryError")
+
+    def _blame_function(self, error: BaseException) -> None:
+        """End the run with an error that is no message's fault, if the task's policy says so."""
+        policy = self._station.on_error
+        decision, error = decide(
+            error, attempt=1, receives=0, max_attempts=2, on_error=policy, group=None, jitter=random.uniform
+        )
+        if decision.report:
+            self._station.end_run(error)
 
 
 class _Line:

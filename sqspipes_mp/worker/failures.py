@@ -30,7 +30,7 @@ def decide_on(error: BaseException, delivery: Delivery, station: Station) -> tup
         # Receives count what was given back, too: the last resort where nothing counts attempts for good.
         receives=0 if station.connection.keeps_charges else delivery.received.receives,
         max_attempts=task.max_attempts,
-        on_error=station.settings.on_error if task.on_error is None else task.on_error,
+        on_error=station.on_error,
         group=delivery.received.group,
         jitter=random.uniform,
     )

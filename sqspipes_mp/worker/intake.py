@@ -9,7 +9,7 @@ import time
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
-from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, ONE_GROUP_TOLD, RECEIVED
+from sqspipes_mp.scoreboard import CALL_STARTED, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.prefetch import LONG, ask
@@ -104,7 +104,6 @@ class Intake(threading.Thread):
         leased_at = max(asked_at, time.monotonic() - self._lease / 4)
         deliveries = [delivery for received in batch if (delivery := self._open(received, leased_at))]
         station.board.add(station.slot, RECEIVED, len(batch))
-        station.board.put(station.slot, HOLDING, station.holding)
         self._ready.put(deliveries)
 
     def _open(self, received: Received, leased_at: float) -> Delivery | None:

@@ -11,7 +11,7 @@ from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.numeric import settle
 from sqspipes_mp.report import pack_exception
-from sqspipes_mp.scoreboard import CALL_STARTED, HOLDING, PID, S_BOOTING, S_DRAINING, S_READY, STATE
+from sqspipes_mp.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.worker.batches import BatchCaller, Batches, Gathering
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
@@ -37,7 +37,6 @@ def worker_main(orders: Assignment) -> None:
     channel = Channel(orders.birth.sock)
     board, slot = orders.board, orders.slot
     board.put(slot, CALL_STARTED, 0)
-    board.put(slot, HOLDING, 0)
     board.put(slot, PID, os.getpid())
     board.put(slot, STATE, S_BOOTING)
     try:

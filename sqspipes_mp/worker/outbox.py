@@ -16,8 +16,8 @@ from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.control import Kind
-from sqspipes_mp.region import LeaseState
-from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, HOLDING, RETRIED, SENT
+from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, RETRIED, SENT
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.failures import letter_of, tell_buried
 from sqspipes_mp.worker.items import Bury, Done, GiveBack
@@ -195,7 +195,6 @@ class Outbox:
             board, slot = station.board, station.slot
             board.add(slot, DONE, done)
             board.add(slot, SENT, sum(len(item.completion.outputs) for item in batch))
-            board.put(slot, HOLDING, station.holding)
             board.add(slot, ACCEPTED, sum(item.calls for item in batch))
             if any(item.ended for item in batch):
                 board.put(slot, FINISHED, 1)
@@ -245,10 +244,9 @@ class Outbox:
     def _closed(self, deliveries: Sequence[Delivery], counter: int | None) -> None:
         for delivery in deliveries:
             self._station.close_lease(delivery.lease)
-        with self._counting:
-            if counter is not None:
+        if counter is not None:
+            with self._counting:
                 self._station.board.add(self._station.slot, counter, len(deliveries))
-            self._station.board.put(self._station.slot, HOLDING, self._station.holding)
 
 
 def _run_callback(callback: TaskCallback, item: Done) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 
 from sqspipes_mp.brokers.base import OutputsRefused
 from sqspipes_mp.control import Kind
-from sqspipes_mp.region import LeaseState
-from sqspipes_mp.report import pack_exception
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.worker.failures import decide_on, letter_of, log_retry, tell_buried
@@ -89,7 +87,7 @@ class Refusals:
                 log_retry(error, delivery, station, decision.delay)
             items += self._now_or_later(GiveBack((delivery,), decision.delay, charge=True), later=decision.report)
         if decision.report:
-            self._report(error, delivery.received.handle.message_id)
+            self._end_run(error, delivery.received.handle.message_id)
         return items + self._followers(delivery)
 
     def _followers(self, delivery: Delivery) -> list[GiveBack]:
@@ -115,16 +113,11 @@ class Refusals:
         """A source has no message to try again: a generator ends with it, a function goes on if its policy says so."""
         station = self._station
         self._ready.put_callback(partial(station.count, FAILED, 1))
-        task = station.stage.task
-        on_error = station.settings.on_error if task.on_error is None else task.on_error
-        if task.is_generator or on_error == "raise" or callable(on_error):
-            self._report(error, None)
+        if station.stage.task.is_generator or station.on_error == "raise" or callable(station.on_error):
+            self._end_run(error)
         else:
             log.warning("%s: an output was left out: %.300s", station.stage.name, message_of(error))
 
-    def _report(self, error: BaseException, message_id: str | None) -> None:
-        station = self._station
-        report = pack_exception(error, stage=station.stage.name, pid=os.getpid(), message_id=message_id)
-        station.say(Kind.FAILED, {}, report.to_bytes())
-        station.drain()
+    def _end_run(self, error: BaseException, message_id: str | None = None) -> None:
+        self._station.end_run(error, message_id)
         self._ready.poke()

@@ -5,29 +5,24 @@ The main thread takes one after the other; in thread mode (crowd.py) several thr
 
 from __future__ import annotations
 
-import os
-import random
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
-from sqspipes_mp.control import Kind
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.current import set_current
 from sqspipes_mp.errors import BrokerError
-from sqspipes_mp.region import LeaseState
-from sqspipes_mp.report import pack_exception
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.failures import decide_on, log_retry
 from sqspipes_mp.worker.items import Done, GiveBack
+from sqspipes_mp.worker.lifetime import Lifetime
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.station import Delivery
-from sqspipes_mp.worker.verdict import decide
 
 
 class _LeaseLost(Exception):
@@ -52,12 +47,10 @@ class Runner:
         #: Received, not run, and to go back once no worker of this engine would take it again.
         self.back: list[Delivery] = []
         self._charged: list[Delivery] = []
-        self._recycling = False
-        self._sharing = threading.Lock()
+        self.lifetime = Lifetime(station)
         self._counted = station.orders.plan.counted
         #: What the running messages have become so far, by their leases (map).
         self._children: dict[int, list[int]] = {}
-        station.left = _lifetime(station.stage.task.max_tasks_per_worker)
 
     def run(self, serve: Callable[[], None] | None = None) -> None:
         """Run messages until told to stop, then give back what was not begun.
@@ -97,7 +90,7 @@ class Runner:
         if not self._caller.pace(self._outbox.hurry):
             self.back.append(delivery)
             return False
-        self.begins(1)
+        self.lifetime.begins(1)
         station.region.start(delivery.lease, time.monotonic(), seat, delivery.received.body)
         self._caller.announce(delivery)
         try:
@@ -119,7 +112,7 @@ class Runner:
         finally:
             self._caller.ended()
             set_current(None)
-        self.ends()
+        self.lifetime.ends()
         return passed
 
     def settle(self, delivery: Delivery, value: Any) -> bool:
@@ -134,17 +127,6 @@ class Runner:
             error = refused
         self.failed(delivery, error)
         return False
-
-    def begins(self, count: int) -> None:
-        """Count messages towards ``max_tasks_per_worker``."""
-        if self._station.left is not None:
-            with self._sharing:
-                self._station.left -= count
-
-    def ends(self) -> None:
-        """Have this worker replaced if it has had all the messages it may have."""
-        if self._station.left is not None and self._station.left <= 0:
-            self.recycle("max_tasks_per_worker")
 
     def lost(self, delivery: Delivery) -> None:
         """Let go of a message that is somebody else's by now, and of what follows it in its group."""
@@ -263,34 +245,11 @@ class Runner:
             log_retry(error, delivery, station, decision.delay)
             self._outbox.put(GiveBack((delivery,), decision.delay, charge=True))
         if decision.report:
-            self._report(error, delivery.received.handle.message_id)
+            station.end_run(error, delivery.received.handle.message_id)
         # What came after it in its FIFO group must not overtake it.
         self._return_followers(delivery)
         if isinstance(error, MemoryError):
-            self.recycle("MemoryError")
-
-    def blame_function(self, error: BaseException) -> None:
-        """End the run with an error that is no message's fault, if the task's policy says so."""
-        task = self._caller.task
-        on_error = self._station.settings.on_error if task.on_error is None else task.on_error
-        decision, error = decide(
-            error, attempt=1, receives=0, max_attempts=2, on_error=on_error, group=None, jitter=random.uniform
-        )
-        if decision.report:
-            self._report(error, None)
-
-    def _report(self, error: BaseException, message_id: str | None) -> None:
-        report = pack_exception(error, stage=self._station.stage.name, pid=os.getpid(), message_id=message_id)
-        self._station.say(Kind.FAILED, {}, report.to_bytes())
-        self._station.drain()
-
-    def recycle(self, reason: str) -> None:
-        """Have this worker replaced once it has finished what it runs."""
-        with self._sharing:
-            first, self._recycling = not (self._recycling or self._station.no_more.is_set()), True
-        if first:
-            self._station.say(Kind.RECYCLE, {"reason": reason})
-            self._station.stop_receiving()
+            self.lifetime.recycle("MemoryError")
 
     def _hand_over(self) -> None:
         """Before a planned end: leave to others what was not begun, and what still comes in."""
@@ -321,8 +280,3 @@ class Runner:
             self._outbox.put(GiveBack(tuple(self._charged), 0.0, charge=True))
         if held:
             self._outbox.put(GiveBack(tuple(held), 0.0))
-
-
-def _lifetime(most: int | None) -> int | None:
-    """Return after how many messages to end: up to a tenth fewer, so that workers do not all end together."""
-    return None if most is None else most - random.randrange(most // 10 + 1)

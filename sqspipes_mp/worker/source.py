@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,6 @@ from sqspipes_mp.backoff import backoff
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import source_parent
-from sqspipes_mp.report import pack_exception
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
@@ -140,7 +138,7 @@ class Source:
 
     def _failed(self, error: BaseException, failures: int) -> float | None:
         """Take note of a failed call; return the seconds to rest, None where the run ends with it."""
-        station, task = self._station, self._caller.task
+        station = self._station
         station.board.add(station.slot, FAILED, 1)
         decision, error = decide(
             error,
@@ -148,21 +146,16 @@ class Source:
             receives=0,
             # There is no message whose attempts could be used up.
             max_attempts=failures + 1,
-            on_error=station.settings.on_error if task.on_error is None else task.on_error,
+            on_error=station.on_error,
             group=None,
             jitter=random.uniform,
         )
         if decision.report:
-            self._report(error)
+            station.end_run(error)
             return None
         log.warning("%s: the source failed: %s: %.200s", station.stage.name, type(error).__name__, message_of(error))
         return decision.delay if decision.action == "retry" else backoff(failures, random.uniform)
 
     def _end_with(self, error: BaseException) -> None:
         self._station.board.add(self._station.slot, FAILED, 1)
-        self._report(error)
-
-    def _report(self, error: BaseException) -> None:
-        report = pack_exception(error, stage=self._station.stage.name, pid=os.getpid(), message_id=None)
-        self._station.say(Kind.FAILED, {}, report.to_bytes())
-        self._station.drain()
+        self._station.end_run(error)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Connection, Received
 from sqspipes_mp.control import Channel, Kind, ParentGone
+from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.lifeline import orphaned
 from sqspipes_mp.message import Message
-from sqspipes_mp.region import LEASES, LeaseState, id_digest
+from sqspipes_mp.region import LEASES, id_digest
 from sqspipes_mp.report import pack_exception
 
 
@@ -69,9 +70,12 @@ class Station:
         self._free = deque(range(LEASES))
         self._charging = threading.Lock()
         self._counting = threading.Lock()
-        self.threads = self.stage.task.threads
+        task = self.stage.task
+        #: What is done with a failure: the task's own policy, or the engine's.
+        self.on_error = self.settings.on_error if task.on_error is None else task.on_error
+        self.threads = task.threads
         #: Whether several messages may run at once here, so that one may have to run alone.
-        self.shared = self.threads > 1 or self.stage.task.batch is not None
+        self.shared = self.threads > 1 or task.batch is not None
 
     # -- orders -------------------------------------------------------------------------------------------------
 
@@ -98,8 +102,16 @@ class Station:
         if self.faulted.is_set():
             return
         self.faulted.set()
-        report = pack_exception(error, stage=self.stage.name, pid=os.getpid(), message_id=None)
-        self.say(Kind.FAULT, {}, report.to_bytes())
+        self._report(Kind.FAULT, error)
+
+    def end_run(self, error: BaseException, message_id: str | None = None) -> None:
+        """Report an exception of the user's that ends the run, and drain."""
+        self._report(Kind.FAILED, error, message_id)
+        self.drain()
+
+    def _report(self, kind: Kind, error: BaseException, message_id: str | None = None) -> None:
+        report = pack_exception(error, stage=self.stage.name, pid=os.getpid(), message_id=message_id)
+        self.say(kind, {}, report.to_bytes())
 
     def count(self, field: int, amount: int) -> None:
         """Add to a counter of this slot that several of the worker's threads write."""
@@ -112,10 +124,6 @@ class Station:
     def room(self) -> int:
         """How many more leases fit on the scoreboard."""
         return len(self._free)
-
-    @property
-    def holding(self) -> int:
-        return LEASES - len(self._free)
 
     def open_lease(self, received: Received, asked_at: float, visibility: float) -> tuple[int, int, float]:
         """Write a lease before its message can run. Returns (lease, attempts charged before, deadline)."""

@@ -16,7 +16,8 @@ import pytest
 from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output, QueueSpec, Received
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
-from tests.moto_server import HARMLESS, moto_server
+from tests.brokers import sqs_at
+from tests.moto_server import moto_server
 from tests.standin import standin
 
 OTHERS = os.environ.get("SQSPIPES_TEST_ENDPOINTS", "").split()
@@ -96,14 +97,6 @@ def dead_of(queue: str) -> str:
     return queue.removesuffix(".fifo") + "--dead" + (".fifo" if queue.endswith(".fifo") else "")
 
 
-def sqs_at(url: str, *, lean: bool = True) -> SQS:
-    """Return SQS at an endpoint of this machine, with the waits of the real service cut short."""
-    broker = SQS("us-east-1", endpoint_url=url, access_key="testing", secret_key="testing", lean=lean)
-    broker._settle = 0.1
-    broker._purge_window = 0.0
-    return broker
-
-
 @pytest.fixture(scope="session")
 def moto_server_url() -> Iterator[str]:
     SQS().warm()
@@ -123,14 +116,6 @@ def standin_url() -> Iterator[str]:
 def moto_url(request: pytest.FixtureRequest) -> str:
     """URL of an SQS: moto's, or the stand-in's."""
     return str(request.getfixturevalue(f"{'moto_server' if request.param == 'moto' else 'standin'}_url"))
-
-
-@pytest.fixture(autouse=True)
-def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in HARMLESS.items():
-        monkeypatch.setenv(name, value)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import pytest
 
 from sqspipes_mp.brokers.base import Completion, Output, QueueSpec
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
-from tests.contract.conftest import sqs_at
+from tests.brokers import sqs_at
 from tests.standin import StandIn, standin
 
 FAULTS = {

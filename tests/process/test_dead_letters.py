@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,12 @@ from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.dead import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.errors import ConfigError
 from tests.gates import TIMEOUT, Log, bodies, charges, drain, engine_at, feed, query, send, waiting
-from tests.standin import StandIn, standin
+from tests.standin import StandIn
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[StandIn]:
-    SQS().warm()
-    with standin() as running:
-        yield running
-
-
-@pytest.fixture
-def sqs(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> SQS:
-    """The stand-in: unlike moto it remembers deduplication ids, and its clock can be moved."""
+@pytest.fixture(autouse=True)
+def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_letters, "_POLL", 0.0)
-    broker = SQS("us-east-1", endpoint_url=server.url, access_key="testing", secret_key="testing")
-    broker._settle = 0.2
-    return broker
 
 
 def source():

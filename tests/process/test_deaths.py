@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sqspipes_mp import BootError, Engine, RemoteError, RestartLimit, Task
+from sqspipes_mp import BootError, Engine, RestartLimit, Task
 from tests.gates import (
     Background,
     Gate,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import psutil
 
-from sqspipes_mp import SQS, Engine, Task
-from tests.gates import Background, Gate, Log, bodies, drain, engine_at, eventually, feed, kill, values, waiting
+from sqspipes_mp import Engine, Task
+from tests.brokers import sqs_at
+from tests.gates import Background, Gate, Log, bodies, engine_at, eventually, feed, kill, values, waiting
 from tests.standin import standin
 
 MANY = 20_000
@@ -80,10 +81,8 @@ def told(value: int, log: Log) -> None:
 def test_killed_half_way_on_a_fifo_queue_nothing_comes_twice_either(log: Log, gate: Gate, tmp_path: Path) -> None:
     out = Log(str(tmp_path / "out"))
     with standin() as server:
-        broker = SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")
-        broker._settle = 0.2
         tasks = [one, Task(halts_half_way, name="work", args=(log, gate)), Task(told, args=(out,))]
-        engine = Engine(tasks, domain="t", broker=broker, fifo=True)
+        engine = Engine(tasks, domain="t", broker=sqs_at(server.url), fifo=True)
         with Background(engine, until="drained"):
             [pid] = log.wait_for(1)
             out.wait_for(200)

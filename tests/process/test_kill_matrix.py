@@ -16,6 +16,7 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Completion
+from tests.brokers import sqs_at
 from tests.gates import Gate, Log, alive, children, ended, eventually, feed, kill, program, waiting
 from tests.standin import StandIn, standin
 
@@ -87,7 +88,7 @@ class Place:
 class OnFifo(Place):
     def __init__(self, server: StandIn) -> None:
         url = f"sqs://us-east-1?endpoint_url={server.url}"
-        super().__init__(SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x"), url, fifo=True)
+        super().__init__(sqs_at(server.url), url, fifo=True)
         self.server = server
 
     def hold_at(self, point: str) -> None:

@@ -3,29 +3,13 @@
 import contextlib
 import logging
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sqspipes_mp import SQS, AccessDenied, Engine, QueueMissing, Task
-from tests.gates import Background, Gate, Log, children, drain, engine_at, eventually, feed, values, waiting
-from tests.standin import StandIn, standin
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StandIn]:
-    SQS().warm()
-    with standin() as server:
-        yield server
-
-
-@pytest.fixture
-def sqs(server: StandIn) -> SQS:
-    server.reset()
-    broker = SQS("us-east-1", endpoint_url=server.url, access_key="testing", secret_key="testing")
-    broker._settle = 0.1
-    return broker
+from tests.gates import Background, Gate, Log, children, drain, engine_at, feed, values, waiting
+from tests.standin import StandIn
 
 
 def source():

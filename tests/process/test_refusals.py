@@ -2,29 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
 
 import boto3
 import pytest
 
 from sqspipes_mp import SQS, Engine, MessageTooLarge, Retry, Task
 from tests.gates import drain, feed
-from tests.standin import StandIn, standin
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StandIn]:
-    SQS().warm()
-    with standin() as server:
-        yield server
-
-
-@pytest.fixture
-def broker(server: StandIn) -> SQS:
-    server.reset()
-    broker = SQS("us-east-1", endpoint_url=server.url, access_key="testing", secret_key="testing")
-    broker._settle = 0.1
-    return broker
+from tests.standin import StandIn
 
 
 def source():
@@ -60,10 +44,10 @@ def engine_with_a_small_queue(broker: SQS, server: StandIn, work: object, **sett
     ("work", "on_error"), [(long, "retry"), (stream, "reject")], ids=["one output", "one of a stream"]
 )
 def test_an_output_larger_than_its_queue_takes_costs_its_message_only(
-    broker: SQS, server: StandIn, work: object, on_error: str
+    sqs: SQS, server: StandIn, work: object, on_error: str
 ) -> None:
     policy = "reject" if on_error == "reject" else at_once
-    engine = engine_with_a_small_queue(broker, server, work, on_error=policy)
+    engine = engine_with_a_small_queue(sqs, server, work, on_error=policy)
     feed(engine, "work", range(6))
     summary = drain(engine, "work", "sink")
     (letter,) = engine.dead_letters()
@@ -78,8 +62,8 @@ def at_once(error, attempt):
     return Retry(0)
 
 
-def test_it_ends_a_run_that_raises_and_its_message_is_back(broker: SQS, server: StandIn) -> None:
-    engine = engine_with_a_small_queue(broker, server, long)
+def test_it_ends_a_run_that_raises_and_its_message_is_back(sqs: SQS, server: StandIn) -> None:
+    engine = engine_with_a_small_queue(sqs, server, long)
     feed(engine, "work", [3])
     with pytest.raises(MessageTooLarge, match="MaximumMessageSize"):
         drain(engine, "work")
@@ -89,12 +73,12 @@ def test_it_ends_a_run_that_raises_and_its_message_is_back(broker: SQS, server: 
     assert (stats.visible, stats.in_flight) == (1, 0)
 
 
-def test_what_follows_it_in_its_group_waits_for_it(broker: SQS, server: StandIn) -> None:
-    engine = engine_with_a_small_queue(broker, server, long, fifo=True, on_error=at_once)
+def test_what_follows_it_in_its_group_waits_for_it(sqs: SQS, server: StandIn) -> None:
+    engine = engine_with_a_small_queue(sqs, server, long, fifo=True, on_error=at_once)
     feed(engine, "work", range(8), group="g")
     drain(engine, "work")
     sent = server.messages("t-work.fifo")
-    with contextlib.closing(broker.open()) as connection:
+    with contextlib.closing(sqs.open()) as connection:
         arrived = connection.receive(["t-work.fifo"], 10, 0, 30)
     assert [json.loads(message.body)["value"] for message in arrived] == [0, 1, 2, 4, 5, 6, 7]
     assert [letter.value for letter in engine.dead_letters()] == [3]

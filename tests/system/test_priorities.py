@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 
 from sqspipes_mp import SQS, SQLite, Task, TaskClient, current_message
+from tests.brokers import sqs_at
 from tests.gates import Background, Gate, Log
 from tests.standin import standin
 
@@ -46,8 +46,7 @@ def test_sixteen_levels_come_strictly_highest_first_in_sqlite(db: Path, log: Log
 
 def test_sixteen_levels_come_strictly_highest_first_at_sqs(log: Log) -> None:
     with standin() as server:
-        broker = SQS("us-east-1", endpoint_url=server.url, access_key="testing", secret_key="testing")
-        sixteen_levels(broker, log, fifo=False)
+        sixteen_levels(sqs_at(server.url), log, fifo=False)
 
 
 def sixteen_levels(broker: SQS | SQLite, log: Log, fifo: bool) -> None:

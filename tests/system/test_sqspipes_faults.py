@@ -23,6 +23,7 @@ from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.message import decode
 from sqspipes_mp.worker.products import Products
+from tests.brokers import sqs_at
 from tests.gates import Background, Gate, Log, bodies, drain, eventually, feed, values, waiting
 from tests.standin import StandIn, standin
 
@@ -49,10 +50,6 @@ def client_at(path: Path, *tasks: object, domain: str = "app", **settings: objec
 def sqs() -> Iterator[StandIn]:
     with standin() as server:
         yield server
-
-
-def broker_at(sqs: StandIn) -> SQS:
-    return SQS("us-east-1", endpoint_url=sqs.url, access_key="testing", secret_key="testing")
 
 
 def dies_at_first(value, log: Log):
@@ -84,7 +81,7 @@ def test_a_failed_send_loses_the_result_of_what_cannot_become_json(db: Path) -> 
 
 
 def test_a_failed_send_loses_the_result_when_sqs_refuses(sqs: StandIn, log: Log) -> None:
-    client = TaskClient("app", broker=broker_at(sqs))
+    client = TaskClient("app", broker=sqs_at(sqs.url))
     client.register_tasks([gen, work, Task(last, args=(log,))])
     sqs.plan("SendMessageBatch", "partial", entries=[0, 2])
     client.submit((1, 2, 3))
@@ -120,7 +117,7 @@ def work_(value):
 
 
 def test_random_deduplication_ids(db: Path, sqs: StandIn) -> None:
-    for broker in (SQLite(db), broker_at(sqs)):
+    for broker in (SQLite(db), sqs_at(sqs.url)):
         client = TaskClient("app", broker=broker)
         client.register_tasks([gen, work, work_])
         stage = client.engine.pipeline.stage("work")
@@ -196,7 +193,7 @@ def test_the_callback_never_runs_on_the_last_task(db: Path, log: Log) -> None:
 
 
 def test_a_receive_error_looks_like_an_empty_queue_for_ever(sqs: StandIn, log: Log) -> None:
-    client = TaskClient("app", broker=broker_at(sqs), fifo=False)
+    client = TaskClient("app", broker=sqs_at(sqs.url), fifo=False)
     client.register_tasks([gen, Task(last, args=(log,))])
     client.submit((1,))
     with pytest.raises(QueueMissing, match="app-gen"), Background(client.engine, only="last"):

@@ -8,7 +8,8 @@ from sqspipes_mp.brokers.base import MAX_VISIBILITY, Depth, Handle
 from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.leases import due
-from sqspipes_mp.region import Cause, Lease, LeaseState
+from sqspipes_mp.lease import Lease, LeaseState
+from sqspipes_mp.region import Cause
 
 _LEASE = Lease(
     index=0,

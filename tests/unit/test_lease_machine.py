@@ -32,10 +32,11 @@ from sqspipes_mp.errors import BrokerBusy
 from sqspipes_mp.keeper import main as keeper_main
 from sqspipes_mp.keeper.judge import Judgement, judge
 from sqspipes_mp.keeper.leases import due
+from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import build
 from sqspipes_mp.plan import RunPlan, Settings, make_plan
-from sqspipes_mp.region import Cause, Lease, LeaseState, Region, id_digest
+from sqspipes_mp.region import Cause, Region, id_digest
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.worker import station as station_module
 from sqspipes_mp.worker.station import Delivery, Station

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sqspipes_mp.domain import check_domain, derive_domain
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.pipeline import build, check_domain, derive_domain
+from sqspipes_mp.pipeline import build
 from sqspipes_mp.task import Task
 
 
@@ -47,10 +48,10 @@ def test_stages_are_joined_by_queues():
         "d-step--dead",
     )
     assert (last.inputs, last.outputs, last.dead) == (("d-step--p1", "d-step"), (), "d-sink--dead")
-    assert [(s.index, s.name, s.is_source, s.is_first, s.is_last) for s in pipeline.stages] == [
-        (0, "gen", True, True, False),
-        (1, "step", False, False, False),
-        (2, "sink", False, False, True),
+    assert [(s.index, s.name, s.is_source, s.is_first) for s in pipeline.stages] == [
+        (0, "gen", True, True),
+        (1, "step", False, False),
+        (2, "sink", False, False),
     ]
 
 
@@ -96,7 +97,7 @@ def test_a_single_source_needs_no_queue():
     pipeline = make([gen])
     assert pipeline.queues == ()
     assert pipeline.stages[0].is_source
-    assert pipeline.stages[0].is_last
+    assert pipeline.stages[0].outputs == ()
 
 
 def test_selected_stages_need_their_queues_and_all_dead_letter_queues_of_them():

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Handle
-from sqspipes_mp.region import LEASES, Cause, LeaseState, id_digest
+from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.region import LEASES, Cause, id_digest
 from sqspipes_mp.scoreboard import DONE, Scoreboard
 
 

@@ -73,6 +73,19 @@ def test_a_worker_whose_wallet_is_stale_asks_itself(chain):
         worker.close()
 
 
+def test_workers_of_one_engine_do_not_look_for_newer_ones_all_at_once(chain):
+    with serving(lives=3600) as (url, given):
+        broker, wallet = chain(url), Wallet()
+        wallet.write(_snapshot("OLD", 60))
+        workers = [broker.open(wallet=wallet) for _ in range(12)]
+        held = [worker._calls.clients.hot._request_signer._credentials for worker in workers]
+        assert len({each._advisory_refresh_timeout for each in held}) > 1
+        assert all(each._mandatory_refresh_timeout < each._advisory_refresh_timeout < 600 for each in held)
+        assert given == []
+        for worker in workers:
+            worker.close()
+
+
 def test_the_keeper_refreshes_before_the_workers_have_to(chain):
     with serving(lives=3600) as (url, given):
         broker, wallet = chain(url), Wallet()

@@ -1,36 +1,15 @@
 """SQS's errors and limits, as the stand-in keeps them towards the real boto3."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import botocore.exceptions
 import pytest
 
-from tests.standin import StandIn, standin
-from tests.standin.asking import batch, bodies, code_of, connect, extend, name_of, new, receive, send, served
+from tests.standin import StandIn
+from tests.standin.asking import batch, bodies, code_of, extend, name_of, new, receive, send, served
 
 MIB = 1_048_576
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StandIn]:
-    with standin() as server:
-        yield server
-
-
-@pytest.fixture
-def sqs(server: StandIn) -> Iterator[StandIn]:
-    yield server
-    server.resume()
-    server.reset()
-    server.faults(**{name: 0 for name in server.faults() if name != "only"}, only=())
-
-
-@pytest.fixture
-def client(sqs: StandIn) -> Iterator[Any]:
-    client = connect(sqs.url)
-    yield client
-    client.close()
 
 
 # Errors are those boto3 has classes for.

@@ -4,18 +4,16 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.standin import StandIn, standin
+from tests.standin import StandIn
 from tests.standin.asking import (
     arn_of,
     batch,
     bodies,
     code_of,
-    connect,
     delete,
     extend,
     name_of,
@@ -26,27 +24,6 @@ from tests.standin.asking import (
     served,
     until_waiting,
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StandIn]:
-    with standin() as server:
-        yield server
-
-
-@pytest.fixture
-def sqs(server: StandIn) -> Iterator[StandIn]:
-    yield server
-    server.resume()
-    server.reset()
-    server.faults(**{name: 0 for name in server.faults() if name != "only"}, only=())
-
-
-@pytest.fixture
-def client(sqs: StandIn) -> Iterator[Any]:
-    client = connect(sqs.url)
-    yield client
-    client.close()
 
 
 # Deliveries.

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import botocore.exceptions
@@ -12,29 +11,8 @@ import psutil
 import pytest
 from botocore import UNSIGNED
 
-from tests.standin import StandIn, standin
+from tests.standin import StandIn
 from tests.standin.asking import batch, bodies, code_of, connect, delete, name_of, new, receive, send, served
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StandIn]:
-    with standin() as server:
-        yield server
-
-
-@pytest.fixture
-def sqs(server: StandIn) -> Iterator[StandIn]:
-    yield server
-    server.resume()
-    server.reset()
-    server.faults(**{name: 0 for name in server.faults() if name != "only"}, only=())
-
-
-@pytest.fixture
-def client(sqs: StandIn) -> Iterator[Any]:
-    client = connect(sqs.url)
-    yield client
-    client.close()
 
 
 # Faults.

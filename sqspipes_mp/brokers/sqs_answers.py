@@ -1,0 +1,38 @@
+"""What the replies of SQS say of single messages, whoever read them off the wire. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, Handle, Received
+from sqspipes_mp.brokers.sqs_errors import Fault, Kind, judge
+
+_UNANSWERED = Fault(Kind.TRANSIENT, "NoAnswer", "the reply does not mention this entry")
+
+
+def received(queue: str, message: Mapping[str, Any]) -> Received:
+    """Return one message of a ReceiveMessage reply."""
+    attributes = message.get("Attributes", {})
+    return Received(
+        handle=Handle(queue, message["ReceiptHandle"], message["MessageId"]),
+        body=message["Body"],
+        receives=int(attributes.get("ApproximateReceiveCount", 1)),
+        charges=0,
+        group=attributes.get("MessageGroupId"),
+        sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,
+        failure=message.get("MessageAttributes", {}).get(FAILURE_ATTRIBUTE, {}).get("StringValue"),
+    )
+
+
+def faults_of(entries: Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -> dict[int, Fault]:
+    """Return which entries of a batch failed, by position; one that the reply does not mention failed for now."""
+    faults = dict.fromkeys(range(len(entries)), _UNANSWERED)
+    position = {entry["Id"]: i for i, entry in enumerate(entries)}
+    for success in reply.get("Successful", ()):
+        del faults[position[success["Id"]]]
+    for failed in reply.get("Failed", ()):
+        code, message = str(failed.get("Code", "Unknown")), str(failed.get("Message", ""))
+        kind = judge(code, message, sender_fault=bool(failed.get("SenderFault", False)))
+        faults[position[failed["Id"]]] = Fault(kind, code, message)
+    return faults

@@ -1,0 +1,285 @@
+"""``engine.map``: a finite job over an iterable, fed and handed out by one iterator (caller).
+
+Between two results it feeds more values, so that a bounded number of them is on the way; ``counting`` knows when each
+is done. Its supervisor is a process of its own, as with ``iterate=True``, and its rule is the same: a result is
+acknowledged, and its message deleted, when the next one is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from typing import Any
+from uuid import uuid4
+
+from sqspipes_mp.brokers.base import Broker, Connection
+from sqspipes_mp.control import Frame, Kind
+from sqspipes_mp.counting import Hand, Ledger
+from sqspipes_mp.errors import ConfigError, MapIncomplete, SqsPipesError, TaskTimeout, WorkerLost
+from sqspipes_mp.feeding import Item
+from sqspipes_mp.iteration import Iteration
+from sqspipes_mp.jobs import Job
+from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.region import LEASES
+from sqspipes_mp.report import Report, rebuild
+from sqspipes_mp.scoreboard import INCARNATION, Scoreboard
+
+log = logging.getLogger("sqspipes_mp.engine")
+
+#: Values on the way, per worker and at least.
+_PER_WORKER, _LEAST = 64, 256
+#: With ``ordered`` what is done waits for its turn under leases, of which a worker has so many.
+_PER_SINK = LEASES // 2
+#: Values sent at once, and seconds for which they are gathered while workers wait.
+_CHUNK, _GATHER = 200, 0.02
+#: Seconds of silence after which every queue is looked at: is anything left that could come?
+_SILENCE = 2.0
+#: Looks in a row that must find nothing: words of the last worker may have been on their way at the first.
+_LOOKS = 3
+
+
+class Mapping(Iteration):
+    """Hands out what becomes of each value once, and feeds the next ones meanwhile. Not for several threads at once."""
+
+    def __init__(self, job: Job, ledger: Ledger, plan: RunPlan, broker: Broker, board: Scoreboard, *rest: Any) -> None:
+        self._job = job
+        self._ledger = ledger
+        self._values = iter(job.values)
+        self._exhausted = False
+        self._hand: Hand | None = None
+        self._connection: Connection | None = None
+        self._broker = broker
+        self._board = board
+        self._slots = len(plan.seats)
+        self._room = max(_LEAST, _PER_WORKER * self._slots)
+        self._most_unacknowledged = 0
+        if job.ordered:
+            sinks = plan.workers[plan.selected[-1]]
+            self._room = min(self._room, _PER_SINK * sinks)
+            self._most_unacknowledged = (LEASES - 32) * sinks
+        self._settle = 0.0
+        self._frames = 0
+        self._watching = False
+        self._heard_before_watch = 0
+        self._empty_looks = 0
+        self._warned = False
+        super().__init__(plan, broker, board, *rest)
+
+    def __next__(self) -> Any:
+        """Return what became of a value: a result, the exception that ended it, or with its input (input, either).
+
+        Raises a value's error, what ended the run, or ``MapIncomplete``.
+        """
+        if self._closed:
+            raise StopIteration
+        self._acknowledge_hand()
+        try:
+            if len(self._ledger) <= self._room * 3 // 4:
+                self._feed()
+            self._listen(0.0)
+            while True:
+                hand = None if self._stopped or self._taken_back else self._ledger.next()
+                if hand is not None:
+                    self._hand = hand
+                    if self._ledger.given(hand):
+                        return self._give(hand)
+                    self._acknowledge_hand()
+                    continue
+                if self._outcome is not None:
+                    self._end_early()
+                if self._exhausted and not len(self._ledger):
+                    self._wait_until_empty()
+                    self._end()
+                if not self._feed():
+                    self._wait()
+        except BaseException as error:
+            # Whatever the values, the task or the broker raise ends the map; what was not handed out stays queued.
+            if not isinstance(error, (StopIteration, KeyboardInterrupt)):
+                self.close()
+            raise
+
+    # -- handing out --------------------------------------------------------------------------------------------
+
+    def _give(self, hand: Hand) -> Any:
+        value = hand.entry.value
+        if hand.error is not None:
+            with contextlib.suppress(AttributeError, TypeError):
+                hand.error.value = value  # type: ignore[attr-defined]
+            if not self._job.return_exceptions:
+                raise hand.error
+            return (value, hand.error) if self._job.with_input else hand.error
+        assert hand.frame is not None
+        result = self._read(hand.frame)
+        return (value, result) if self._job.with_input else result
+
+    def _acknowledge_hand(self) -> None:
+        if self._hand is None:
+            return
+        hand, self._hand = self._hand, None
+        if hand.frame is not None:
+            self._acknowledge(hand.frame)
+        self._ledger.acknowledged(hand)
+
+    # -- feeding ------------------------------------------------------------------------------------------------
+
+    def _feed(self) -> bool:
+        """Send some values if there is room; True if anything was done."""
+        room = self._room - len(self._ledger)
+        if self._exhausted or self._stopped or self._taken_back or self._outcome is not None:
+            return False
+        if self._ledger.holding:
+            # A result waits for its value: on with the iterable until it comes, whatever is on the way.
+            room = max(room, _CHUNK)
+        batch: list[Item] = []
+        names: set[str] = set()
+        refused: tuple[Any, Exception] | None = None
+        began = time.monotonic()
+        while len(batch) < min(room, _CHUNK) and time.monotonic() - began < _GATHER:
+            try:
+                value = next(self._values)
+            except StopIteration:
+                self._exhausted = True
+                break
+            try:
+                item = self._job.feeder.item(value)
+            except Exception as error:
+                # What was read before it goes first: its place is behind that.
+                refused = (value, error)
+                break
+            self._check_new(item, names)
+            batch.append(item)
+            names.add(item.token)
+        if batch:
+            self._send(batch)
+        if refused is not None:
+            self._ledger.refused(f"refused {uuid4().hex}", *refused)
+        if self._exhausted:
+            self._ledger.exhausted()
+        return bool(batch) or refused is not None or self._exhausted
+
+    def _send(self, batch: list[Item]) -> None:
+        if self._connection is None:
+            # Not before: nothing may be open when the supervisor is forked.
+            self._connection = self._broker.open()
+            self._settle = self._connection.settle
+        seen = {id(item) for item in self._job.feeder.send(self._connection, batch)}
+        for item in batch:
+            if id(item) not in seen:
+                self._ledger.fed(item.token, item.value)
+            elif not self._job.resumed:
+                raise _known_key(item)
+            else:
+                self._ledger.met(item.token, item.value)
+
+    def _check_new(self, item: Item, names: set[str]) -> None:
+        if not self._job.resumed and (item.token in names or item.token in self._ledger):
+            raise _known_key(item)
+
+    # -- hearing ------------------------------------------------------------------------------------------------
+
+    def _heard(self, frame: Frame) -> None:
+        header = frame.header
+        if frame.kind is Kind.RESULT:
+            self._frames += 1
+            known = self._ledger.result(frame)
+            if not known:
+                # One that comes again after its worker died, or a stranger's, which nobody else would take.
+                if known is None and not self._warned:
+                    self._warned = True
+                    log.error("a result is dropped: its value was not fed by this map. Do not put() during a map()")
+                self._acknowledge(frame)
+        elif frame.kind is Kind.STEP:
+            self._frames += 1
+            for name, hop, children in json.loads(frame.blob):
+                self._ledger.step(name, hop, children)
+        elif frame.kind is Kind.BURIED:
+            self._frames += 1
+            self._ledger.buried(header["token"], header["hop"], _buried_error(frame))
+        elif frame.kind is Kind.DRAINED:
+            self._watching = False
+            quiet = self._frames == self._heard_before_watch
+            self._empty_looks = self._empty_looks + 1 if quiet else 0
+        else:
+            super()._heard(frame)
+
+    def _wait(self) -> None:
+        """Wait for something to happen; if it does not, see whether anything still can."""
+        if self._ledger.unacknowledged > self._most_unacknowledged > 0:
+            raise SqsPipesError(
+                f"map(ordered=True): {self._ledger.unacknowledged:,} results wait for an earlier value's, more than "
+                "can be kept: one value has too many outputs, or is much slower than others. Use ordered=False"
+            )
+        frames = self._frames
+        self._listen(_SILENCE)
+        if self._frames != frames or self._watching:
+            return
+        if self._empty_looks >= _LOOKS and len(self._ledger):
+            raise MapIncomplete(len(self._ledger), "they are in no queue any more: another process took them")
+        self._look()
+
+    def _look(self) -> None:
+        if not self._watching:
+            self._watching = True
+            self._heard_before_watch = self._frames
+            self._child.channel.queue(Kind.WATCH)
+            self._child.channel.flush()
+
+    # -- ending -------------------------------------------------------------------------------------------------
+
+    def _wait_until_empty(self) -> None:
+        """Wait until the queues are empty too: what a killed worker held when its result was handed out comes again.
+
+        Where that takes a minute to know (SQS), it is asked only if a worker was replaced.
+        """
+        if self._connection is None and not self._job.resumed:
+            return
+        replaced = any(self._board.get(slot, INCARNATION) > 1 for slot in range(self._slots))
+        if self._settle > 0 and not replaced:
+            return
+        self._look()
+        while self._watching and self._outcome is None:
+            self._listen(None)
+
+    def _end(self) -> None:
+        if self._outcome is not None:
+            self._end_early()
+        self._child.channel.queue(Kind.DRAIN, {"reason": "ended"})
+        self._child.channel.flush()
+        while self._outcome is None:
+            self._listen(None)
+        self._end_with_outcome()
+
+    def _end_early(self) -> None:
+        """The run is over before all values are done."""
+        assert self._outcome is not None
+        missing = len(self._ledger)
+        if self._outcome.failed or (self._exhausted and not missing):
+            self._end_with_outcome()
+        self.summary = self._outcome.summary
+        self._finish()
+        raise MapIncomplete(missing, f"it was stopped ({self._outcome.summary.reason}); resume=True or purge()")
+
+    def _finish(self) -> int:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        return super()._finish()
+
+
+def _known_key(item: Item) -> ConfigError:
+    return ConfigError(
+        "map(key)",
+        item.id,
+        "a key that was not seen before, in this map or an earlier one",
+        "resume=True continues an interrupted map, purge() forgets all keys",
+    )
+
+
+def _buried_error(frame: Frame) -> BaseException:
+    if frame.blob:
+        return rebuild(Report.from_bytes(frame.blob))
+    header = frame.header
+    kind = TaskTimeout if header["error"] == "TaskTimeout" else WorkerLost
+    return kind(header["stage"], header["worker"], header["why"])

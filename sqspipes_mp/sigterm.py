@@ -1,0 +1,48 @@
+"""SIGTERM in a process that iterates: it stops the iteration, and the handler before it comes back (caller)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+
+class Sigterm:
+    """SIGTERM calls a bound method, and does not keep its object alive; several may come and go in any order."""
+
+    _old: Any
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = weakref.WeakMethod(stop)
+        self._removed = False
+        self._old = signal.signal(signal.SIGTERM, self)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        stop = self._stop()
+        if stop is not None and not self._removed:
+            stop()
+        elif not isinstance(self._old, Sigterm):
+            # It could not be put back when it should have been.
+            signal.signal(number, self._before())
+            os.kill(os.getpid(), number)
+        if isinstance(self._old, Sigterm):
+            self._old(number, frame)
+
+    def remove(self) -> None:
+        """Put the old handler back, unless there is another above this one or this is not the main thread."""
+        self._removed = True
+        before = self._before()
+        with contextlib.suppress(ValueError):
+            if signal.getsignal(signal.SIGTERM) is self:
+                signal.signal(signal.SIGTERM, before)
+
+    def _before(self) -> Any:
+        old: Any = self._old
+        while isinstance(old, Sigterm) and old._removed:
+            old = old._old
+        # None: it was not set from Python, so it cannot be put back; the default is the nearest.
+        return signal.SIG_DFL if old is None else old

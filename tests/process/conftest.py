@@ -1,0 +1,14 @@
+"""SQS as the tests of real processes use it."""
+
+import pytest
+
+from sqspipes_mp import SQS
+from tests.brokers import sqs_at
+from tests.standin import StandIn
+
+
+@pytest.fixture
+def sqs(server: StandIn) -> SQS:
+    """The stand-in without queues: unlike moto it remembers deduplication ids, and its clock can be moved."""
+    server.reset()
+    return sqs_at(server.url)
