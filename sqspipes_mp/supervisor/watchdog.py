@@ -90,7 +90,10 @@ class Watchdog:
         if self._crew.board.get(place.slot, CALL_STARTED) != started:
             # It ended meanwhile; what runs there now is not late.
             return
-        late = min(running, key=lambda lease: lease.started_at) if running else None
+        # Several run with threads, and one that began earlier may be over, what it gave being encoded: the late one is
+        # the last that began before its call did.
+        begun = [lease for lease in running if lease.started_at <= started / 1e9]
+        late = max(begun, key=lambda lease: lease.started_at) if begun else None
         place.cause = Cause.TIMEOUT
         place.late = None if late is None or late.company else late.index
         place.kill_at = now + _LAST_WORDS

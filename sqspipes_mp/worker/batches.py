@@ -124,6 +124,8 @@ class Batches:
             return
         line = _Line(self._runner, fifo=station.fifo)
         ours = [member for member in members if line.passes(member, self._is_ours)]
+        if not ours:
+            return
         now = time.monotonic()
         for member in ours:
             region.start_together(member.lease, now)

@@ -155,6 +155,9 @@ class Crowd:
         while self._turns.threads:
             self._turns.wait_for_callbacks()
             self._bench.run_callbacks()
+        if self._turns.left is not None and self._turns.left <= 0:
+            # The last one it might have may have been lost before it began: then nothing has asked for a successor.
+            self._runner.recycle("max_tasks_per_worker")
 
     def _work(self, seat: int) -> None:
         try:

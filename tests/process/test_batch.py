@@ -1,6 +1,8 @@
 """Batches: one call for several messages, of which each still has its own fate."""
 
 import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,21 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import SQS, Engine, OutputError, Reject, Retry, SqsPipesError, Task, current_message
-from tests.gates import Background, Gate, Log, charges, dead, drain, engine_at, feed, kill, values, waiting
+from tests.gates import (
+    Background,
+    Gate,
+    Log,
+    charges,
+    children,
+    dead,
+    drain,
+    engine_at,
+    eventually,
+    feed,
+    kill,
+    values,
+    waiting,
+)
 from tests.standin import standin
 
 
@@ -242,3 +258,19 @@ def test_a_batch_on_sqs_whose_results_go_to_the_caller() -> None:
         engine = Engine([forty, Task(times_ten, batch=25)], domain="t", broker=broker)
         with engine.run(until="drained", iterate=True) as results:
             assert sorted(results) == [10 * value for value in range(40)]
+
+
+def test_a_batch_of_which_every_lease_was_lost_is_not_called(db: Path, log: Log) -> None:
+    task = Task(noted, name="work", args=(log,), batch=4, batch_wait=0.9)
+    engine = stages(db, task, 2, visibility_timeout=2)
+    with Background(engine, only="work"):
+        eventually(lambda: waiting(engine, "work")[1] == 2)
+        worker = sorted(children(), key=lambda child: child.create_time())[1].pid
+        kill(worker, signal.SIGSTOP)
+        engine.purge()
+        time.sleep(2.1)
+        kill(worker, signal.SIGCONT)
+        feed(engine, "work", [7])
+        assert log.wait_for(1) == [1]
+        engine.stop()
+    assert log.lines() == [1]

@@ -228,6 +228,50 @@ def test_a_worker_is_replaced_after_exactly_its_messages(db: Path, log: Log) -> 
     assert sorted(Counter(log.lines()).values()) == [3, 9, 9, 9]
 
 
+def test_a_worker_whose_last_message_was_lost_is_replaced_all_the_same(db: Path, log: Log, gate: Gate) -> None:
+    task = Task(gated, name="work", args=(log, gate), threads=2, max_tasks_per_worker=2, group=first)
+    engine = engine_at(db, [source, task, sink], fifo=True, visibility_timeout=2)
+    feed(engine, "work", ["a", "b"], group="g")
+    with Background(engine, only="work") as run:
+        log.wait_for(1)
+        eventually(lambda: waiting(engine, "work")[1] == 2)
+        # Both leases are lost; "b", which waits for its group, never begins, but was this worker's second.
+        engine.purge()
+        time.sleep(1.6)
+        gate.open()
+        feed(engine, "work", ["c"], group="g")
+        assert log.wait_for(2)[1][0] == "c"
+        run.engine.stop()
+    assert [value for value, _ in values(engine, "sink")] == ["c"]
+
+
+def encodes_slowly(value: int, log: Log, gate: Gate) -> object:
+    log.note(value)
+    if value == 0:
+        # Over just before its time is; what it gave takes long to encode.
+        time.sleep(0.7)
+        return {value}
+    threading.Event().wait()
+
+
+def slow(value: object) -> object:
+    time.sleep(1.5)
+    return list(value)
+
+
+def test_a_call_that_is_over_is_not_the_late_one(db: Path, log: Log, gate: Gate) -> None:
+    task = Task(encodes_slowly, name="work", args=(log, gate), threads=2, timeout=1.0, max_attempts=1)
+    engine = engine_at(db, [source, task, sink], json_default=slow)
+    feed(engine, "work", [0])
+    with Background(engine, only="work", until="drained", idle=0.0):
+        log.wait_for(1)
+        feed(engine, "work", [1])
+    [(body, failure)] = dead(engine, "work")
+    assert '"value": 1' in body
+    assert failure.error == "TaskTimeout"
+    assert values(engine, "sink") == [[0]]
+
+
 def test_stopped_it_finishes_what_runs_and_gives_back_the_rest(db: Path, log: Log, gate: Gate) -> None:
     engine = stages(db, Task(gated, name="work", args=(log, gate), threads=3, prefetch=4), 10)
     with Background(engine, only="work") as run:
