@@ -47,7 +47,8 @@ class Entry:
     known: bool = True
     made: set[int] = field(default_factory=set)
     done: set[int] = field(default_factory=set)
-    held: deque[Frame] = field(default_factory=deque)
+    #: Results that wait, by their ids.
+    held: OrderedDict[str, Frame] = field(default_factory=OrderedDict)
     handed: set[str] = field(default_factory=set)
     error: BaseException | None = None
     #: Results that came and were not acknowledged, and errors that were not told.
@@ -141,13 +142,20 @@ class Ledger:
         entry = self._open.get(name)
         if entry is None:
             return False if name in self._gone else None
-        entry.waiting += 1
-        self.unacknowledged += bool(frame.header["last"])
-        if self._ordered or (self._inputs and not entry.known):
-            entry.held.append(frame)
-            self.holding += not entry.known
+        ident = str(frame.header["id"])
+        earlier = entry.held.get(ident)
+        if earlier is not None:
+            # Its worker is gone, and with it whoever could be told that the first one was taken.
+            entry.held[ident] = frame
+            self.unacknowledged += bool(frame.header["last"]) - bool(earlier.header["last"])
         else:
-            self._ready.append(Hand(entry, frame))
+            entry.waiting += 1
+            self.unacknowledged += bool(frame.header["last"])
+            if self._ordered or (self._inputs and not entry.known):
+                entry.held[ident] = frame
+                self.holding += not entry.known
+            else:
+                self._ready.append(Hand(entry, frame))
         if frame.header["last"]:
             self.step(name, frame.header["hop"], ())
         return True
@@ -162,12 +170,16 @@ class Ledger:
 
     # -- the caller ---------------------------------------------------------------------------------------------
 
+    def waiting_on(self) -> set[int]:
+        """Return whose results wait for an earlier value's: the workers' numbers."""
+        return {frame.header["child"] for entry in self._line for frame in entry.held.values()}
+
     def next(self) -> Hand | None:
         """Return what is to be given out next; None while it has not come yet."""
         while self._ordered and not self._ready and self._line:
             first = self._line[0]
             if first.held:
-                self._ready.append(Hand(first, first.held.popleft()))
+                self._ready.append(Hand(first, first.held.popitem(last=False)[1]))
             elif first.finished:
                 self._line.popleft()
                 first.lined = False
@@ -212,7 +224,7 @@ class Ledger:
         self._line_up(entry)
         self.holding -= len(entry.held)
         if not self._ordered:
-            self._ready += [Hand(entry, frame) for frame in entry.held]
+            self._ready += [Hand(entry, frame) for frame in entry.held.values()]
             entry.held.clear()
             if entry.error is not None:
                 self._ready.append(Hand(entry, None, entry.error))

@@ -24,7 +24,7 @@ from sqspipes_mp.jobs import Job
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import LEASES
 from sqspipes_mp.report import Report, rebuild
-from sqspipes_mp.scoreboard import INCARNATION, Scoreboard
+from sqspipes_mp.scoreboard import CALL_STARTED, INCARNATION, Scoreboard
 
 log = logging.getLogger("sqspipes_mp.engine")
 
@@ -213,11 +213,21 @@ class Mapping(Iteration):
             )
         frames = self._frames
         self._listen(_SILENCE)
+        if self._frames == frames:
+            self._free_seats()
         if self._frames != frames or self._watching:
             return
         if self._empty_looks >= _LOOKS and len(self._ledger):
             raise MapIncomplete(len(self._ledger), "they are in no queue any more: another process took them")
         self._look()
+
+    def _free_seats(self) -> None:
+        """Have workers that are to be replaced wait no longer for us: we wait for what only their successors can do."""
+        if any(self._board.get(slot, CALL_STARTED) for slot in range(self._slots)):
+            return
+        for child in self._ledger.waiting_on():
+            self._child.channel.queue(Kind.ACK, {"child": child, "numbers": []})
+        self._child.channel.flush()
 
     def _look(self) -> None:
         if not self._watching:

@@ -125,6 +125,8 @@ def _listen(station: Station, ready: Ready, results: Results | None) -> None:
         elif frame.kind is Kind.ACK and results is not None:
             for number in frame.header["numbers"]:
                 results.acknowledge(number)
+            if not frame.header["numbers"]:
+                results.let_go()
         elif frame.kind is Kind.RECYCLE:
             station.stop_receiving()
             ready.poke()

@@ -31,6 +31,7 @@ class Results:
         self._owner: dict[int, int] = {}
         self._next = 0
         self._moving = False
+        self._let_go = False
         self._changed = threading.Condition()
 
     def pack(self, value: Any) -> bytes:
@@ -120,11 +121,18 @@ class Results:
         with self._changed:
             self._changed.notify_all()
 
-    def wait_taken(self) -> None:
-        """Wait until the caller is done with all values, or the run ends."""
+    def let_go(self) -> None:
+        """Take the caller's word that it cannot go on without a value that is still in a queue (control thread)."""
         with self._changed:
+            self._let_go = True
+            self._changed.notify_all()
+
+    def wait_taken(self) -> None:
+        """Wait until the caller is done with all values, the run ends, or only this worker's successor can help."""
+        with self._changed:
+            self._let_go = False
             self._changed.wait_for(
-                lambda: not (self._owner or self._moving) or self._station.full_stop.is_set(),
+                lambda: not (self._owner or self._moving) or self._station.full_stop.is_set() or self._let_go,
             )
 
     def take_unacknowledged(self) -> list[Done]:

@@ -269,13 +269,15 @@ class Runner:
         if self._results is not None:
             self._results.wait_taken()
         unacknowledged = self._results.take_unacknowledged() if self._results is not None else []
+        held = [done.delivery for done in unacknowledged if done.delivery is not None]
         if not station.full_stop.is_set():
+            if held:
+                self._outbox.put(GiveBack(tuple(held), 0.0))
             return
         while not (station.release.is_set() or station.faulted.is_set()):
             station.release.wait(1.0)
             self._bench.run_callbacks()
-        held = [*self.back, *self._ready.take_all()]
-        held += [done.delivery for done in unacknowledged if done.delivery is not None]
+        held = [*self.back, *self._ready.take_all(), *held]
         if self._charged:
             self._outbox.put(GiveBack(tuple(self._charged), 0.0, charge=True))
         if held:

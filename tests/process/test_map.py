@@ -19,6 +19,7 @@ from sqspipes_mp import (
     OutputError,
     QueuesNotEmpty,
     Reject,
+    Retry,
     SQLite,
     SupervisorLost,
     Task,
@@ -403,3 +404,17 @@ def test_on_sqs(moto: SQS) -> None:
     with pytest.raises(QueuesNotEmpty, match="26 left"):
         fed.map([1])
     engine.delete()
+
+
+def first_fails_once(value, log: Log):
+    log.note(value)
+    if value == 0 and log.lines().count(0) == 1:
+        raise Retry(1.0)
+    return value
+
+
+def test_ordered_results_that_wait_do_not_keep_their_worker_from_being_replaced(db: Path, log: Log) -> None:
+    sink = Task(first_fails_once, args=(log,), max_tasks_per_worker=3)
+    engine = pipeline(db, sink, on_error=lambda *_: "retry")
+    assert list(engine.map(range(8), ordered=True)) == list(range(8))
+    assert left(engine) == 0
