@@ -117,6 +117,9 @@ class SqsConnection:
 
     def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:  # noqa: ARG002  (the port's)
         """Send messages that have no input; SQS does not tell which ones it dropped as duplicates."""
+        for queue in dict.fromkeys(output.queue for output in outputs):
+            # A missing one is made and all is sent again: it has to be found out before any of it is sent.
+            self._queues.url(queue)
         _, errors, refused = self._send([of_output(key, output) for key, output in enumerate(outputs)])
         _raise(errors)
         for error in refused.values():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp import ConfigError, Engine, MessageTooLarge, OutputError, PutError, SQLite, Task
+from sqspipes_mp import SQS, ConfigError, Engine, MessageTooLarge, OutputError, PutError, SQLite, Task
 from tests.gates import Background, Gate, Log, bodies, eventually, waiting
+from tests.standin import standin
 
 
 def noted(value, log: Log):
@@ -185,3 +186,15 @@ def test_an_iterations_stats_are_seen_from_outside(db: Path) -> None:
         assert len(list(results)) == 11
     assert results.summary["fan"].done == engine.stats()["fan"].done == 5
     assert "fan 5 done, busy" in str(results.summary)
+
+
+def test_a_level_that_is_missing_doubles_nothing_on_the_others(db: Path) -> None:
+    with standin() as server:
+        for broker in (SQLite(db), SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")):
+            first, more = (
+                Engine([Task(noted, name="work", input=True, args=(None,), priorities=levels)], domain="t", broker=broker)
+                for levels in (1, 2)
+            )
+            first.put(0)
+            assert more.put_many(range(4), priority=lambda value: value % 2) == 4
+            assert waiting(more, "work") == (5, 0, 0)
