@@ -41,7 +41,8 @@ class Outbox:
         self._changed = threading.Condition()
         self._hurry = False
         self._closing = False
-        self._carrying = 0
+        #: Items put so far, and of these, carried.
+        self._put = self._carried = 0
         self._counting = threading.Lock()
         self._batch = station.connection.batch
         self._most = _BACKLOG_BATCHES * self._batch
@@ -62,6 +63,7 @@ class Outbox:
             if len(self._items) >= self._most:
                 self._changed.wait_for(lambda: len(self._items) < self._most or self._station.faulted.is_set())
             self._items.append(item)
+            self._put += 1
             count = len(self._items)
             # Waking a carrier costs as much as the rest of this method: only when there is something for it to do.
             if count == 1 or count >= self._batch or not isinstance(item, Done) or not self._linger:
@@ -80,11 +82,19 @@ class Outbox:
                 self._hurry = True
                 self._changed.notify_all()
 
-    def wait_empty(self) -> None:
-        """Wait until everything put so far was carried away."""
+    def wait_carried(self) -> None:
+        """Wait until everything put so far was carried away (FIFO: by one carrier), or nothing is any more.
+
+        What other threads put meanwhile is not waited for, or it might never end.
+        """
         self.hurry()
         with self._changed:
-            self._changed.wait_for(lambda: not (self._items or self._carrying) or self._station.faulted.is_set())
+            last = self._put
+            self._changed.wait_for(lambda: self._carried >= last or self._station.faulted.is_set())
+
+    def holds_back(self, delivery: Delivery) -> bool:
+        """Tell whether a message that runs would overtake one of its group that was refused meanwhile."""
+        return self._refusals.holds_back(delivery)
 
     def close(self) -> None:
         """Carry everything away and end the carriers."""
@@ -108,7 +118,7 @@ class Outbox:
                 # There is room for new leases, which the intake may be waiting for.
                 self._station.demand.set()
                 with self._changed:
-                    self._carrying -= 1
+                    self._carried += len(batch)
                     self._changed.notify_all()
         except BaseException as error:
             # A carrier that ends silently would leave the main thread waiting for room for ever.
@@ -128,7 +138,6 @@ class Outbox:
                 wait = self._patience(self._items[0])
                 if wait <= 0:
                     taken = self._take()
-                    self._carrying += 1
                     self._changed.notify_all()
                     return taken
                 self._changed.wait(wait)

@@ -56,11 +56,15 @@ class Refusals:
 
     def sift(self, batch: Sequence[Done]) -> tuple[list[GiveBack], list[Done]]:
         """Take out of a FIFO batch what must not overtake a refused message of its group; it goes back."""
-        behind = [done for done in batch if done.delivery and done.delivery.received.handle.receipt in self._behind]
+        behind = [done for done in batch if done.delivery and self.holds_back(done.delivery)]
         if not behind:
             return [], list(batch)
         back = [item for done in behind if done.delivery for item in self._now_or_later(GiveBack((done.delivery,), 0))]
         return back, [done for done in batch if done not in behind]
+
+    def holds_back(self, delivery: Delivery) -> bool:
+        """Tell whether this worker had a message already when an earlier one of its group was refused."""
+        return delivery.received.handle.receipt in self._behind
 
     def wait_left(self) -> list[GiveBack]:
         """Once every carrier has ended: return what was not to go back before the engine's workers receive no more."""

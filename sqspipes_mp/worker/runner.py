@@ -29,6 +29,10 @@ class _LeaseLost(Exception):
     """The message is somebody else's by now."""
 
 
+class _Behind(Exception):
+    """The message would overtake an earlier one of its group, whose outputs were refused."""
+
+
 class _Faulted(Exception):
     """The broker refuses for good; this worker ends, and the keeper gives back what it has."""
 
@@ -98,6 +102,10 @@ class Runner:
             passed = True
         except _LeaseLost:
             self.lost(delivery)
+            passed = False
+        except _Behind:
+            self.hand_back([delivery])
+            self._return_followers(delivery)
             passed = False
         except _Faulted as fault:
             # Whatever the queue service has against us, the message is not to blame.
@@ -182,9 +190,13 @@ class Runner:
             if len(outputs) >= self._station.connection.batch:
                 if self._station.fifo:
                     # These go past the carrier, and must not overtake what it still has of the group.
-                    self._outbox.wait_empty()
+                    self._outbox.wait_carried()
+                    if self._station.faulted.is_set():
+                        raise _Faulted
                     if not self._station.holds(delivery):
                         raise _LeaseLost
+                    if self._outbox.holds_back(delivery):
+                        raise _Behind
                 if not self._send_part(Completion(handle, tuple(outputs), last=False)):
                     raise _LeaseLost
                 self._count(delivery, outputs)

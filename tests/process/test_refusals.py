@@ -84,3 +84,18 @@ def test_what_follows_it_in_its_group_waits_for_it(sqs: SQS, server: StandIn) ->
     assert [letter.value for letter in engine.dead_letters()] == [3]
     # What follows it was sent after its last attempt.
     assert server.messages("t-work--dead.fifo")[0]["sent_ms"] <= sent[3]["sent_ms"]
+
+
+def parts(value):
+    yield from ["x" * 2000] if value == 3 else [f"{value}.{part}" for part in range(12 if value == 4 else 1)]
+
+
+def test_a_generator_that_runs_already_does_not_overtake_it(broker: SQS, server: StandIn) -> None:
+    engine = engine_with_a_small_queue(broker, server, parts, fifo=True, on_error=at_once)
+    feed(engine, "work", range(5), group="g")
+    drain(engine, "work")
+    assert [letter.value for letter in engine.dead_letters()] == [3]
+    sent = server.messages("t-work.fifo")[3:]
+    assert len(sent) == 12
+    # Its parts are sent while it runs, past what waits to be carried: still after the last attempt of the other.
+    assert server.messages("t-work--dead.fifo")[0]["sent_ms"] <= min(message["sent_ms"] for message in sent)

@@ -1,5 +1,7 @@
 """Thread mode: several calls at once in one worker, each with the guarantees of a process."""
 
+import contextlib
+import json
 import os
 import threading
 import time
@@ -303,3 +305,28 @@ def test_threads_on_sqs_with_a_generator_and_results_for_the_caller() -> None:
         with engine.run(until="drained", iterate=True) as results:
             found = list(results)
     assert sorted(found) == [100 * value + part for value in range(10) for part in range(12)]
+
+
+def mixed(value: int) -> Iterator[list[int]]:
+    for part in range(25 if value == 0 else 1):
+        yield [value, part]
+
+
+def test_a_stream_on_fifo_waits_for_what_was_before_it_and_not_for_what_others_make_meanwhile() -> None:
+    with standin() as server:
+        broker = SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")
+        broker._settle = 0.1
+        tasks = [source, Task(mixed, name="work", threads=8, prefetch=30), sink]
+        engine = Engine(tasks, domain="t", broker=broker, fifo=True)
+        feed(engine, "work", range(200))
+        # Slow enough that there is always something to carry.
+        server.faults(latency_ms=15)
+        drain(engine, "work")
+        server.faults(latency_ms=0)
+        found = []
+        with contextlib.closing(broker.open()) as connection:
+            while received := connection.receive(["t-work.fifo"], 10, 0, 60):
+                found += [(message.sent_at, json.loads(message.body)["value"]) for message in received]
+    assert len(found) == 224
+    last = max(place for place, (_, value) in enumerate(sorted(found)) if value[0] == 0)
+    assert last < 180
