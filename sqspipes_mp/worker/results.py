@@ -66,11 +66,23 @@ class Results:
             self._next += len(blobs)
             self._owner.update(dict.fromkeys(numbers, key))
         extra = header or {}
-        for number, (ident, blob) in zip(numbers, blobs, strict=True):
-            self._station.say(
-                Kind.RESULT, {**extra, "number": number, "id": ident, "last": number == numbers[-1]}, blob
-            )
+        try:
+            for number, (ident, blob) in zip(numbers, blobs, strict=True):
+                self._station.say(
+                    Kind.RESULT, {**extra, "number": number, "id": ident, "last": number == numbers[-1]}, blob
+                )
+        except BaseException:
+            # No memory for it, say: then the call has failed, and nobody will acknowledge what was not sent.
+            self._withdraw(key, numbers)
+            raise
         return True
+
+    def _withdraw(self, key: int, numbers: range) -> None:
+        with self._changed:
+            del self._waiting[key], self._left[key]
+            for number in numbers:
+                self._owner.pop(number, None)
+            self._changed.notify_all()
 
     def follow(self, done: Done) -> None:
         """Carry away a call that gave nothing; on FIFO only after what the caller still has of its group."""

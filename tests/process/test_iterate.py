@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.gates import (
     alive,
     charges,
     children,
+    dead,
     direct_children,
     ended,
     engine_at,
@@ -496,3 +498,24 @@ def test_a_second_engine_may_iterate_at_the_same_time(db: Path, tmp_path: Path) 
         second.run(iterate=True, only="work", until="drained", idle=0.0) as others,
     ):
         assert sorted(zip(ones, others, strict=True)) == [(n, n) for n in range(3)]
+
+
+def without_room(value):
+    if value:
+        return value
+    blob = bytes(40 << 20)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    # Enough to pickle it, not enough to send it.
+    limit = pages * resource.getpagesize() + (60 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return blob
+
+
+def test_a_result_for_which_there_is_no_memory_fails_its_message_and_nothing_waits_for_it(db: Path) -> None:
+    work = Task(without_room, name="work", max_attempts=1, on_error="retry")
+    engine = engine_at(db, [source, work])
+    feed(engine, "work", range(4))
+    with engine.run(only="work", until="drained", idle=0.0, iterate=True) as results:
+        assert sorted(results) == [1, 2, 3]
+    [(_, failure)] = dead(engine, "work")
+    assert failure.error == "MemoryError"
