@@ -58,7 +58,8 @@ def due(
 def _cap(lease: Lease, timeout: float | None, visibility: float) -> float:
     """Return the time past which a lease is not extended."""
     cap = lease.received_at + MAX_VISIBILITY - _MARGIN
-    if timeout is not None and lease.state is LeaseState.RUNNING:
-        # Its worker is killed at started_at + timeout; judging it may take the keeper a few turns.
+    if timeout is not None and lease.state is LeaseState.RUNNING and not lease.company:
+        # Its worker is killed at started_at + timeout; judging it may take the keeper a few turns. Not a batch's: its
+        # results may wait for a slow caller or queue one by one, long after the call.
         cap = min(cap, lease.started_at + timeout + visibility / 2)
     return cap

@@ -61,6 +61,9 @@ def test_a_running_lease_does_not_outlive_its_timeout():
     lease = replace(_LEASE, state=LeaseState.RUNNING, started_at=101.0)
     (extension,), _ = _due(lease, now=110.0, timeout=5.0)
     assert extension.seconds == 101 + 5 + 30 - 110
+    # One of a batch, whose results wait for their caller one by one.
+    (extension,), _ = _due(replace(lease, company=True), now=110.0, timeout=5.0)
+    assert extension.seconds == 60
 
 
 def test_a_timeout_does_not_cap_what_has_not_started():
