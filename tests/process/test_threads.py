@@ -75,8 +75,9 @@ def kills_at_3(value: int, log: Log, gate: Gate) -> int:
         # With the others around it, the first time.
         gate.wait()
         os._exit(1)
-    if current_message().attempt == 1 and log.lines().count(("begin", 3)) <= 1:
-        gate.wait()
+    if log.lines().count(("begin", value)) == 1:
+        # Not over before 3 kills them all, or 3 would have been alone.
+        threading.Event().wait()
     log.note("end", value)
     return value
 
