@@ -157,7 +157,7 @@ class Crowd:
             self._bench.run_callbacks()
         if self._turns.left is not None and self._turns.left <= 0:
             # The last one it might have may have been lost before it began: then nothing has asked for a successor.
-            self._runner.recycle("max_tasks_per_worker")
+            self._runner.lifetime.recycle("max_tasks_per_worker")
 
     def _work(self, seat: int) -> None:
         try:

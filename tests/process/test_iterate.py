@@ -507,12 +507,19 @@ def without_room(value):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     # Enough to pickle it, not enough to send it.
     limit = pages * resource.getpagesize() + (60 << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     return blob
 
 
+def room_again(error, attempt):
+    # At once: the engine itself has no memory to spare until then.
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    return "reject"
+
+
 def test_a_result_for_which_there_is_no_memory_fails_its_message_and_nothing_waits_for_it(db: Path) -> None:
-    work = Task(without_room, name="work", max_attempts=1, on_error="retry")
+    work = Task(without_room, name="work", on_error=room_again)
     engine = engine_at(db, [source, work])
     feed(engine, "work", range(4))
     with engine.run(only="work", until="drained", idle=0.0, iterate=True) as results:
