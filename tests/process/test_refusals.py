@@ -90,8 +90,8 @@ def parts(value):
     yield from ["x" * 2000] if value == 3 else [f"{value}.{part}" for part in range(12 if value == 4 else 1)]
 
 
-def test_a_generator_that_runs_already_does_not_overtake_it(broker: SQS, server: StandIn) -> None:
-    engine = engine_with_a_small_queue(broker, server, parts, fifo=True, on_error=at_once)
+def test_a_generator_that_runs_already_does_not_overtake_it(sqs: SQS, server: StandIn) -> None:
+    engine = engine_with_a_small_queue(sqs, server, parts, fifo=True, on_error=at_once)
     feed(engine, "work", range(5), group="g")
     drain(engine, "work")
     assert [letter.value for letter in engine.dead_letters()] == [3]
