@@ -46,9 +46,16 @@ def _finish(process):
     return process.returncode, out, err
 
 
+def _tells(*printed):
+    """Check that the README says that this is printed."""
+    for line in printed:
+        assert f"``{line}``" in _README
+
+
 def test_every_python_block_has_a_name_and_a_test_here():
     assert set(_BLOCKS) == {
-        "words.py", _DEMO, "ends.py", "feed.py", "primes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py",
+        "words.py", _DEMO, "client.py", "ends.py", "feed.py", "primes.py", "recipes.py", "test_words.py", "titles.py",
+        "uploads.py", "vectors.py",
     }  # fmt: skip
 
 
@@ -61,7 +68,7 @@ def _read_words(process, count):
     return _finish(process)
 
 
-def test_the_first_example_prints_words_without_aws_until_it_is_stopped(tmp_path):
+def test_the_endless_example_prints_words_without_aws_until_it_is_stopped(tmp_path):
     process = _run(tmp_path, "words.py")
     _, _, err = _read_words(process, 20)
     assert "KeyboardInterrupt" in err
@@ -69,7 +76,7 @@ def test_the_first_example_prints_words_without_aws_until_it_is_stopped(tmp_path
     assert (tmp_path / "words.db").exists()
 
 
-def test_the_first_example_runs_on_sqs_by_one_environment_variable(tmp_path, moto_url):
+def test_the_endless_example_runs_on_sqs_by_one_environment_variable(tmp_path, moto_url):
     environ = {
         "SQSPIPES_BROKER": f"sqs://us-east-1?endpoint_url={moto_url}",
         "AWS_ACCESS_KEY_ID": "testing",
@@ -80,7 +87,7 @@ def test_the_first_example_runs_on_sqs_by_one_environment_variable(tmp_path, mot
     assert {path.name for path in tmp_path.iterdir()} == {"words.py"}
 
 
-def test_the_second_example_is_the_demos_own_source_and_runs(tmp_path):
+def test_the_last_example_is_the_demos_own_source_and_runs(tmp_path):
     own = (_ROOT / "sqspipes_mp" / "cli" / _DEMO).read_text()
     assert _BLOCKS[_DEMO].strip() == f"# {_DEMO}\n{own}".strip()
     tree = tmp_path / "tree"
@@ -94,26 +101,50 @@ def test_the_second_example_is_the_demos_own_source_and_runs(tmp_path):
 def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
     status, out, err = _finish(_run(tmp_path, "ends.py"))
     assert (status, err) == (0, "")
-    assert out.split() == [str(sum(n * n for n in range(1000))), "drained", "1000"]
+    assert out == f"{sum(n * n for n in range(1000))}\ndrained 1000\n"
+    _tells(*out.splitlines())
 
 
 @pytest.mark.parametrize(("example", "printed"), [("titles.py", "64"), ("vectors.py", "332833500")])
 def test_the_examples_of_threads_and_batches_end(tmp_path, example, printed):
     status, out, err = _finish(_run(tmp_path, example))
     assert (status, err, out.split()) == (0, "", [printed])
+    _tells(printed)
 
 
 def test_the_feeding_example_drops_known_keys(tmp_path):
     status, out, err = _finish(_run(tmp_path, "feed.py"))
     assert (status, err) == (0, "")
-    lines = out.split()
     # The workers and the program share standard output: only what each of them wrote is in order.
-    assert sorted(lines) == sorted(["1000", "1", "1002", "144", *(str(n * n) for n in range(1001))])
+    own = ["5 sent", "5 new, then 1", "7 done"]
+    assert [line for line in out.splitlines() if not line.isdecimal()] == own
+    assert sorted(map(int, filter(str.isdecimal, out.splitlines()))) == [0, 1, 4, 9, 16, 25, 144]
+    status, out, err = _finish(_run(tmp_path, "feed.py"))
+    assert (status, out, err) == (0, "5 sent\n0 new, then 0\n0 done\n", "")
+    _tells(*own, "0 new, then 0", "0 done")
+
+
+def test_the_recipes_print_what_stands_there_each_time(tmp_path):
+    shown = textwrap.dedent(_README.partition("in any order::\n\n")[2].partition("\n\n")[0]).splitlines()
+    assert len(shown) == 4
+    for _ in range(2):
+        status, out, _ = _finish(_run(tmp_path, "recipes.py"))
+        assert (status, sorted(out.splitlines())) == (0, sorted(shown))
+
+
+def test_the_example_of_sqspipess_interface_runs_a_task_per_program(tmp_path):
+    source, sink = _run(tmp_path, "client.py", "number"), _run(tmp_path, "client.py")
+    assert all(int(sink.stdout.readline()) in range(2, 201, 2) for _ in range(3))
+    for process in (source, sink):
+        process.send_signal(signal.SIGINT)
+    for process in (source, sink):
+        assert _finish(process)[2].rstrip().endswith("KeyboardInterrupt")
 
 
 def test_the_finite_job_is_done_once(tmp_path):
     assert _finish(_run(tmp_path, "primes.py")) == (0, "168 [2, 3, 5, 7, 11]\n", "")
     assert _finish(_run(tmp_path, "primes.py")) == (0, "0 []\n", "")
+    _tells("168 [2, 3, 5, 7, 11]", "0 []")
 
 
 def test_the_example_of_a_queue_of_others_takes_s3_events(tmp_path):
@@ -141,6 +172,10 @@ def test_the_test_example_passes(tmp_path):
 def test_ci_calls_the_readmes_test_command_word_for_word(command):
     assert f"    {command}\n" in _README
     assert f"\n{command}\n" in (_ROOT / ".ci" / "run").read_text()
+
+
+def test_no_line_is_longer_than_120_characters():
+    assert [number for number, line in enumerate(_README.splitlines(), 1) if len(line) > 120] == []
 
 
 def test_every_option_of_engine_and_task_is_in_the_tables():
