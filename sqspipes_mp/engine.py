@@ -196,6 +196,7 @@ class Engine(Feedable):
             idle=idle,
         )
         check_progress("run(progress)", progress)
+        self._runs.check_beside(plan)
         broker = self.broker
         broker.check()
         if plan.sink is not None:

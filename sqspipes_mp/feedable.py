@@ -125,6 +125,7 @@ class Feedable:
             ordered=ordered, return_exceptions=return_exceptions, with_input=with_input, key=key, resume=resume,
         )  # fmt: skip
         check_progress("map(progress)", progress)
+        self._runs.check_beside(plan)
         broker = self.broker
         broker.check()
         make = partial(Mapping, job, survey(plan, broker, job))

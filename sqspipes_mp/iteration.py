@@ -62,6 +62,8 @@ class Iteration(Iterator[Any]):
         progress: Progress,
     ) -> None:
         self.summary: Summary | None = None
+        #: Indexes of the stages it runs.
+        self.stages = plan.selected
         self._grace = plan.settings.grace
         self._ended = ended
         self._progress = progress
@@ -118,6 +120,11 @@ class Iteration(Iterator[Any]):
             if self._outcome is not None:
                 self._end_with_outcome()
             self._listen(None)
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes messages: neither ended, nor stopped, nor another process's that this one was forked from."""
+        return not self._closed and not self._stopped and self._owner == os.getpid()
 
     def stop(self) -> None:
         """Drain, from any thread; the iteration ends."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.pace import Pace
 from sqspipes_mp.plan import RunPlan
@@ -25,8 +26,26 @@ class Runs:
 
     def __init__(self) -> None:
         self._stoppers: list[Callable[[], None]] = []
+        #: Weak: losing the caller's last reference is what closes an iteration.
+        self._iterations: list[weakref.ref[Iteration]] = []
         self._watch: _Watch | None = None
         self._last: tuple[StageSummary, ...] = ()
+
+    def check_beside(self, plan: RunPlan) -> None:
+        """Raise ``ConfigError`` where an iterator that is still open runs one of the plan's stages.
+
+        It takes their messages, and goes on only while it is read: the new run would wait for them for ever.
+        """
+        self._iterations = [weak for weak in self._iterations if _stages_of(weak)]
+        for weak in self._iterations:
+            shared = set(plan.selected) & _stages_of(weak)
+            if shared:
+                raise ConfigError(
+                    "run, map",
+                    plan.pipeline.stages[min(shared)].name,
+                    "tasks that no open iterator of this engine runs",
+                    "Close that iterator first: leave its with block, call its close(), or read it to its end",
+                )
 
     def run(self, plan: RunPlan, broker: Broker, progress: bool | None = None) -> Outcome:
         """Supervise here until the run ends; ``progress``: as of ``Engine.run``."""
@@ -91,6 +110,7 @@ class Runs:
                 alive.stop()
 
         stoppers.append(stopper)
+        self._iterations.append(weak)
         return iteration
 
     def stop(self) -> None:
@@ -125,6 +145,12 @@ class _Watch:
     board: Scoreboard
     began: float
     pace: Pace
+
+
+def _stages_of(weak: weakref.ref[Iteration]) -> set[int]:
+    """Return what an iteration runs; nothing where it is over. No frame of an error's traceback may keep it alive."""
+    iteration = weak()
+    return set(iteration.stages) if iteration is not None and iteration.open else set()
 
 
 def _shown(plan: RunPlan, board: Scoreboard, wanted: bool | None, total: int | None = None) -> tuple[RunPlan, Progress]:

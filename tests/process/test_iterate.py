@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sqspipes_mp import EmptyTaskOutput, Engine, OutputError, SupervisorLost, Task, control
+from sqspipes_mp import ConfigError, EmptyTaskOutput, Engine, OutputError, SupervisorLost, Task, control
 from tests.gates import (
     Gate,
     Log,
@@ -522,3 +522,18 @@ def test_a_result_for_which_there_is_no_memory_fails_its_message_and_nothing_wai
         assert sorted(results) == [1, 2, 3]
     [(_, failure)] = dead(engine, "work")
     assert failure.error == "MemoryError"
+
+
+def test_beside_an_open_iterator_its_stages_are_not_run_again(db: Path) -> None:
+    engine = one_stage(db, 3, method=same)
+    results = engine.run(iterate=True, only="work", until="drained", idle=0.0)
+    next(results)
+    for again in (lambda: engine.run(until="drained"), lambda: engine.map([1]), lambda: engine.run(iterate=True)):
+        with pytest.raises(ConfigError, match=r"got 'work'. Close that iterator first"):
+            again()
+    # Not a stage of the iterator's.
+    assert engine.run(only="source", until="drained", idle=0.0)["source"].failed == 0
+    results.close()
+    lost = engine.run(iterate=True, only="work", until="drained", idle=0.0)
+    del lost
+    assert engine.run(only="work", until="drained", idle=0.0)["work"].done == 3
