@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from sqspipes_mp.errors import ConfigError
@@ -81,6 +82,26 @@ def check_method(name: str, method: object) -> None:
             "a class with __call__(self, value): it is built once per worker and called per message",
             f"Define __call__, or wrap it in a function: def to_{name}(value): return {method.__name__}(value)",
         )
+
+
+def misfit(method: object, args: Sequence[Any]) -> str | None:
+    """Return why a method cannot be called with ``args``; None where it can, or has no signature to know it from."""
+    called: Any = method
+    try:
+        if isinstance(method, type):
+            # What is called is an instance, which only a worker builds.
+            call = next(vars(cls)["__call__"] for cls in method.__mro__ if "__call__" in vars(cls))
+            called = call.__get__(object(), method) if hasattr(call, "__get__") else call
+        # A decorator may give arguments of its own to what it wraps.
+        signature = inspect.signature(called, follow_wrapped=False)
+    except Exception:
+        # Built-ins have none, and what the user's descriptors raise is the worker's to tell.
+        return None
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 def _has_call(cls: type) -> bool:

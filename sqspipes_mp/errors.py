@@ -121,14 +121,16 @@ class PutError(SqsPipesError):
 
 
 class QueuesNotEmpty(SqsPipesError):
-    """``map`` was to begin while messages were in the pipeline's queues; ``count``: how many."""
+    """``map`` was to begin while messages were in the pipeline's queues; ``count``: how many; ``cure``: what to do."""
 
-    def __init__(self, domain: str, count: int) -> None:
+    def __init__(self, domain: str, count: int, cure: str) -> None:
         self.domain = domain
         self.count = count
+        self.cure = cure
+        messages = "messages are" if count > 1 else "message is"
         super().__init__(
-            f"{count:,} left: so many messages are in the queues of {domain!r}, and map could not tell their results "
-            "from its own. Continue an interrupted map with resume=True (SQLite), finish them with run(), or purge()"
+            f"{count:,} {messages} still in the queues of {domain!r}, and map could not tell their results from its "
+            f"own. {cure}"
         )
 
 

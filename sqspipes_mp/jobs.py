@@ -23,7 +23,9 @@ log = logging.getLogger("sqspipes_mp.engine")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One map. ``feeder`` sends its values; ``resumed``: an interrupted map is to be continued."""
+    """One map. ``feeder`` sends its values; ``resumed``: an interrupted map is to be continued; ``source``: the name of
+    the first task where it is declared as a source, which a ``run`` would call instead of feeding it.
+    """
 
     values: Iterable[Any]
     feeder: Feeder
@@ -31,6 +33,7 @@ class Job:
     return_exceptions: bool
     with_input: bool
     resumed: bool
+    source: str | None
 
 
 def fed_pipeline(pipeline: Pipeline, visibility: float, *, lenient: bool = False) -> Pipeline:
@@ -73,6 +76,7 @@ def plan_job(
         raise ConfigError("map(key)", key, "given with resume=True", "Without a key no value is known again")
     if return_exceptions and settings.on_error == "raise":
         settings = replace(settings, on_error="reject")
+    source = pipeline.stages[0].name if pipeline.stages[0].is_source else None
     pipeline = fed_pipeline(pipeline, settings.visibility, lenient=return_exceptions)
     feeder = Feeder(pipeline, settings, key=key, where="map")
     plan = make_plan(pipeline, settings, iterate=True, idle=0.0)
@@ -84,6 +88,7 @@ def plan_job(
         return_exceptions=return_exceptions,
         with_input=with_input,
         resumed=resume,
+        source=source,
     )
     return plan, job
 
@@ -101,7 +106,8 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
         if not job.resumed:
             depths = [connection.depth(name) for name in queues]
             if count := sum(depth.visible + depth.in_flight + depth.delayed for depth in depths):
-                raise QueuesNotEmpty(pipeline.domain, count)
+                durable = isinstance(connection, SQLiteConnection)
+                raise QueuesNotEmpty(pipeline.domain, count, _cure(job, resumable=durable and job.feeder.keyed))
             return ledger
         if not isinstance(connection, SQLiteConnection):
             raise ConfigError("map(resume)", True, "False on SQS, which cannot tell what was sent before")
@@ -113,3 +119,14 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
     if len(ledger):
         log.info("%s: %d values of an interrupted map are still in the queues", pipeline.domain, len(ledger))
     return ledger
+
+
+def _cure(job: Job, *, resumable: bool) -> str:
+    """Say what can be done about messages that are left, in this very case."""
+    cures = ["Continue an interrupted map that had this key with resume=True"] if resumable else []
+    if job.source is None:
+        cures.append('finish them with run(until="drained")')
+    else:
+        cures.append(f'finish them: write Task({job.source}, input=True), then run(until="drained")')
+    text = ", ".join([*cures, "or drop them with purge()"])
+    return f"{text[0].upper()}{text[1:]}"

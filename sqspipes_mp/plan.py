@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sqspipes_mp.callables import misfit
 from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.numeric import share
@@ -206,7 +207,22 @@ def _args(pipeline: Pipeline, selected: Sequence[int], args: object) -> dict[int
                 f"run(args) of task {pipeline.stages[index].name!r}", value, "a tuple or list", f"Write ({value!r},)"
             )
         bound[index] = tuple(value)
+        if pipeline.stages[index].is_source:
+            _check_source(pipeline.stages[index], bound[index])
     return bound
+
+
+def _check_source(stage: Stage, args: tuple[Any, ...]) -> None:
+    """Raise ``ConfigError`` where a source's function cannot be called with what it will get."""
+    problem = misfit(stage.task.method, args)
+    if problem is not None:
+        what = "the first task and has no input, so it is a source, which is called without a value"
+        raise ConfigError(
+            f"the arguments of task {stage.name!r}",
+            args,
+            f"what its function takes ({problem}): it is {what}",
+            f"Give it args=, or write Task({stage.name}, input=True) and feed it with put, or use map",
+        )
 
 
 def _bands(pipeline: Pipeline, selected: Sequence[int], low: object, high: object) -> dict[int, tuple[str, ...]]:

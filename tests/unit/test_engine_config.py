@@ -227,3 +227,53 @@ def test_the_environment_names_the_broker_and_the_argument_wins(monkeypatch):
     monkeypatch.setenv("SQSPIPES_BROKER", "sqlite:///ambient.db")
     assert "ambient.db" in Engine([print], domain="app").broker.describe()
     assert "mine.db" in Engine([print], domain="app", broker=SQLite("mine.db")).broker.describe()
+
+
+class Counter:
+    def __init__(self, start):
+        self.n = start
+
+    def __call__(self, stop):
+        return min(self.n, stop)
+
+
+class Static:
+    @staticmethod
+    def __call__():
+        return 1
+
+
+def injected(function):
+    @functools.wraps(function)
+    def inner():
+        return function(1)
+
+    return inner
+
+
+@pytest.mark.parametrize("first", [step, Task(step, args=(1, 2)), Task(Counter, init_args=(0,))])
+def test_a_source_that_cannot_be_called_as_it_will_be_is_refused_with_the_cure(first):
+    with pytest.raises(ConfigError, match=r"it is a source.*args=.*input=True.*map"):
+        plan([first, last])
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        source,
+        Task(step, args=(1,)),
+        Task(Counter, args=(3,), init_args=(0,)),
+        Static,
+        injected(step),
+        Task(functools.partial(step, 1), name="part"),
+        Task(iter([1]).__next__, name="next"),
+        Task(step, input=True),
+    ],
+)
+def test_a_source_that_can_be_called_is_not(first):
+    assert plan([first, last])
+
+
+def test_what_is_given_to_run_counts_as_its_arguments():
+    assert plan([step, last], args={"step": (1,)})
+    assert plan([step, last], only="last")
