@@ -154,7 +154,7 @@ class Engine(Feedable):
         max_priority: int | None = None,
         iterate: bool = False,
         until: str | None = None,
-        idle: float = 60.0,
+        idle: float | None = None,
         progress: bool | None = None,
     ) -> Any:
         """Run the pipeline, or some of its stages, until stopped, drained, or an exception ends it.
@@ -168,7 +168,8 @@ class Engine(Feedable):
             max_priority: highest level received here; default: all.
             iterate: return an iterator over the outputs of the last task that runs here.
             until: "drained": return once the sources have ended and every queue is empty and settled.
-            idle: with ``until`` and the source elsewhere: seconds for which the queues must have been empty too.
+            idle: with ``until`` and the source elsewhere: seconds for which the queues must have been empty too;
+                default: 60.
             progress: None: a table of the stages at the foot of the terminal, where stderr is one and ``rich`` is
                 installed (the extra ``progress``); True: elsewhere a line of the log (``sqspipes_mp.progress``, INFO)
                 every 30 s in which something changed; False: nothing.

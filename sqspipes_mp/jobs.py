@@ -79,8 +79,8 @@ def plan_job(
     source = pipeline.stages[0].name if pipeline.stages[0].is_source else None
     pipeline = fed_pipeline(pipeline, settings.visibility, lenient=return_exceptions)
     feeder = Feeder(pipeline, settings, key=key, where="map")
-    plan = make_plan(pipeline, settings, iterate=True, idle=0.0)
-    plan = replace(plan, counted=True, window=None if ordered else plan.window)
+    plan = make_plan(pipeline, settings, iterate=True)
+    plan = replace(plan, counted=True, idle=0.0, window=None if ordered else plan.window)
     job = Job(
         values=values,
         feeder=feeder,

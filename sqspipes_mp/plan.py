@@ -17,6 +17,8 @@ from sqspipes_mp.pipeline import Pipeline, Stage
 FIRST_LEASE = 15.0
 #: The shortest visibility timeout that heartbeats can keep, seconds.
 MIN_VISIBILITY = 2.0
+#: ``run(idle)`` where it is not given, seconds.
+IDLE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class RunPlan:
     inputs: Mapping[int, tuple[str, ...]]
     priority: Any = 0
     until: str | None = None
-    idle: float = 60.0
+    idle: float = IDLE
     sink: int | None = None
     counted: bool = False
     window: int | None = 16
@@ -120,7 +122,7 @@ def make_plan(
     max_priority: object = None,
     iterate: object = False,
     until: object = None,
-    idle: object = 60.0,
+    idle: object = None,
 ) -> RunPlan:
     """Check ``run``'s arguments against the pipeline. Raises ``ConfigError``."""
     selected = _select(pipeline, only)
@@ -132,10 +134,15 @@ def make_plan(
         workers=_workers(pipeline, selected, workers),
         args=_args(pipeline, selected, args),
         inputs=_bands(pipeline, selected, min_priority, max_priority),
-        idle=number("run(idle)", idle, least=0.0),
+        idle=IDLE if idle is None else number("run(idle)", idle, least=0.0),
         sink=selected[-1] if iterate else None,
     )
-    return replace(plan, priority=_priority(plan, priority), until=_until(plan, until))
+    plan = replace(plan, priority=_priority(plan, priority), until=_until(plan, until))
+    if idle is not None and plan.until is None:
+        raise ConfigError(
+            "run(idle)", idle, "given with until, whose end it puts off", 'Add until="drained", or drop it'
+        )
+    return plan
 
 
 def _select(pipeline: Pipeline, only: object) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ def judge(error: BaseException) -> Ending | None:
         return Ending(error.code, error.message, error.__cause__)
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     if any(note.startswith("in stage ") for note in notes):
-        return _of_a_child(error, booting=BOOT_NOTE in notes)
+        return _of_a_child(error, booting=BOOT_NOTE in notes, held=any(", message " in note for note in notes))
     if isinstance(error, (KeyboardInterrupt, Stopped)):
         return Ending(Exit.DONE)
     if isinstance(error, SystemExit):
@@ -61,16 +61,18 @@ def judge(error: BaseException) -> Ending | None:
     return Ending(Exit.FAILED, "this is not a task's exception but the engine's; please report it", error)
 
 
-def _of_a_child(error: BaseException, *, booting: bool) -> Ending:
+def _of_a_child(error: BaseException, *, booting: bool, held: bool) -> Ending:
     if booting and isinstance(error, (BrokerError, ConfigError)):
         return Ending(Exit.BOOT, f"the queues could not be used: {error}")
     if booting:
         return Ending(Exit.BOOT, "a process could not start: see what runs in setup, in init and in __init__", error)
     if isinstance(error, BrokerError):
         return Ending(Exit.FAILED, f"the queues cannot be used any more: {error}")
+    # A source has no message.
+    what = "a task failed; its message is back in its queue, or dead-lettered after its last attempt. "
     return Ending(
         Exit.FAILED,
-        "a task failed; its message is back in its queue, or dead-lettered after its last attempt. "
+        f"{what if held else 'a task failed. '}"
         "Correct the task and run again, or go on despite failures: --on-error retry, --on-error reject",
         error,
     )

@@ -54,9 +54,9 @@ examples:
   SQSPIPES_BROKER=sqs://us-west-2 SQSPIPES_LOG_FORMAT=json sqspipes-mp run words:engine
 
 Each flag also reads its environment variable: SQSPIPES_ONLY, SQSPIPES_WORKERS (both with commas), SQSPIPES_BROKER,
-SQSPIPES_UNTIL, SQSPIPES_ON_ERROR, SQSPIPES_LOG_LEVEL, SQSPIPES_LOG_FORMAT, SQSPIPES_PROGRESS (on, off). A flag is
-stronger than the code, the code than the environment. Ctrl-C and SIGTERM finish what runs and give the rest back to
-its queue; a second one kills.
+SQSPIPES_UNTIL, SQSPIPES_IDLE, SQSPIPES_ON_ERROR, SQSPIPES_LOG_LEVEL, SQSPIPES_LOG_FORMAT, SQSPIPES_PROGRESS (on, off).
+A flag is stronger than the code, the code than the environment. Ctrl-C and SIGTERM finish what runs and give the rest
+back to its queue; a second one kills.
 
 {_CODES}"""
 
@@ -170,6 +170,11 @@ def _add_run(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--until", metavar="|".join(UNTIL), help="end when the source has ended and all queues are empty"
+    )
+    parser.add_argument(
+        "--idle",
+        metavar="SECONDS",
+        help="with --until, where the source runs elsewhere: how long the queues must have been empty; default: 60",
     )
     parser.add_argument(
         "--on-error",

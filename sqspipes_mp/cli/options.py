@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class RunOptions:
     workers: list[Given]
     broker: str | None
     until: str | None
+    idle: float | None
     on_error: Given | None
     log_level: int
     log_format: str
@@ -66,6 +68,7 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
         # SQSPIPES_BROKER is the engine's own to read: only it knows whether its constructor was given one.
         broker=flags.broker,
         until=until.value if until else None,
+        idle=_idle(flags, environ, ends=until is not None),
         on_error=one("on-error", POLICIES),
         log_level=logging.getLevelNamesMapping()[level.value.upper()],
         log_format=form.value,
@@ -101,6 +104,21 @@ def worker_counts(given: Sequence[Given], pipeline: Pipeline, only: Sequence[str
         if one.from_flag or (stage.name in names and stage.task.workers == 1):
             counts.setdefault(stage.name, count)
     return counts
+
+
+def _idle(flags: Namespace, environ: Mapping[str, str], *, ends: bool) -> float | None:
+    """Return the seconds of ``run(idle)``; the environment's are for runs that have an end."""
+    for given in _from_flag(flags, "idle") or (_from_variable(environ, "idle") if ends else []):
+        try:
+            seconds = float(given.value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise Refused(f"{given.source} must be a number of seconds from 0, got {given.value!r}")
+        if not ends:
+            raise Refused(f"{given.source} goes with an end that it puts off: add --until drained")
+        return seconds
+    return None
 
 
 def _stage(given: Given, pipeline: Pipeline, name: str) -> Stage:

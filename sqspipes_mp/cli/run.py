@@ -26,12 +26,12 @@ def run(flags: Namespace, console: Console) -> Exit:
         engine.use(on_error=options.on_error.value)
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
-    plan = make_plan(engine.pipeline, Settings(), only=only, workers=workers, until=options.until)
+    plan = make_plan(engine.pipeline, Settings(), only=only, workers=workers, until=options.until, idle=options.idle)
     with console.held():
         engine.broker.check()
         names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
         console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
-    summary = engine.run(only, workers=workers, until=options.until, progress=options.progress)
+    summary = engine.run(only, workers=workers, until=options.until, idle=options.idle, progress=options.progress)
     return _exit(summary, console, flags.target)
 
 

@@ -175,6 +175,7 @@ def test_every_flag_has_its_variable(cli: Cli, folder: Path) -> None:
         "SQSPIPES_WORKERS": "tell=3",
         "SQSPIPES_BROKER": "sqlite:///elsewhere.db",
         "SQSPIPES_UNTIL": "drained",
+        "SQSPIPES_IDLE": "0",
         "SQSPIPES_LOG_FORMAT": "json",
         "SQSPIPES_LOG_LEVEL": "debug",
     }

@@ -70,7 +70,7 @@ def test_a_tasks_traceback_is_shown_and_a_wrong_value_s_is_not() -> None:
 
 
 def options(environ: dict[str, str] | None = None, **flags: Any) -> Any:
-    names = ("only", "workers", "broker", "until", "on_error", "log_level", "log_format", "progress")
+    names = ("only", "workers", "broker", "until", "idle", "on_error", "log_level", "log_format", "progress")
     return run_options(Namespace(**{**dict.fromkeys(names), **flags}), environ or {})
 
 
@@ -105,6 +105,26 @@ def test_the_environment_is_read() -> None:
     assert task_names(given.only, pipeline()) == ["first", "last"]
     assert (given.until, given.log_level, given.log_format) == ("drained", logging.ERROR, "json")
     assert given.on_error == Given("SQSPIPES_ON_ERROR", "retry")
+
+
+def test_idle_goes_with_until_and_the_flag_wins() -> None:
+    environ = {"SQSPIPES_IDLE": "5"}
+    assert options(environ, until="drained").idle == 5
+    assert options(environ, until="drained", idle="0.5").idle == 0.5
+    # It may be set for all runs, those without an end included.
+    assert options(environ).idle is None
+    for flags, said in (
+        ({"idle": "5"}, "--until drained"),
+        ({"idle": "-1", "until": "drained"}, "--idle must be"),
+        ({"idle": "nan", "until": "drained"}, "--idle must be"),
+    ):
+        with pytest.raises(Refused, match=said):
+            options(**flags)
+
+
+def test_only_what_had_a_message_is_told_of_one() -> None:
+    told = [judge(noted(ValueError("x"), note)) for note in (NOTE, NOTE.partition(", message")[0])]
+    assert [ending and "its message is back" in ending.message for ending in told] == [True, False]
 
 
 def test_an_empty_variable_is_none() -> None:

@@ -115,6 +115,7 @@ _BAD_RUNS = {
     "a band upside down": ({"min_priority": 3, "max_priority": 1}, ["min_priority", "3", "1"]),
     "a band beyond 15": ({"max_priority": 16}, ["max_priority", "16", "15"]),
     "a negative idle": ({"idle": -1}, ["idle", "-1"]),
+    "an idle without an end": ({"idle": 5}, ["idle", "5", "until"]),
     "iterate that is no flag": ({"iterate": 1}, ["iterate", "1"]),
 }
 
