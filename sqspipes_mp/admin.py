@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqspipes_mp.brokers.base import Broker, Connection, Depth
+from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.errors import QueueMissing
 from sqspipes_mp.pace import eta
 from sqspipes_mp.pipeline import Pipeline, Stage
 from sqspipes_mp.summary import StageSummary
+
+#: Seconds that counting what is left in a file may take.
+_PATIENCE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +166,17 @@ def _stage_stats(connection: Connection, stage: Stage, run: StageSummary | None,
 def existing(connection: Connection, names: Iterable[str]) -> list[str]:
     """Return those of the queues that exist."""
     return [name for name in names if _queue_stats(connection, name).depth is not None]
+
+
+def total(broker: SQLite, names: Iterable[str]) -> int:
+    """Return how many messages are in the queues of a file, if it was made."""
+    if broker.file is None or not Path(broker.file).exists():
+        return 0
+    with closing(broker.open(patience=_PATIENCE)) as connection:
+        depths = [
+            queue.depth for queue in (_queue_stats(connection, name) for name in names) if queue.depth is not None
+        ]
+    return sum(depth.visible + depth.in_flight + depth.delayed for depth in depths)
 
 
 def _queue_stats(connection: Connection, name: str) -> QueueStats:

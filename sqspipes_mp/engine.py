@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sqspipes_mp.admin import PipelineStats, existing, opened, read_stats
+from sqspipes_mp.admin import PipelineStats, existing, opened, read_stats, total
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Connection
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import parse, resolve
@@ -25,6 +27,8 @@ from sqspipes_mp.progress import check as check_progress
 from sqspipes_mp.rehearsal import rehearse
 from sqspipes_mp.runs import Runs
 from sqspipes_mp.task import check_on_error
+
+log = logging.getLogger("sqspipes_mp.engine")
 
 _METHODS = ("fork", "forkserver", "spawn")
 #: The default as an object of its own (and so never interned), to tell it from a "raise" that was given.
@@ -131,7 +135,10 @@ class Engine(Feedable):
         if self._broker is None:
             self._broker = resolve(self._wanted, self.domain, os.environ)
             if isinstance(self._broker, SQLite) and self._broker.temporary:
-                weakref.finalize(self, _clean_up, self._broker, os.getpid())
+                # Not the pipeline: its tasks may refer to this engine, which would then never go.
+                dead = [stage.dead for stage in self.whole.stages if stage.dead is not None]
+                names = [name for name in self.whole.queue_names() if name not in dead]
+                weakref.finalize(self, _clean_up, self._broker, os.getpid(), self.domain, names, dead)
         return self._broker
 
     def use(self, broker: Broker | str | None = None, *, on_error: Any = None) -> None:
@@ -243,6 +250,16 @@ class Engine(Feedable):
         return [*own, *existing(connection, [name for name in self.whole.queue_names() if name not in own])]
 
 
-def _clean_up(broker: SQLite, owner: int) -> None:
-    if os.getpid() == owner:
-        broker.cleanup()
+def _clean_up(broker: SQLite, owner: int, domain: str, queues: list[str], dead: list[str]) -> None:
+    """Remove a temporary file, in the process that made it, and say what goes with it."""
+    if os.getpid() != owner:
+        return
+    with contextlib.suppress(Exception):
+        messages, letters = total(broker, queues), total(broker, dead)
+        if messages or letters:
+            log.warning(
+                "%s: %d messages and %d dead letters go with the temporary file they were in. To keep such, "
+                'write Engine(broker="sqlite:///%s.db")',
+                domain, messages, letters, domain,
+            )  # fmt: skip
+    broker.cleanup()

@@ -146,7 +146,8 @@ class Feeder:
         key = self._key(value) if callable(self._key) else self._key
         if isinstance(key, bool) or not isinstance(key, (str, int)) or key == "":
             what = "key(value)" if callable(self._key) else "key"
-            raise ConfigError(f"{self._where}({what})", key, "a text or a whole number", "Return str(...)")
+            cure = "Return str(...)" if callable(self._key) else "Give str(...), or None for a value that is always new"
+            raise ConfigError(f"{self._where}({what})", key, "a non-empty text or a whole number", cure)
         if len(ident := str(key)) > _LONGEST_KEY:
             raise ConfigError(f"{self._where}(key)", key, f"at most {_LONGEST_KEY:,} characters", "Give a digest of it")
         return ident

@@ -123,7 +123,7 @@ class Iteration(Iterator[Any]):
 
     @property
     def open(self) -> bool:
-        """Whether it takes messages: neither ended, nor stopped, nor another process's that this one was forked from."""
+        """Whether it takes messages: not ended, not stopped, and no copy in a process that was forked."""
         return not self._closed and not self._stopped and self._owner == os.getpid()
 
     def stop(self) -> None:

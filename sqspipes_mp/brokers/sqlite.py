@@ -75,7 +75,7 @@ class SQLite:
     def describe(self) -> str:
         """A short text for logs."""
         if self.temporary:
-            return f"SQLite {self.file or 'in a temporary file'}"
+            return f"SQLite {self.file} (temporary)" if self.file else "SQLite in a temporary file"
         return f"SQLite {self.file or os.fspath(self.path or '')}"
 
     def _resolve(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import cast
@@ -13,7 +14,9 @@ from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.errors import ConfigError
 
-logger = logging.getLogger("sqspipes_mp.brokers")
+#: The logger of the warning that no broker was chosen.
+CHOICE = "sqspipes_mp.brokers.choice"
+logger = logging.getLogger(CHOICE)
 
 #: The environment variable that names the broker where the program does not.
 VARIABLE = "SQSPIPES_BROKER"
@@ -39,7 +42,13 @@ def parse(url: str) -> SQS | SQLite:
         cure = "Put them into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a profile or a role"
         raise _bad(shown, "free of credentials", cure)
     if not url.partition(":")[2].startswith("//"):
-        raise _bad(shown, f"written with // after {parts.scheme}:", f"{_SQS_FORMS}; {_SQLITE_FORMS}")
+        # As it was typed, but for what may hold a secret.
+        start, at, rest = re.split("[?#]", url, maxsplit=1)[0].rpartition("@")
+        raise _bad(
+            f"{parts.scheme}:...@{rest}" if at else f"{start}{rest}",
+            f"written with // after {parts.scheme}:",
+            f"{_SQS_FORMS}; {_SQLITE_FORMS}",
+        )
     if parts.fragment:
         raise _bad(shown, "without a #fragment", "Write # in a path or value as %23")
     return _sqs(parts, shown) if parts.scheme == "sqs" else _sqlite(parts, shown)
@@ -63,11 +72,9 @@ def resolve(broker: object, domain: str, environ: Mapping[str, str]) -> Broker:
             raise
     path = f"./{domain}.db"
     logger.warning(
-        "no broker was chosen: using SQLite in %s, for this machine only. Choose it, Engine(broker=SQLite(%r)) or "
-        '%s=sqlite:///%s.db, or choose SQS: Engine(broker=SQS("us-west-2")) or %s=sqs://us-west-2',
+        'no broker was chosen: using SQLite in %s. Choose with Engine(broker="sqlite:///%s.db") or %s; for SQS: '
+        "sqs://us-west-2",
         path,
-        path,
-        VARIABLE,
         domain,
         VARIABLE,
     )

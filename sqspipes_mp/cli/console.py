@@ -35,7 +35,7 @@ class Console:
         self._handler.setFormatter(JsonLines() if self._json else TextLines(colored=colored))
         logging.basicConfig(level=level, handlers=[self._handler], force=True)
         for name in _NOISY:
-            logging.getLogger(name).setLevel(max(level, logging.INFO))
+            logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from pathlib import Path
 from sqspipes_mp.admin import PipelineStats, QueueStats, StageStats
 from sqspipes_mp.brokers.base import Depth
 from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.url import CHOICE
 from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.loading import load
 from sqspipes_mp.cli.table import table
 from sqspipes_mp.engine import Engine
+
+log = logging.getLogger("sqspipes_mp.cli")
 
 _COLUMNS = ("stage", "queue", "waiting", "in flight", "delayed", "dead")
 
@@ -62,8 +66,17 @@ def delete(flags: Namespace, _console: Console) -> Exit:
 def engine_of(flags: Namespace) -> Engine:
     """Load the engine that the command line names, with the broker that it names."""
     engine = load(flags.target)
+    # Which broker it is stands in what is printed; the warning is for what puts messages there.
+    logging.getLogger(CHOICE).setLevel(logging.ERROR)
     if flags.broker is not None:
         engine.use(flags.broker)
+    if isinstance(engine.broker, SQLite) and engine.broker.temporary:
+        log.warning(
+            "%s has a temporary file of its own in every process, so nothing of other processes is in this one. Name "
+            'the broker with --broker URL, or in the code: Engine(broker="sqlite:///%s.db")',
+            engine.domain,
+            engine.domain,
+        )
     return engine
 
 

@@ -1,13 +1,16 @@
 """``put`` and ``put_many``: what is sent, what is refused, and what a run makes of it."""
 
+import gc
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sqspipes_mp import SQS, ConfigError, Engine, MessageTooLarge, OutputError, PutError, SQLite, Task
-from tests.gates import Background, Gate, Log, bodies, eventually, waiting
+from tests.gates import TIMEOUT, Background, Gate, Log, bodies, eventually, waiting
 from tests.standin import standin
 
 
@@ -198,3 +201,44 @@ def test_a_level_that_is_missing_doubles_nothing_on_the_others(db: Path) -> None
             first.put(0)
             assert more.put_many(range(4), priority=lambda value: value % 2) == 4
             assert waiting(more, "work") == (5, 0, 0)
+
+
+def test_an_empty_key_is_refused_with_what_to_give(db: Path) -> None:
+    with pytest.raises(ConfigError, match=r"put\(key\) must be a non-empty text or a whole number, got ''. Give str"):
+        fed(db).put(3, key="")
+
+
+LOST = """
+import os, sys
+from sqspipes_mp import Engine, Task
+
+def work(value):
+    raise ValueError(value)
+
+engine = Engine([Task(work, input=True, on_error="reject")], domain="lost", broker="sqlite://")
+engine.put(1)
+engine.run(until="drained", idle=0.0)
+engine.put_many(range(3))
+if not os.fork():
+    sys.exit()
+os.wait()
+"""
+
+
+def test_what_goes_with_a_temporary_file_is_told_once_by_its_owner(tmp_path: Path) -> None:
+    (tmp_path / "lost.py").write_text(LOST)
+    done = subprocess.run([sys.executable, tmp_path / "lost.py"], capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "temporary" in line]
+    assert len(lines) == 1
+    assert "lost: 3 messages and 1 dead letters go" in lines[0]
+    assert "sqlite:///lost.db" in lines[0]
+
+
+def test_nothing_is_told_of_a_temporary_file_that_is_empty(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine([Task(noted, name="work", input=True)], domain="t", broker=SQLite())
+    engine.put(1)
+    engine.purge()
+    del engine
+    gc.collect()
+    assert caplog.records == []

@@ -38,6 +38,7 @@ def shorts(value):
 db = "sqlite:///w.db"
 engine = Engine([numbers, fails, tell], broker=db, on_error="reject")
 two = Engine([numbers, fails, shorts], domain="two", broker=db, on_error="reject")
+temporary = Engine([numbers, fails, tell], domain="parts", broker="sqlite://")
 elsewhere = Engine([numbers, fails, tell], domain="parts")
 
 class Signalled:
@@ -183,6 +184,18 @@ def test_another_broker_may_be_named(failed: Cli) -> None:
     assert values(failed, "parts:elsewhere") == []
     result = failed("dead", "list", "parts:elsewhere", "--broker", "sqlite:///w.db")
     assert result.stdout.count("ValueError") == 3
+
+
+@pytest.mark.parametrize("verb", [["status"], ["dead", "list"], ["purge"]])
+def test_a_temporary_file_is_said_to_be_one(cli: Cli, verb: list[str]) -> None:
+    result = cli(*verb, "parts:temporary")
+    assert result.returncode == 0
+    assert "a temporary file of its own in every process" in result.stderr
+    assert "(temporary)" in result.stdout
+
+
+def test_looking_does_not_warn_of_the_broker(cli: Cli) -> None:
+    assert cli("status", "parts:elsewhere").stderr == ""
 
 
 # --- show ---

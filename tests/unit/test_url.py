@@ -126,3 +126,18 @@ def test_bad_url_in_the_environment_says_where_it_is() -> None:
 def test_anything_else_is_no_broker(broker: object) -> None:
     with pytest.raises(ConfigError, match="broker must be"):
         resolve(broker, "d", {})
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqs:/us-west-2", "'sqs:/us-west-2'"),
+        ("sqs:us-west-2?secret=1", "'sqs:us-west-2'"),
+        ("sqs:id:secret@us-west-2", "'sqs:...@us-west-2'"),
+    ],
+)
+def test_a_url_without_slashes_is_shown_as_typed_but_for_secrets(url: str, shown: str) -> None:
+    with pytest.raises(ConfigError, match="with // after sqs:") as caught:
+        parse(url)
+    assert shown in str(caught.value)
+    assert "secret" not in str(caught.value)
