@@ -186,7 +186,7 @@ class Engine(Feedable):
 
         Raises:
             ConfigError: before any process starts.
-            KeyboardInterrupt: after a SIGINT drained. SIGTERM drains and returns.
+            KeyboardInterrupt: after a SIGINT drained, with the Summary as its ``summary``. SIGTERM drains and returns.
             BrokerError, BootError, RestartLimit, RemoteError: as their names say.
             Exception: the one a task raised, as itself, with the worker's frames.
         """

@@ -10,11 +10,12 @@ import sysconfig
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.cli import demo_pipeline
 from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.demo_report import Measured, OneProcess, as_json, as_text
@@ -28,7 +29,7 @@ from sqspipes_mp.task import check_workers
 _SHARE, _LEAST = 8, 50
 
 
-def demo(flags: Namespace, _console: Console) -> Exit:
+def demo(flags: Namespace, console: Console) -> Exit:
     """Measure the files with the pipeline and in this process, and compare. Raises ``Refused``."""
     workers = _workers(flags.workers)
     root = Path(flags.path or sysconfig.get_path("stdlib"))
@@ -38,10 +39,13 @@ def demo(flags: Namespace, _console: Console) -> Exit:
     if not paths:
         print(f"There is no Python file (*.py) in {root}: nothing to measure.")
         return Exit.DONE
-    with _ended_by(signal.SIGHUP), Progress(sys.stderr, shown=flags.progress != "off") as progress:
-        alone = _one_process(paths if flags.full_comparison else _sample(paths), len(paths), progress)
-        measured = _pipeline(root, workers, len(paths), progress)
+    measured: Measured | None = None
+    with suppress(KeyboardInterrupt), _ended_by(signal.SIGHUP):
+        with Progress(sys.stderr, shown=flags.progress != "off") as progress:
+            alone = _one_process(paths if flags.full_comparison else _sample(paths), len(paths), progress)
+            measured = _pipeline(root, workers, len(paths), progress)
     if measured is None:
+        console.say("the demo was interrupted before its end, so there is nothing to compare")
         return Exit.DONE
     print(json.dumps(as_json(measured, alone), indent=2) if flags.json else as_text(measured, alone))
     return Exit.DONE
@@ -74,12 +78,17 @@ def _pipeline(root: Path, workers: Any, total: int, progress: Progress) -> Measu
     lines = 0
     engine = demo_pipeline.pipeline(str(root), workers)
     began = time.perf_counter()
-    with engine.run(iterate=True, until="drained", progress=None if progress.shown else False) as results:
-        for report in results:
-            reports.append(report)
-            lines += report.get("lines", 0)
-            passed = time.perf_counter() - began
-            progress.show(f"{len(reports):,} of {total:,} files, {lines:,} lines in {passed:.1f} s")
+    try:
+        with engine.run(iterate=True, until="drained", progress=None if progress.shown else False) as results:
+            for report in results:
+                reports.append(report)
+                lines += report.get("lines", 0)
+                passed = time.perf_counter() - began
+                progress.show(f"{len(reports):,} of {total:,} files, {lines:,} lines in {passed:.1f} s")
+    finally:
+        # What is left after an interruption is of no use to anybody: it goes without a word.
+        if isinstance(engine.broker, SQLite):
+            engine.broker.cleanup()
     seconds = time.perf_counter() - began
     if results.summary is None or results.summary.reason != "drained":
         return None

@@ -99,7 +99,7 @@ def _lines(measured: Measured, alone: OneProcess) -> Iterator[str]:
     yield "(files: messages done; a source's are its calls. busy: share of the workers' time in the function)\n"
     errors = measured.errors
     if errors:
-        yield f"{len(errors):,} of the files could not be read or parsed, and are in no other number:"
+        yield f"{len(errors):,} of the files could not be read or parsed, and have no lines or functions here:"
         yield from (f"  {path}: {shorten(error, 90)}" for path, error in errors[:_ERRORS_SHOWN])
         if len(errors) > _ERRORS_SHOWN:
             yield f"  and {len(errors) - _ERRORS_SHOWN:,} more"
@@ -119,6 +119,8 @@ def _comparison(measured: Measured, alone: OneProcess) -> Iterator[str]:
     faster = f"{_speedup(measured, alone):.2f} times as fast"
     yield f"The pipeline, its start and end included, was {faster}, with {measured.cpus} CPUs to use."
     yield "Whatever else runs on this machine disturbs both measurements."
+    if _speedup(measured, alone) > measured.cpus:
+        yield "More than its CPUs can give: the one process was disturbed. Run the demo again."
     if measured.seconds < 2:
         yield "(Starting and ending take most of so short a run.)"
 

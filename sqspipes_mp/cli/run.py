@@ -31,7 +31,13 @@ def run(flags: Namespace, console: Console) -> Exit:
         engine.broker.check()
         names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
         console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
-    summary = engine.run(only, workers=workers, until=options.until, idle=options.idle, progress=options.progress)
+    try:
+        summary = engine.run(only, workers=workers, until=options.until, idle=options.idle, progress=options.progress)
+    except KeyboardInterrupt as interrupt:
+        # A task that raised it has none.
+        summary = getattr(interrupt, "summary", None)
+        if summary is None:
+            raise
     return _exit(summary, console, flags.target)
 
 

@@ -25,11 +25,15 @@ class Outcome:
         return self.report is not None or self.error is not None or self.signal == signal.SIGINT
 
     def exception(self) -> BaseException:
-        """Return what to raise: what ended the run, KeyboardInterrupt for SIGINT.
+        """Return what to raise: what ended the run, KeyboardInterrupt with the ``summary`` for SIGINT.
 
         For the public method to raise itself: each function it passes through is one more frame that the user reads
         before those of the task.
         """
         if self.report is not None:
             return rebuild(self.report)
-        return self.error or KeyboardInterrupt()
+        if self.error is not None:
+            return self.error
+        interrupt = KeyboardInterrupt()
+        interrupt.summary = self.summary  # type: ignore[attr-defined]
+        return interrupt

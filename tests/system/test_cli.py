@@ -251,6 +251,8 @@ def test_a_signal_ends_it_cleanly(cli: Cli, folder: Path, number: signal.Signals
         process.send_signal(number)
         code, _, errors = ended(process)
     assert (code, "Traceback" in errors) == (0, False)
+    assert f"{number.name} after" in errors
+    assert errors.splitlines()[-2].split()[:2] == ["endless", "1"]
     waiting, in_flight, dead = status(cli, "words:endless")["tell"]
     assert (in_flight, dead) == (0, 0)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sqspipes_mp.cli.demo_report import Measured, OneProcess, as_text
 from tests.gates import ROOT, TIMEOUT, children, ended
 
 Demo = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -165,10 +166,20 @@ def test_stopped_in_the_middle_it_leaves_nothing(tmp_path: Path, temporary: Path
         assert len(family) >= 5
         # As a terminal does: to the whole group.
         os.killpg(process.pid, number)
-        code, output, _ = ended(process)
+        code, output, errors = ended(process)
     finally:
         process.kill()
         process.wait()
     assert (code, output) == (0, "")
+    assert ("the demo was interrupted" in errors) == (number != signal.SIGHUP)
+    assert "temporary file" not in errors
     assert not any(each.is_running() for each in family)
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1.0, True), (3.0, False)])
+def test_a_speed_up_that_cannot_be_is_told(tmp_path: Path, seconds: float, told: bool) -> None:
+    report = {"path": "a.py", "lines": 100, "functions": 0, "top": []}
+    measured = Measured(root=tmp_path, reports=[report], seconds=seconds, stages=(), cpus=2)
+    text = as_text(measured, OneProcess(files=1, total=1, lines=100, seconds=4.0))
+    assert ("disturbed. Run the demo again" in text) == told
