@@ -33,6 +33,9 @@ from __future__ import annotations
 
 from typing import Any
 
+#: What a program needs whose children are fresh processes.
+GUARD = 'With spawn and forkserver a child imports the program again: start the engine under if __name__ == "__main__":'
+
 
 class SqsPipesError(Exception):
     """Base of everything this package raises on its own account."""
@@ -170,7 +173,7 @@ class BootError(SqsPipesError):
         self.cause = cause
         super().__init__(
             f"{role} (pid {pid}) died before it was ready: {cause}. "
-            "Look at what runs at import, in setup and in init, and at the memory limit"
+            f"Look at what runs at import, in setup and in init, and at the memory limit. {GUARD}"
         )
 
 

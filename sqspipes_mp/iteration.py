@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Frame, Kind, describe_exit
-from sqspipes_mp.errors import SupervisorLost
+from sqspipes_mp.errors import GUARD, SupervisorLost
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.progress import Progress
@@ -75,6 +75,9 @@ class Iteration(Iterator[Any]):
         self._outcome: Outcome | None = None
         self._closed = False
         self._stopped = False
+        #: Whether the supervisor imports the program, and whether it has said that it is there.
+        self._fresh = context.get_start_method() != "fork"
+        self._greeted = False
         #: Whether the results on their way have been taken back: they come again in the next run.
         self._taken_back = False
         assert plan.sink is not None
@@ -203,7 +206,8 @@ class Iteration(Iterator[Any]):
             pid = self._child.pid
             self._child.kill()
             code = self._finish()
-            raise SupervisorLost("(supervisor)", pid, describe_exit(code))
+            hint = f". {GUARD}" if self._fresh and not self._greeted else ""
+            raise SupervisorLost("(supervisor)", pid, f"{describe_exit(code)}{hint}")
 
     def _watch(self, timeout: float | None) -> dict[int, int]:
         """Wait for the supervisor, showing the progress meanwhile."""
@@ -219,9 +223,11 @@ class Iteration(Iterator[Any]):
     def _heard(self, frame: Frame) -> None:
         if frame.kind is Kind.RESULT:
             self._ready.append(frame)
-        elif frame.kind is Kind.HELLO and self._stopped:
-            # Stopped before it could hear signals.
-            self._signal_supervisor()
+        elif frame.kind is Kind.HELLO:
+            self._greeted = True
+            if self._stopped:
+                # Stopped before it could hear signals.
+                self._signal_supervisor()
         elif frame.kind is Kind.STOPPED:
             self._taken_back = self._repeatable
         elif frame.kind is Kind.BYE:

@@ -40,10 +40,10 @@ def demo(flags: Namespace, console: Console) -> Exit:
         print(f"There is no Python file (*.py) in {root}: nothing to measure.")
         return Exit.DONE
     measured: Measured | None = None
-    with suppress(KeyboardInterrupt), _ended_by(signal.SIGHUP):
-        with Progress(sys.stderr, shown=flags.progress != "off") as progress:
-            alone = _one_process(paths if flags.full_comparison else _sample(paths), len(paths), progress)
-            measured = _pipeline(root, workers, len(paths), progress)
+    shown = Progress(sys.stderr, shown=flags.progress != "off")
+    with suppress(KeyboardInterrupt), _ended_by(signal.SIGHUP), shown as progress:
+        alone = _one_process(paths if flags.full_comparison else _sample(paths), len(paths), progress)
+        measured = _pipeline(root, workers, len(paths), progress)
     if measured is None:
         console.say("the demo was interrupted before its end, so there is nothing to compare")
         return Exit.DONE

@@ -156,3 +156,23 @@ def test_setup_runs_once_in_each_child(db: Path, log: Log, tmp_path: Path, metho
     setups = Log(str(tmp_path / "setups"))
     pipeline(db, log, method, setup=partial(note_setup, setups)).run(only="source")
     assert len(setups.lines()) == len(set(setups.lines())) == 2
+
+
+UNGUARDED = """
+import sys
+from sqspipes_mp import Engine
+
+def numbers():
+    yield from range(3)
+
+engine = Engine([numbers], domain="u", broker=f"sqlite:///{sys.argv[1]}", start_method=sys.argv[2])
+print(list(engine.run(iterate=True)) if sys.argv[3] == "iterate" else engine.run())
+"""
+
+
+@pytest.mark.parametrize(("method", "how"), [("spawn", "run"), ("forkserver", "iterate")])
+def test_a_program_without_its_guard_is_told_so(tmp_path: Path, db: Path, method: str, how: str) -> None:
+    with program(tmp_path, UNGUARDED, db, method, how) as process:
+        code, _, errors = ended(process)
+    assert code == 1
+    assert 'start the engine under if __name__ == "__main__":' in errors.splitlines()[-1]
