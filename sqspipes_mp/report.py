@@ -53,13 +53,14 @@ class Report:
 
 
 def pack_exception(
-    exc: BaseException, *, stage: str, pid: int, message_id: str | None, note: str | None = None
+    exc: BaseException, *, stage: str | None, pid: int, message_id: str | None, note: str | None = None
 ) -> Report:
     """Describe ``exc`` for the parent; never raises, and leaves ``exc`` as it was.
 
-    ``note``: one more note for it, before the one naming stage, worker and message.
+    ``note``: one more note for it, before the one naming stage, worker and message; ``stage`` None: the keeper.
     """
-    where = f"in stage {stage!r}, worker {pid}" + (f", message {message_id}" if message_id else "")
+    where = f"in stage {stage!r}, worker {pid}" if stage is not None else f"in the keeper, process {pid}"
+    where += f", message {message_id}" if message_id else ""
     ours = (note, where) if note else (where,)
     # BaseException throughout: code of the user runs here (__str__, __reduce__), and it may well call sys.exit().
     try:

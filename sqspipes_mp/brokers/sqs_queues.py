@@ -121,12 +121,14 @@ class Queues:
         """Create or check one queue; tell whether it was created."""
         try:
             found = self._attributes(spec.name)
-        except QueueMissing as missing:
+        except QueueMissing:
             self._urls.pop(spec.name, None)
             if not spec.owned:
-                raise QueueMissing(spec.name, "It is a queue of others, so it is not created here") from missing
+                raise QueueMissing(
+                    spec.name, "It is a queue of others, so it is not created here: check name, region and account"
+                ) from None
             if not create:
-                raise QueueMissing(spec.name, "create_queues=False: create it, or let the engine do so") from missing
+                raise QueueMissing(spec.name, "create_queues=False: create it, or let the engine do so") from None
             return self._create(spec)
         if spec.owned:
             self._compare(spec, found)

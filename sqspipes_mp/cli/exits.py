@@ -46,7 +46,7 @@ def judge(error: BaseException) -> Ending | None:
     if isinstance(error, Refused):
         return Ending(error.code, error.message, error.__cause__)
     notes = [str(note) for note in getattr(error, "__notes__", ())]
-    if any(note.startswith("in stage ") for note in notes):
+    if any(note.startswith(("in stage ", "in the keeper, ")) for note in notes):
         return _of_a_child(error, booting=BOOT_NOTE in notes, held=any(", message " in note for note in notes))
     if isinstance(error, (KeyboardInterrupt, Stopped)):
         return Ending(Exit.DONE)

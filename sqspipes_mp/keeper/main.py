@@ -13,12 +13,13 @@ import random
 import select
 import time
 from contextlib import closing
+from dataclasses import replace
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.backoff import backoff
 from sqspipes_mp.brokers.base import Completion, Connection
 from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
-from sqspipes_mp.errors import BrokerBusy
+from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.killed import killed_header, killed_letter
@@ -28,7 +29,7 @@ from sqspipes_mp.lease import Lease
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.region import Cause, Region, id_digest
-from sqspipes_mp.report import pack_exception
+from sqspipes_mp.report import Report, pack_exception
 from sqspipes_mp.scoreboard import (
     KEEPER_BEAT,
     KEEPER_CHARGED,
@@ -64,18 +65,27 @@ def keeper_main(orders: Assignment, *, boots: bool) -> None:
         connection.tend()
     except BaseException as error:
         # A wrong region, a missing queue or right, a failing setup: the engine ends with this very error.
-        report = pack_exception(error, stage="keeper", pid=os.getpid(), message_id=None, note=BOOT_NOTE)
-        channel.send(Kind.FAILED, {"boot": True}, report.to_bytes())
+        channel.send(Kind.FAILED, {"boot": True}, _boot_report(error).to_bytes())
         os._exit(EXIT_BOOT)
     try:
         channel.send(Kind.READY)
         Keeper(orders, connection, channel).run()
         connection.close()
     except BaseException as error:
-        report = pack_exception(error, stage="keeper", pid=os.getpid(), message_id=None)
+        report = pack_exception(error, stage=None, pid=os.getpid(), message_id=None)
         channel.send(Kind.FAULT, {}, report.to_bytes())
         os._exit(EXIT_FAULT)
     channel.send(Kind.BYE)
+
+
+def _boot_report(error: BaseException) -> Report:
+    """Return what the caller is to raise; the package's own errors say all in their text, wherever they arose."""
+    ours = isinstance(error, SqsPipesError)
+    if ours:
+        error.__traceback__ = error.__cause__ = None
+        error.__suppress_context__ = True
+    report = pack_exception(error, stage=None, pid=os.getpid(), message_id=None, note=BOOT_NOTE)
+    return replace(report, notes=()) if ours else report
 
 
 class Keeper:

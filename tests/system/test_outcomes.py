@@ -609,6 +609,9 @@ def test_purge_and_delete_touch_this_pipeline_only(db: Path) -> None:
 
 def test_a_missing_queue_is_one_error_where_queues_are_not_created(db: Path) -> None:
     engine = engine_at(db, [source, Task(sink, name="work"), sink], create_queues=False)
-    with pytest.raises(Exception, match=r"queue 't-.*' does not exist"):
+    with pytest.raises(Exception, match=r"queue 't-.*' does not exist") as caught:
         drain(engine, "work")
+    # Neither the keeper's frames and notes nor what it tried before.
+    assert (caught.value.__cause__, getattr(caught.value, "__notes__", [])) == (None, [])
+    assert not any("keeper" in str(entry.path) for entry in caught.traceback)
     assert file_of(engine) == str(db.resolve())
