@@ -27,7 +27,7 @@ from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.progress import Progress
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.sigterm import Sigterm
-from sqspipes_mp.summary import Summary
+from sqspipes_mp.summary import Summary, readings
 from sqspipes_mp.supervisor.child import start
 from sqspipes_mp.supervisor.crew import Mains
 from sqspipes_mp.supervisor.outcome import Outcome
@@ -66,6 +66,7 @@ class Iteration(Iterator[Any]):
         self.stages = plan.selected
         self._grace = plan.settings.grace
         self._ended = ended
+        self._running = partial(_running, plan, board)
         self._progress = progress
         # The engine removes its temporary files when nobody needs it any more.
         self._owned_by = owner
@@ -167,7 +168,13 @@ class Iteration(Iterator[Any]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        try:
+            if kind is KeyboardInterrupt and not self._closed and (running := self._running()):
+                log.warning(
+                    "draining: calls that run (%d) have %g s to end; a second Ctrl-C kills them", running, self._grace
+                )
+        finally:
+            self.close()
 
     def __del__(self) -> None:
         # A half-built one has nothing to close, and a forked copy is not the owner.
@@ -275,6 +282,10 @@ def _not_the_end(error: BaseException) -> BaseException:
     wrapped = RuntimeError("a task raised StopIteration")
     wrapped.__cause__ = error
     return wrapped
+
+
+def _running(plan: RunPlan, board: Scoreboard) -> int:
+    return sum(reading.running for reading in readings(plan, board))
 
 
 def _close_at_exit(left_open: weakref.ref[Iteration]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 
 from sqspipes_mp.control import Kind, ParentChannel
@@ -14,6 +15,7 @@ from sqspipes_mp.errors import SqsPipesError
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report import Report
 from sqspipes_mp.scoreboard import S_BOOTING, STATE
+from sqspipes_mp.summary import readings
 from sqspipes_mp.supervisor.crew import Crew
 from sqspipes_mp.supervisor.shutdown import Shutdown, Step
 from sqspipes_mp.supervisor.switchboard import Switchboard
@@ -63,7 +65,14 @@ class Ending:
             return
         crew = self._crew
         grace = crew.plan.settings.grace
-        log.info("draining (%s): running messages have %g s", reason, grace)
+        running = sum(reading.running for reading in readings(crew.plan, crew.board))
+        # Whoever sent a signal waits now, and may not know for what.
+        patient = running == 0 or reason not in signal.Signals.__members__
+        second = "" if patient else "; a second signal kills them"
+        log.log(
+            logging.INFO if patient else logging.WARNING,
+            "draining (%s): calls that run (%d) have %g s to end%s", reason, running, grace, second,
+        )  # fmt: skip
         self.reason = reason
         self._shutdown = Shutdown(time.monotonic(), grace)
         if self._caller is not None and reason not in {"drained", "ended"}:

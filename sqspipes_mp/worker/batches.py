@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
 from sqspipes_mp.lease import LeaseState
@@ -29,13 +30,22 @@ log = logging.getLogger("sqspipes_mp.worker")
 class BatchCaller(Caller):
     """A function that takes a list of values and returns a list of as many."""
 
+    #: What was wrong with the list that a whole batch gave, while its members run one by one.
+    whole: WrongShape | None = None
+
     def call_many(self, values: list[Any]) -> list[Any]:
         """Return one result, or exception, per value. Raises ``WrongShape``, and what the function raised."""
         return results_of(self.task.name, len(values), super().call(values))
 
     def call(self, *values: Any) -> Any:
         """Call with one value; raise what it gave as an exception."""
-        (result,) = self.call_many(list(values))
+        try:
+            (result,) = self.call_many(list(values))
+        except WrongShape:
+            if self.whole is None:
+                raise
+            # Of the batch as the user knows it, not of the one made to find out.
+            raise WrongShape(str(self.whole)) from None
         if isinstance(result, BaseException):
             raise result
         return result
@@ -151,14 +161,16 @@ class Batches:
     def _one_by_one(self, members: list[Delivery], line: _Line, error: BaseException) -> None:
         station, runner = self._station, self._runner
         log.warning(
-            "%s: a batch of %d failed (%s: %.200s); its messages run one by one",
-            station.stage.name, len(members), type(error).__name__, message_of(error),
+            "%s: a batch of %d failed (%s: %s); its messages run one by one",
+            station.stage.name, len(members), type(error).__name__, _words_of(error),
         )  # fmt: skip
+        self._caller.whole = error if isinstance(error, WrongShape) else None
         for member in members:
             if station.full_stop.is_set():
                 runner.back.append(member)
             else:
                 line.passes(member, runner.process)
+        self._caller.whole = None
         if isinstance(error, WrongShape):
             # No message's fault, so no message can tell of it.
             self._blame_function(error)
@@ -173,6 +185,11 @@ class Batches:
         )
         if decision.report:
             self._station.end_run(error)
+
+
+def _words_of(error: BaseException) -> str:
+    """Return an error's message for one line of the log, in whole words."""
+    return shorten(message_of(error)[:2000], 300, placeholder=" ...")
 
 
 class _Line:

@@ -392,7 +392,9 @@ def test_a_signal_ends_the_loop_cleanly(tmp_path: Path, db: Path, log: Log, numb
         log.wait_for(5)
         process.send_signal(number)
         code, _, errors = ended(process)
-        assert (code, errors) == (0, "")
+        # The last call may not quite be over.
+        unexpected = [line for line in errors.splitlines() if not line.startswith("draining")]
+        assert (code, unexpected) == (0, [])
     assert log.lines()[-1] == last
     # The loop was waiting for the sixth result, so the fifth is done.
     assert waiting(engine, "work") == (0, 0, 0)
@@ -426,7 +428,8 @@ def test_a_second_ctrl_c_kills_what_still_runs(tmp_path: Path, db: Path, log: Lo
         process.send_signal(signal.SIGINT)
         # The first one waits for the running call, for up to 25 s; so send until the worker is gone.
         eventually(lambda: not any(map(alive, pids)) or process.send_signal(signal.SIGINT))
-        ended(process)
+        errors = ended(process)[2]
+    assert "calls that run (1) have 25 s to end; a second Ctrl-C kills them" in errors
     assert waiting(engine, "work") == (1, 0, 0)
     assert charges(engine) == [0]
 
