@@ -84,7 +84,6 @@ def test_sigterm_finishes_what_runs_and_gives_the_rest_back(tmp_path: Path, db: 
         gate.open()
         code, output, errors = ended(process)
     assert (code, unexpected(errors)) == (0, [])
-    assert "draining (SIGTERM): calls that run (" in errors
     done = ends(log)
     assert output == f"SIGTERM {len(done)}\n"
     assert 0 in done
