@@ -1,4 +1,4 @@
-"""Run times in a histogram of fixed size: one addition per call, percentiles to within an eighth. Pure; any process.
+"""Run times in a histogram of fixed size: one addition per call, percentiles rounded up. Pure; any process.
 
 Four buckets per doubling, from a microsecond to most of a day.
 """
@@ -23,7 +23,7 @@ def bucket(nanoseconds: int) -> int:
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
-    """Return the seconds within which ``share`` (0 to 1) of the calls ended, the middle of their bucket; None: none."""
+    """Return the seconds within which ``share`` (0 to 1) of the calls ended, at most a quarter more; None: none."""
     total = sum(counts)
     if not total:
         return None
@@ -32,8 +32,8 @@ def percentile(counts: Sequence[int], share: float) -> float | None:
     for place, count in enumerate(counts):
         seen += count
         if seen >= wanted:
-            return _middle(place)
-    return _middle(BUCKETS - 1)
+            return _upper(place)
+    return _upper(BUCKETS - 1)
 
 
 def duration(seconds: float | None) -> str:
@@ -46,6 +46,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def _middle(place: int) -> float:
+def _upper(place: int) -> float:
+    """Return the seconds at which a bucket ends: what is shown as reached has been."""
     doubling, quarter = divmod(place, 4)
-    return float(2 ** (doubling + _LEAST_BITS)) * (1 + (quarter + 0.5) / 4) / 1e9
+    return float(2 ** (doubling + _LEAST_BITS)) * (1 + (quarter + 1) / 4) / 1e9

@@ -58,7 +58,7 @@ def letter_of(error: BaseException, delivery: Delivery, station: Station) -> Dea
 def tell_buried(error: BaseException, delivery: Delivery, station: Station) -> None:
     """Tell the caller of ``map`` that a message is about to be dead-lettered."""
     if station.orders.plan.counted:
-        ident = delivery.received.handle.message_id
+        ident = short_id(delivery.message.parent)
         report = pack_exception(error, stage=station.stage.name, pid=os.getpid(), message_id=ident)
         header = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
         station.say(Kind.BURIED, header, report.to_bytes())

@@ -14,7 +14,7 @@ from functools import partial
 from sqspipes_mp.brokers.base import OutputsRefused
 from sqspipes_mp.control import Kind
 from sqspipes_mp.lease import LeaseState
-from sqspipes_mp.report_text import message_of
+from sqspipes_mp.report_text import message_of, short_id
 from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.worker.failures import decide_on, letter_of, log_retry, tell_buried
 from sqspipes_mp.worker.items import Bury, Done, GiveBack
@@ -91,7 +91,7 @@ class Refusals:
                 log_retry(error, delivery, station, decision.delay)
             items += self._now_or_later(GiveBack((delivery,), decision.delay, charge=True), later=decision.report)
         if decision.report:
-            self._end_run(error, delivery.received.handle.message_id)
+            self._end_run(error, short_id(delivery.message.parent))
         return items + self._followers(delivery)
 
     def _followers(self, delivery: Delivery) -> list[GiveBack]:

@@ -14,6 +14,7 @@ from sqspipes_mp.counting import mark, token
 from sqspipes_mp.current import set_current
 from sqspipes_mp.errors import BrokerError
 from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.report_text import short_id
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.task import TaskCallback
@@ -257,7 +258,7 @@ class Runner:
             log_retry(error, delivery, station, decision.delay)
             self._outbox.put(GiveBack((delivery,), decision.delay, charge=True))
         if decision.report:
-            station.end_run(error, delivery.received.handle.message_id)
+            station.end_run(error, short_id(delivery.message.parent))
         # What came after it in its FIFO group must not overtake it.
         self._return_followers(delivery)
         if isinstance(error, MemoryError):

@@ -599,3 +599,16 @@ def test_an_id_that_fits_none_or_several_is_refused_with_candidates() -> None:
         resolve_ids([f"{number}0000000" for number in range(9)], [""])
     with pytest.raises(ConfigError, match="There are none$"):
         resolve_ids([], ["x"])
+
+
+def test_the_note_names_the_message_as_dead_list_does(db: Path) -> None:
+    engine = engine_at(db, [Task(explode, name="work", input=True, max_attempts=1)])
+    engine.put(1)
+    with pytest.raises(ValueError, match="1") as caught:
+        engine.run()
+    (letter,) = engine.dead_letters()
+    assert letter.id.startswith(caught.value.__notes__[-1].rpartition(", message ")[2])
+
+
+def explode(value):
+    raise ValueError(value)

@@ -14,10 +14,10 @@ def test_buckets_are_in_order_and_in_range(nanoseconds):
 
 
 @given(st.integers(1_100, 10**13))
-def test_one_call_is_told_to_within_an_eighth(nanoseconds):
+def test_one_call_is_told_rounded_up_by_a_quarter_at_most(nanoseconds):
     counts = [0] * BUCKETS
     counts[bucket(nanoseconds)] = 1
-    assert percentile(counts, 0.5) == pytest.approx(nanoseconds / 1e9, rel=0.126)
+    assert 1.0 <= percentile(counts, 0.5) / (nanoseconds / 1e9) <= 1.2501
 
 
 def test_percentiles_of_many():
@@ -30,7 +30,7 @@ def test_percentiles_of_many():
     assert sum(counts) == len(times)
     times.sort()
     for share in (0.5, 0.95):
-        assert percentile(counts, share) == pytest.approx(times[int(share * len(times))], rel=0.15)
+        assert 0.99 <= percentile(counts, share) / times[int(share * len(times))] <= 1.26
 
 
 def test_none_before_the_first_call():
