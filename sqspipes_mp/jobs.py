@@ -111,6 +111,12 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
             return ledger
         if not isinstance(connection, SQLiteConnection):
             raise ConfigError("map(resume)", True, "False on SQS, which cannot tell what was sent before")
+        if held := sum(connection.depth(name).in_flight for name in queues):
+            log.warning(
+                "%s: waiting for %d messages that a killed run held (or one that goes on holds): they come back within "
+                "%g s, when its leases end",
+                pipeline.domain, held, plan.settings.visibility,
+            )  # fmt: skip
         for name in queues:
             for body, ident in connection.bodies(name):
                 with contextlib.suppress(DecodeError):

@@ -17,6 +17,29 @@ log = logging.getLogger("sqspipes_mp.keeper")
 _OFTEN = 1.0
 
 
+def tell_left(plan: RunPlan, connection: Connection) -> None:
+    """Say what an earlier run has left where a source is about to send all it has: it will be done besides."""
+    source = plan.source
+    if source is None or not source.ends:
+        return
+    names = {*source.outputs, *(name for index in plan.selected for name in plan.inputs[index])}
+    try:
+        depths = [connection.depth(name) for name in sorted(names)]
+    except BrokerError:
+        # Nobody needs this number to work.
+        return
+    count = sum(depth.visible + depth.in_flight + depth.delayed for depth in depths)
+    if count:
+        # Where others work on the same queues that is how it should be.
+        alone = len(plan.selected) == len(plan.pipeline.stages)
+        log.log(
+            logging.WARNING if alone else logging.INFO,
+            "%s: messages of an earlier run are still in the queues (%d); they are done besides what the source %s "
+            "makes now. Where that would be done twice, stop and purge() first",
+            plan.pipeline.domain, count, source.name,
+        )  # fmt: skip
+
+
 class WaitCount:
     """Counts one queue at a time, so that no turn of the keeper takes long, and writes each stage's sum down."""
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import re
 import signal
 import textwrap
 import threading
@@ -296,7 +297,9 @@ def test_kill_everything_half_way_and_resume(db: Path, log: Log, tmp_path: Path)
     assert 300 <= len(before) < 800
     with program(tmp_path, RESUMED, db, log.path, done.path) as process:
         status, _, err = ended(process)
-        assert (status, err) == (0, "")
+        # Of what was in flight at the kill, unless its leases ended meanwhile.
+        told = re.fullmatch(r"(t: waiting for \d+ messages .*within 2 s, when its leases end\n)?", err)
+        assert (status, told is not None) == (0, True), err
     after = done.lines()[len(before) :]
     assert set(before) | set(after) == set(range(800))
     assert len(after) == len(set(after))

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from sqspipes_mp import Reject, Retry, Task
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
-from tests.gates import Background, Gate, Log, alive, direct_children, engine_at, eventually, kill, values
+from tests.gates import Background, Gate, Log, alive, direct_children, ended, engine_at, eventually, kill, program, values
 
 
 def sink(value):
@@ -240,3 +241,32 @@ def test_what_a_paced_source_made_does_not_wait_for_company(db: Path, monkeypatc
     engine = engine_at(db, [Task(every_hour, interval=3600), sink], start_method="fork")
     with engine.run(iterate=True) as results:
         assert next(results) == "made"
+
+
+LEFT = """
+import logging, sys
+from tests.process.test_sources import *
+logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
+engine = engine_at(sys.argv[1], [few, taken])
+for only in ("few", "few", None, None):
+    engine.run(only, until="drained")
+"""
+
+
+def test_what_an_earlier_run_left_is_told_where_the_source_begins_anew(tmp_path: Path, db: Path) -> None:
+    with program(tmp_path, LEFT, db) as process:
+        code, _, errors = ended(process)
+    assert code == 0
+    # A part that runs here feeds others as it should; the whole pipeline would do the work twice.
+    assert re.findall(r"(\w+) t: messages of an earlier run are still in the queues \((\d+)\)", errors) == [
+        ("INFO", "3"),
+        ("WARNING", "6"),
+    ]
+
+
+def few():
+    yield from range(3)
+
+
+def taken(value):
+    pass
