@@ -14,7 +14,7 @@ from typing import Any
 from sqspipes_mp.report_bytes import encode, join
 from sqspipes_mp.report_pickle import Numbers, pickle_alone
 from sqspipes_mp.report_raw import get
-from sqspipes_mp.report_text import MAX_NOTE, cut, message_of, notes_of, type_name, walk, without_own
+from sqspipes_mp.report_text import MAX_NOTE, cut, frames_of, message_of, notes_of, type_name, walk
 
 #: Bytes of all pickles and links of one report.
 MAX_PICKLED = 262_144
@@ -54,7 +54,7 @@ def pack(root: BaseException) -> tuple[bytes | None, list[str]]:
 
 def _node(exc: BaseException, numbers: Numbers, codes: dict[Code, int], room: int) -> tuple[dict[str, Any], bytes]:
     blob, dropped = pickle_alone(exc, numbers, room)
-    frames, lost = _frames(get(exc, "__traceback__"), codes)
+    frames, lost = _frames(frames_of(exc), codes)
     notes = notes_of(exc) + dropped
     if lost:
         notes.append(f"{lost} frames in the middle of its traceback were left out")
@@ -78,7 +78,7 @@ def _link(exc: BaseException | None, numbers: Numbers) -> int | None:
 def _frames(tb: TracebackType | None, codes: dict[Code, int]) -> tuple[list[tuple[int, int, int]], int]:
     """Return (number of the code, line, repetitions) outermost first, and how many frames were left out."""
     plain: list[tuple[int, int]] = []
-    for frame, line in walk(without_own(tb)):
+    for frame, line in walk(tb):
         module = frame.f_globals.get("__name__")
         key = (frame.f_code.co_filename, frame.f_code.co_name, module if isinstance(module, str) else "?")
         plain.append((codes.setdefault(key, len(codes)), line))

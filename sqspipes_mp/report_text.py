@@ -7,6 +7,7 @@ from itertools import chain
 from types import FrameType, TracebackType
 from typing import Any
 
+from sqspipes_mp.errors import MessageError
 from sqspipes_mp.report_raw import get
 
 #: Characters of the formatted traceback; more is cut from its middle.
@@ -43,7 +44,7 @@ def notes_of(exc: BaseException) -> list[str]:
 
 def traceback_text(exc: BaseException) -> str:
     """Format as the interpreter does, causes and notes included, in at most about MAX_TEXT characters."""
-    tb, lost = _both_ends(without_own(get(exc, "__traceback__")))
+    tb, lost = _both_ends(frames_of(exc))
     start = (f"({lost} frames in the middle of the last traceback are not shown)\n",) if lost else ()
     try:
         lines = traceback.TracebackException(type(exc), exc, tb, limit=-_MAX_ENTRIES, compact=True).format()
@@ -54,12 +55,26 @@ def traceback_text(exc: BaseException) -> str:
         return _join((*start, *plain, f"{type_name(type(exc))}: {cut(message_of(exc), MAX_MESSAGE)}\n"))
 
 
+def frames_of(exc: BaseException) -> TracebackType | None:
+    """Return the traceback without the engine's own frames at its beginning, whole where there are no others.
+
+    None for what the engine says of a function's output: its text tells which, and the function has returned.
+    """
+    tb = get(exc, "__traceback__")
+    user = without_own(tb)
+    return None if user is tb and issubclass(type(exc), MessageError) and _is_own(tb) else user
+
+
 def without_own(tb: TracebackType | None) -> TracebackType | None:
     """Skip the engine's own frames, as long as the traceback goes on into other code."""
     inner = tb
-    while inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith(_OWN_FRAMES):
+    while inner is not None and _is_own(inner):
         inner = inner.tb_next
     return inner or tb
+
+
+def _is_own(tb: TracebackType | None) -> bool:
+    return tb is not None and str(tb.tb_frame.f_globals.get("__name__")).startswith(_OWN_FRAMES)
 
 
 def walk(tb: TracebackType | None) -> Iterator[tuple[FrameType, int]]:

@@ -211,8 +211,10 @@ def unpicklable(value):
 
 def test_an_output_that_cannot_be_pickled_is_an_output_error(db: Path) -> None:
     engine = one_stage(db, 1, method=unpicklable)
-    with pytest.raises(OutputError, match=r"stage 'work'.*lock.*cannot be pickled"):
+    with pytest.raises(OutputError, match=r"stage 'work'.*lock.*cannot be pickled") as caught:
         next(engine.run(iterate=True, only="work"))
+    # The function has returned: no frame of the worker has anything to tell.
+    assert not any("sqspipes_mp/worker" in str(entry.path) for entry in caught.traceback)
     assert waiting(engine, "work") == (1, 0, 0)
 
 
