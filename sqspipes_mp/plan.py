@@ -223,12 +223,12 @@ def _check_source(stage: Stage, args: tuple[Any, ...]) -> None:
     """Raise ``ConfigError`` where a source's function cannot be called with what it will get."""
     problem = misfit(stage.task.method, args)
     if problem is not None:
-        what = "the first task and has no input, so it is a source, which is called without a value"
         raise ConfigError(
             f"the arguments of task {stage.name!r}",
             args,
-            f"what its function takes ({problem}): it is {what}",
-            f"Give it args=, or write Task({stage.name}, input=True) and feed it with put, or use map",
+            f"what its function takes ({problem})",
+            "It is the first task and has no input, so it is a source, called without a value. Give it args=, or write "
+            f"Task({stage.name}, input=True) and feed it with put, or use map",
         )
 
 
