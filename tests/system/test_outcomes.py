@@ -348,7 +348,7 @@ def test_classes_and_hooks_run_once_in_each_worker_and_setup_in_each_child(db: P
     whole = ["setup", "init", "build", "close", "exit"]
     keeper, *workers = sorted(by_pid.values(), key=len)
     assert keeper == ["setup"]
-    assert len(workers) == 3
+    assert 1 <= len(workers) <= 3
     # One that is still booting when all is done has nothing to finish, and is killed.
     assert all(steps == whole[: len(steps)] for steps in workers)
     assert workers[-1] == whole
