@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from sqspipes_mp.progress import check as check_progress
 from sqspipes_mp.runs import Runs
 
 
-class Feedable:
+class Feedable(ABC):
     """What an engine can be fed with."""
 
     _pipeline: Pipeline
@@ -27,9 +28,9 @@ class Feedable:
     _runs: Runs
 
     @property
+    @abstractmethod
     def broker(self) -> Broker:
         """The broker in use."""
-        raise NotImplementedError
 
     def put(self, value: Any, *, priority: Any = 0, group: str | None = None, delay: float = 0, key: Any = None) -> str:
         """Send one value to the first task, declared with ``input=True``; any process may, no run is needed.

@@ -25,21 +25,8 @@ from tests.gates import (
     values,
     waiting,
 )
+from tests.process.three_stages import sink, source, stages
 from tests.standin import standin
-
-
-def source() -> Iterator[int]:
-    yield from ()
-
-
-def sink(value: object) -> object:
-    return value
-
-
-def stages(db: Path, work: Task, count: int, **settings: object) -> Engine:
-    engine = engine_at(db, [source, work, sink], **settings)
-    feed(engine, "work", range(count))
-    return engine
 
 
 def noted(batch: list[int], log: Log) -> list[int]:
