@@ -164,13 +164,7 @@ class TaskClient:
         stage = pipeline.stages[0]
         if not stage.is_source:
             raise ConfigError(f"Task({stage.name!r}).input", stage.task.input, "None for submit", "Use engine.put")
-        products = Products(
-            stage,
-            fifo=pipeline.fifo,
-            ignore_none=settings.ignore_none,
-            priority=plan.priority,
-            json_default=settings.json_default,
-        )
+        products = Products.of(pipeline, settings, stage, plan.priority)
         # Each call is a run of its own, so that no two submits share an id.
         parent = source_parent(uuid4().hex, stage.name, 0)
         with built(stage.task) as method:

@@ -28,13 +28,7 @@ def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:
     for stage in pipeline.stages:
         values = []
         following: list[Message] = []
-        products = Products(
-            stage,
-            fifo=pipeline.fifo,
-            ignore_none=settings.ignore_none,
-            priority=0 if stage.is_source else None,
-            json_default=settings.json_default,
-        )
+        products = Products.of(pipeline, settings, stage, 0 if stage.is_source else None)
         for message, results in _results(stage, messages):
             for index, result in enumerate(results):
                 product = products.make(result, message, message.parent, index)

@@ -77,13 +77,7 @@ def _work(station: Station, caller: Caller) -> None:
         ready = Gathering(stage.task.batch)
     outbox = Outbox(station, ready)
     results = Results(station, outbox) if plan.sink == stage.index else None
-    products = Products(
-        stage,
-        fifo=station.fifo,
-        ignore_none=settings.ignore_none,
-        priority=plan.priority,
-        json_default=settings.json_default,
-    )
+    products = Products.of(plan.pipeline, settings, stage, plan.priority)
     bench = Bench(station, caller, ready, outbox, products, results)
     threading.Thread(target=partial(_listen, station, ready, results), name="orders", daemon=True).start()
     station.board.put(station.slot, STATE, S_READY)

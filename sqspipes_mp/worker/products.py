@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sqspipes_mp.brokers.base import Output
 from sqspipes_mp.errors import OutputError
 from sqspipes_mp.fifo_group import group_name
 from sqspipes_mp.message import Encoder, Message, clamp_priority, hop_id, outgoing_meta
-from sqspipes_mp.pipeline import Stage
+from sqspipes_mp.pipeline import Pipeline, Stage
+from sqspipes_mp.plan import Settings
 from sqspipes_mp.task import EmptyTaskOutput, TaskCallback
 
 DROPPED = object()
@@ -57,6 +58,17 @@ class Products:
         self._ignore_none = ignore_none
         self._priority = priority
         self._encoder = Encoder(stage.name, json_default)
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, settings: Settings, stage: Stage, priority: object) -> Self:
+        """Return those of one stage of an engine; ``priority``: of this run."""
+        return cls(
+            stage,
+            fifo=pipeline.fifo,
+            ignore_none=settings.ignore_none,
+            priority=priority,
+            json_default=settings.json_default,
+        )
 
     def make(self, value: Any, message: Message | None, parent: str, index: int) -> Product:
         """Return what output number ``index`` of one call means.
