@@ -33,7 +33,7 @@ from sqspipes_mp.brokers import sqlite_schema
 from sqspipes_mp.brokers.base import Completion, Output
 
 #: The statements of a receive and of a complete, by their names in ``sqlite_schema``.
-_STATEMENTS = ("LOOK_STANDARD", "DUE", "TAKE", "FIND", "SEND", "DELETE")
+_STATEMENTS = ("LOOK_STANDARD", "DUE", "TAKE", "FIND", "DELETE")
 _BATCH = 10
 
 

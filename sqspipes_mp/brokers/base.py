@@ -153,6 +153,8 @@ class Connection(Protocol):
 
     #: Messages per call at which calls are cheapest (SQS: 10, its limit).
     batch: int
+    #: Messages per receive at which receives are cheapest (SQS: 10, its limit).
+    fetch: int
     #: Threads worth having for ``complete`` (round trips overlap; 1 where there are none).
     carriers: int
     #: Seconds for which every count must stay zero before "empty" may be believed (SQS: 60, its own documentation).

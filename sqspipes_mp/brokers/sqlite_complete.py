@@ -1,6 +1,7 @@
 """Sending outputs and deleting their inputs, all at once or not at all (inside a write transaction)."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 from sqspipes_mp.brokers import sqlite_groups, sqlite_keys, sqlite_leases
 from sqspipes_mp.brokers import sqlite_schema as sql
@@ -43,8 +44,7 @@ def complete(session: Session, completions: Sequence[Completion]) -> list[Handle
         if handle is not None and lease is not None and completion.last:
             done.append(leases.pop(handle))
     if rows:
-        session.db.executemany(sql.SEND, rows)
-        session.ring = True
+        _send(session, rows)
     if done:
         sqlite_leases.remove(session, done, now)
     if keyed:
@@ -64,9 +64,15 @@ def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[in
         else:
             rows.append(_row(session, queue, output, now))
     if rows:
-        session.db.executemany(sql.SEND, rows)
-        session.ring = True
+        _send(session, rows)
     return seen
+
+
+def _send(session: Session, rows: Sequence[Row]) -> None:
+    for start in range(0, len(rows), sql.AT_ONCE):
+        some = rows[start : start + sql.AT_ONCE]
+        session.db.execute(sql.send(len(some)), tuple(chain.from_iterable(some)))
+    session.ring = True
 
 
 def _is_new(session: Session, queue: Queue, output: Output, lease: Lease | None, now: int) -> bool:

@@ -4,6 +4,7 @@ A receipt is ``seq-receives``: it is current until the message is received again
 visibility may have ended meanwhile, on FIFO queues it may not, both as on SQS.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -49,11 +50,8 @@ def find(session: Session, handles: Sequence[Handle]) -> dict[Handle, Lease]:
             wanted.setdefault(int(number), []).append((int(delivery), handle))
     found: dict[Handle, Lease] = {}
     now = session.now()
-    seqs = list(wanted)
-    for start in range(0, len(seqs), sql.FIND_AT_ONCE):
-        some = seqs[start : start + sql.FIND_AT_ONCE]
-        some += [0] * (sql.FIND_AT_ONCE - len(some))
-        for seq, receives, visible_at, queue_id, *rest in session.db.execute(sql.FIND, some).fetchall():
+    for cursor in session.each(sql.FIND, list(wanted)):
+        for seq, receives, visible_at, queue_id, *rest in json.loads(cursor.fetchone()[0]):
             # A purged queue's rows may still be there, under the number it had before.
             queue = session.by_id.get(queue_id)
             if queue is not None and queue.fifo and visible_at < now:
@@ -67,7 +65,7 @@ def find(session: Session, handles: Sequence[Handle]) -> dict[Handle, Lease]:
 
 def remove(session: Session, leases: Sequence[Lease], now: int) -> None:
     """Delete messages, let their streams end and their groups go on."""
-    session.db.executemany(sql.DELETE, [(lease.seq,) for lease in leases])
+    session.each(sql.DELETE, [lease.seq for lease in leases])
     for lease in leases:
         if lease.streamed:
             sqlite_keys.end_stream(session, lease.seq, now)
@@ -87,7 +85,7 @@ def extend(session: Session, handles: Sequence[Handle], seconds: float, *, charg
     found = find(session, handles)
     leases = list(found.values())
     until = session.now() + int(seconds * 1000)
-    session.db.executemany(sql.EXTEND, [(until, int(charge), lease.seq) for lease in leases])
+    session.each(sql.EXTEND, [lease.seq for lease in leases], until, int(charge))
     settle(session, leases)
     session.ring = bool(leases)
     return [handle for handle in handles if handle not in found]

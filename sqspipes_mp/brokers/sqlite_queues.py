@@ -128,7 +128,7 @@ def tidy(session: Session) -> None:
             break
         if receives and visible_at > now:
             continue
-        session.db.execute(sql.DELETE, (seq,))
+        session.each(sql.DELETE, [seq])
         if streamed:
             sqlite_keys.end_stream(session, seq, now)
         if group is not None:

@@ -1,5 +1,8 @@
 """The SQLite broker's tables and statements: text only (any process).
 
+What is done to several messages is one step of one statement: SQLite's module lets go of the GIL at every step, and in
+a busy worker each of those is a switch to the thread that runs the user's function.
+
 ``messages``  one row per message; ``receives`` numbers its deliveries, so ``seq`` and ``receives`` are its receipt.
 ``groups``    one row per FIFO group that has messages: when it may be received again, and its oldest message.
 ``keys``      hop ids that were accepted before. One lives until ``expires``, or as long as its ``stream`` lives.
@@ -10,6 +13,8 @@
 All times are integer milliseconds of that one clock. ``visible_at``, ``receives`` and ``streamed`` keep their stored
 size from the send to the first receive: SQLite then overwrites the row in place and leaves a large body alone.
 """
+
+from functools import cache
 
 #: Marks the file as ours (``PRAGMA application_id``): ASCII "sqsp".
 APPLICATION_ID = 0x73717370
@@ -65,19 +70,19 @@ DUE = """SELECT seq, receives, charges, sent_at, first_sent_at, failure, body FR
 READY = "SELECT id, name FROM groups WHERE queue = ? AND ready_at <= ? ORDER BY ready_at, head LIMIT ?"
 IN_TURN = """SELECT seq, receives, charges, sent_at, first_sent_at, failure, body, visible_at FROM messages
     WHERE grp = ? ORDER BY seq LIMIT ?"""
-TAKE = "UPDATE messages SET visible_at = ?, receives = ? WHERE seq = ?"
+#: Messages that one step finds, takes, sends, extends or deletes; fewer are filled up with 0, which is nobody's number.
+AT_ONCE = 20
+_these = f"WHERE seq IN ({', '.join('?' * AT_ONCE)})"
+TAKE = f"UPDATE messages SET visible_at = ?, receives = receives + 1 {_these}"
 
 # Sending, deleting, extending.
-FIND_AT_ONCE = 16
-FIND = """SELECT seq, receives, visible_at, queue, grp, streamed, charges, coalesce(first_sent_at, sent_at)
-    FROM messages WHERE seq IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-SEND = """INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, body)
-    VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?)"""
+FIND = f"""SELECT json_group_array(json_array(seq, receives, visible_at, queue, grp, streamed, charges,
+    coalesce(first_sent_at, sent_at))) FROM messages {_these}"""
 SEND_DEAD = """INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, first_sent_at,
         hop, origin, source, failure, body)
     VALUES (?, ?, ?, 0, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)"""
-DELETE = "DELETE FROM messages WHERE seq = ?"
-EXTEND = "UPDATE messages SET visible_at = ?, charges = charges + ? WHERE seq = ?"
+DELETE = f"DELETE FROM messages {_these}"
+EXTEND = f"UPDATE messages SET visible_at = ?, charges = charges + ? {_these}"
 
 # FIFO groups. Received messages are a prefix of their group, since a receive takes its first ones.
 PREFIX = "SELECT seq, visible_at, receives FROM messages WHERE grp = ? ORDER BY seq"
@@ -121,3 +126,11 @@ SWEEP_GROUPS = "DELETE FROM groups WHERE id IN (SELECT id FROM groups WHERE queu
 DROP_GARBAGE = "DELETE FROM garbage WHERE queue = ?"
 OLDEST = "SELECT seq, queue, grp, streamed, sent_at, visible_at, receives FROM messages ORDER BY seq LIMIT ?"
 TICK = "UPDATE clocks SET last = ? WHERE boot = ?"
+
+
+@cache
+def send(count: int) -> str:
+    """Return the statement that inserts ``count`` messages, up to ``AT_ONCE``."""
+    rows = ", ".join(["(?, ?, ?, 0, 0, 0, ?, ?, ?)"] * count)
+    return f"""INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, body)
+        VALUES {rows}"""

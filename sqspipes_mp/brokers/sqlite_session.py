@@ -20,6 +20,7 @@ from sqspipes_mp.errors import BrokerError, QueueMissing
 #: Milliseconds SQLite itself waits for a lock: a backstop, since writers queue for the kernel lock first.
 _BUSY_TIMEOUT = 2_000
 _BOOTS_KEPT = 8
+_NOBODY = (0,) * sql.AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,13 @@ class Session:
         self.generation = -1
         if self.db.in_transaction:
             self.db.execute("ROLLBACK")
+
+    def each(self, statement: str, seqs: Sequence[int], *before: int) -> list[sqlite3.Cursor]:
+        """Execute a statement over messages, as many at once as it takes; ``before``: its other parameters."""
+        return [
+            self.db.execute(statement, [*before, *(some := seqs[start : start + sql.AT_ONCE]), *_NOBODY[len(some) :]])
+            for start in range(0, len(seqs), sql.AT_ONCE)
+        ]
 
     def queue(self, name: str) -> Queue:
         """Return a queue of the file as of the last transaction or look."""

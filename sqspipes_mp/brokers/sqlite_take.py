@@ -58,7 +58,7 @@ def _deliver(
     until: int,
     taken: list[Received],
 ) -> None:
-    updates = []
+    seqs = []
     # Times are handed out on the wall clock; the file keeps them on its own.
     epoch = time.time() - now / 1000
     for seq, receives, charges, sent_at, first_sent_at, failure, body in rows:
@@ -68,13 +68,13 @@ def _deliver(
             _move(session, session.queues[queue.dead], seq, burial, now)
             continue
         delivery = receives + 1
-        updates.append((until, delivery, seq))
+        seqs.append(seq)
         handle = Handle(queue.name, f"{seq}-{delivery}", f"{session.token}-{seq}")
         taken.append(Received(handle, body, delivery, charges, group, sent / 1000 + epoch, failure))
-    session.db.executemany(sql.TAKE, updates)
+    session.each(sql.TAKE, seqs, until)
 
 
 def _move(session: Session, dead: Queue, seq: int, burial: Burial, now: int) -> None:
     sqlite_keys.end_stream(session, seq, now)
-    session.db.execute(sql.DELETE, (seq,))
+    session.each(sql.DELETE, [seq])
     sqlite_leases.bury(session, dead, burial, now)

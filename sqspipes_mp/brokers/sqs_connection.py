@@ -50,7 +50,7 @@ _ABOUT_THE_QUEUE = (Kind.MISSING, Kind.DENIED, Kind.CREDENTIALS)
 class SqsConnection:
     """What ``SQS.open()`` returns; any thread of the process that opened it may call it."""
 
-    batch = MAX_ENTRIES
+    batch = fetch = MAX_ENTRIES
     carriers = 2
     keeps_charges = False
     linger = 0.15

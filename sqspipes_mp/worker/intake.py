@@ -21,7 +21,7 @@ log = logging.getLogger("sqspipes_mp.worker")
 
 #: Longest wait of one receive, seconds (Amazon SQS API Reference, ReceiveMessage: WaitTimeSeconds).
 LONG_POLL = 20.0
-#: Messages of a full receive.
+#: A receive that brings so many leaves more behind.
 _FULL = 10
 #: Longest rest while nothing is wanted, seconds: a wake-up that comes between a look and the rest is not lost for long.
 _LONGEST_REST = 1.0
@@ -77,7 +77,7 @@ class Intake(threading.Thread):
             round_trip=self._round_trip,
             limit=self._limit(),
             room=room,
-            batch=min(_FULL, station.connection.batch),
+            batch=station.connection.fetch,
             at_once=self._at_once,
         )
 

@@ -126,6 +126,15 @@ def test_a_receive_brings_at_most_half_a_second_of_work():
     assert _ask(mean=0.3) == 1
 
 
+def test_a_broker_of_larger_receives_brings_more_of_what_is_soon_done():
+    assert _ask(mean=0.001, batch=40) == 40
+    assert _ask(mean=0.0, batch=40) == 40
+    assert _ask(mean=0.002, batch=40) == 25
+    # Longer ones are left for other workers.
+    assert _ask(mean=0.01, batch=40) == 10
+    assert _ask(mean=0.1, batch=40) == 5
+
+
 def test_the_users_prefetch_is_what_is_held_beside_the_running_one():
     assert _ask(limit=0, idle=False, mean=0.001) == 0
     assert _ask(limit=0, idle=True, mean=0.001) == 1
