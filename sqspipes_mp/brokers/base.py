@@ -155,6 +155,9 @@ class Connection(Protocol):
     batch: int
     #: Messages per receive at which receives are cheapest (SQS: 10, its limit).
     fetch: int
+    #: Seconds of work that one receive may bring: fewer receives, but at a backlog's end one worker has what another
+    #: could do.
+    ahead: float
     #: Threads worth having for ``complete`` (round trips overlap; 1 where there are none).
     carriers: int
     #: Seconds for which every count must stay zero before "empty" may be believed (SQS: 60, its own documentation).

@@ -25,6 +25,8 @@ class SQLiteConnection:
     #: Completions per transaction. Larger ones save hardly any time per message, and keep others waiting longer.
     batch = 100
     fetch = 40
+    #: A receive takes well below a millisecond.
+    ahead = 0.05
     carriers = 1
     settle = 0.0
     keeps_charges = True

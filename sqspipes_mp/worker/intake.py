@@ -78,6 +78,7 @@ class Intake(threading.Thread):
             limit=self._limit(),
             room=room,
             batch=station.connection.fetch,
+            ahead=station.connection.ahead,
             at_once=self._at_once,
         )
 

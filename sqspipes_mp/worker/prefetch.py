@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import math
 
-#: Work one receive may bring in at most, in seconds: full batches of 10 for tasks up to 50 ms.
-_HOARD = 0.5
-#: A receive of more than 10, where the broker has such, is for work of this many seconds: the last messages of a
-#: backlog are soon done, whoever has them.
-_SOON = 0.05
-_FULL = 10
 #: From this mean run time on, nothing is held while something runs: a receive costs little beside it.
 LONG = 1.0
 #: Messages held unstarted at most, whatever the times say.
@@ -25,6 +19,7 @@ def ask(
     limit: int | None,
     room: int,
     batch: int,
+    ahead: float,
     at_once: int = 1,
 ) -> int:
     """Return how many messages to ask for now; 0 = none.
@@ -37,6 +32,7 @@ def ask(
         limit: the task's ``prefetch`` (messages held beside the running one), None = by time.
         room: leases that still fit.
         batch: most messages per receive.
+        ahead: seconds of work that one receive may bring.
         at_once: messages that run at the same time (threads, or the values of one call).
     """
     depth = wanted(mean, round_trip, at_once) if limit is None else limit
@@ -45,14 +41,10 @@ def ask(
     if mean is None:
         return min(max(1, idle - waiting), batch, room)
     each = mean / at_once
-    by_time = 0 if mean >= LONG else max(_within(_HOARD, each, min(batch, _FULL)), _within(_SOON, each, batch))
-    by_time = max(by_time, idle - waiting)
+    by_time = batch if each * batch <= ahead else int(ahead / each)
+    by_time = max(0 if mean >= LONG else by_time, idle - waiting)
     count = by_time if limit is None else depth + idle - waiting
     return max(0, min(max(count, 1), batch, room))
-
-
-def _within(seconds: float, each: float, most: int) -> int:
-    return most if each * most <= seconds else int(seconds / each)
 
 
 def wanted(mean: float | None, round_trip: float, at_once: int = 1) -> int:

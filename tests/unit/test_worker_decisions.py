@@ -102,7 +102,8 @@ def test_backoff_is_never_over_fifteen_minutes(attempt, seed):
 
 
 def _ask(**changes):
-    given = {"waiting": 0, "idle": True, "mean": 0.01, "round_trip": 0.01, "limit": None, "room": 100, "batch": 10}
+    given = {"waiting": 0, "idle": True, "mean": 0.01, "round_trip": 0.01, "limit": None, "room": 100, "batch": 10,
+             "ahead": 0.5}
     return ask(**{**given, **changes})
 
 
@@ -126,13 +127,12 @@ def test_a_receive_brings_at_most_half_a_second_of_work():
     assert _ask(mean=0.3) == 1
 
 
-def test_a_broker_of_larger_receives_brings_more_of_what_is_soon_done():
-    assert _ask(mean=0.001, batch=40) == 40
-    assert _ask(mean=0.0, batch=40) == 40
-    assert _ask(mean=0.002, batch=40) == 25
+def test_where_a_receive_costs_little_it_brings_what_is_soon_done():
+    assert _ask(mean=0.001, batch=40, ahead=0.05) == 40
+    assert _ask(mean=0.0, batch=40, ahead=0.05) == 40
+    assert _ask(mean=0.01, batch=40, ahead=0.05) == 5
     # Longer ones are left for other workers.
-    assert _ask(mean=0.01, batch=40) == 10
-    assert _ask(mean=0.1, batch=40) == 5
+    assert _ask(mean=0.1, batch=40, ahead=0.05) == 1
 
 
 def test_the_users_prefetch_is_what_is_held_beside_the_running_one():
