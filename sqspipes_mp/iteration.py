@@ -169,12 +169,21 @@ class Iteration(Iterator[Any]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            if kind is KeyboardInterrupt and not self._closed and (running := self._running()):
-                log.warning(
-                    "draining: calls that run (%d) have %g s to end; a second Ctrl-C kills them", running, self._grace
-                )
+            if kind is KeyboardInterrupt and not self._closed:
+                self._tell_of_the_second()
         finally:
             self.close()
+
+    def _tell_of_the_second(self) -> None:
+        while True:
+            try:
+                if running := self._running():
+                    text = "draining: calls that run (%d) have %g s to end; a second Ctrl-C kills them"
+                    log.warning(text, running, self._grace)
+            except KeyboardInterrupt:
+                # Of the same Ctrl-C, sent to the process and to its group: said all the same.
+                continue
+            return
 
     def __del__(self) -> None:
         # A half-built one has nothing to close, and a forked copy is not the owner.

@@ -84,12 +84,14 @@ class Completion:
     """Outputs that must be accepted downstream, and the input to delete after that.
 
     ``input`` None: there is none (a source's call, ``put``); then the outputs must survive a power cut once accepted.
+    ``again``: the same ids may come again at any later time (a generator that is walked anew).
     ``last`` False: more outputs of the same input follow in later completions, so it is not deleted yet.
     """
 
     input: Handle | None
     outputs: tuple[Output, ...] = ()
     last: bool = True
+    again: bool = False
 
 
 class OutputsRefused(BrokerError):

@@ -38,7 +38,7 @@ def complete(session: Session, completions: Sequence[Completion]) -> list[Handle
             queue = session.queue(output.queue)
             if lease is None or lease.streamed or queue.fifo:
                 keyed += 1
-                if not _is_new(session, queue, output, lease, now):
+                if not _is_new(session, queue, output, lease, now, again=completion.again):
                     continue
             rows.append(_row(session, queue, output, now))
         if handle is not None and lease is not None and completion.last:
@@ -75,12 +75,11 @@ def _send(session: Session, rows: Sequence[Row]) -> None:
     session.ring = True
 
 
-def _is_new(session: Session, queue: Queue, output: Output, lease: Lease | None, now: int) -> bool:
-    if lease is None:
-        return sqlite_keys.remember(session, queue.id, output.hop, None, now + sqlite_keys.PARENTLESS, now)
-    if lease.streamed:
+def _is_new(session: Session, queue: Queue, output: Output, lease: Lease | None, now: int, *, again: bool) -> bool:
+    if lease is not None and lease.streamed:
         return sqlite_keys.remember(session, queue.id, output.hop, lease.seq, None, now)
-    return sqlite_keys.remember(session, queue.id, output.hop, None, now + sqlite_keys.WINDOW, now)
+    expires = now + (sqlite_keys.AGAIN if again else sqlite_keys.WINDOW)
+    return sqlite_keys.remember(session, queue.id, output.hop, None, expires, now)
 
 
 def _row(session: Session, queue: Queue, output: Output, now: int) -> Row:

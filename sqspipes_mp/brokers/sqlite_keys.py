@@ -1,9 +1,9 @@
 """Deduplication: which hop ids were accepted before, and for how long that is remembered.
 
 Runs inside a write transaction. A hop id sent while its input stays (a stream) lives as long as that input, then five
-minutes, like SQS's window; one sent without an input lives for 14 days, longer than any run of a source takes to be
-restarted. What is sent in the transaction that deletes its input needs no key, except on FIFO queues, whose window
-users may count on.
+minutes, like SQS's window; one sent without an input lives for five minutes, too, unless it may come ``again``: then
+for 14 days, longer than any run of a generator takes to be restarted. What is sent in the transaction that deletes its
+input needs no key, except on FIFO queues, whose window users may count on.
 """
 
 from sqspipes_mp.brokers import sqlite_schema as sql
@@ -12,8 +12,8 @@ from sqspipes_mp.brokers.sqlite_session import Session
 #: Milliseconds a hop id is remembered after its input is gone: SQS's deduplication interval (Amazon SQS Developer
 #: Guide, "Exactly-once processing in Amazon SQS").
 WINDOW = 300_000
-#: Milliseconds a hop id that has no input is remembered.
-PARENTLESS = 14 * 86_400_000
+#: Milliseconds a hop id that may come again is remembered.
+AGAIN = 14 * 86_400_000
 
 
 def remember(session: Session, queue: int, hop: str, stream: int | None, expires: int | None, now: int) -> bool:

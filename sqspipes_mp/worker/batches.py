@@ -76,6 +76,7 @@ class Gathering(Ready):
         """Take up to so many; what has to run alone is taken alone."""
         with self._changed:
             taken: list[Delivery] = []
+            self.taken_at = time.monotonic()
             while self._deliveries and len(taken) < most:
                 if self._deliveries[0].alone and taken:
                     break
@@ -118,10 +119,13 @@ class Batches:
             until = None
             if members := ready.take_some(most):
                 station.demand.set()
+                began = time.monotonic()
                 self._process(members)
+                self._caller.served(time.monotonic() - began)
 
     def _rest(self) -> None:
         self._bench.outbox.hurry()
+        self._ready.hungry()
         self._station.demand.set()
 
     def _process(self, members: list[Delivery]) -> None:

@@ -16,7 +16,7 @@ from sqspipes_mp.worker.station import Delivery, Station
 
 log = logging.getLogger("sqspipes_mp.worker")
 
-#: Weight of the newest call in the mean run time.
+#: Weight of the newest message in the mean run time.
 _NEWEST = 0.2
 
 
@@ -35,7 +35,8 @@ class Caller:
         self._method: Callable[..., Any] = task.method(*task.init_args) if task.is_class else task.method
         self._line = os.fstat(station.channel.fileno()).st_ino
         self._paced = callable(task.interval) or task.interval > 0
-        self._gap = lambda: int(interval_seconds(task) * 1e9)
+        #: The stage's newest interval, nanoseconds.
+        self._interval = 0
 
     @property
     def task(self) -> Task:
@@ -60,6 +61,10 @@ class Caller:
         turn = self._station.board.reserve_call(self._station.stage.index, now, self._gap)
         return max(0, turn - now)
 
+    def _gap(self) -> int:
+        self._interval = int(interval_seconds(self._task) * 1e9)
+        return self._interval
+
     def call(self, *values: Any) -> Any:
         """Call the function with what precedes its ``args``; time it."""
         started = time.monotonic_ns()
@@ -70,7 +75,7 @@ class Caller:
             self._check_line()
             self._running_since(0)
             spent = time.monotonic_ns() - started
-            self._spent(spent)
+            self._busy(spent)
             if not self.is_generator:
                 self._took(spent)
 
@@ -122,11 +127,13 @@ class Caller:
             log.error("%s: the function closed descriptors that are not its own; this worker ends", self._task.name)
             os._exit(EXIT_TASK)
 
-    def _spent(self, nanoseconds: int) -> None:
-        station = self._station
-        self._busy(nanoseconds)
-        seconds = nanoseconds / 1e9
-        mean = station.mean
+    def served(self, seconds: float) -> None:
+        """Count what was taken and dealt with towards the mean: with its turn and its results' way, not just its call.
+
+        Several threads may be in here: what one of them overwrites is made good by the next.
+        """
+        station, mean = self._station, self._station.mean
+        seconds = max(seconds, self._interval / 1e9)
         station.mean = seconds if mean is None else mean + (seconds - mean) * _NEWEST
 
     def announce(self, delivery: Delivery) -> None:

@@ -8,6 +8,7 @@ worker died runs alone; and the main thread runs callbacks only.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from sqspipes_mp.scoreboard import RUNNING
@@ -128,6 +129,7 @@ class Turns(Ready):
                 return None
             del self._deliveries[place]
             self._running += 1
+            self.taken_at = time.monotonic()
             if self.left is not None:
                 self.left -= 1
             self.idle -= 1
@@ -164,7 +166,7 @@ class Crowd:
             while (delivery := self._turns.next(self._idle)) is not None:
                 self._station.demand.set()
                 try:
-                    self._runner.process(delivery, seat)
+                    self._runner.serve_one(delivery, seat)
                 finally:
                     self._turns.over(delivery)
         except BaseException as error:

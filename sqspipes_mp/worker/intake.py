@@ -9,7 +9,7 @@ import time
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
-from sqspipes_mp.scoreboard import CALL_STARTED, ONE_GROUP_TOLD, RECEIVED
+from sqspipes_mp.scoreboard import ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.prefetch import LONG, ask
@@ -64,9 +64,9 @@ class Intake(threading.Thread):
     def _ask(self) -> int:
         station = self._station
         idle = self._ready.idle
-        started = station.board.get(station.slot, CALL_STARTED)
-        if not idle and started and time.monotonic() - started / 1e9 > self._stale_after:
-            # What would wait behind this call would only go back again and again.
+        if not idle and time.monotonic() - self._ready.taken_at > self._stale_after:
+            # What would wait behind what runs (or waits for its turn, or for the caller to take its result) would only
+            # go back again and again, each time one delivery nearer to the dead-letter queue.
             return 0
         waiting = self._ready.waiting
         room = station.room if station.left is None else max(0, min(station.room, station.left - waiting))

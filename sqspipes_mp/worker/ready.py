@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -19,6 +20,8 @@ class Ready:
         self._closed = False
         #: Messages that could begin now.
         self.idle = self._appetite = appetite
+        #: When one began last, monotonic s.
+        self.taken_at = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._deliveries)
@@ -63,7 +66,12 @@ class Ready:
                 return None
             # Also where it never waited: one that was there at once must not let the intake fetch another behind it.
             self.idle = 0
+            self.taken_at = time.monotonic()
             return self._deliveries.popleft()
+
+    def hungry(self) -> None:
+        """Say that one could begin now, before the intake is woken for it."""
+        self.idle = self._appetite
 
     def wait(self, give_up: Callable[[], bool], timeout: float | None = None) -> None:
         """Wait until there is something to take or run, nothing more can come, or ``give_up`` says so when poked."""

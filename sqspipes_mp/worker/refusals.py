@@ -99,8 +99,11 @@ class Refusals:
         group = delivery.received.group
         if not self._station.fifo or group is None:
             return []
-        leases = self._station.region.leases(())
-        self._behind |= {lease.handle.receipt for lease in leases if lease.group == group}
+        held = self._station.region.leases(())
+        # What is held no more is forgotten.
+        self._behind = {
+            lease.handle.receipt for lease in held if lease.group == group or lease.handle.receipt in self._behind
+        }
         followers = self._ready.take_group(group)
         return self._now_or_later(GiveBack(tuple(followers), 0.0)) if followers else []
 

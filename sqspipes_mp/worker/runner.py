@@ -53,6 +53,7 @@ class Runner:
         self.back: list[Delivery] = []
         self._charged: list[Delivery] = []
         self.lifetime = Lifetime(station)
+        self._sends = bool(station.stage.outputs)
         self._counted = station.orders.plan.counted
         #: What the running messages have become so far, by their leases (map).
         self._children: dict[int, list[int]] = {}
@@ -75,15 +76,22 @@ class Runner:
             if delivery is not None:
                 if len(ready) < 10:
                     station.demand.set()
-                self.process(delivery)
+                self.serve_one(delivery)
                 continue
             if ready.closed:
                 break
             if not station.backlog:
                 # With one, the next receive is a round trip away: what is here may wait for a full batch.
                 self._outbox.hurry()
+            ready.hungry()
             station.demand.set()
             ready.wait(station.no_more.is_set)
+
+    def serve_one(self, delivery: Delivery, seat: int = 0) -> None:
+        """Run one message, and tell how long it took until the next can begin."""
+        began = time.monotonic()
+        self.process(delivery, seat)
+        self._caller.served(time.monotonic() - began)
 
     def process(self, delivery: Delivery, seat: int = 0) -> bool:
         """Run one message; ``seat``: its call's place among those that run at once. False: it goes back or is lost."""
@@ -156,37 +164,38 @@ class Runner:
         else:
             self._outbox.put(GiveBack(tuple(deliveries), 0.0))
 
-    def _run(self, delivery: Delivery) -> tuple[list[Product], Completion]:
+    def _run(self, delivery: Delivery) -> tuple[list[Product], Completion, int]:
         self._children[delivery.lease] = []
         value = self._caller.call(delivery.message.value)
         if self._caller.is_generator:
             return self._stream(delivery, value)
         return self._single(delivery, value)
 
-    def _single(self, delivery: Delivery, value: Any) -> tuple[list[Product], Completion]:
+    def _single(self, delivery: Delivery, value: Any) -> tuple[list[Product], Completion, int]:
         message, handle = delivery.message, delivery.received.handle
         product = self._products.make(value, message, message.parent, 0)
         outputs = () if product.output is None else (product.output,)
-        return [product], Completion(handle, outputs)
+        return [product], Completion(handle, outputs), int(self._drops(product))
 
-    def _stream(self, delivery: Delivery, generator: Any) -> tuple[list[Product], Completion]:
+    def _stream(self, delivery: Delivery, generator: Any) -> tuple[list[Product], Completion, int]:
         """Send a generator's outputs as they come, in batches, the input staying undeleted until the last."""
         message, handle = delivery.message, delivery.received.handle
         products: list[Product] = []
         outputs: list[Output] = []
-        index = 0
+        index = dropped = 0
         began = time.monotonic_ns()
         while True:
             try:
                 value = self._caller.next_of(generator, began)
             except StopIteration:
                 self._caller.took(began)
-                return products, Completion(handle, tuple(outputs))
+                return products, Completion(handle, tuple(outputs)), dropped
             product = self._products.make(value, message, message.parent, index)
             index += 1
             if product.output is not None:
                 outputs.append(product.output)
-            if product.callback is not None or self._results is not None or product.value is DROPPED:
+            dropped += self._drops(product)
+            if product.callback is not None or (self._results is not None and product.value is not DROPPED):
                 products.append(product)
             if len(outputs) >= self._station.connection.batch:
                 if self._station.fifo:
@@ -212,15 +221,16 @@ class Runner:
         except BrokerError as error:
             raise _Faulted from error
 
-    def _finish(self, delivery: Delivery, products: list[Product], completion: Completion) -> None:
+    def _drops(self, product: Product) -> bool:
+        return product.value is DROPPED or (self._sends and product.output is None)
+
+    def _finish(self, delivery: Delivery, products: list[Product], completion: Completion, dropped: int) -> None:
         station = self._station
         blobs = []
         if self._results is not None:
             hop = delivery.message.parent
             kept = [product for product in products if product.value is not DROPPED]
             blobs = [(f"{hop}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
-        sends = bool(station.stage.outputs)
-        dropped = sum(item.value is DROPPED or (sends and item.output is None) for item in products)
         if dropped:
             station.count(DROPPED_COUNT, dropped)
         station.region.set_state(delivery.lease, LeaseState.DONE)

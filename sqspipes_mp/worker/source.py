@@ -77,7 +77,8 @@ class Source:
                 rest = again
                 continue
             failures = 0
-            idle = min(_LONGEST_REST, 2 * idle or 0.01) if value is None and not self._caller.task.interval else 0.0
+            nothing = product.output is None and (product.value is None or product.value is DROPPED)
+            idle = min(_LONGEST_REST, 2 * idle or 0.01) if nothing and not self._caller.task.interval else 0.0
             rest = idle
             self._send(product)
             done += 1
@@ -128,7 +129,7 @@ class Source:
             station.board.add(station.slot, DROPPED_COUNT, 1)
         callbacks = () if product.callback is None else (product.callback,)
         outputs = () if product.output is None else (product.output,)
-        done = Done(Completion(None, outputs), None, callbacks, calls=1)
+        done = Done(Completion(None, outputs, again=self._caller.is_generator), None, callbacks, calls=1)
         ident = f"{source_parent(station.board.run_id, self._slot, self._number)}"
         self._number += 1
         if self._results is None or product.value is DROPPED:

@@ -60,7 +60,8 @@ class Station:
         self.demand = threading.Event()
         self.release = threading.Event()
         self.faulted = threading.Event()
-        #: Seconds one call takes, a moving average; None before the first.
+        #: Seconds from one message's begin until the next can (a batch's, where there are batches), a moving average;
+        #: None before the first.
         self.mean: float | None = None
         #: Whether the newest receive brought a full batch: more is likely to come at once.
         self.backlog = False

@@ -24,6 +24,7 @@ from tests.gates import (
     feed,
     kill,
     program,
+    query,
     values,
     waiting,
 )
@@ -542,3 +543,14 @@ def test_beside_an_open_iterator_its_stages_are_not_run_again(db: Path) -> None:
     lost = engine.run(iterate=True, only="work", until="drained", idle=0.0)
     del lost
     assert engine.run(only="work", until="drained", idle=0.0)["work"].done == 3
+
+
+def test_what_waits_behind_a_slow_caller_is_not_received_over_and_over(db: Path) -> None:
+    engine = one_stage(db, 200, method=same, visibility_timeout=2)
+    with engine.run(iterate=True, only="work") as results:
+        next(results)
+        # Three times half a visibility timeout, after which what a worker holds unstarted goes back.
+        threading.Event().wait(3.2)
+        (receives,) = query(db, "SELECT sum(receives) FROM messages")
+    # What was held went back once, and was not taken again.
+    assert receives <= 120

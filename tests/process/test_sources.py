@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp import Reject, Retry, Task
+from sqspipes_mp import EmptyTaskOutput, Reject, Retry, Task
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
-from tests.gates import Background, Gate, Log, alive, direct_children, ended, engine_at, eventually, kill, program, values
+from tests.gates import Background, Gate, Log, alive, direct_children, ended, engine_at, eventually, feed, kill, program, query, values
 
 
 def sink(value):
@@ -128,13 +128,27 @@ def test_a_later_task_may_have_an_interval_too(db: Path, log: Log) -> None:
     assert stamps[-1] - stamps[0] >= 0.04 * 6
 
 
-def called(log: Log):
+def test_what_waits_for_the_stages_interval_is_not_received_over_and_over(db: Path, log: Log) -> None:
+    engine = engine_at(
+        db, [Task(some), Task(numbered, args=(log,), interval=0.4)], visibility_timeout=2, start_method="fork"
+    )
+    feed(engine, "numbered", list(range(40)))
+    with Background(engine, only="numbered"):
+        log.wait_for(9)
+        engine.stop()
+    # Each receive is one step towards the dead-letter queue: none is made for what would only wait and go back.
+    (receives,) = query(db, "SELECT sum(receives) FROM messages")
+    assert receives <= 4
+
+
+def called(log: Log, nothing: object = None):
     log.note("call")
-    return None
+    return nothing
 
 
-def test_a_source_that_gives_nothing_is_not_called_in_a_hurry(db: Path, log: Log) -> None:
-    engine = engine_at(db, [Task(called, args=(log,)), sink], start_method="fork")
+@pytest.mark.parametrize("nothing", [None, EmptyTaskOutput])
+def test_a_source_that_gives_nothing_is_not_called_in_a_hurry(db: Path, log: Log, nothing: object) -> None:
+    engine = engine_at(db, [Task(called, args=(log, nothing)), sink], start_method="fork")
     with Background(engine, only=0):
         log.wait_for(6)
         engine.stop()
