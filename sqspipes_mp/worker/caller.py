@@ -83,7 +83,7 @@ class Caller:
         """Take the next value of a generator; time it as a call.
 
         ``since``: monotonic ns at which the message began, where one message is the whole generator: then its timeout
-        counts from there, as its lease's cap does.
+        counts from there, as its lease's cap does, until ``ended``.
         """
         started = time.monotonic_ns()
         self._running_since(since or started)
@@ -105,7 +105,7 @@ class Caller:
         self._station.board.took(self._station.slot, nanoseconds)
 
     def ended(self) -> None:
-        """Say that no call runs any more (a message's generator is through)."""
+        """Say that no call runs: a message's generator is through, or waits while what it gave is sent."""
         self._running_since(0)
 
     def _running_since(self, started: int) -> None:

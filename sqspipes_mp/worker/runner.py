@@ -127,7 +127,6 @@ class Runner:
             self.failed(delivery, error)
             passed = False
         finally:
-            self._caller.ended()
             set_current(None)
         self.lifetime.ends()
         return passed
@@ -167,9 +166,13 @@ class Runner:
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion, int]:
         self._children[delivery.lease] = []
         value = self._caller.call(delivery.message.value)
-        if self._caller.is_generator:
+        if not self._caller.is_generator:
+            return self._single(delivery, value)
+        try:
             return self._stream(delivery, value)
-        return self._single(delivery, value)
+        finally:
+            # What comes now, a slow caller or queue service, is no time of the function's.
+            self._caller.ended()
 
     def _single(self, delivery: Delivery, value: Any) -> tuple[list[Product], Completion, int]:
         message, handle = delivery.message, delivery.received.handle

@@ -100,6 +100,24 @@ def test_a_slow_caller_bounds_what_is_computed(db: Path, log: Log) -> None:
     assert waiting(engine, "work") == (290, 0, 0)
 
 
+def streamed(value, log: Log):
+    log.note(os.getpid())
+    yield value
+
+
+def test_a_generators_timeout_does_not_count_what_its_caller_takes(db: Path, log: Log) -> None:
+    engine = engine_at(db, [source, Task(streamed, name="work", args=(log,), timeout=0.3)])
+    feed(engine, "work", list(range(20)))
+    with engine.run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        seen = [next(results)]
+        # 16 unacknowledged, and one that is through and waits for room.
+        log.wait_for(17)
+        threading.Event().wait(0.8)
+        seen += results
+    assert sorted(seen) == list(range(20))
+    assert len(set(log.lines())) == 1
+
+
 def test_close_ends_everything_and_next_says_stop(db: Path) -> None:
     results = one_stage(db, 5, method=same).run(iterate=True, only="work")
     next(results)
