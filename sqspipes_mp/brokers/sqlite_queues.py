@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqspipes_mp.brokers import sqlite_groups, sqlite_keys
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import Depth, QueueSpec
-from sqspipes_mp.brokers.sqlite_session import Session
+from sqspipes_mp.brokers.sqlite_session import Session, as_text
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
 #: Milliseconds a message is kept: SQS's longest retention (Amazon SQS API Reference, CreateQueue).
@@ -71,7 +71,7 @@ def bodies(session: Session, name: str) -> list[tuple[str, str]]:
     """Return body and message id of every message of a queue."""
     session.refresh()
     rows = session.db.execute(sql.BODIES, (session.queue(name).id,)).fetchall()
-    return [(body, str(seq)) for body, seq in rows]
+    return [(as_text(body), str(seq)) for body, seq in rows]
 
 
 def existing(session: Session, name: str) -> str:

@@ -41,6 +41,8 @@ class Session:
     def __init__(self, file: str, *, synchronous: str, patience: float | None = None) -> None:
         timeout = _BUSY_TIMEOUT / 1000 if patience is None else min(_BUSY_TIMEOUT / 1000, patience / 2)
         self.db = sqlite3.connect(file, timeout=timeout, isolation_level=None, check_same_thread=False)
+        # Strict decoding would raise for one foreign row, out of every receive that comes across it.
+        self.db.text_factory = readable
         try:
             prepare(self.db, file)
             self.db.execute(f"PRAGMA synchronous = {synchronous}")
@@ -154,6 +156,16 @@ class Session:
     def leak(self) -> None:
         """Keep the handle from ever being closed, not even at the interpreter's exit."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.db))
+
+
+def readable(stored: bytes) -> str:
+    r"""Return stored text; bytes that are no UTF-8 become ``\xff`` and the like, with which no body is JSON."""
+    return stored.decode("utf-8", "backslashreplace")
+
+
+def as_text(value: str | bytes) -> str:
+    """Return a column of text, also where another program has put a BLOB into it."""
+    return value if type(value) is str else readable(bytes(value))  # type: ignore[arg-type]
 
 
 def prepare(db: sqlite3.Connection, file: str) -> None:

@@ -8,7 +8,7 @@ from sqspipes_mp.brokers import sqlite_groups, sqlite_keys, sqlite_leases
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.brokers.sqlite_leases import Burial
-from sqspipes_mp.brokers.sqlite_session import Queue, Session
+from sqspipes_mp.brokers.sqlite_session import Queue, Session, as_text
 
 #: Deliveries after which a message moves to its queue's dead-letter queue by itself: SQS's highest maxReceiveCount
 #: (Amazon SQS API Reference, SetQueueAttributes, RedrivePolicy).
@@ -61,16 +61,18 @@ def _deliver(
     seqs = []
     # Times are handed out on the wall clock; the file keeps them on its own.
     epoch = time.time() - now / 1000
-    for seq, receives, charges, sent_at, first_sent_at, failure, body in rows:
+    for seq, receives, charges, sent_at, first_sent_at, failure, stored in rows:
         sent = first_sent_at or sent_at
+        body = as_text(stored)
         if receives >= MAX_RECEIVES and queue.dead in session.queues:
             burial = Burial(body=body, group=group or str(seq), charges=charges, sent_at=sent, source=queue.name)
             _move(session, session.queues[queue.dead], seq, burial, now)
             continue
         delivery = receives + 1
         seqs.append(seq)
+        why = None if failure is None else as_text(failure)
         handle = Handle(queue.name, f"{seq}-{delivery}", f"{session.token}-{seq}")
-        taken.append(Received(handle, body, delivery, charges, group, sent / 1000 + epoch, failure))
+        taken.append(Received(handle, body, delivery, charges, group, sent / 1000 + epoch, why))
     session.each(sql.TAKE, seqs, until)
 
 

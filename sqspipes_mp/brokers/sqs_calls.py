@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqspipes_mp.brokers.sqs_errors import Fault, backoff, classify, explain, gives_up
+from sqspipes_mp.brokers.sqs_errors import REFUSED_BACKOFF, Fault, Kind, backoff, classify, explain, gives_up
 from sqspipes_mp.brokers.sqs_lean import OPERATIONS, Lean
 from sqspipes_mp.brokers.sqs_reply import Unsure
 from sqspipes_mp.errors import BrokerBusy, BrokerError
@@ -53,6 +53,15 @@ class Clients:
     poll_timeout: float = 30.0
 
 
+@dataclass(slots=True)
+class _Trouble:
+    """What one call has met with so far; times are monotonic."""
+
+    since: float
+    failures: int = 0
+    refused_at: float | None = None
+
+
 class Calls:
     """Makes calls, safe from several threads: retries, backs off, warns, and gives up where that is right."""
 
@@ -62,6 +71,9 @@ class Calls:
         self._patience = patience
         self.interrupted = threading.Event()
         self.closed = threading.Event()
+        #: Whether these credentials were ever taken, and since when they are not.
+        self._known = False
+        self._refused_at: float | None = None
         self._warned_at: float | None = None
         self._warning = threading.Lock()
 
@@ -76,22 +88,21 @@ class Calls:
         self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False
     ) -> dict[str, Any] | Fault:
         """Make a call until it succeeds; return the fault that cannot be cured by trying again."""
-        failures, since = 0, time.monotonic()
+        trouble = _Trouble(time.monotonic())
         while True:
             self._check_open()
             result = self._once(self.clients.hot, operation, params)
             if not isinstance(result, Fault):
                 return result
-            failures += 1
-            if gives_up(result.kind, failures, boot=boot):
+            if self._is_hopeless(result, trouble, boot=boot):
                 return result
-            self._check_patience(result, operation, queue, since)
-            self.pause(self.retrying(result, operation, queue, failures))
+            self._check_patience(result, operation, queue, trouble.since)
+            self.pause(self.retrying(result, operation, queue, trouble.failures))
 
     def receive(self, queue: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Poll a queue until there is an answer; ``interrupt`` ends the waiting between two tries."""
         client = self.clients.hot if params["WaitTimeSeconds"] <= SHORT_WAIT else self.clients.poll
-        failures = 0
+        trouble = _Trouble(time.monotonic())
         while not self.interrupted.is_set():
             self._check_open()
             result = self._once(client, "ReceiveMessage", params)
@@ -100,11 +111,21 @@ class Calls:
                 return messages
             if _is_full(result):
                 return []
-            failures += 1
-            if gives_up(result.kind, failures):
+            if self._is_hopeless(result, trouble):
                 raise self.error(result, "ReceiveMessage", queue)
-            self.interrupted.wait(self.retrying(result, "ReceiveMessage", queue, failures))
+            self.interrupted.wait(self.retrying(result, "ReceiveMessage", queue, trouble.failures))
         return []
+
+    def _is_hopeless(self, fault: Fault, trouble: _Trouble, *, boot: bool = False) -> bool:
+        trouble.failures += 1
+        refused = 0.0
+        if fault.kind is Kind.CREDENTIALS:
+            now = time.monotonic()
+            # Of the connection, too: what is called once one call has given up does not wait as long again.
+            since = self._refused_at = self._refused_at or now
+            trouble.refused_at = trouble.refused_at or now
+            refused = now - min(since, trouble.refused_at)
+        return gives_up(fault.kind, trouble.failures, boot=boot, refused=refused, known=self._known)
 
     def _check_patience(self, fault: Fault, operation: str, queue: str, since: float) -> None:
         if self._patience is not None and time.monotonic() - since >= self._patience:
@@ -118,6 +139,8 @@ class Calls:
     def retrying(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
         """Warn that a call is going to be tried again, at most once a minute; return the seconds to wait first."""
         seconds = backoff(failures)
+        if fault.kind is Kind.CREDENTIALS:
+            seconds = min(seconds, REFUSED_BACKOFF)
         with self._warning:
             now = time.monotonic()
             if self._warned_at is not None and now - self._warned_at < WARN_EVERY:
@@ -150,21 +173,26 @@ class Calls:
 
     def _once(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any] | Fault:
         try:
-            lean = self._lean
-            if lean is not None and operation in OPERATIONS:
-                timeout = self.clients.poll_timeout if client is self.clients.poll else self.clients.hot_timeout
-                try:
-                    return lean(operation, params, timeout)
-                except Unsure as why:
-                    logger.info("boto3 makes all calls to %s from here on: %s", self.clients.endpoint, why)
-                    self._lean = None
-                    lean.close()
-            reply: dict[str, Any] = getattr(client, _METHODS[operation])(**params)
+            reply = self._ask(client, operation, params)
         except Exception as error:
             fault = classify(error)
             if fault is None:
                 raise
             return fault
+        self._known, self._refused_at = True, None
+        return reply
+
+    def _ask(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        lean = self._lean
+        if lean is not None and operation in OPERATIONS:
+            timeout = self.clients.poll_timeout if client is self.clients.poll else self.clients.hot_timeout
+            try:
+                return lean(operation, params, timeout)
+            except Unsure as why:
+                logger.info("boto3 makes all calls to %s from here on: %s", self.clients.endpoint, why)
+                self._lean = None
+                lean.close()
+        reply: dict[str, Any] = getattr(client, _METHODS[operation])(**params)
         return reply
 
     def _check_open(self) -> None:

@@ -16,6 +16,11 @@ from sqspipes_mp.errors import AccessDenied, BrokerError, MessageError, MessageT
 #: First and longest wait between two tries of our own, in seconds; botocore has tried before each of them.
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 20.0
+#: Seconds for which credentials may be refused before they are taken to be wrong: new and rotated ones take seconds to
+#: be known everywhere. Less where this connection never had an answer with any, as at boot: most are then mistyped.
+REFUSED_PATIENCE, UNKNOWN_PATIENCE = 15.0, 5.0
+#: Longest wait between two tries while they are refused, seconds.
+REFUSED_BACKOFF = 1.0
 
 
 class Kind(Enum):
@@ -23,7 +28,7 @@ class Kind(Enum):
 
     TRANSIENT = "try again, for as long as it takes"
     UNREACHABLE = "the endpoint does not answer (as SQS does): try again, but give up early while booting"
-    CREDENTIALS = "try a few times (new credentials take seconds to be known everywhere), then give up"
+    CREDENTIALS = "try for some seconds (new credentials take as long to be known everywhere), then give up"
     DENIED = "give up: not allowed"
     MISSING = "give up: no such queue"
     EXISTS = "the queue exists with other attributes"
@@ -192,15 +197,20 @@ def classify(error: BaseException) -> Fault | None:
     return Fault(Kind.REFUSED, names[0], str(error)) if "BotoCoreError" in names else None
 
 
-def gives_up(kind: Kind, failures: int, *, patience: int = 3, boot: bool = False) -> bool:
-    """Tell whether a call that failed ``failures`` times in a row is to be given up."""
+def gives_up(
+    kind: Kind, failures: int, *, patience: int = 3, boot: bool = False, refused: float = 0.0, known: bool = True
+) -> bool:
+    """Tell whether a call that failed ``failures`` times in a row is to be given up.
+
+    ``refused``: seconds since its credentials were first refused; ``known``: whether they were taken before.
+    """
     match kind:
         case Kind.TRANSIENT:
             return False
         case Kind.UNREACHABLE:
             return boot and failures >= patience
         case Kind.CREDENTIALS:
-            return failures >= patience
+            return refused >= (REFUSED_PATIENCE if known else UNKNOWN_PATIENCE)
         case _:
             return True
 

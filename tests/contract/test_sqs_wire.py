@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from sqspipes_mp.brokers import sqs_errors
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle, Output, QueueSpec
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
@@ -191,13 +192,42 @@ def test_boot_without_permission_names_the_action(operation: str) -> None:
     assert len(wire.requests(operation)) == 1
 
 
-def test_boot_with_bad_credentials_gives_up_after_a_few_tries() -> None:
+def test_boot_with_bad_credentials_gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqs_errors, "UNKNOWN_PATIENCE", 0.3)
     with (
         connected(always("GetQueueUrl", Error("ExpiredToken", status=403))) as (wire, connection),
         pytest.raises(AccessDenied, match="ExpiredToken"),
     ):
         connection.ensure([SPEC], create=True)
-    assert 2 <= len(wire.requests("GetQueueUrl")) <= 6
+    assert len(wire.requests("GetQueueUrl")) >= 2
+
+
+@pytest.mark.parametrize("operation", ["SendMessageBatch", "ReceiveMessage"])
+def test_a_rotated_key_that_is_refused_for_a_while_ends_nothing(operation: str) -> None:
+    refused = 5
+
+    def answer(asked: str, request: Json, nth: int) -> Error | None:
+        return Error("InvalidClientTokenId", status=403) if asked == operation and nth < refused else None
+
+    with connected(answer) as (wire, connection):
+        if operation == "ReceiveMessage":
+            assert connection.receive(["in"], 1, 0, 30) == []
+        else:
+            assert connection.complete([completion("a", Output("out", "a", "a"))]) == []
+    assert len(wire.requests(operation)) == refused + 1
+
+
+def test_once_credentials_are_given_up_further_calls_do_not_wait_as_long_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqs_errors, "REFUSED_PATIENCE", 0.3)
+    with connected(always("SendMessageBatch", Error("ExpiredToken", status=403))) as (wire, connection):
+        connection.ensure([SPEC], create=True)
+        with pytest.raises(AccessDenied, match="ExpiredToken"):
+            connection.complete([completion("a", Output("q", "a", "a"))])
+        first = len(wire.requests("SendMessageBatch"))
+        with pytest.raises(AccessDenied, match="ExpiredToken"):
+            connection.complete([completion("b", Output("q", "b", "b"))])
+        assert len(wire.requests("SendMessageBatch")) == first + 1 > 2
+        assert receipts(wire) == []
 
 
 def test_boot_at_a_closed_port_names_the_endpoint_soon() -> None:

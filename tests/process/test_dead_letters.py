@@ -352,6 +352,30 @@ def test_a_body_that_is_no_envelope_goes_back_as_it_is(db: Path) -> None:
     assert waiting(engine, "work") == (1, 0, 0)
 
 
+@pytest.mark.parametrize("fifo", [False, True])
+def test_rows_that_are_not_utf_8_or_no_text_are_dead_letters_and_stop_nobody(db: Path, log: Log, fifo: bool) -> None:
+    engine = engine_at(db, [source, Task(note_all, name="work", args=(log,))], fifo=fifo)
+    foreign = [b'{"meta": {}, "value": "\xff"}', b"\xed\xa0\x80", memoryview(b"\x00\xfe"), memoryview(b'{"value": "blob"}')]
+    send(engine, "work", *(["?"] * len(foreign)), json.dumps({"value": "good"}), group="g" if fifo else None)
+    with contextlib.closing(sqlite3.connect(db)) as connection:
+        seqs = [seq for (seq,) in connection.execute("SELECT seq FROM messages ORDER BY seq")]
+        for seq, body in zip(seqs, foreign, strict=False):
+            value = "CAST(? AS TEXT)" if isinstance(body, bytes) else "?"
+            connection.execute(f"UPDATE messages SET body = {value} WHERE seq = ?", (body, seq))
+        connection.commit()
+    summary = drain(engine, "work")
+    assert (summary["work"].done, summary["work"].dead) == (2, 3)
+    assert sorted(log.lines()) == ["blob", "good"]
+    letters = engine.dead_letters()
+    assert {letter.failure.error for letter in letters} == {"DecodeError"}
+    assert sorted(letter.body for letter in letters) == ["\x00\\xfe", r"\xed\xa0\x80", r'{"meta": {}, "value": "\xff"}']
+    assert len(redrive(engine.pipeline, engine.broker, None).letters) == 3
+
+
+def note_all(value, log: Log):
+    log.note(value)
+
+
 def groups_of(db: Path, queue: str) -> list[Any]:
     text = """SELECT groups.name, body FROM messages JOIN groups ON groups.id = grp
         JOIN queues ON queues.id = messages.queue WHERE queues.name = ? ORDER BY seq"""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import SQS, AccessDenied, Engine, QueueMissing, Task
+from sqspipes_mp.brokers import sqs_errors
 from tests.gates import Background, Gate, Log, children, drain, engine_at, feed, values, waiting
 from tests.standin import StandIn
 
@@ -79,8 +80,9 @@ def test_a_right_taken_away_while_running_is_one_error_and_the_input_is_back(
 
 
 def test_credentials_that_expire_while_running_are_one_error_and_nothing_is_lost(
-    sqs: SQS, server: StandIn, log: Log, gate: Gate
+    sqs: SQS, server: StandIn, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sqs_errors, "REFUSED_PATIENCE", 0.5)
     engine = gated_engine(sqs, log, gate)
     feed(engine, "work", range(5))
     with pytest.raises(AccessDenied, match=r"ExpiredToken.*not expired"), Background(engine, only="work"):
