@@ -8,7 +8,21 @@ import pytest
 from sqspipes_mp import Task
 from sqspipes_mp.supervisor import watchdog
 from sqspipes_mp.supervisor.container import Fill
-from tests.gates import Background, Gate, Log, alive, charges, dead, engine_at, eventually, feed, values
+from tests.gates import (
+    Background,
+    Gate,
+    Log,
+    alive,
+    charges,
+    children,
+    dead,
+    ended,
+    engine_at,
+    eventually,
+    feed,
+    program,
+    values,
+)
 
 MB = 1 << 20
 
@@ -32,6 +46,54 @@ def hoards(value, log: Log, gate: Gate, begin: Gate):
         log.note("has it", os.getpid())
     gate.wait()
     return value
+
+
+# --- who goes first when the kernel chooses ---
+
+SCORES = """
+import sys
+from pathlib import Path
+from tests.process.test_memory import *
+db, log, gate, own = sys.argv[1:]
+if __name__ == "__main__":
+    score = Path("/proc/self/oom_score_adj")
+    # Lowering it would take a privilege.
+    score.write_text(str(max(int(own), int(score.read_text()))))
+    engine = engine_at(Path(db), [source, Task(held, name="work", args=(Log(log), Gate(gate))), sink])
+    for _ in engine.run(only="work", iterate=True):
+        break
+"""
+
+
+def held(value, log: Log, gate: Gate):
+    log.note(os.getpid(), os.getppid())
+    gate.wait()
+    return value
+
+
+def score_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+@pytest.mark.parametrize("own", [0, 800])
+def test_the_kernel_is_offered_workers_before_everybody_else(
+    tmp_path: Path, db: Path, log: Log, gate: Gate, own: int
+) -> None:
+    feed(engine_at(db, [source, Task(held, name="work"), sink]), "work", [1])
+    with program(tmp_path, SCORES, db, log.path, gate.path, own) as process:
+        [(worker, supervisor)] = log.wait_for(1)
+        scores = {child.pid: score_of(child.pid) for child in children(process.pid)}
+        base = score_of(process.pid)
+        gate.open()
+        assert ended(process)[0] == 0
+    # The supervisor, in a process of its own since its caller iterates, and the keeper are as the caller is.
+    assert len(scores) == 3
+    assert supervisor != process.pid
+    assert scores.pop(worker) == min(1000, base + 500)
+    assert set(scores.values()) == {base}
+
+
+# --- a container that is nearly full ---
 
 
 class Container:
