@@ -48,7 +48,6 @@ def begin(birth: Birth) -> None:
     for fd in birth.close_fds:
         with contextlib.suppress(OSError):
             os.close(fd)
-    _volunteer()
     if birth.die_with:
         die_with_parent(birth.parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
@@ -58,8 +57,11 @@ def begin(birth: Birth) -> None:
 BLOCKED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2})
 
 
-def _volunteer() -> None:
-    """Have the kernel pick this process before the supervisor when memory runs out (raising needs no privilege)."""
+def volunteer() -> None:
+    """Have the kernel pick this process, a worker, before its parent and the keeper when memory runs out.
+
+    Raising the score needs no privilege. The keeper stays at its parent's: it is small, and all leases hang on it.
+    """
     with contextlib.suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(min(1000, int(score.read_text()) + _OOM_SCORE)))

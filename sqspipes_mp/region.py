@@ -67,6 +67,8 @@ class Cause(IntEnum):
     TIMEOUT = 2  # killed: a call outlived its task's timeout
     MEMORY = 3  # killed: over its memory limit
     CUT = 4  # killed: shutdown grace was over; nobody's fault
+    FULL = 5  # killed: the container was nearly full of what this worker has gained
+    ROOM = 6  # killed to make room in the container; no more its fault than others'
 
 
 def body_bytes(calls: int) -> int:

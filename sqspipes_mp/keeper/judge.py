@@ -22,7 +22,7 @@ class Judgement:
 
 
 #: Deaths that are nobody's fault.
-_BLAMELESS = frozenset({Cause.CLEAN, Cause.CUT})
+_BLAMELESS = frozenset({Cause.CLEAN, Cause.CUT, Cause.ROOM})
 
 
 def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:

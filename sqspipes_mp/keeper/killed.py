@@ -24,6 +24,10 @@ log = logging.getLogger("sqspipes_mp.keeper")
 _REASON = {
     Cause.TIMEOUT: ("TaskTimeout", "the call outlived the task's timeout"),
     Cause.MEMORY: ("WorkerLost", "the worker was over its memory limit"),
+    Cause.FULL: (
+        "WorkerLost",
+        "the container was nearly out of memory, most of which the worker had taken since it began",
+    ),
 }
 
 

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from sqspipes_mp.assignment import Assignment
-from sqspipes_mp.backoff import backoff
+from sqspipes_mp.attempts import is_last, pause
 from sqspipes_mp.brokers.base import Completion, Connection
 from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
@@ -245,8 +245,10 @@ class Keeper:
         stage = self._stage(region)
         attempt = lease.charges + 1
         body = region.body(lease, self._plan.calls)
+        receives = 0 if self._connection.keeps_charges else lease.receives
+        last = is_last(attempt, receives, stage.task.max_attempts)
         # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.
-        if attempt >= stage.task.max_attempts and body is not None and stage.dead is not None:
+        if last and body is not None and stage.dead is not None:
             if self._plan.counted:
                 self._channel.send(Kind.BURIED, killed_header(stage, lease, body, cause, exitcode, pid))
             self._connection.dead_letter([killed_letter(stage, lease, body, cause, exitcode, pid, region.stack)])
@@ -257,6 +259,6 @@ class Keeper:
             # again. Dying between the two spares a message one charge, which is the lesser harm.
             region.note_charge(lease)
             self._board.charge(self._board.slots, id_digest(lease.handle.message_id))
-        delay = backoff(attempt, random.uniform)
+        delay = pause(attempt, lease.group, random.uniform, None)
         self._connection.extend([lease.handle], delay, charge=not lease.charged)
         self._board.add_stage(stage.index, KEEPER_CHARGED, 1)

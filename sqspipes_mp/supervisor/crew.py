@@ -27,6 +27,15 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 
 #: How long to wait for the keeper when every region still has to be judged, seconds.
 _NO_REGION = 0.05
+#: Deaths that are charged to what was running.
+_CHARGED = frozenset({Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY, Cause.FULL})
+#: What is said of a death where the exit code would only say that it was killed.
+_TEXTS = {
+    Cause.TIMEOUT: "killed: its call outlived the task's timeout",
+    Cause.MEMORY: "killed: memory limit",
+    Cause.FULL: "killed: it had most of the container's memory, which was nearly full",
+    Cause.ROOM: "killed to make room: the container's memory was nearly full",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +196,8 @@ class Crew:
         board.put(place.slot, CALL_STARTED, 0)
         self.tell_keeper(Kind.JUDGE)
         blamed = [lease for lease in running if cause is not Cause.TIMEOUT or lease.index == place.late]
-        charged = cause in {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY} and len(blamed) == 1 and not blamed[0].company
-        texts = {Cause.TIMEOUT: "killed: its call outlived the task's timeout", Cause.MEMORY: "killed: memory limit"}
-        text = texts.get(cause, describe_death(code) if ready else describe_exit(code))
+        charged = cause in _CHARGED and len(blamed) == 1 and not blamed[0].company
+        text = _TEXTS.get(cause, describe_death(code) if ready else describe_exit(code))
         return Death(pid, ready, clean, lived, done, charged, text, stack)
 
     def tell_keeper(self, kind: Kind) -> None:

@@ -23,11 +23,15 @@ class _Seen:
 
 
 class MemoryWatch:
-    """Private memory above what a worker had when it got ready: the pages it inherited are not its own."""
+    """Private memory above what a worker had when it got ready: the pages it inherited are not its own.
 
-    def __init__(self, plan: RunPlan) -> None:
+    ``contained``: there is a limit for all of them together, so that each one's part may be asked for.
+    """
+
+    def __init__(self, plan: RunPlan, *, contained: bool) -> None:
         tasks = {index: plan.pipeline.stages[index].task for index in plan.selected}
         self._limits = {index: task.max_memory for index, task in tasks.items() if task.max_memory is not None}
+        self._contained = contained
         self._seen: dict[int, _Seen] = {}
 
     @property
@@ -36,11 +40,16 @@ class MemoryWatch:
 
     def ready(self, slot: int, pid: int) -> None:
         """Take the baseline of a worker that has just booted (after its ``init``)."""
-        if self._limits:
+        if self._limits or self._contained:
             self._seen[slot] = _Seen(pid, private_bytes(pid))
 
     def gone(self, slot: int) -> None:
         self._seen.pop(slot, None)
+
+    def gained(self, slot: int) -> int:
+        """Return the bytes that a worker has gained since it got ready, 0 where that is not known."""
+        seen = self._seen.get(slot)
+        return 0 if seen is None else max(0, private_bytes(seen.pid) - seen.baseline)
 
     def look(self, slot: int, stage: int, now: float) -> str | None:
         """Return "replace" (once) or "kill" for a worker over its limit, else None; at most one look a second."""

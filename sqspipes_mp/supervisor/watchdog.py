@@ -12,9 +12,9 @@ from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.region import Cause
 from sqspipes_mp.scoreboard import CALL_STARTED, KEEPER_BEAT
 from sqspipes_mp.stack import DUMP
-from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, pressure
+from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, has_large_part, has_most, pressure
 from sqspipes_mp.supervisor.crew import Crew, Place
-from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch, private_bytes
+from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch
 from sqspipes_mp.supervisor.switchboard import Switchboard
 
 log = logging.getLogger("sqspipes_mp.supervisor")
@@ -25,6 +25,8 @@ _LAST_WORDS = 0.05
 _KEEPER_BOOT = 60.0
 #: How long a child may take to exit after it said BYE (threads of the user's that do not end), seconds.
 _BYE_GRACE = 2.0
+#: What is said before anything is done about that.
+_FULL = "the container's memory is %.0f%% full; %s"
 
 
 class Watchdog:
@@ -33,9 +35,12 @@ class Watchdog:
     def __init__(self, crew: Crew, board: Switchboard) -> None:
         self._crew = crew
         self._lines = board
-        self._memory = MemoryWatch(crew.plan)
         self._contained = pressure() is not None
-        self._contain_at = 0.0
+        self._memory = MemoryWatch(crew.plan, contained=self._contained)
+        self._contain_at = self._settled_at = 0.0
+        #: The number of the worker that was last asked to make room, which takes it as long as its message.
+        self._asked: int | None = None
+        self._told_in_vain = False
         # Leases must not end before it is replaced: a fresh one is due when half of it is left.
         self._patience = 2 * crew.plan.keeper_patience
 
@@ -112,23 +117,43 @@ class Watchdog:
             place.child.kill()
 
     def _mind_container(self, now: float) -> None:
-        """Replace the fattest worker before the kernel chooses for itself, which may be the whole container."""
+        """Make room before the kernel does, which may kill the whole container; where a worker has much of it."""
         self._contain_at = now + LOOK_EVERY
-        used = pressure() or 0.0
+        fill = pressure()
         workers = [(place, place.child) for place in self._crew.places if place.child is not None and place.child.ready]
-        if used < REPLACE_AT or not workers:
+        if fill is None or fill.share < REPLACE_AT or not workers:
             return
-        place, child = max(workers, key=lambda worker: private_bytes(worker[1].pid))
-        self._contain_at = now + SETTLE
-        log.warning(
-            "the container's memory is %.0f%% full; replacing %s (pid %d), which has most of it",
-            100 * used, self._crew.name(place), child.pid,
-        )  # fmt: skip
-        if used < KILL_AT:
-            self._lines.tell(child.channel, Kind.RECYCLE, {"reason": "the container's memory"})
-        elif place.cause is None:
-            place.cause = Cause.MEMORY
+        kill = fill.share >= KILL_AT
+        if now < self._settled_at and not kill:
+            return
+        self._settled_at = now + SETTLE
+        gained, place, child = max(
+            ((self._memory.gained(place.slot), place, child) for place, child in workers), key=lambda each: each[0]
+        )
+        who = f"{self._crew.name(place)} (pid {child.pid}), which has gained {gained >> 20} MB"
+        if not has_large_part(gained, fill, len(workers)):
+            self._contain_at = self._settled_at
+            self._tell_in_vain(fill.share, who)
+        elif kill and place.cause is None:
+            self._contain_at = self._settled_at
+            # What it runs pays only where it is the reason: beside a large neighbour it would die of any message.
+            place.cause = Cause.FULL if has_most(gained, fill) else Cause.ROOM
+            log.warning(_FULL, 100 * fill.share, f"killing {who}")
             child.kill()
+        elif not kill and child.number != self._asked:
+            self._asked = child.number
+            log.warning(_FULL, 100 * fill.share, f"replacing {who}")
+            self._lines.tell(child.channel, Kind.RECYCLE, {"reason": "the container's memory"})
+
+    def _tell_in_vain(self, share: float, who: str) -> None:
+        if self._told_in_vain:
+            return
+        self._told_in_vain = True
+        why = (
+            f"replacing a worker would not help, not even {who}. Give it a higher limit or fewer workers, or look at "
+            "what else is in it, the program that calls run() as well"
+        )
+        log.warning(_FULL, 100 * share, why)
 
     def _mind_keeper(self, now: float) -> None:
         keeper = self._crew.keeper

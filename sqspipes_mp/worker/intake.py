@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+from sqspipes_mp.attempts import ONE_GROUP, ONE_GROUP_BACKOFF
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
@@ -15,7 +16,6 @@ from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.prefetch import LONG, ask
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.station import Delivery, Station
-from sqspipes_mp.worker.verdict import ONE_GROUP, ONE_GROUP_BACKOFF
 
 log = logging.getLogger("sqspipes_mp.worker")
 

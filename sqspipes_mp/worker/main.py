@@ -8,7 +8,7 @@ from functools import partial
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
-from sqspipes_mp.lifeline import begin, orphaned
+from sqspipes_mp.lifeline import begin, orphaned, volunteer
 from sqspipes_mp.numeric import settle
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
@@ -32,6 +32,7 @@ _POLL_GRACE = 2.0
 def worker_main(orders: Assignment) -> None:
     """Run one worker; returns when it has ended cleanly, exits otherwise."""
     begin(orders.birth)
+    volunteer()
     if orders.stack is not None:
         orders.stack.arm()
     channel = Channel(orders.birth.sock)

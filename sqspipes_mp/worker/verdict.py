@@ -6,13 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqspipes_mp.backoff import backoff
+from sqspipes_mp.attempts import is_last, pause
 from sqspipes_mp.errors import ConfigError, Reject, Retry
-
-#: In sqspipes's one group for everything a retry holds up the whole stage, so it is short there, seconds.
-ONE_GROUP, ONE_GROUP_BACKOFF = "-", 1.0
-#: Deliveries per allowed attempt after which a failure is the last one: attempts are lost with their host.
-RECEIVES_PER_ATTEMPT = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +34,13 @@ def decide(
     Args:
         error: what the function raised.
         attempt: number of this attempt, from 1.
-        receives: deliveries of this message so far.
+        receives: deliveries of this message so far; 0 where the broker keeps the attempts itself.
         max_attempts: attempts allowed.
         on_error: "raise", "retry", "reject", or a callable(exception, attempt) -> one of these or a ``Retry``.
         group: the message's FIFO group.
         jitter: ``random.uniform``.
     """
-    last = attempt >= max_attempts or receives >= RECEIVES_PER_ATTEMPT * max_attempts
+    last = is_last(attempt, receives, max_attempts)
     policy: Any = error
     if not isinstance(error, (Retry, Reject)):
         policy = on_error
@@ -61,9 +56,8 @@ def decide(
     if isinstance(policy, Retry) or policy == "retry":
         if last:
             return Decision("dead"), error
-        delay = policy.delay if isinstance(policy, Retry) else None
-        delay = backoff(attempt, jitter) if delay is None else delay
-        return Decision("retry", min(delay, ONE_GROUP_BACKOFF) if group == ONE_GROUP else delay), error
+        asked = policy.delay if isinstance(policy, Retry) else None
+        return Decision("retry", pause(attempt, group, jitter, asked)), error
     if policy != "raise":
         wrong = ConfigError(
             "on_error(exception, attempt)", policy, '"raise", "retry", "reject", Retry(...) or Reject(...)'

@@ -1,6 +1,7 @@
 """Messages that sqspipes sent: all of them in one FIFO group, so one worker at a time has work. That is said once."""
 
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import Task
-from tests.gates import Log, drain, engine_at, feed
+from tests.gates import Background, Log, drain, engine_at, feed
 
 
 def source() -> Iterator[int]:
@@ -54,3 +55,22 @@ def test_one_group_for_everything_is_told_once(
     for line in log.lines():
         assert line.startswith("work: what comes from t-source.fifo is all in one FIFO group, '-'")
         assert "group=lambda value: '-'" in line
+
+
+def dies_once(value: int, log: Log) -> None:
+    log.note(value)
+    if len(log.lines()) == 1:
+        os._exit(3)
+
+
+def test_a_death_does_not_hold_up_the_one_group_for_longer_than_a_second(
+    db: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Anywhere else it would be hidden for so long.
+    monkeypatch.setattr("random.uniform", lambda least, most: 3000.0)
+    task = Task(dies_once, name="work", args=(log,), group=one_group)
+    engine = engine_at(db, [source, task], fifo=True, start_method="fork")
+    feed(engine, "work", [0, 1], group="-")
+    with Background(engine, only="work"):
+        assert log.wait_for(3) == [0, 0, 1]
+        engine.stop()

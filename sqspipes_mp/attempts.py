@@ -1,0 +1,28 @@
+"""Which attempt is a message's last, and how long it waits for the next. Pure but for the jitter (worker, keeper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqspipes_mp.backoff import backoff
+
+#: Deliveries per allowed attempt after which an own failure is the last one: attempts are lost with their run.
+RECEIVES_PER_ATTEMPT = 10
+#: In sqspipes's one group for everything a retry holds up the whole stage, so it is short there, seconds.
+ONE_GROUP, ONE_GROUP_BACKOFF = "-", 1.0
+
+
+def is_last(attempt: int, receives: int, max_attempts: int) -> bool:
+    """Tell whether failed attempt number ``attempt`` was the last.
+
+    ``receives``: deliveries of the message so far, with releases; 0 where the broker keeps the attempts itself.
+    """
+    return attempt >= max_attempts or receives >= RECEIVES_PER_ATTEMPT * max_attempts
+
+
+def pause(
+    attempt: int, group: str | None, jitter: Callable[[float, float], float], asked: float | None = None
+) -> float:
+    """Return seconds until a message of ``group`` comes again; ``asked``: instead of the backoff."""
+    delay = backoff(attempt, jitter) if asked is None else asked
+    return min(delay, ONE_GROUP_BACKOFF) if group == ONE_GROUP else delay

@@ -1,0 +1,213 @@
+"""Memory: a worker over its own limit, and a container that is nearly full. Who is replaced or killed, and who pays."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp import Task
+from sqspipes_mp.supervisor import watchdog
+from sqspipes_mp.supervisor.container import Fill
+from tests.gates import (
+    Background,
+    Gate,
+    Log,
+    alive,
+    charges,
+    children,
+    dead,
+    ended,
+    engine_at,
+    eventually,
+    feed,
+    program,
+    values,
+)
+
+MB = 1 << 20
+
+_hoard: list[bytearray] = []
+
+
+def source():
+    yield from ()
+
+
+def sink(value):
+    return value
+
+
+def hoards(value, log: Log, gate: Gate, begin: Gate):
+    """Take 70 MB at the first message, and keep them."""
+    log.note(value, os.getpid())
+    begin.wait()
+    if not _hoard:
+        _hoard.append(bytearray(b"x") * (70 * MB))
+        log.note("has it", os.getpid())
+    gate.wait()
+    return value
+
+
+# --- who goes first when the kernel chooses ---
+
+SCORES = """
+import sys
+from pathlib import Path
+from tests.process.test_memory import *
+db, log, gate, own = sys.argv[1:]
+if __name__ == "__main__":
+    score = Path("/proc/self/oom_score_adj")
+    # Lowering it would take a privilege.
+    score.write_text(str(max(int(own), int(score.read_text()))))
+    engine = engine_at(Path(db), [source, Task(held, name="work", args=(Log(log), Gate(gate))), sink])
+    for _ in engine.run(only="work", iterate=True):
+        break
+"""
+
+
+def held(value, log: Log, gate: Gate):
+    log.note(os.getpid(), os.getppid())
+    gate.wait()
+    return value
+
+
+def score_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+@pytest.mark.parametrize("own", [0, 800])
+def test_the_kernel_is_offered_workers_before_everybody_else(
+    tmp_path: Path, db: Path, log: Log, gate: Gate, own: int
+) -> None:
+    feed(engine_at(db, [source, Task(held, name="work"), sink]), "work", [1])
+    with program(tmp_path, SCORES, db, log.path, gate.path, own) as process:
+        [(worker, supervisor)] = log.wait_for(1)
+        scores = {child.pid: score_of(child.pid) for child in children(process.pid)}
+        base = score_of(process.pid)
+        gate.open()
+        assert ended(process)[0] == 0
+    # The supervisor, in a process of its own since its caller iterates, and the keeper are as the caller is.
+    assert len(scores) == 3
+    assert supervisor != process.pid
+    assert scores.pop(worker) == min(1000, base + 500)
+    assert set(scores.values()) == {base}
+
+
+# --- a container that is nearly full ---
+
+
+class Container:
+    """A memory limit, as this process's supervisor is told of it."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.is_empty()
+
+    def __call__(self) -> Fill:
+        self.looks += 1
+        return self.fill
+
+    def is_empty(self) -> None:
+        self.fill = Fill(0, 100 * MB)
+
+    def is_full(self, share: float, used: int) -> None:
+        self.fill = Fill(used, int(used / share))
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> Container:
+    container = Container()
+    monkeypatch.setattr(watchdog, "pressure", container)
+    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(watchdog, "SETTLE", 0.05)
+    return container
+
+
+@pytest.fixture
+def begin(new_gate) -> Gate:
+    return new_gate()
+
+
+def hoarding(db: Path, log: Log, gate: Gate, begin: Gate, count: int):
+    task = Task(hoards, name="work", args=(log, gate, begin), max_attempts=1, prefetch=0)
+    engine = engine_at(db, [source, task, sink], start_method="fork", on_error="retry")
+    feed(engine, "work", range(count))
+    return engine
+
+
+def first_worker(log: Log, begin: Gate) -> int:
+    """Return the pid of the worker that has the first message, once it has the memory, too."""
+    log.wait_for(1)
+    begin.open()
+    return log.wait_for(2)[0][1]
+
+
+def test_a_container_that_others_filled_costs_no_worker(
+    db: Path, log: Log, gate: Gate, begin: Gate, container: Container, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = hoarding(db, log, gate, begin, 3)
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        worker = first_worker(log, begin)
+        for share in (0.92, 0.98):
+            container.is_full(share, 1000 * MB)
+            looks = container.looks
+            eventually(lambda looks=looks: container.looks > looks + 3)
+        gate.open()
+    assert {pid for _, pid in log.lines()} == {worker}
+    assert (run.summary["work"].failed, sorted(values(engine, "sink"))) == (0, [0, 1, 2])
+    told = [text for text in caplog.messages if "the container's memory" in text]
+    assert len(told) == 1
+    assert "92% full; replacing a worker would not help, not even work[0] (pid" in told[0]
+
+
+def test_a_worker_with_much_of_a_nearly_full_container_is_replaced_after_its_message(
+    db: Path, log: Log, gate: Gate, begin: Gate, container: Container, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = hoarding(db, log, gate, begin, 2)
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        worker = first_worker(log, begin)
+        container.is_full(0.92, 100 * MB)
+        eventually(lambda: "92% full; replacing work[0]" in caplog.text)
+        looks = container.looks
+        eventually(lambda: container.looks > looks + 5)
+        container.is_empty()
+        gate.open()
+    assert caplog.text.count("% full;") == 1
+    [(_, second)] = [line for line in log.lines() if line[0] == 1]
+    assert second != worker
+    assert (run.summary["work"].failed, values(engine, "sink")) == (0, [0, 1])
+    assert [value for value, _ in log.lines()].count(0) == 1
+
+
+def test_a_worker_killed_to_make_room_does_not_cost_its_message_an_attempt(
+    db: Path, log: Log, gate: Gate, begin: Gate, container: Container, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = hoarding(db, log, gate, begin, 1)
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        worker = first_worker(log, begin)
+        # It has a large part, but others have more.
+        container.is_full(0.98, 180 * MB)
+        eventually(lambda: not alive(worker))
+        container.is_empty()
+        log.wait_for(3)
+        assert charges(engine) == [0]
+        gate.open()
+    assert "killed to make room" in caplog.text
+    assert (run.summary["work"].failed, values(engine, "sink"), dead(engine, "work")) == (0, [0], [])
+
+
+def test_a_message_that_fills_the_container_itself_pays_for_it(
+    db: Path, log: Log, gate: Gate, begin: Gate, container: Container
+) -> None:
+    engine = hoarding(db, log, gate, begin, 2)
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        worker = first_worker(log, begin)
+        container.is_full(0.98, 100 * MB)
+        eventually(lambda: not alive(worker))
+        container.is_empty()
+        gate.open()
+    [(body, failure)] = dead(engine, "work")
+    assert '"value": 0' in body
+    assert (failure.error, failure.attempts, failure.signal) == ("WorkerLost", 1, "SIGKILL")
+    assert failure.text.startswith("the container was nearly out of memory, most of which the worker had taken")
+    assert (run.summary["work"].dead, values(engine, "sink")) == (1, [1])
