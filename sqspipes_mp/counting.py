@@ -84,6 +84,8 @@ class Ledger:
         self._line: deque[Entry] = deque()
         self._ready: deque[Hand] = deque()
         self._gone: OrderedDict[str, None] = OrderedDict()
+        #: Messages found in dead-letter queues, by their values; told when the iterable comes to these.
+        self._dead: dict[str, list[tuple[int, BaseException]]] = {}
         #: Results held back until their value is known.
         self.holding = 0
         #: Messages whose results were not acknowledged.
@@ -106,11 +108,20 @@ class Ledger:
         entry = self._open.get(name) or self._opened(name, None, set(), known=False)
         entry.made.update(map(mark, hops))
 
+    def dead(self, name: str, hop: str, error: BaseException) -> None:
+        """A message of a value was found in a dead-letter queue; nobody is told unless the iterable comes to it."""
+        self._dead.setdefault(name, []).append((mark(hop), error))
+
     def met(self, name: str, value: Any) -> bool:
         """The iterable came to a value that was sent before; False: it is done, or was met already."""
+        letters = self._dead.pop(name, [])
         entry = self._open.get(name)
+        if letters and entry is None:
+            entry = self._opened(name, value, set(), known=False)
         if entry is None or entry.known:
             return False
+        for hop, error in letters:
+            self.buried(name, hop, error)
         self._make_known(entry, value)
         return True
 
@@ -226,7 +237,8 @@ class Ledger:
         if not self._ordered:
             self._ready += [Hand(entry, frame) for frame in entry.held.values()]
             entry.held.clear()
-            if entry.error is not None:
+            # Without inputs it did not wait for the value.
+            if entry.error is not None and self._inputs:
                 self._ready.append(Hand(entry, None, entry.error))
         self._close_if_over(entry)
 

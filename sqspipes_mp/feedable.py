@@ -109,7 +109,8 @@ class Feedable(ABC):
                 ``error.value``; "raise" as ``on_error`` then means "reject".
             with_input: give (value, result) pairs.
             key: callable(value) -> text or whole number; needed for ``resume``.
-            resume: continue a map that was interrupted (SQLite): what was done is skipped, what is under way awaited.
+            resume: continue a map that was interrupted (SQLite): what was done is skipped, what is under way awaited,
+                and what is in a dead-letter queue ends as ``RemoteError``.
             progress: as of ``run``.
 
         Returns:

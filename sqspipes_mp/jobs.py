@@ -12,7 +12,8 @@ from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.counting import Ledger, token
-from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty
+from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteError
+from sqspipes_mp.failure import Failure, parse_failure
 from sqspipes_mp.feeding import Feeder
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import Pipeline, build
@@ -94,7 +95,7 @@ def plan_job(
 
 
 def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
-    """Look at what is in the queues, before anything runs: nothing, or what an interrupted map has left.
+    """Look at what is in the queues, before anything runs: nothing, or what an interrupted map has left, dead or alive.
 
     Raises ``QueuesNotEmpty``.
     """
@@ -118,13 +119,30 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
                 pipeline.domain, held, plan.settings.visibility,
             )  # fmt: skip
         for name in queues:
-            for body, ident in connection.bodies(name):
+            for body, ident, _ in connection.bodies(name):
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     ledger.left(token(message.id), [message.parent])
+        # After the others: what is dead-lettered meanwhile is seen twice rather than never.
+        for name in [stage.dead for stage in pipeline.stages if stage.dead is not None]:
+            for body, ident, failure in connection.bodies(name):
+                with contextlib.suppress(DecodeError):
+                    message = decode(body, ident)
+                    ledger.dead(token(message.id), message.parent, _dead_error(name, failure))
     if len(ledger):
         log.info("%s: %d values of an interrupted map are still in the queues", pipeline.domain, len(ledger))
     return ledger
+
+
+def _dead_error(queue: str, text: str | None) -> RemoteError:
+    """Return what a value raises that was dead-lettered before: its words, for nothing of a queue is unpickled."""
+    failure = Failure(error="unknown", text="the reason did not fit") if text is None else parse_failure(text)
+    error = RemoteError(failure.error, failure.text, failure.traceback or failure.stack or failure.text)
+    error.add_note(
+        f"an earlier run moved it to {queue}: `sqspipes-mp dead list` shows it, `dead redrive` has the next map run it "
+        "again, `dead discard` gives it up; map(return_exceptions=True) goes on without it"
+    )
+    return error
 
 
 def _cure(job: Job, *, resumable: bool) -> str:

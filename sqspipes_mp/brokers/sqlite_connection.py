@@ -114,8 +114,8 @@ class SQLiteConnection:
         """Count one queue, exactly. Raises ``QueueMissing``."""
         return self._file.read(lambda session: sqlite_queues.depth(session, queue))
 
-    def bodies(self, queue: str) -> list[tuple[str, str]]:
-        """Return body and message id of every message of a queue, those in flight included, without receiving them."""
+    def bodies(self, queue: str) -> list[tuple[str, str, str | None]]:
+        """Return body, message id and failure of every message of a queue, without receiving any; in flight or not."""
         return self._file.read(lambda session: sqlite_queues.bodies(session, queue))
 
     def address(self, queue: str) -> str:

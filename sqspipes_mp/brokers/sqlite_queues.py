@@ -67,11 +67,11 @@ def depth(session: Session, name: str) -> Depth:
     return Depth(visible, in_flight, hidden - in_flight)
 
 
-def bodies(session: Session, name: str) -> list[tuple[str, str]]:
-    """Return body and message id of every message of a queue."""
+def bodies(session: Session, name: str) -> list[tuple[str, str, str | None]]:
+    """Return body, message id and text of the failure attribute of every message of a queue."""
     session.refresh()
     rows = session.db.execute(sql.BODIES, (session.queue(name).id,)).fetchall()
-    return [(as_text(body), str(seq)) for body, seq in rows]
+    return [(as_text(body), str(seq), None if failure is None else as_text(failure)) for body, seq, failure in rows]
 
 
 def existing(session: Session, name: str) -> str:

@@ -114,7 +114,7 @@ CREATE_QUEUE = (
 )
 RENUMBER_QUEUE = "UPDATE queues SET id = ? WHERE id = ?"
 DELETE_QUEUE = "DELETE FROM queues WHERE id = ?"
-BODIES = "SELECT body, seq FROM messages WHERE queue = ?"
+BODIES = "SELECT body, seq, failure FROM messages WHERE queue = ?"
 COUNT_VISIBLE = "SELECT count(*) FROM messages WHERE queue = ? AND visible_at <= ?"
 COUNT_HIDDEN = "SELECT count(*), coalesce(sum(receives > 0), 0) FROM messages WHERE queue = ? AND visible_at > ?"
 

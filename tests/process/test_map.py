@@ -20,6 +20,7 @@ from sqspipes_mp import (
     OutputError,
     QueuesNotEmpty,
     Reject,
+    RemoteError,
     Retry,
     SQLite,
     SupervisorLost,
@@ -27,6 +28,7 @@ from sqspipes_mp import (
     TaskTimeout,
     WorkerLost,
 )
+from sqspipes_mp.dead import discard, redrive
 from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, waiting
 
 
@@ -324,6 +326,30 @@ def test_resume_in_order_with_inputs(db: Path) -> None:
     assert list(engine.map(range(400), key=str, resume=True)) == []
     # Something new among what is known.
     assert list(engine.map(range(402), key=str, resume=True, ordered=True)) == [799, 801]
+
+
+def test_what_an_earlier_run_dead_lettered_is_told_until_it_is_redriven_or_discarded(db: Path) -> None:
+    engine = pipeline(db, Task(same, name="first", input=True), Task(picky, max_attempts=2))
+    engine.put(3, key="a stranger's")
+    engine.run(until="drained", idle=0.0)
+    values = [1, 7, 2, 2]
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            list(engine.map(values, key=str, resume=True))
+    with pytest.raises(RemoteError, match="KeyError: 7") as caught:
+        list(engine.map(values, key=str, resume=True))
+    assert caught.value.value == 7
+    assert "sqspipes-mp dead list" in caught.value.__notes__[0]
+    for asked in ({}, {"ordered": True}, {"with_input": True}):
+        found = list(engine.map([*values, 7], key=str, resume=True, return_exceptions=True, **asked))
+        [error] = [pair[1] if "with_input" in asked else pair for pair in found if not isinstance(pair, int)]
+        assert (type(error), error.value) == (RemoteError, 7)
+    [letter] = [letter for letter in engine.dead_letters() if letter.value == 7]
+    redrive(engine.pipeline, engine.broker, [letter.id])
+    [error] = engine.map(values, key=str, resume=True, return_exceptions=True)
+    assert (type(error), error.value) == (KeyError, 7)
+    discard(engine.pipeline, engine.broker, None)
+    assert list(engine.map(values, key=str, resume=True)) == []
 
 
 def test_what_the_iterable_no_longer_has_comes_last(db: Path) -> None:

@@ -107,6 +107,27 @@ def test_what_was_left_waits_for_its_value(shapes, ordered, chance):
     assert (len(ledger), ledger.holding, ledger.unacknowledged) == (0, 0, 0)
 
 
+@given(st.booleans(), st.booleans(), st.booleans(), st.booleans())
+def test_a_dead_letter_is_told_once_and_with_its_value(ordered, inputs, left, early):
+    ledger = Ledger(ordered=ordered, inputs=inputs)
+    if left:
+        # A sibling's message is still there; its letter may come before the iterable does.
+        ledger.left("a", ["a/1"])
+    ledger.dead("a", "a/0", ValueError("a/0"))
+    ledger.dead("never met", "b", ValueError("b"))
+    if left and early:
+        ledger.buried("a", mark("a/1"), ValueError("a/1"))
+    assert ledger.met("a", "value")
+    if left and not early:
+        ledger.buried("a", mark("a/1"), ValueError("a/1"))
+    assert not ledger.met("a", "value")
+    ledger.exhausted()
+    hand = ledger.next()
+    assert (type(hand.error), hand.entry.value) == (ValueError, "value")
+    ledger.acknowledged(hand)
+    assert (ledger.next(), len(ledger)) == (None, 0)
+
+
 def test_a_result_that_comes_after_its_value_is_told_from_a_strangers():
     ledger = Ledger(ordered=False, inputs=False)
     ledger.fed("a", 1)
