@@ -25,7 +25,7 @@ BROKERS = ("sqlite", "fifo", "sqs")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the storm over each broker asked for; return the exit status."""
-    options = parse(__doc__, argv, _extra)
+    options = parse(__doc__, argv, _extra, interleaved=False)
     report = Report("chaos", options)
     broken = False
     for broker in options.broker or (BROKERS[:1] if options.quick else BROKERS):

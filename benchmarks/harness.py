@@ -88,13 +88,23 @@ def machine() -> dict[str, str | int]:
 
 
 def parse(
-    doc: str | None, argv: Sequence[str] | None = None, extra: Callable[[argparse.ArgumentParser], object] | None = None
+    doc: str | None,
+    argv: Sequence[str] | None = None,
+    extra: Callable[[argparse.ArgumentParser], object] | None = None,
+    *,
+    interleaved: bool = True,
 ) -> argparse.Namespace:
-    """Read the command line: ``quick``, ``rounds``, ``json`` and ``plot``, and what ``extra`` adds to the parser."""
+    """Read the command line: ``quick``, ``rounds``, ``json`` and ``plot``, and what ``extra`` adds to the parser.
+
+    Without ``interleaved`` there is no ``--rounds``: the benchmark has a count of its own (kills, seconds, items).
+    """
     summary = (doc or "").strip()
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it works, measures nothing")
-    parser.add_argument("--rounds", type=int, metavar="N", help=f"interleaved rounds (default: {ROUNDS})")
+    if interleaved:
+        parser.add_argument("--rounds", type=int, metavar="N", help=f"interleaved rounds (default: {ROUNDS})")
+    else:
+        parser.set_defaults(rounds=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables and samples here")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw them here (needs matplotlib)")
     if extra is not None:
@@ -110,6 +120,23 @@ def parse(
         if path is not None and not path.absolute().parent.is_dir():
             parser.error(f"{path}: its folder does not exist")
     return options
+
+
+def bars(axes: Any, labels: Sequence[str], series: Mapping[str, Sequence[Spread]]) -> None:
+    """Draw a group of bars per label, a bar per series, with the least and greatest round as a line over each."""
+    width = 0.8 / len(series)
+    for place, (name, spreads) in enumerate(series.items()):
+        shift = (place - (len(series) - 1) / 2) * width
+        axes.bar(
+            [index + shift for index in range(len(labels))],
+            [spread.median for spread in spreads],
+            width,
+            label=name,
+            yerr=[[each.median - each.low for each in spreads], [each.high - each.median for each in spreads]],
+            error_kw={"linewidth": 0.8},
+        )
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.legend(fontsize=8)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "") -> str:

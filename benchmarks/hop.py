@@ -25,19 +25,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import queues
-from benchmarks.harness import Report, Spread, interleave, parse
+from benchmarks.harness import Report, Spread, bars, interleave, parse
 from benchmarks.work import KINDS, calibrate
 from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
 
-#: Dollars for a million requests beyond the free ones, as published in mid-2026; AWS's page has today's price.
-PRICE = 0.40
-PRICED = "standard queues, us-east-1, mid-2026 (today's: https://aws.amazon.com/sqs/pricing/)"
+#: Dollars for a million requests beyond the free ones, on standard queues and on FIFO queues.
+PRICE, FIFO_PRICE = 0.40, 0.50
+PRICED = (
+    f"standard queues (FIFO: ${FIFO_PRICE:.2f}), us-east-1, as factualminds.com listed it on 2026-06-13; "
+    "today's price: https://aws.amazon.com/sqs/pricing/"
+)
 #: One call: monotonic start and end, and CPU seconds of the function.
 _RECORD = struct.Struct("=ddd")
 #: Messages of the run that only starts and stops.
@@ -202,15 +205,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         speed: list[list[object]] = []
         bill: list[list[object]] = []
+        shares: dict[str, list[Spread]] = {over.name: [] for over in overs}
+        labels: list[str] = []
         for length, workers in itertools.product(lengths, options.workers or ([2] if options.quick else [2, 1])):
             calls = max(2 * _FEW, int(seconds * 1000 / length) * workers)
             case = Case(folder, max(1, round(per_ms * length)), workers, calls)
             rates, told = measure(case, overs, options.rounds)
+            labels.append(f"{length:g} ms\nx{workers}")
             for over in overs:
                 key = f"{over.name}, {length:g} ms, {workers} workers"
                 cpu = Spread(tuple(each["cpu"] for each in told[over.name]))
                 share = rates[over.name].over(rates["pool"])
                 server = Spread(tuple(each["server"] for each in told[over.name]))
+                shares[over.name].append(share)
                 report.keep(f"{key}: share", share)
                 report.keep(f"{key}: cpu", cpu)
                 row: list[object] = [f"{length:g}", workers, over.name, calls, rates["pool"].text(0)]
@@ -240,7 +247,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             report.note(f"At ${PRICE:.2f} per million requests: {PRICED}. Heartbeats are in the dollars.")
         report.note(f"The stand-in takes {options.latency:g} ms per request and shares the CPUs with what is measured.")
-    report.finish()
+    report.finish(partial(_draw, labels, shares))
+
+
+def _draw(labels: list[str], shares: dict[str, list[Spread]], figure: Any) -> None:
+    axes = figure.subplots()
+    bars(axes, labels, shares)
+    axes.axhline(1.0, color="gray", linewidth=0.8)
+    axes.set_ylabel("share of Pool's speed")
 
 
 def _bill(told: list[dict[str, Any]], calls: int) -> list[str]:

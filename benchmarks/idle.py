@@ -94,7 +94,7 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both brokers and print the table."""
-    options = parse(__doc__, argv, _extra)
+    options = parse(__doc__, argv, _extra, interleaved=False)
     report = Report("idle", options)
     workers, seconds, settle = (4, 3.0, 1.0) if options.quick else (options.workers, options.seconds, SETTLE)
     rows = []

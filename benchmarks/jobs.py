@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--values", type=int, metavar="N", help="values of each job (default: 50,000 and 100,000)")
         parser.add_argument("--in", dest="folder", help=argparse.SUPPRESS)
 
-    options = parse(__doc__, argv, extra)
+    options = parse(__doc__, argv, extra, interleaved=False)
     if options.folder is not None:
         for value in engine(options.folder).map(range(options.values), key=str, resume=True):
             print(value, flush=True)

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import queues, readme
-from benchmarks.harness import Report, Spread, interleave, parse, table
+from benchmarks.harness import Report, Spread, bars, interleave, parse, table
 from benchmarks.work import ABOUT, KINDS, Job, Tally, calibrate, installed
-from sqspipes_mp import ConfigError, Engine, Task
+from sqspipes_mp import Engine, Task
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.cpus import cpus
 
@@ -122,15 +122,6 @@ RUN: dict[str, Callable[[Case], float]] = {
 }
 
 
-def has_thread_mode() -> bool:
-    """Tell whether this version runs ``Task(threads=)``."""
-    try:
-        Engine([Task(queues.nothing), Task(queues.after, threads=2)], domain="bench", broker="sqlite://")
-    except ConfigError:
-        return False
-    return True
-
-
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what to run (default: all)")
     parser.add_argument("--lengths", nargs="+", type=float, default=None, metavar="MS", help="default: 1 10 100")
@@ -162,9 +153,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         readme.PICTURE.parent.mkdir(exist_ok=True)
         options.plot = readme.PICTURE
     report = Report("modes", options)
-    modes = [mode for mode in MODES if mode != THREAD_MODE or has_thread_mode()]
-    if THREAD_MODE not in modes:
-        report.note("thread mode: left out, Task(threads=) is not in this version")
     wanted = _wanted(options)
     for kind in dict.fromkeys(kind for kind, _, _ in wanted):
         report.note(f"{kind}: {ABOUT[kind]}" if installed(kind) else f"{kind}: left out, {kind} is not installed")
@@ -182,61 +170,48 @@ def main(argv: Sequence[str] | None = None) -> None:
             if options.rounds > 1:
                 # Once for nothing: caches, imports.
                 serial(replace(case, calls=1))
-            spreads = interleave({mode: partial(RUN[mode], case) for mode in modes}, options.rounds)
+            spreads = interleave({mode: partial(RUN[mode], case) for mode in MODES}, options.rounds)
             for mode, spread in spreads.items():
                 report.keep(f"{kind} {length:g} ms x{workers} {mode}", spread)
             found.append((case, spreads))
             print(f"  {kind} {length:g} ms x{workers}: done", flush=True)
     where = "SQLite" if options.broker == "sqlite" else f"the SQS stand-in, {queues.LATENCY_MS:g} ms per request"
     title = f"Times as fast as the serial loop (median, least-greatest of {options.rounds}); queues on {where}"
-    columns = ["task", "length", "workers", "serial calls/s", *modes[1:], "process mode / Pool"]
-    rows = [_row(case, spreads, modes) for case, spreads in found]
+    columns = ["task", "length", "workers", "serial calls/s", *MODES[1:], "process mode / Pool"]
+    rows = [_row(case, spreads) for case, spreads in found]
     report.table(title, columns, rows)
-    report.finish(partial(_draw, found, modes))
+    report.finish(partial(_draw, found))
     if options.readme:
         short = [
             [f"{case.kind}, {case.length:g} ms", case.workers]
-            + [spreads[mode].over(spreads[SERIAL]).text() for mode in modes[1:]]
+            + [spreads[mode].over(spreads[SERIAL]).text() for mode in MODES[1:]]
             for case, spreads in found
         ]
-        readme.rewrite(f"{report.where()}; load {report.load:.1f}", table(["task", "workers", *modes[1:]], short))
+        readme.rewrite(f"{report.where()}; load {report.load:.1f}", table(["task", "workers", *MODES[1:]], short))
 
 
-def _row(case: Case, spreads: dict[str, Spread], modes: Sequence[str]) -> list[object]:
+def _row(case: Case, spreads: dict[str, Spread]) -> list[object]:
     base = spreads[SERIAL]
     return [
         case.kind,
         f"{case.length:g} ms",
         case.workers,
         f"{base.median:.1f}",
-        *(spreads[mode].over(base).text() for mode in modes[1:]),
+        *(spreads[mode].over(base).text() for mode in MODES[1:]),
         spreads[PROCESS_MODE].over(spreads[POOL]).text(),
     ]
 
 
-def _draw(found: list[tuple[Case, dict[str, Spread]]], modes: Sequence[str], figure: Any) -> None:
+def _draw(found: list[tuple[Case, dict[str, Spread]]], figure: Any) -> None:
     """Draw a group of bars per case, a bar per mode."""
     axes = figure.subplots()
-    shown = modes[1:]
-    width = 0.8 / len(shown)
-    for place, mode in enumerate(shown):
-        ratios = [spreads[mode].over(spreads[SERIAL]) for _, spreads in found]
-        axes.bar(
-            [index + (place - (len(shown) - 1) / 2) * width for index in range(len(found))],
-            [ratio.median for ratio in ratios],
-            width,
-            label=mode,
-            yerr=[[each.median - each.low for each in ratios], [each.high - each.median for each in ratios]],
-            error_kw={"linewidth": 0.8},
-        )
+    labels = [f"{case.kind}\n{case.length:g} ms\nx{case.workers}" for case, _ in found]
+    bars(axes, labels, {mode: [spreads[mode].over(spreads[SERIAL]) for _, spreads in found] for mode in MODES[1:]})
     axes.axhline(1.0, color="gray", linewidth=0.8)
     # Two workers and thirty-two on one axis.
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
-    labels = [f"{case.kind}\n{case.length:g} ms\nx{case.workers}" for case, _ in found]
-    axes.set_xticks(range(len(found)), labels, fontsize=8)
     axes.set_ylabel("times as fast as one loop (log scale)")
-    axes.legend(fontsize=8)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ wire (the stand-in of ``tests/standin``, 5 ms latency per request). Runs from a 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import multiprocessing
@@ -18,8 +19,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness import Report, Spread, parse
+from benchmarks.harness import Report, Spread, bars, parse
 from benchmarks.queues import sqs_standin
 from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
@@ -100,9 +102,10 @@ def places(folder: Path) -> Iterator[dict[str, tuple[Broker, Callable[[Engine], 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both brokers and print the table."""
-    options = parse(__doc__, argv, lambda parser: parser.add_argument("--kills", type=int, default=50))
+    options = parse(__doc__, argv, _extra, interleaved=False)
     report = Report("recovery", options)
     rows = []
+    drawn: dict[str, tuple[Spread, Spread]] = {}
     with tempfile.TemporaryDirectory(prefix="recovery-") as name, places(Path(name)) as brokers:
         for broker, (made, visible) in brokers.items():
             folder = Path(name) / broker
@@ -111,11 +114,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             receivable, begun = (Spread(times) for times in zip(*samples, strict=True))
             report.keep(f"{broker} receivable", receivable)
             report.keep(f"{broker} begun", begun)
+            drawn[broker] = (receivable, begun)
             figures = (receivable.median, receivable.high, begun.median, begun.high)
             rows.append([broker, len(samples), *(f"{1000 * figure:.0f}" for figure in figures)])
     columns = ["broker", "kills", "receivable: p50", "max", "begun again: p50", "max"]
     report.table("milliseconds from SIGKILL", columns, rows)
-    report.finish()
+    report.finish(partial(_draw, drawn))
+
+
+def _extra(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kills", type=int, default=50, metavar="N", help="over each broker (default: 50; --quick: 3)")
+
+
+def _draw(drawn: dict[str, tuple[Spread, Spread]], figure: Any) -> None:
+    axes = figure.subplots()
+    in_ms = [[Spread(tuple(1000 * each for each in spread.samples)) for spread in pair] for pair in drawn.values()]
+    bars(axes, list(drawn), {"receivable": [pair[0] for pair in in_ms], "begun again": [pair[1] for pair in in_ms]})
+    axes.set_ylabel("ms from SIGKILL (median, least-greatest kill)")
 
 
 if __name__ == "__main__":

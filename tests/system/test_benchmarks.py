@@ -1,5 +1,6 @@
 """Every benchmark runs to its end and says what it measured; nothing here looks at a figure."""
 
+import importlib.util
 import json
 import platform
 import subprocess
@@ -13,6 +14,8 @@ FOLDER = ROOT / "benchmarks"
 #: Scripts on the harness; what else is there has options and a test of its own.
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "parse(__doc__, argv" in path.read_text())
 NAMES.remove("harness")
+#: No picture says more than their tables.
+DRAW_NOTHING = {"chaos", "idle", "jobs"}
 
 
 def run(*command, cwd=ROOT):
@@ -22,8 +25,10 @@ def run(*command, cwd=ROOT):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_tells(name, tmp_path):
-    """A few seconds: it starts engines, and some of them a stand-in."""
-    done = run(f"benchmarks.{name}", "--quick", "--json", str(tmp_path / "told.json"))
+    """A few seconds: it starts engines, and some of them a stand-in. Draws, too, where matplotlib is installed."""
+    picture = tmp_path / "told.png"
+    draw = ["--plot", str(picture)] if importlib.util.find_spec("matplotlib") else []
+    done = run(f"benchmarks.{name}", "--quick", "--json", str(tmp_path / "told.json"), *draw)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["benchmark"] == name
@@ -35,11 +40,20 @@ def test_it_runs_and_tells(name, tmp_path):
         assert table["rows"]
         assert {len(row) for row in table["rows"]} == {len(table["columns"])}
     assert platform.node() not in set(map(str, told["machine"].values()))
+    if draw:
+        assert ("draws nothing" in done.stdout) == (name in DRAW_NOTHING)
+        assert picture.exists() == (name not in DRAW_NOTHING)
 
 
 def test_each_is_described():
     described = (FOLDER / "README.rst").read_text()
     assert [name for name in NAMES if f"``{name}``" not in described] == []
+
+
+def test_what_has_no_rounds_takes_no_rounds():
+    done = run("benchmarks.idle", "--rounds", "2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--rounds" in done.stderr
 
 
 def test_what_it_cannot_do_is_said_before_it_begins(tmp_path):

@@ -1,6 +1,8 @@
 """The benchmarks' harness: rounds, ratios, tables."""
 
-from benchmarks.harness import Spread, interleave, table
+import pytest
+
+from benchmarks.harness import Spread, bars, interleave, table
 from benchmarks.readme import rewrite
 
 
@@ -31,6 +33,17 @@ def test_a_table_is_an_rst_table():
         "zlib    100",
         "======  ===",
     ]
+
+
+def test_bars_are_grouped_and_show_median_and_spread():
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    series = {"a": [Spread((1.0, 2.0, 4.0)), Spread((3.0,))], "b": [Spread((5.0,)), Spread((6.0,))]}
+    bars(axes, ["1 ms", "10 ms"], series)
+    assert [bar.get_height() for bar in axes.patches] == [2.0, 3.0, 5.0, 6.0]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches] == pytest.approx([-0.2, 0.8, 0.2, 1.2])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1 ms", "10 ms"]
+    least, greatest = axes.collections[0].get_segments()[0][:, 1]
+    assert (least, greatest) == (1.0, 4.0)
 
 
 def test_the_readme_keeps_what_is_around_the_table(tmp_path):
