@@ -33,9 +33,16 @@ def opened(path: Path) -> Iterator[SQLiteConnection]:
         connection.close()
 
 
-def send(connection: SQLiteConnection, queue: str, *hops: str, group: str | None = None, delay: float = 0.0) -> None:
+def send(
+    connection: SQLiteConnection,
+    queue: str,
+    *hops: str,
+    group: str | None = None,
+    delay: float = 0.0,
+    again: bool = False,
+) -> None:
     """Send bodies equal to their hops, without an input."""
-    connection.complete([Completion(None, tuple(Output(queue, hop, hop, group, delay) for hop in hops))])
+    connection.complete([Completion(None, tuple(Output(queue, hop, hop, group, delay) for hop in hops), again=again)])
 
 
 def take(connection: SQLiteConnection, queue: str, count: int = 10, visibility: float = 60.0) -> list[Received]:

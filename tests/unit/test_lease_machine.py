@@ -251,7 +251,7 @@ class WatchedBoard:
 class KeepersConnection:
     """The broker as the keeper sees it: a point before and after each call, each of which may find it busy."""
 
-    batch, carriers, settle, linger = 10, 1, 0.0, 0.0
+    batch, carriers, settle, linger, keeps_charges = 10, 1, 0.0, 0.0, True
 
     def __init__(self, machine: "LeaseMachine", puppet: Puppet) -> None:
         self._machine, self._puppet = machine, puppet

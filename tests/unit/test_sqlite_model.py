@@ -97,11 +97,11 @@ class Model:
         self.keys[queue, hop] = key
         return True
 
-    def send(self, output: Output, source: Message | None) -> None:
+    def send(self, output: Output, source: Message | None, again: bool) -> None:
         fifo = output.queue.endswith(".fifo")
         key = None
         if source is None:
-            key = Key(self.now + RETENTION, None)
+            key = Key(self.now + (RETENTION if again else WINDOW), None)
         elif source.streamed:
             key = Key(None, source.number)
         elif fifo:
@@ -128,7 +128,7 @@ class Model:
                     source.streamed = True
                     self.streams[source.number] = None
             for output in completion.outputs:
-                self.send(output, source)
+                self.send(output, source, completion.again)
             if source is not None and completion.last:
                 done.append(source)
         for message in done:
@@ -208,11 +208,14 @@ class SQLiteMachine(RuleBasedStateMachine):
 
     # -- steps --------------------------------------------------------------------------------------------------
 
-    @rule(which=st.integers(0, 1), queue=queues, hop=hops, group=groups, delay=seconds, body=st.text(max_size=3))
-    def send(self, which: int, queue: str, hop: str, group: str, delay: float, body: str) -> None:
+    @rule(
+        which=st.integers(0, 1), queue=queues, hop=hops, group=groups, delay=seconds, body=st.text(max_size=3),
+        again=st.booleans(),
+    )
+    def send(self, which: int, queue: str, hop: str, group: str, delay: float, body: str, again: bool) -> None:
         output = Output(queue, text_of(body), hop, group if queue.endswith(".fifo") else None, delay)
-        assert self.connections[which].complete([Completion(None, (output,))]) == []
-        self.model.complete([Completion(None, (output,))])
+        assert self.connections[which].complete([Completion(None, (output,), again=again)]) == []
+        self.model.complete([Completion(None, (output,), again=again)])
 
     @rule(which=st.integers(0, 1), queue=queues, count=st.integers(1, 8), group=groups)
     def send_many(self, which: int, queue: str, count: int, group: str) -> None:

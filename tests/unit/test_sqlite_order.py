@@ -97,18 +97,19 @@ def test_groups_leave_nothing_behind(connection: SQLiteConnection, path: Path) -
     assert look(path, "SELECT (SELECT count(*) FROM groups), (SELECT count(*) FROM messages)") == [(0, 0)]
 
 
-def test_a_repeated_send_without_input_is_dropped_for_14_days(path: Path) -> None:
+@pytest.mark.parametrize(("again", "days"), [(True, 14.0), (False, 300 / 86_400)], ids=["again", "once"])
+def test_a_repeated_send_without_input_is_dropped(path: Path, again: bool, days: float) -> None:
     with opened(path) as connection:
-        send(connection, "in", "a")
-        send(connection, "in", "a", "b")
+        send(connection, "in", "a", again=again)
+        send(connection, "in", "a", "b", again=again)
         connection.complete([Completion(message.handle) for message in take(connection, "in")])
-    later(path, 13.9 * 86_400)
+    later(path, 0.95 * days * 86_400)
     with opened(path) as connection:
-        send(connection, "in", "a")
+        send(connection, "in", "a", again=again)
         assert connection.depth("in").empty
-    later(path, 0.2 * 86_400)
+    later(path, 0.1 * days * 86_400)
     with opened(path) as connection:
-        send(connection, "in", "a")
+        send(connection, "in", "a", again=again)
         assert bodies(connection, "in") == ["a"]
 
 
