@@ -48,6 +48,8 @@ class Mapping(Iteration):
         self._ledger = ledger
         self._values = iter(job.values)
         self._exhausted = False
+        #: Values being sent, or that were when an error or Ctrl-C broke in: the ledger may not know all of them.
+        self._sending: list[Item] | None = None
         self._hand: Hand | None = None
         self._connection: Connection | None = None
         self._broker = broker
@@ -76,6 +78,9 @@ class Mapping(Iteration):
             raise StopIteration
         self._acknowledge_hand()
         try:
+            if self._sending is not None:
+                missing = len(self._ledger) + sum(item.token not in self._ledger for item in self._sending)
+                raise MapIncomplete(missing, "it was interrupted while values were being sent")
             if len(self._ledger) <= self._room * 3 // 4:
                 self._feed()
             self._listen(0.0)
@@ -132,7 +137,7 @@ class Mapping(Iteration):
         if self._ledger.holding:
             # A result waits for its value: on with the iterable until it comes, whatever is on the way.
             room = max(room, _CHUNK)
-        batch: list[Item] = []
+        batch = self._sending = []
         names: set[str] = set()
         refused: tuple[Any, Exception] | None = None
         began = time.monotonic()
@@ -157,6 +162,7 @@ class Mapping(Iteration):
             self._ledger.refused(f"refused {uuid4().hex}", *refused)
         if self._exhausted:
             self._ledger.exhausted()
+        self._sending = None
         return bool(batch) or refused is not None or self._exhausted
 
     def _send(self, batch: list[Item]) -> None:
@@ -185,6 +191,9 @@ class Mapping(Iteration):
             self._frames += 1
             known = self._ledger.result(frame)
             if not known:
+                if known is None and self._sending is not None:
+                    # Perhaps of a value that was sent as we were interrupted: it comes again in the next run.
+                    return
                 # One that comes again after its worker died, or a stranger's, which nobody else would take.
                 if known is None and not self._warned:
                     self._warned = True

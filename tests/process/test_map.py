@@ -28,6 +28,7 @@ from sqspipes_mp import (
     TaskTimeout,
     WorkerLost,
 )
+from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.dead import discard, redrive
 from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, waiting
 
@@ -313,6 +314,34 @@ def test_kill_everything_half_way_and_resume(db: Path, log: Log, tmp_path: Path)
     with program(tmp_path, RESUMED, db, log.path, done.path) as process:
         assert ended(process)[0] == 0
     assert len(done.lines()) == len(before) + len(after)
+
+
+def test_interrupted_between_the_send_and_its_note_nothing_is_lost(
+    db: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = pipeline(db, Task(noted, args=(log,)))
+    feed = SQLiteConnection.feed
+
+    def interrupted(self, outputs, *, keyed):
+        feed(self, outputs, keyed=keyed)
+        log.wait_for(5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    results = engine.map(range(5), key=str)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SQLiteConnection, "feed", interrupted)
+        next(results)
+    # As it does while it is being closed, where it may be too late for an acknowledgement to count.
+    eventually(lambda: results._listen(0.01) or results._frames >= 5)
+    with pytest.raises(MapIncomplete, match="interrupted") as caught:
+        next(results)
+    assert caught.value.missing == 5
+    assert sorted(engine.map(range(5), key=str, resume=True)) == list(range(5))
+
+
+def noted(value, log: Log):
+    log.note(value)
+    return value
 
 
 def test_resume_in_order_with_inputs(db: Path) -> None:
