@@ -108,7 +108,8 @@ class Feedable(ABC):
             return_exceptions: give the error of a value that was dead-lettered instead of raising it, its value in
                 ``error.value``; "raise" as ``on_error`` then means "reject".
             with_input: give (value, result) pairs.
-            key: callable(value) -> text or whole number; needed for ``resume``.
+            key: callable(value) -> text or whole number, the id it travels under; needed for ``resume``. SQLite refuses
+                one it has seen since the last ``purge()``, SQS one seen in this map.
             resume: continue a map that was interrupted (SQLite): what was done is skipped, what is under way awaited,
                 and what is in a dead-letter queue ends as ``RemoteError``.
             progress: as of ``run``.

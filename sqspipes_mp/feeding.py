@@ -1,7 +1,8 @@
 """Values into the first task's input queue: ``put``, ``put_many``, and ``map`` (caller, or any process of the user's).
 
 A batch is checked as a whole before any of it is sent. What a value becomes is decided here without a broker: its id is
-the key, else a fresh one; its hop id derives from that, so that the same key is the same message for ever.
+the key, else a fresh one; its hop id derives from that, so that the same key is the same message for ever (unless
+``salt`` says otherwise).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Item:
     @property
     def token(self) -> str:
         """What names it in ``counting``."""
-        return self.output.hop
+        return token(self.id)
 
 
 class Feeder:
@@ -95,6 +96,8 @@ class Feeder:
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
             )
         self.keyed = key is not None
+        #: Text that makes messages new whose keys were sent before. The ids stay what they are.
+        self.salt = ""
         self.queues = pipeline.specs_for([0])
         self._first = first
         self._fifo = pipeline.fifo
@@ -115,7 +118,7 @@ class Feeder:
             Exception: what the user's callables raised.
         """
         ident = self._ident(value)
-        hop = token(ident)
+        hop = token(self.salt + ident)
         wanted = self._priority(value) if callable(self._priority) else self._priority
         levels = self._first.inputs[::-1]
         level = clamp_priority(wanted, len(levels))

@@ -17,10 +17,10 @@ from uuid import uuid4
 from sqspipes_mp.brokers.base import Broker, Connection
 from sqspipes_mp.control import Frame, Kind
 from sqspipes_mp.counting import Hand, Ledger
-from sqspipes_mp.errors import ConfigError, MapIncomplete, SqsPipesError, TaskTimeout, WorkerLost
+from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, WorkerLost
 from sqspipes_mp.feeding import Item
 from sqspipes_mp.iteration import Iteration
-from sqspipes_mp.jobs import Job
+from sqspipes_mp.jobs import Job, cure, known_key
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import LEASES
 from sqspipes_mp.report import Report, rebuild
@@ -80,7 +80,8 @@ class Mapping(Iteration):
         try:
             if self._sending is not None:
                 missing = len(self._ledger) + sum(item.token not in self._ledger for item in self._sending)
-                raise MapIncomplete(missing, "it was interrupted while values were being sent")
+                reason = f"it was interrupted while values were being sent. {cure(self._job, self._broker)}"
+                raise MapIncomplete(missing, reason)
             if len(self._ledger) <= self._room * 3 // 4:
                 self._feed()
             self._listen(0.0)
@@ -173,15 +174,15 @@ class Mapping(Iteration):
         seen = {id(item) for item in self._job.feeder.send(self._connection, batch)}
         for item in batch:
             if id(item) not in seen:
-                self._ledger.fed(item.token, item.value)
+                self._ledger.fed(item.token, item.value, item.output.hop)
             elif not self._job.resumed:
-                raise _known_key(item)
+                raise known_key(item.id, self._broker)
             else:
                 self._ledger.met(item.token, item.value)
 
     def _check_new(self, item: Item, names: set[str]) -> None:
         if not self._job.resumed and (item.token in names or item.token in self._ledger):
-            raise _known_key(item)
+            raise known_key(item.id, self._broker)
 
     # -- hearing ------------------------------------------------------------------------------------------------
 
@@ -278,22 +279,14 @@ class Mapping(Iteration):
             self._end_with_outcome()
         self.summary = self._outcome.summary
         self._finish()
-        raise MapIncomplete(missing, f"it was stopped ({self._outcome.summary.reason}); resume=True or purge()")
+        reason = f"it was stopped ({self._outcome.summary.reason}). {cure(self._job, self._broker)}"
+        raise MapIncomplete(missing, reason)
 
     def _finish(self) -> int:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
         return super()._finish()
-
-
-def _known_key(item: Item) -> ConfigError:
-    return ConfigError(
-        "map(key)",
-        item.id,
-        "a key that was not seen before, in this map or an earlier one",
-        "resume=True continues an interrupted map, purge() forgets all keys",
-    )
 
 
 def _buried_error(frame: Frame) -> BaseException:
