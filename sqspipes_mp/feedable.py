@@ -67,7 +67,9 @@ class Feedable(ABC):
         """Send many values, from any iterable, in batches that are checked as a whole before they are sent.
 
         Args:
-            values: read as they are sent, so they may be more than fit into memory.
+            values: read as they are sent, so they may be more than fit into memory. Where they come slowly, one that
+                comes 0.2 s or more after its batch was begun is sent at once, with what came before it; those that
+                came quickly, fewer than a batch, wait for the next one or the end.
             priority, group, delay, key: as for ``put``; the key must be a callable.
             progress: called after each batch with the number of values sent so far.
 
@@ -77,6 +79,7 @@ class Feedable(ABC):
         Raises:
             ConfigError: before anything is sent.
             PutError: later, with what was sent and what was not; the reason is its cause.
+            Exception: the one that ``values`` or ``progress`` raised, with a note that tells how many were sent.
         """
         if key is not None and not callable(key):
             raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")

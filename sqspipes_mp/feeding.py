@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -166,35 +166,47 @@ def put(feeder: Feeder, connection: Connection, value: Any) -> str:
 def put_many(
     feeder: Feeder, connection: Connection, values: Iterable[Any], progress: Callable[[int], object] | None
 ) -> int:
-    """Send all values in batches; returns how many were new. Raises ``PutError``."""
+    """Send all values in batches; returns how many were new.
+
+    Raises ``PutError``, and whatever ``values`` and ``progress`` raise, with a note that tells what was sent.
+    """
     tally = Tally()
-    for batch in _batches(feeder, values, max(BATCH, connection.batch), tally):
-        try:
-            seen = feeder.send(connection, batch)
-        except Exception as error:
-            raise PutError(tally.sent, tally.new, len(batch), f"the broker refused: {error}") from error
-        tally.sent += len(batch)
-        tally.new += len(batch) - len(seen)
-        if progress is not None:
-            progress(tally.sent)
+    try:
+        for batch in _batches(feeder, values, max(BATCH, connection.batch), tally):
+            tally.doubtful = len(batch)
+            try:
+                seen = feeder.send(connection, batch)
+            except Exception as error:
+                raise PutError(tally.sent, tally.new, len(batch), f"the broker refused: {error}") from error
+            tally.doubtful = 0
+            tally.sent += len(batch)
+            tally.new += len(batch) - len(seen)
+            if progress is not None:
+                progress(tally.sent)
+    except PutError:
+        raise
+    except BaseException as error:
+        rest = f", of the next {tally.doubtful:,} some may have been" if tally.doubtful else ""
+        error.add_note(f"put_many: the first {tally.sent:,} values were sent{rest}, nothing after them was")
+        raise
     return tally.new
 
 
 @dataclass(slots=True)
 class Tally:
-    """Values sent so far, those of them that were new, and where the last batch began."""
+    """Values sent so far, those of them that were new, and those that are being sent."""
 
     sent: int = 0
-    new: int = field(default=0)
+    new: int = 0
+    doubtful: int = 0
 
 
 def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> Iterator[list[Item]]:
     """Yield full batches, or what there is where values come slowly."""
     batch: list[Item] = []
+    # Counted from when the batch's first value is asked for: one that took long to come does not wait for another.
     began = time.monotonic()
     for value in values:
-        if not batch:
-            began = time.monotonic()
         try:
             batch.append(feeder.item(value))
         except Exception as error:
@@ -203,6 +215,7 @@ def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> 
         if len(batch) >= most or time.monotonic() - began > _PATIENCE:
             yield batch
             batch = []
+            began = time.monotonic()
     if batch:
         yield batch
 
