@@ -95,13 +95,14 @@ class Ledger:
         return len(self._open)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._open
+        """Tell whether a value is on its way or was, as far back as is remembered."""
+        return name in self._open or name in self._gone
 
     # -- values -------------------------------------------------------------------------------------------------
 
-    def fed(self, name: str, value: Any) -> None:
-        """A value was sent."""
-        self._line_up(self._opened(name, value, {mark(name)}))
+    def fed(self, name: str, value: Any, hop: str | None = None) -> None:
+        """A value was sent, as the message ``hop``; None: ``name`` is its hop id, too."""
+        self._line_up(self._opened(name, value, {mark(name if hop is None else hop)}))
 
     def left(self, name: str, hops: Iterable[str]) -> None:
         """Messages of a value were found in the queues; the iterable may come to it later."""

@@ -67,7 +67,9 @@ class Feedable(ABC):
         """Send many values, from any iterable, in batches that are checked as a whole before they are sent.
 
         Args:
-            values: read as they are sent, so they may be more than fit into memory.
+            values: read as they are sent, so they may be more than fit into memory. Where they come slowly, one that
+                comes 0.2 s or more after its batch was begun is sent at once, with what came before it; those that
+                came quickly, fewer than a batch, wait for the next one or the end.
             priority, group, delay, key: as for ``put``; the key must be a callable.
             progress: called after each batch with the number of values sent so far.
 
@@ -77,6 +79,7 @@ class Feedable(ABC):
         Raises:
             ConfigError: before anything is sent.
             PutError: later, with what was sent and what was not; the reason is its cause.
+            Exception: the one that ``values`` or ``progress`` raised, with a note that tells how many were sent.
         """
         if key is not None and not callable(key):
             raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
@@ -108,7 +111,8 @@ class Feedable(ABC):
             return_exceptions: give the error of a value that was dead-lettered instead of raising it, its value in
                 ``error.value``; "raise" as ``on_error`` then means "reject".
             with_input: give (value, result) pairs.
-            key: callable(value) -> text or whole number; needed for ``resume``.
+            key: callable(value) -> text or whole number, the id it travels under; needed for ``resume``. SQLite refuses
+                one it has seen since the last ``purge()``, SQS one seen in this map.
             resume: continue a map that was interrupted (SQLite): what was done is skipped, what is under way awaited,
                 and what is in a dead-letter queue ends as ``RemoteError``.
             progress: as of ``run``.

@@ -1,14 +1,15 @@
 """Values into the first task's input queue: ``put``, ``put_many``, and ``map`` (caller, or any process of the user's).
 
 A batch is checked as a whole before any of it is sent. What a value becomes is decided here without a broker: its id is
-the key, else a fresh one; its hop id derives from that, so that the same key is the same message for ever.
+the key, else a fresh one; its hop id derives from that, so that the same key is the same message for ever (unless
+``salt`` says otherwise).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -41,7 +42,7 @@ class Item:
     @property
     def token(self) -> str:
         """What names it in ``counting``."""
-        return self.output.hop
+        return token(self.id)
 
 
 class Feeder:
@@ -95,6 +96,8 @@ class Feeder:
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
             )
         self.keyed = key is not None
+        #: Text that makes messages new whose keys were sent before. The ids stay what they are.
+        self.salt = ""
         self.queues = pipeline.specs_for([0])
         self._first = first
         self._fifo = pipeline.fifo
@@ -115,7 +118,7 @@ class Feeder:
             Exception: what the user's callables raised.
         """
         ident = self._ident(value)
-        hop = token(ident)
+        hop = token(self.salt + ident)
         wanted = self._priority(value) if callable(self._priority) else self._priority
         levels = self._first.inputs[::-1]
         level = clamp_priority(wanted, len(levels))
@@ -163,35 +166,47 @@ def put(feeder: Feeder, connection: Connection, value: Any) -> str:
 def put_many(
     feeder: Feeder, connection: Connection, values: Iterable[Any], progress: Callable[[int], object] | None
 ) -> int:
-    """Send all values in batches; returns how many were new. Raises ``PutError``."""
+    """Send all values in batches; returns how many were new.
+
+    Raises ``PutError``, and whatever ``values`` and ``progress`` raise, with a note that tells what was sent.
+    """
     tally = Tally()
-    for batch in _batches(feeder, values, max(BATCH, connection.batch), tally):
-        try:
-            seen = feeder.send(connection, batch)
-        except Exception as error:
-            raise PutError(tally.sent, tally.new, len(batch), f"the broker refused: {error}") from error
-        tally.sent += len(batch)
-        tally.new += len(batch) - len(seen)
-        if progress is not None:
-            progress(tally.sent)
+    try:
+        for batch in _batches(feeder, values, max(BATCH, connection.batch), tally):
+            tally.doubtful = len(batch)
+            try:
+                seen = feeder.send(connection, batch)
+            except Exception as error:
+                raise PutError(tally.sent, tally.new, len(batch), f"the broker refused: {error}") from error
+            tally.doubtful = 0
+            tally.sent += len(batch)
+            tally.new += len(batch) - len(seen)
+            if progress is not None:
+                progress(tally.sent)
+    except PutError:
+        raise
+    except BaseException as error:
+        rest = f", of the next {tally.doubtful:,} some may have been" if tally.doubtful else ""
+        error.add_note(f"put_many: the first {tally.sent:,} values were sent{rest}, nothing after them was")
+        raise
     return tally.new
 
 
 @dataclass(slots=True)
 class Tally:
-    """Values sent so far, those of them that were new, and where the last batch began."""
+    """Values sent so far, those of them that were new, and those that are being sent."""
 
     sent: int = 0
-    new: int = field(default=0)
+    new: int = 0
+    doubtful: int = 0
 
 
 def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> Iterator[list[Item]]:
     """Yield full batches, or what there is where values come slowly."""
     batch: list[Item] = []
+    # Counted from when the batch's first value is asked for: one that took long to come does not wait for another.
     began = time.monotonic()
     for value in values:
-        if not batch:
-            began = time.monotonic()
         try:
             batch.append(feeder.item(value))
         except Exception as error:
@@ -200,6 +215,7 @@ def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> 
         if len(batch) >= most or time.monotonic() - began > _PATIENCE:
             yield batch
             batch = []
+            began = time.monotonic()
     if batch:
         yield batch
 

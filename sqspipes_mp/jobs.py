@@ -7,9 +7,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.counting import Ledger, token
 from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteError
@@ -104,11 +106,13 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
     queues = [name for stage in pipeline.stages for name in stage.inputs]
     with opened(broker) as connection:
         connection.ensure(pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
+        if not isinstance(connection, SQLiteConnection):
+            # FIFO queues drop a key of the last five minutes without a word, and we would wait for its result.
+            job.feeder.salt = uuid4().hex
         if not job.resumed:
             depths = [connection.depth(name) for name in queues]
             if count := sum(depth.visible + depth.in_flight + depth.delayed for depth in depths):
-                durable = isinstance(connection, SQLiteConnection)
-                raise QueuesNotEmpty(pipeline.domain, count, _cure(job, resumable=durable and job.feeder.keyed))
+                raise QueuesNotEmpty(pipeline.domain, count, cure(job, broker))
             return ledger
         if not isinstance(connection, SQLiteConnection):
             raise ConfigError("map(resume)", True, "False on SQS, which cannot tell what was sent before")
@@ -145,8 +149,9 @@ def _dead_error(queue: str, text: str | None) -> RemoteError:
     return error
 
 
-def _cure(job: Job, *, resumable: bool) -> str:
+def cure(job: Job, broker: Broker) -> str:
     """Say what can be done about messages that are left, in this very case."""
+    resumable = isinstance(broker, SQLite) and job.feeder.keyed
     cures = ["Continue an interrupted map that had this key with resume=True"] if resumable else []
     if job.source is None:
         cures.append('finish them with run(until="drained")')
@@ -154,3 +159,13 @@ def _cure(job: Job, *, resumable: bool) -> str:
         cures.append(f'finish them: write Task({job.source}, input=True), then run(until="drained")')
     text = ", ".join([*cures, "or drop them with purge()"])
     return f"{text[0].upper()}{text[1:]}"
+
+
+def known_key(key: str, broker: Broker) -> ConfigError:
+    """Return the error of a value whose key was seen before."""
+    if isinstance(broker, SQLite):
+        allowed = "a key that was not seen before, in this map or an earlier one"
+        return ConfigError(
+            "map(key)", key, allowed, "resume=True continues an interrupted map, purge() forgets all keys"
+        )
+    return ConfigError("map(key)", key, "a key that was not seen before in this map", "Return another for each value")

@@ -17,10 +17,10 @@ from uuid import uuid4
 from sqspipes_mp.brokers.base import Broker, Connection
 from sqspipes_mp.control import Frame, Kind
 from sqspipes_mp.counting import Hand, Ledger
-from sqspipes_mp.errors import ConfigError, MapIncomplete, SqsPipesError, TaskTimeout, WorkerLost
+from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, WorkerLost
 from sqspipes_mp.feeding import Item
 from sqspipes_mp.iteration import Iteration
-from sqspipes_mp.jobs import Job
+from sqspipes_mp.jobs import Job, cure, known_key
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import LEASES
 from sqspipes_mp.report import Report, rebuild
@@ -48,6 +48,8 @@ class Mapping(Iteration):
         self._ledger = ledger
         self._values = iter(job.values)
         self._exhausted = False
+        #: Values being sent, or that were when an error or Ctrl-C broke in: the ledger may not know all of them.
+        self._sending: list[Item] | None = None
         self._hand: Hand | None = None
         self._connection: Connection | None = None
         self._broker = broker
@@ -76,6 +78,10 @@ class Mapping(Iteration):
             raise StopIteration
         self._acknowledge_hand()
         try:
+            if self._sending is not None:
+                missing = len(self._ledger) + sum(item.token not in self._ledger for item in self._sending)
+                reason = f"it was interrupted while values were being sent. {cure(self._job, self._broker)}"
+                raise MapIncomplete(missing, reason)
             if len(self._ledger) <= self._room * 3 // 4:
                 self._feed()
             self._listen(0.0)
@@ -132,7 +138,7 @@ class Mapping(Iteration):
         if self._ledger.holding:
             # A result waits for its value: on with the iterable until it comes, whatever is on the way.
             room = max(room, _CHUNK)
-        batch: list[Item] = []
+        batch = self._sending = []
         names: set[str] = set()
         refused: tuple[Any, Exception] | None = None
         began = time.monotonic()
@@ -157,6 +163,7 @@ class Mapping(Iteration):
             self._ledger.refused(f"refused {uuid4().hex}", *refused)
         if self._exhausted:
             self._ledger.exhausted()
+        self._sending = None
         return bool(batch) or refused is not None or self._exhausted
 
     def _send(self, batch: list[Item]) -> None:
@@ -167,15 +174,15 @@ class Mapping(Iteration):
         seen = {id(item) for item in self._job.feeder.send(self._connection, batch)}
         for item in batch:
             if id(item) not in seen:
-                self._ledger.fed(item.token, item.value)
+                self._ledger.fed(item.token, item.value, item.output.hop)
             elif not self._job.resumed:
-                raise _known_key(item)
+                raise known_key(item.id, self._broker)
             else:
                 self._ledger.met(item.token, item.value)
 
     def _check_new(self, item: Item, names: set[str]) -> None:
         if not self._job.resumed and (item.token in names or item.token in self._ledger):
-            raise _known_key(item)
+            raise known_key(item.id, self._broker)
 
     # -- hearing ------------------------------------------------------------------------------------------------
 
@@ -185,6 +192,9 @@ class Mapping(Iteration):
             self._frames += 1
             known = self._ledger.result(frame)
             if not known:
+                if known is None and self._sending is not None:
+                    # Perhaps of a value that was sent as we were interrupted: it comes again in the next run.
+                    return
                 # One that comes again after its worker died, or a stranger's, which nobody else would take.
                 if known is None and not self._warned:
                     self._warned = True
@@ -269,22 +279,14 @@ class Mapping(Iteration):
             self._end_with_outcome()
         self.summary = self._outcome.summary
         self._finish()
-        raise MapIncomplete(missing, f"it was stopped ({self._outcome.summary.reason}); resume=True or purge()")
+        reason = f"it was stopped ({self._outcome.summary.reason}). {cure(self._job, self._broker)}"
+        raise MapIncomplete(missing, reason)
 
     def _finish(self) -> int:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
         return super()._finish()
-
-
-def _known_key(item: Item) -> ConfigError:
-    return ConfigError(
-        "map(key)",
-        item.id,
-        "a key that was not seen before, in this map or an earlier one",
-        "resume=True continues an interrupted map, purge() forgets all keys",
-    )
 
 
 def _buried_error(frame: Frame) -> BaseException:

@@ -1,6 +1,7 @@
 """A generator function as a later stage: many outputs of one input, accepted before the input is deleted."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def test_killed_half_way_it_begins_again_and_nothing_comes_twice(db: Path, log: 
         eventually(lambda: waiting(engine, "sink")[0] >= 200)
         kill(pid)
     assert len(log.lines()) == 2
+    assert values(engine, "sink") == list(range(500))
+
+
+def test_longer_than_its_visibility_timeout_it_stays_in_one_hand(db: Path, log: Log, gate: Gate) -> None:
+    tasks = [source, Task(halts_half_way, name="work", args=(log, gate), workers=2), sink]
+    engine = engine_at(db, tasks, visibility_timeout=2)
+    feed(engine, "work", [0])
+    with Background(engine, only="work", until="drained", idle=0.0):
+        log.wait_for(1)
+        # That long: the other worker would have it by now.
+        threading.Event().wait(2.5)
+        assert waiting(engine, "work") == (0, 1, 0)
+        gate.open()
+    assert len(log.lines()) == 1
     assert values(engine, "sink") == list(range(500))
 
 

@@ -5,11 +5,13 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from sqspipes_mp import SQS, ConfigError, Engine, MessageTooLarge, OutputError, PutError, SQLite, Task
+from sqspipes_mp import SQS, AccessDenied, ConfigError, Engine, MessageTooLarge, OutputError, PutError, SQLite, Task
+from tests.brokers import sqs_at
 from tests.gates import TIMEOUT, Background, Gate, Log, bodies, eventually, waiting
 from tests.standin import standin
 
@@ -98,9 +100,41 @@ def test_an_iterable_that_raises_ends_it_with_its_own_error(db: Path) -> None:
         raise ZeroDivisionError
 
     engine = fed(db)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         engine.put_many(broken())
+    assert caught.value.__notes__ == ["put_many: the first 100 values were sent, nothing after them was"]
     assert waiting(engine, "work") == (100, 0, 0)
+
+
+def test_what_took_long_to_come_does_not_wait_for_the_next(db: Path) -> None:
+    engine = fed(db)
+    found = []
+
+    def live():
+        for number in range(3):
+            threading.Event().wait(0.3)
+            yield number
+            found.append(waiting(engine, "work")[0])
+
+    assert engine.put_many(live()) == 3
+    assert found == [1, 2, 3]
+
+
+def test_what_the_service_breaks_off_is_doubtful_and_counted() -> None:
+    with standin() as server:
+        engine = Engine([Task(noted, name="work", input=True)], domain="t", broker=sqs_at(server.url))
+
+        def values():
+            yield from range(100)
+            # The first batch is at the service now.
+            server.plan("SendMessageBatch", "denied", times=9)
+            yield from range(50)
+
+        with pytest.raises(PutError, match=r"^the first 100 values.*next 50 some may.*: the broker refused: .*denied") as caught:
+            engine.put_many(values())
+        assert (caught.value.sent, caught.value.new, caught.value.doubtful) == (100, 100, 50)
+        assert isinstance(caught.value.__cause__, AccessDenied)
+        assert waiting(engine, "work")[0] == 100
 
 
 def test_levels_delay_and_groups(db: Path, tmp_path: Path) -> None:

@@ -27,9 +27,13 @@ from sqspipes_mp import (
     Task,
     TaskTimeout,
     WorkerLost,
+    current_message,
 )
+from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.dead import discard, redrive
+from tests.brokers import sqs_at
 from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, waiting
+from tests.standin import standin
 
 
 def double(value):
@@ -315,6 +319,34 @@ def test_kill_everything_half_way_and_resume(db: Path, log: Log, tmp_path: Path)
     assert len(done.lines()) == len(before) + len(after)
 
 
+def test_interrupted_between_the_send_and_its_note_nothing_is_lost(
+    db: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = pipeline(db, Task(noted, args=(log,)))
+    feed = SQLiteConnection.feed
+
+    def interrupted(self, outputs, *, keyed):
+        feed(self, outputs, keyed=keyed)
+        log.wait_for(5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    results = engine.map(range(5), key=str)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SQLiteConnection, "feed", interrupted)
+        next(results)
+    # As it does while it is being closed, where it may be too late for an acknowledgement to count.
+    eventually(lambda: results._listen(0.01) or results._frames >= 5)
+    with pytest.raises(MapIncomplete, match="interrupted") as caught:
+        next(results)
+    assert caught.value.missing == 5
+    assert sorted(engine.map(range(5), key=str, resume=True)) == list(range(5))
+
+
+def noted(value, log: Log):
+    log.note(value)
+    return value
+
+
 def test_resume_in_order_with_inputs(db: Path) -> None:
     engine = pipeline(db, visibility_timeout=2)
     results = engine.map(range(400), ordered=True, with_input=True, key=str)
@@ -373,13 +405,15 @@ def test_known_keys_are_told_without_resume(db: Path) -> None:
         list(engine.map([1, 1], key=str))
 
 
-def test_stop_says_what_is_missing(db: Path, log: Log) -> None:
+@pytest.mark.parametrize("key", [None, str])
+def test_stop_says_what_is_missing_and_what_can_be_done_here(db: Path, log: Log, key: object) -> None:
     engine = pipeline(db, Task(slowly, args=(log,)))
-    results = engine.map(itertools.count())
+    results = engine.map(itertools.count(), key=key)
     next(results)
     engine.stop()
-    with pytest.raises(MapIncomplete, match="stopped"):
+    with pytest.raises(MapIncomplete, match=r"stopped.*[Ff]inish them.*or drop them with purge\(\)$") as caught:
         list(results)
+    assert ("resume=True" in str(caught.value)) is (key is str)
     assert children() == []
 
 
@@ -435,6 +469,30 @@ def test_on_sqs(moto: SQS) -> None:
     with pytest.raises(QueuesNotEmpty, match=r"^26 messages .* own. Finish them with run"):
         fed.map([1])
     engine.delete()
+
+
+def test_keys_on_sqs_fifo_are_ids_and_each_map_sends_them_anew() -> None:
+    taken = []
+
+    def values():
+        yield "again"
+        while "again" not in taken:
+            yield f"filler {len(taken)} {next(count)}"
+        yield "again"
+
+    count = itertools.count()
+    with standin() as server:
+        engine = Engine([ident], domain="map", broker=sqs_at(server.url), fifo=True)
+        assert list(engine.map(["again"], key=str)) == ["again"]
+        with pytest.raises(ConfigError, match=r"map\(key\).*seen before") as caught, engine.map(values(), key=str) as results:
+            for value in results:
+                taken.append(value)
+        assert "again" in taken
+        assert "resume" not in str(caught.value)
+
+
+def ident(value):
+    return current_message().id
 
 
 def first_fails_once(value, log: Log):
