@@ -3,8 +3,10 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sqspipes_mp import BootError, Engine, RestartLimit, Task
+from sqspipes_mp import BootError, Engine, RestartLimit, SQLite, Task
 from tests.gates import (
     Background,
     Gate,
@@ -112,6 +114,7 @@ def test_a_message_that_kills_its_worker_is_dead_lettered_and_innocents_are_not_
     assert (failure.error, failure.stage, failure.attempts) == ("WorkerLost", "work", 2)
     assert failure.pid == log.lines()[-1]
     assert failure.source == "t-source"
+    assert failure.host == socket.gethostname()
     if die is sigkill:
         assert failure.signal.startswith("SIGKILL")
     if die is segfault:
@@ -142,6 +145,27 @@ def test_what_a_killed_worker_held_comes_back_uncharged(db: Path, log: Log, gate
     assert run.summary.reason == "drained"
     assert sorted(values(engine, "sink")) == list(range(8))
     assert (run.summary["work"].failed, run.summary["work"].retried) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["sqs", "sqlite"])
+def test_what_a_killed_worker_held_comes_back_long_before_its_leases_end(
+    request: pytest.FixtureRequest, db: Path, log: Log, gate: Gate, kind: str
+) -> None:
+    broker = request.getfixturevalue("sqs") if kind == "sqs" else SQLite(db)
+    task = Task(held_at_0, name="work", args=(log, gate), prefetch=5, max_attempts=1)
+    engine = Engine([source, task, sink], domain="t", broker=broker, visibility_timeout=60, start_method="fork")
+    feed(engine, "work", [0])
+    with Background(engine, only="work"):
+        [(_, worker)] = log.wait_for(1)
+        feed(engine, "work", range(1, 6))
+        eventually(lambda: waiting(engine, "work") == (0, 6, 0), "all are held")
+        killed = time.monotonic()
+        kill(worker)
+        begun = log.wait_for(6)
+        # The shortest lease is 15 s; this is a restart's backoff of 0.5 s, and what a busy machine adds.
+        assert time.monotonic() - killed < 5
+        engine.stop()
+    assert sorted(value for value, _ in begun) == list(range(6))
 
 
 def test_killed_while_draining_its_message_comes_back(db: Path, log: Log, gate: Gate) -> None:
@@ -358,8 +382,10 @@ def test_a_killed_supervisor_leaves_no_process(tmp_path: Path, db: Path, log: Lo
         log.wait_for(4)
         below = psutil.Process(process.pid).children(recursive=True)
         assert len(below) >= 4
+        killed = time.monotonic()
         process.kill()
         eventually(lambda: not any(alive(child.pid) for child in below))
+        assert time.monotonic() - killed < 5
     assert 0 in values(engine, "work")
 
 

@@ -1,12 +1,13 @@
 """Memory: a worker over its own limit, and a container that is nearly full. Who is replaced or killed, and who pays."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sqspipes_mp import Task
-from sqspipes_mp.supervisor import watchdog
+from sqspipes_mp.supervisor import limits, watchdog
 from sqspipes_mp.supervisor.container import Fill
 from tests.gates import (
     Background,
@@ -46,6 +47,61 @@ def hoards(value, log: Log, gate: Gate, begin: Gate):
         log.note("has it", os.getpid())
     gate.wait()
     return value
+
+
+# --- max_memory ---
+
+
+def load_a_model():
+    _hoard.append(bytearray(b"x") * (200 * MB))
+
+
+def takes_more(value, log: Log, gate: Gate, begin: Gate):
+    log.note(value, os.getpid())
+    begin.wait()
+    if value == "fat":
+        _hoard.append(bytearray(b"x") * (150 * MB))
+        gate.wait()
+    return value
+
+
+def test_what_init_holds_does_not_count_and_a_message_far_over_max_memory_is_dead_lettered(
+    db: Path, log: Log, gate: Gate, begin: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(limits.private_bytes)
+    monkeypatch.setattr(limits, "private_bytes", looks)
+    for module in (limits, watchdog):
+        monkeypatch.setattr(module, "LOOK_EVERY", 0.02)
+    task = Task(
+        takes_more, name="work", args=(log, gate, begin), init=load_a_model, max_memory="50MB", max_attempts=1, prefetch=3
+    )
+    engine = engine_at(db, [source, task, sink], start_method="fork", on_error="retry")
+    feed(engine, "work", [1, "fat", 2, 3])
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        log.wait_for(1)
+        # While the first one runs its worker is looked at, 200 MB and all.
+        eventually(lambda: looks.count > 5)
+        begin.open()
+    [(body, failure)] = dead(engine, "work")
+    assert '"fat"' in body
+    assert (failure.error, failure.attempts, failure.signal) == ("WorkerLost", 1, "SIGKILL")
+    assert failure.text == "the worker was over its memory limit"
+    assert sorted(values(engine, "sink")) == [1, 2, 3]
+    assert (run.summary["work"].failed, run.summary["work"].dead) == (1, 1)
+    # The first one ran to its end in the worker that took more after it.
+    assert log.lines()[0][1] == log.lines()[1][1]
+
+
+class Looks:
+    """Counts how often a worker's memory is looked at."""
+
+    def __init__(self, look: Callable[[int], int]) -> None:
+        self.count = 0
+        self._look = look
+
+    def __call__(self, pid: int) -> int:
+        self.count += 1
+        return self._look(pid)
 
 
 # --- who goes first when the kernel chooses ---
