@@ -299,14 +299,20 @@ def test_what_a_function_forks_hears_sigterm(db: Path, log: Log, iterate: bool) 
     assert log.lines() == [[-signal.SIGTERM, []]]
 
 
-def exhausts_memory(log: Log):
-    raise MemoryError
+def out_of_memory_at_1(value: int, log: Log):
+    log.note(os.getpid())
+    if value == 1:
+        raise MemoryError
+    return value
 
 
 def test_a_memory_error_replaces_the_worker(db: Path, log: Log) -> None:
-    work = Task(naughty, name="work", args=(exhausts_memory, log), on_error="reject")
+    work = Task(out_of_memory_at_1, name="work", args=(log,), on_error="reject")
     engine = engine_at(db, [source, work, sink])
     feed(engine, "work", [1, 2, 3])
     drain(engine, "work")
     assert sorted(values(engine, "sink")) == [2, 3]
+    # The one that ran out was the first, and had nothing else.
+    assert len(set(log.lines()[1:])) == 1
+    assert log.lines()[0] not in log.lines()[1:]
     assert waiting(engine, "work") == (0, 0, 0)
