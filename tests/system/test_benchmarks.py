@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -60,3 +61,32 @@ def test_what_it_cannot_do_is_said_before_it_begins(tmp_path):
     done = run("benchmarks.start", "--json", str(tmp_path / "missing" / "told.json"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "folder does not exist" in done.stderr
+
+
+#: One peer is not installed, one does not even start.
+NONE_WORKS = """
+import dataclasses, sys
+from benchmarks import peers
+absent = dataclasses.replace(peers.PEERS["celery"], needs=("boto3", "no-such-distribution"))
+broken = dataclasses.replace(peers.PEERS["sqspipes"], needs=("boto3",), fill="benchmarks.no_such_program")
+if __name__ == "__main__":
+    peers.PEERS = {"absent": absent, "broken": broken}
+    peers.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_peers_are_left_out_with_a_plain_line_where_they_are_missing_or_fail(tmp_path):
+    """Runs Pool and the engine over the stand-in."""
+    program = tmp_path / "none_works.py"
+    program.write_text(NONE_WORKS)
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program), "--quick", "--peers", "absent", "broken"]
+    done = subprocess.run(command, cwd=ROOT, env=path, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    assert "absent: left out, no-such-distribution not installed: pip install 'celery[sqs]'" in done.stdout
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("broken: left out")]
+    assert "exit code 1 while filling its queue" in line
+    assert "No module named benchmarks.no_such_program" in line
+    rows = [line.split() for line in done.stdout.splitlines() if " 40 " in line]
+    assert [row[3] for row in rows] == ["Pool", "sqspipes_mp"]
