@@ -1,7 +1,7 @@
 """The pipeline under chaos: three stages, fed from outside, their results left in a queue that nobody receives from.
 
-Run as ``python -m tests.chaos.pipeline BROKER FIFO VISIBILITY PIDS``, it is one program ("machine") of the storm. Values
-are numbers; some are poison and never come through: they raise, are rejected, or kill their worker.
+Run as ``python -m tests.chaos.pipeline BROKER FIFO VISIBILITY PIDS BACKOFF``, it is one program ("machine") of the storm.
+Values are numbers; some are poison and never come through: they raise, are rejected, or kill their worker.
 """
 
 import logging
@@ -10,7 +10,7 @@ import signal
 import sys
 from functools import partial
 
-from sqspipes_mp import Engine, Reject, Task
+from sqspipes_mp import Engine, Reject, Task, attempts
 from tests.gates import Log
 
 STAGES = ("one", "two", "three")
@@ -76,7 +76,10 @@ def engine(broker, *, fifo: bool, visibility: float, pids: Log) -> Engine:
 
 
 def main() -> None:
-    broker, fifo, visibility, pids = sys.argv[1:]
+    broker, fifo, visibility, pids, backoff = sys.argv[1:]
+    if backoff:
+        # What all attempts of a poison wait for would take longer than the rest of a short storm.
+        attempts.backoff = lambda attempt, jitter: jitter(0.0, float(backoff))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s")
     made = engine(broker, fifo=fifo == "1", visibility=float(visibility), pids=Log(pids))
     made.run(only=list(STAGES))

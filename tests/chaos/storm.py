@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,8 @@ class Weather:
 
     ``every``: between two turns of the storm, on average, each of which hits something; ``restart``: between two hits
     on a whole program. It rages from the moment a worker is ready until all is done, but for ``least`` to ``most``
-    turns. ``bound``: after so long all must be done.
+    turns. ``first``: what the first turns do, in this order, before the dice decide. ``backoff``: longest wait of a
+    retry, None for the package's. ``bound``: after so long all must be done.
     """
 
     broker: str
@@ -57,6 +58,8 @@ class Weather:
     restart: float = 15.0
     least: int = 8
     most: int = 500
+    first: tuple[str, ...] = ()
+    backoff: float | None = None
     bound: float = 600.0
     kinds: tuple[str, ...] = POISON
 
@@ -100,6 +103,7 @@ class Storm:
         self._folder = folder
         self._broker = broker
         self._stopped: list[tuple[float, list[int]]] = []
+        self._first = deque(weather.first)
         self._programs = [self._start() for _ in range(weather.programs)]
 
     def turn(self, now: float) -> None:
@@ -107,7 +111,6 @@ class Storm:
         self.wake(now)
         if not self.pids.lines():
             return
-        self.turns += 1
         for place, program in enumerate(self._programs):
             if program.process.poll() is not None:
                 # A restart limit is a legal end under constant killing; a service manager starts it again.
@@ -115,19 +118,39 @@ class Storm:
                 self._bury(program)
                 self._programs[place] = self._start()
         program = self.dice.choice(self._programs)
-        workers, others = self._kinds(program)
-        [what] = self.dice.choices(list(_TROUBLES), list(_TROUBLES.values()))
-        if self.dice.random() < self.weather.every / self.weather.restart:
-            self._end(program)
-        elif what == "program stopped":
-            # As a laptop that is closed: all leases end while it sleeps, and then it goes on where it was.
-            self._stop(what, [program.process.pid, *(child.pid for child in program.look())], now)
-        elif victims := workers if what.startswith("worker") else others:
-            pid = self.dice.choice(victims).pid
-            if what.endswith("killed"):
-                self._hit(what, pid)
-            else:
-                self._stop(what, [pid], now)
+        if self._first:
+            if not self._do(self._first[0], program, now):
+                # Not there just now, being restarted, say: in the next turn, then.
+                return
+            self._first.popleft()
+        else:
+            [what] = self.dice.choices(list(_TROUBLES), list(_TROUBLES.values()))
+            if self.dice.random() < self.weather.every / self.weather.restart:
+                what = "supervisor asked to stop" if self.dice.random() < 0.3 else "supervisor killed"
+            self._do(what, program, now)
+        self.turns += 1
+
+    def _do(self, what: str, program: Program, now: float) -> bool:
+        """Do it to one of the program's processes; tells whether there was one."""
+        keeper, workers = self._kinds(program)
+        match what.split():
+            case ["supervisor", *_]:
+                if program.process.poll() is not None:
+                    return False
+                self._end(what, program)
+                return True
+            case ["program", _]:
+                # As a laptop that is closed: all leases end while it sleeps, and then it goes on where it was.
+                pids = [program.process.pid, *(child.pid for child in keeper + workers)]
+                # One that is only just starting has nothing to lose.
+                return len(pids) > 1 and self._stop(what, pids, now)
+            case [who, how]:
+                victims = keeper if who == "keeper" else workers
+                if not victims:
+                    return False
+                pid = self.dice.choice(victims).pid
+                return self._hit(what, pid) if how == "killed" else self._stop(what, [pid], now)
+        raise ValueError(what)
 
     def wake(self, now: float) -> None:
         """Let go on what has been stopped for long enough."""
@@ -183,7 +206,8 @@ class Storm:
 
     def _start(self) -> Program:
         weather = self.weather
-        arguments = [self._broker, str(int(weather.broker == "fifo")), str(weather.visibility), self.pids.path]
+        backoff = "" if weather.backoff is None else str(weather.backoff)
+        arguments = [self._broker, str(int(weather.broker == "fifo")), str(weather.visibility), self.pids.path, backoff]
         with (self._folder / "programs.log").open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.pipeline", *arguments],
@@ -194,28 +218,31 @@ class Storm:
         return Program(process)
 
     def _kinds(self, program: Program) -> tuple[list[psutil.Process], list[psutil.Process]]:
-        """Return its workers (whose ``init`` has run) and the others: the keeper, and what is still booting."""
-        workers = {pid for pid, _ in self.pids.lines()}
+        """Return its keeper, if there is one just now, and its workers: these are whom the kernel is to kill first."""
         found = program.look()
-        return [each for each in found if each.pid in workers], [each for each in found if each.pid not in workers]
+        own = _score(program.process.pid)
+        keeper = [each for each in found if _score(each.pid) == own]
+        return keeper, [each for each in found if each not in keeper]
 
-    def _end(self, program: Program) -> None:
-        program.look()
-        if self.dice.random() < 0.3:
-            self._hit("supervisor asked to stop", program.process.pid, signal.SIGTERM)
-        else:
-            self._hit("supervisor killed", program.process.pid)
+    def _end(self, what: str, program: Program) -> None:
+        if what.endswith("killed"):
+            self._hit(what, program.process.pid)
             program.process.wait()
+        else:
+            self._hit(what, program.process.pid, signal.SIGTERM)
 
-    def _hit(self, what: str, pid: int, number: int = signal.SIGKILL) -> None:
-        self.done[what] += _signal(pid, number)
+    def _hit(self, what: str, pid: int, number: int = signal.SIGKILL) -> bool:
+        hit = _signal(pid, number)
+        self.done[what] += hit
+        return bool(hit)
 
-    def _stop(self, what: str, pids: list[int], now: float) -> None:
+    def _stop(self, what: str, pids: list[int], now: float) -> bool:
         for pid in pids:
             _signal(pid, signal.SIGSTOP)
         longest = 1.5 * self.weather.visibility
         self._stopped.append((now + self.dice.uniform(0.1, longest), pids))
         self.done[what] += 1
+        return True
 
     def _bury(self, program: Program) -> None:
         """Count the children that outlive a program."""
@@ -224,6 +251,12 @@ class Storm:
             if alive(child.pid):
                 self.orphans += 1
                 _signal(child.pid, signal.SIGKILL)
+
+
+def _score(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+    return None
 
 
 def _signal(pid: int, number: int) -> int:
