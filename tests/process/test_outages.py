@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import resource
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,33 @@ def test_credentials_that_expire_while_running_are_one_error_and_nothing_is_lost
     drain(engine, "work")
     depth = engine.stats()["sink"]
     assert (depth.visible, waiting(engine, "work")) == (5, (0, 0, 0))
+
+
+@pytest.mark.slow
+def test_a_network_that_stands_still_for_longer_than_a_keeper_may_costs_no_lease(
+    sqs: SQS, server: StandIn, log: Log, gate: Gate
+) -> None:
+    # The second worker would take the message, were its lease to end.
+    tasks = [source, Task(gated, name="work", args=(log, gate), workers=2), sink]
+    engine = Engine(tasks, domain="t", broker=sqs, start_method="fork", visibility_timeout=4)
+    clock = threading.Event()
+    feed(engine, "work", [0])
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        log.wait_for(1)
+        begun = time.monotonic()
+        # Its lease is due at 2 s; a keeper that has not moved for 1 s is replaced.
+        clock.wait(1.8)
+        server.pause()
+        clock.wait(1.4)
+        assert server.ledger(messages=False)["held"] > 0
+        server.resume()
+        # Past the end of the lease that was due.
+        clock.wait(begun + 4.3 - time.monotonic())
+        gate.open()
+    assert log.lines() == [0]
+    assert run.summary["work"].done == 1
+    [message] = server.messages("t-source")
+    assert message["received"] == 1
 
 
 # --- a full disk ---
