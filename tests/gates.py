@@ -258,7 +258,9 @@ def program(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a Python program of its own that can import the tests' modules; end it with the block."""
     script = tmp_path / "program.py"
-    script.write_text(text)
+    # Not again under a program that was just started and may not have read it.
+    if not script.exists() or script.read_text() != text:
+        script.write_text(text)
     process = subprocess.Popen(
         [python, str(script), *(str(arg) for arg in args)],
         cwd=tmp_path,
