@@ -203,7 +203,8 @@ def test_elsewhere_it_is_lines_of_the_log(
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "LOG_EVERY", 0.02)
     engine = engine_at(db, [numbers, Task(hold, args=(gate,), prefetch=0)])
-    opener = Opener(gate, "hold 0 done, 0 per s, busy 0%, 1 running, 2 waiting")
+    # Whether the first one runs by then is a matter of an instant, and its start alone is no reason for another line.
+    opener = Opener(gate, "2 waiting")
     with stream, heard(opener, logging.INFO):
         if how == "iterate":
             assert sorted(engine.run(iterate=True, until="drained", progress=True)) == [0, 1, 2]
