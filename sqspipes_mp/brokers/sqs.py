@@ -66,7 +66,8 @@ class SQS:
     ``region``: such as "us-west-2"; None takes boto3's (AWS_DEFAULT_REGION, AWS_REGION, the profile's).
     ``endpoint_url``: http(s) URL of another endpoint, an emulator or a VPC endpoint. ``access_key`` with
     ``secret_key``: static credentials; without them boto3's own chain. ``session``: a callable that returns a
-    ``boto3.Session``, called in each child (profiles, assumed roles). For queues created here: ``retention`` in
+    ``boto3.Session``, called in each child (profiles, assumed roles): credentials that boto3 itself renews are
+    fetched once for all children, those that the callable fetches are not. For queues created here: ``retention`` in
     seconds (60 to 1,209,600, 14 days), ``kms_key`` (a key's id, ARN or alias) and ``tags``. ``lean=False``, or
     SQSPIPES_MP_LEAN=0 in the environment: boto3 makes the hot calls, too. Raises ``ConfigError`` for
     a value that cannot be right.
@@ -122,13 +123,12 @@ class SQS:
 
     def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> SqsConnection:
         """Make the two clients of this process. Raises ``ConfigError`` without region or credentials."""
-        tend = None
+        fills = patience is not None
         if self.session is None:
-            make, region, session = self._from_chain(wallet, fills=patience is not None)
-            if wallet is not None and patience is not None:
-                tend = partial(share, session, wallet)
+            make, region, session = self._from_chain(wallet, fills=fills)
         else:
-            make, region, session = self._from_user(self.session)
+            make, region, session = self._from_user(self.session, wallet, fills=fills)
+        tend = partial(share, session, wallet) if fills and wallet is not None and session is not None else None
         hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
         poll = _or_config_error(lambda: make(_config(POLL_READ_TIMEOUT)))
         endpoint = str(hot.meta.endpoint_url)
@@ -173,7 +173,7 @@ class SQS:
         session = _new_session()
         region = self._region(session)
         if wallet is not None and self.access_key is None and (text := wallet.read()) is not None:
-            _adopt(session, text, wallet, fills=fills)
+            _adopt(session, text, wallet, _new_session, fills=fills)
         if self.access_key is not None and self.secret_key is not None:
             session.set_credentials(self.access_key, self.secret_key)
         if _or_config_error(session.get_credentials) is None:
@@ -185,7 +185,7 @@ class SQS:
         return make, region, session
 
     def _from_user(
-        self, new_session: Callable[[], boto3.Session]
+        self, new_session: Callable[[], boto3.Session], wallet: Wallet | None, *, fills: bool
     ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
         session = new_session()
         if not callable(getattr(session, "client", None)):
@@ -194,14 +194,17 @@ class SQS:
         region = self.region or session.region_name or os.environ.get("AWS_REGION")
         if not region:
             raise ConfigError("SQS region", None, "an AWS region", f"{_SET_REGION}, or give the session one")
+        # What is no boto3.Session has none: it keeps its credentials to itself, and boto3 for all calls.
+        core = getattr(session, "_session", None)
+        if wallet is not None and core is not None and (text := wallet.read()) is not None:
+            _adopt(core, text, wallet, lambda: getattr(new_session(), "_session", None), fills=fills)
         if _or_config_error(session.get_credentials) is None:
             raise _no_credentials(self.endpoint_url)
 
         def make(config: botocore.config.Config) -> Any:
             return session.client("sqs", region_name=region, endpoint_url=self.endpoint_url, config=config)
 
-        # What is no boto3.Session has none, and keeps boto3 for all calls.
-        return make, region, getattr(session, "_session", None)
+        return make, region, core
 
     def _lean_path(self, client: Any, session: Any, patience: float | None) -> Lean | None:
         import botocore.httpsession  # noqa: PLC0415
@@ -232,15 +235,20 @@ def _new_session() -> botocore.session.Session:
     return session
 
 
-def _adopt(session: botocore.session.Session, text: str, wallet: Wallet, *, fills: bool) -> None:
-    """Give a session the wallet's credentials; when they run out it looks there again, and asks itself only then."""
+def _adopt(
+    session: botocore.session.Session, text: str, wallet: Wallet, another: Callable[[], Any], *, fills: bool
+) -> None:
+    """Give a session the wallet's credentials; when they run out it looks there again, and only then asks ``another``.
+
+    Before it has any: what it would find by itself, a role to assume or a metadata service, is not asked then.
+    """
     import botocore.credentials  # noqa: PLC0415
 
     # Drawn here and not at the import, which forked workers share.
     advisory, mandatory = margins()
 
     def fetch() -> dict[str, Any]:
-        found = (None if fills else newer(wallet, text, advisory)) or expiring(_new_session())
+        found = (None if fills else newer(wallet, text, advisory)) or expiring(another())
         if found is None:
             raise _no_credentials(None)
         return found
@@ -255,7 +263,8 @@ def _adopt(session: botocore.session.Session, text: str, wallet: Wallet, *, fill
         def load(self) -> Any:
             return made
 
-    session.get_component("credential_provider").insert_before("env", Shared())
+    # In front of all others, of which there are fewer where the session has a profile.
+    session.get_component("credential_provider").providers.insert(0, Shared())
 
 
 def _config(read_timeout: float, patience: float | None = None) -> botocore.config.Config:

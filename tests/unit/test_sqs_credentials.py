@@ -1,6 +1,8 @@
 import datetime as dt
 import json
+from functools import partial
 
+import boto3
 import pytest
 
 from sqspipes_mp import SQS
@@ -18,15 +20,15 @@ class Wallet:
         self.text = text
 
 
-@pytest.fixture
-def chain(monkeypatch):
+@pytest.fixture(params=[None, boto3.Session], ids=["chain", "session"])
+def chain(monkeypatch, request):
     """An environment in which credentials come from a container's endpoint, as in ECS."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
 
     def use(url):
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
-        return SQS("us-east-1", endpoint_url="http://127.0.0.1:1")
+        return SQS("us-east-1", endpoint_url="http://127.0.0.1:1", session=request.param)
 
     return use
 
@@ -94,6 +96,22 @@ def test_the_keeper_refreshes_before_the_workers_have_to(chain):
         keeper.tend()
         assert json.loads(wallet.read())["access_key"] == "AKIA0001"
         keeper.close()
+
+
+def test_a_role_of_a_profile_is_not_assumed_by_workers_whose_keeper_has_done_so(monkeypatch, tmp_path):
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile fleet]\nregion = eu-west-1\nrole_arn = arn:aws:iam::1:role/x\ncredential_source = Environment\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    # Whoever assumes it himself finds nobody here.
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
+    broker, wallet = SQS(endpoint_url="http://127.0.0.1:1", session=partial(boto3.Session, profile_name="fleet")), Wallet()
+    wallet.write(_snapshot("OURS", 60))
+    worker = broker.open(wallet=wallet)
+    assert _key(worker) == "OURS"
+    assert worker._calls.clients.region == "eu-west-1"
+    worker.close()
 
 
 def test_static_credentials_are_not_shared(monkeypatch):
