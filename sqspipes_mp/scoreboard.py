@@ -11,13 +11,14 @@ It is an anonymous file (no name to leak) mapped by all; forkserver and spawn ch
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import reduction
 from typing import Any
 
@@ -154,14 +155,27 @@ class Scoreboard:
 
         A kernel record lock guards it: it dies with its holder, and several workers share one interval.
         """
-        offset = (self._stage_at + stage * _STAGE_WORDS + NEXT_CALL) * _WORD
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORD, offset)
-        try:
-            at = max(now, self._words[offset // _WORD])
-            self._words[offset // _WORD] = at + gap()
-        finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORD, offset)
+        word = self._stage_at + stage * _STAGE_WORDS + NEXT_CALL
+        with self._locked(word):
+            at = max(now, self._words[word])
+            self._words[word] = at + gap()
         return at
+
+    def leave(self, slot: int, others: Sequence[int]) -> bool:
+        """Let a worker go for a planned restart, and note it, unless one of the others of its stage is away by now."""
+        with self._locked(self._slot_at + min(slot, *others) * _SLOT_WORDS + STATE):
+            there = all(self.get(other, STATE) == S_READY for other in others)
+            if there:
+                self.put(slot, STATE, S_DRAINING)
+        return there
+
+    @contextlib.contextmanager
+    def _locked(self, word: int) -> Iterator[None]:
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORD, word * _WORD)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORD, word * _WORD)
 
     # -- slots --------------------------------------------------------------------------------------------------
 

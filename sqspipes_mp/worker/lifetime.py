@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 
 from sqspipes_mp.control import Kind
 from sqspipes_mp.worker.station import Station
+
+#: A limit from which it is one of several, for leaks and the like; a lower one means that it is meant to the letter.
+_ROUND = 10
 
 
 class Lifetime:
@@ -16,7 +20,12 @@ class Lifetime:
         self._station = station
         self._recycling = False
         self._sharing = threading.Lock()
-        station.left = _drawn(station.stage.task.max_tasks_per_worker)
+        most = station.stage.task.max_tasks_per_worker
+        station.left = None if most is None else drawn(most, random.randrange)
+        #: Messages to go on with while another worker of the stage is being replaced; 0: never.
+        self._more = 0 if most is None or station.threads > 1 else most // _ROUND
+        stage, seats = station.stage.index, station.orders.plan.seats
+        self._others = [slot for slot, seat in enumerate(seats) if seat.stage == stage and slot != station.slot]
 
     def begins(self, count: int) -> None:
         """Take note that so many messages begin."""
@@ -26,7 +35,12 @@ class Lifetime:
 
     def ends(self) -> None:
         """Have this worker replaced if it has had all the messages it may have."""
-        if self._station.left is not None and self._station.left <= 0:
+        station = self._station
+        if station.left is None or station.left > 0:
+            return
+        if self._more and self._others and not station.board.leave(station.slot, self._others):
+            station.left = self._more
+        else:
             self.recycle("max_tasks_per_worker")
 
     def recycle(self, reason: str) -> None:
@@ -38,6 +52,9 @@ class Lifetime:
             self._station.stop_receiving()
 
 
-def _drawn(most: int | None) -> int | None:
-    """Return after how many messages to end: up to a tenth fewer, so that workers do not all end together."""
-    return None if most is None else most - random.randrange(most // 10 + 1)
+def drawn(most: int, below: Callable[[int], int]) -> int:
+    """Return after how many messages to end: up to a tenth fewer, so that workers do not all end together.
+
+    ``below``: draws a whole number from 0 to below the given one. Pure but for that.
+    """
+    return most - below(most // _ROUND + 1)

@@ -25,6 +25,7 @@ from sqspipes_mp import (
 )
 from tests.gates import (
     Background,
+    Gate,
     Log,
     bodies,
     charges,
@@ -482,6 +483,32 @@ def test_max_tasks_per_worker_replaces_workers_and_loses_nothing(db: Path, log: 
     pids = [pid for _, pid in log.lines()]
     assert len(pids) == 40
     assert max(pids.count(pid) for pid in pids) <= 4
+
+
+def held_at_the_fourth(log: Log, gate: Gate) -> None:
+    log.note("init")
+    if log.lines().count("init") == 4:
+        gate.wait()
+
+
+def worked(value, log: Log):
+    # Not before all three are there: nobody may go while another one boots.
+    eventually(lambda: len(log.lines()) >= 3)
+    time.sleep(0.002)
+    return value
+
+
+def test_workers_of_a_stage_are_replaced_one_after_the_other(db: Path, log: Log, gate: Gate) -> None:
+    init = partial(held_at_the_fourth, log, gate)
+    work = Task(worked, name="work", args=(log,), workers=3, init=init, max_tasks_per_worker=10)
+    engine = one_stage(db, work, list(range(300)))
+    with Background(engine, only="work") as run:
+        # The first replacement does not get ready: the other two go on past their limit, and do all that is left.
+        eventually(lambda: waiting(engine, "sink")[0] == 300 and len(log.lines()) > 3, "all are done")
+        assert log.lines() == ["init"] * 4
+        gate.open()
+        engine.stop()
+    assert run.summary["work"].done == 300
 
 
 def pid_of(value, log: Log):

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp import ConfigError, Reject, Retry
+from sqspipes_mp.worker.lifetime import drawn
 from sqspipes_mp.worker.prefetch import ask, wanted
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.verdict import Decision, decide
@@ -152,6 +153,13 @@ def test_threads_are_fed_all_at_once_and_share_the_time() -> None:
     # 0.1 s on 8 threads is one message each 12.5 ms.
     assert _ask(mean=0.1, idle=0, waiting=1, round_trip=0.01, at_once=8) == 10
     assert wanted(0.1, 0.01, 8) == 2
+
+
+def test_a_worker_ends_up_to_a_tenth_before_its_limit():
+    assert [drawn(100, lambda below: below - 1), drawn(100, lambda below: 0)] == [90, 100]
+    assert {drawn(20, random.Random(seed).randrange) for seed in range(50)} == {18, 19, 20}
+    # Meant to the letter: one message per process, say.
+    assert [drawn(most, lambda below: below - 1) for most in (1, 9)] == [1, 9]
 
 
 def test_no_more_than_the_leases_that_fit():
