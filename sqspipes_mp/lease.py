@@ -17,6 +17,7 @@ class LeaseState(IntEnum):
     DONE = 3  # computed, outputs not accepted yet
     SENT = 4  # outputs accepted, not deleted yet
     CLOSING = 5  # its worker is changing its visibility, deleting or dead-lettering it
+    FAILED = 6  # its call raised: charged however its worker ends, unless that writes it first
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from sqspipes_mp.region import Cause
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """``release``: back at once, uncharged; ``delete``: outputs were accepted; ``charge``: was running when it died;
-    ``alone``: ran beside others then, so that none can be blamed: each runs alone next time.
+    """``release``: back at once, uncharged; ``delete``: outputs were accepted; ``charge``: was running when it died,
+    or had failed before; ``alone``: ran beside others then, so that none can be blamed: each runs alone next time.
     """
 
     release: tuple[Lease, ...]
@@ -28,12 +28,14 @@ _BLAMELESS = frozenset({Cause.CLEAN, Cause.CUT, Cause.ROOM})
 def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
     """Sort the leases of a worker that is dead for certain.
 
-    Only a message that was running is charged: the late one for a timeout, the only one for any other death; where
-    several ran (in threads, or as one batch), none can be blamed.
+    Of those that were running one is charged: the late one for a timeout, the only one for any other death; where
+    several ran (in threads, or as one batch), none can be blamed. What had failed is charged for that, whatever its
+    worker died of.
     """
     release: list[Lease] = []
     delete: list[Lease] = []
     running: list[Lease] = []
+    failed: list[Lease] = []
     for lease in leases:
         if lease.state is LeaseState.RUNNING:
             running.append(lease)
@@ -41,6 +43,8 @@ def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
             continue
         elif lease.state is LeaseState.SENT:
             delete.append(lease)
+        elif lease.state is LeaseState.FAILED:
+            failed.append(lease)
         else:
             release.append(lease)
     if cause in _BLAMELESS:
@@ -52,4 +56,5 @@ def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
     suspects = [] if cause in _BLAMELESS else [lease for lease in running if lease not in guilty]
     # A lost one ran as well as the others, but is somebody else's to give back.
     release += [lease for lease in running if lease not in guilty and not lease.lost]
-    return Judgement(tuple(release), tuple(delete), tuple(lease for lease in guilty if not lease.lost), tuple(suspects))
+    charge = [*failed, *(lease for lease in guilty if not lease.lost)]
+    return Judgement(tuple(release), tuple(delete), tuple(charge), tuple(suspects))

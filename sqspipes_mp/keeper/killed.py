@@ -13,7 +13,7 @@ from sqspipes_mp.control import describe_death
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.errors import DecodeError
 from sqspipes_mp.failure import Failure, failure_text
-from sqspipes_mp.lease import Lease
+from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.region import Cause
@@ -35,7 +35,7 @@ def killed_letter(
     stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int, stack: str
 ) -> DeadLetter:
     """Return the letter for a message that took its worker with it for the last allowed time."""
-    error, why = _reason(cause, exitcode)
+    error, why = _reason(lease, cause, exitcode)
     failure = Failure(
         error=error,
         text=why,
@@ -59,11 +59,13 @@ def killed_letter(
 def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int) -> dict[str, object]:
     """Return what the caller of ``map`` is told of such a message."""
     root, hop = _ids(lease, body)
-    error, why = _reason(cause, exitcode)
+    error, why = _reason(lease, cause, exitcode)
     return {"token": token(root), "hop": mark(hop), "error": error, "why": why, "stage": stage.name, "worker": pid}
 
 
-def _reason(cause: Cause, exitcode: int) -> tuple[str, str]:
+def _reason(lease: Lease, cause: Cause, exitcode: int) -> tuple[str, str]:
+    if lease.state is LeaseState.FAILED:
+        return "WorkerLost", "its call raised, and the worker was gone before it could write down what"
     return _REASON.get(cause, ("WorkerLost", f"the worker died while it ran: {describe_death(exitcode)}"))
 
 

@@ -10,7 +10,7 @@ from sqspipes_mp.brokers.base import MAX_VISIBILITY
 from sqspipes_mp.lease import Lease, LeaseState
 
 #: Its worker is deleting a SENT one and changing a CLOSING one: extending it now would undo that.
-_KEPT = frozenset({LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE})
+_KEPT = frozenset({LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED})
 #: SQS refuses what goes past 12 hours from the receive; keep clear of it, seconds.
 _MARGIN = 60.0
 #: Less than this is no extension, seconds.

@@ -82,15 +82,17 @@ class Outbox:
                 self._hurry = True
                 self._changed.notify_all()
 
-    def wait_carried(self) -> None:
+    def wait_carried(self, patience: float | None = None) -> None:
         """Wait until everything put so far was carried away (FIFO: by one carrier), or nothing is any more.
+
+        ``patience``: seconds to wait at most.
 
         What other threads put meanwhile is not waited for, or it might never end.
         """
         self.hurry()
         with self._changed:
             last = self._put
-            self._changed.wait_for(lambda: self._carried >= last or self._station.faulted.is_set())
+            self._changed.wait_for(lambda: self._carried >= last or self._station.faulted.is_set(), patience)
 
     def holds_back(self, delivery: Delivery) -> bool:
         """Tell whether a message that runs would overtake one of its group that was refused meanwhile."""

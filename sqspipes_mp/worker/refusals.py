@@ -78,6 +78,7 @@ class Refusals:
         # Counted where all failures are: the main thread is the counter's only writer.
         self._ready.put_callback(partial(station.count, FAILED, 1))
         decision, error = decide_on(error, delivery, station)
+        station.region.set_state(delivery.lease, LeaseState.FAILED)
         items: list[GiveBack | Bury] = []
         if decision.action == "dead":
             items.append(Bury(delivery, letter_of(error, delivery, station)))
@@ -112,7 +113,7 @@ class Refusals:
         if not (later or self._station.full_stop.is_set()):
             return [item]
         for delivery in item.deliveries:
-            self._station.region.set_state(delivery.lease, LeaseState.DONE)
+            self._station.region.set_state(delivery.lease, LeaseState.FAILED if item.charge else LeaseState.DONE)
         self._left.append(item)
         return []
 

@@ -25,6 +25,9 @@ from sqspipes_mp.worker.lifetime import Lifetime
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.station import Delivery
 
+#: Seconds that a last attempt's dead letter may take before the run is ended by its error.
+_LETTER_PATIENCE = 5.0
+
 
 class _LeaseLost(Exception):
     """The message is somebody else's by now."""
@@ -261,10 +264,13 @@ class Runner:
         station = self._station
         station.count(FAILED, 1)
         decision, error = decide_on(error, delivery, station)
-        # Its call is over: should this worker die now, it is not to blame for that.
-        station.region.set_state(delivery.lease, LeaseState.DONE)
+        # Its call is over: should this worker die now, it is not to blame for that, but for this.
+        station.region.set_state(delivery.lease, LeaseState.FAILED)
         if decision.action == "dead":
             self._outbox.bury(delivery, error)
+            if decision.report:
+                # With no grace the report is this worker's end, and the letter would not say why.
+                self._outbox.wait_carried(_LETTER_PATIENCE)
         elif decision.report:
             self._charged.append(delivery)
         else:

@@ -124,6 +124,18 @@ def test_raising_retry_counts_as_an_attempt_and_keeps_its_delay(db: Path, log: L
     assert "bad" in body
 
 
+def test_without_any_grace_the_attempt_that_ends_the_run_counts_all_the_same(db: Path, log: Log) -> None:
+    work = Task(fails_first, name="work", args=(log, 9, Flaky("bad luck")), max_attempts=2)
+    engine = one_stage(db, work, ["bad"], shutdown_grace=0.0)
+    with pytest.raises(Flaky):
+        drain(engine, "work")
+    assert charges(engine) == [1]
+    with pytest.raises(Flaky):
+        drain(engine, "work")
+    [(_, failure)] = dead(engine, "work")
+    assert (failure.error, failure.attempts, len(log.lines())) == ("Flaky", 2, 2)
+
+
 def test_a_policy_that_fails_itself_ends_the_run_with_its_own_error(db: Path, log: Log) -> None:
     work = Task(fails_first, name="work", args=(log, 9, Flaky("first")), on_error=broken_policy)
     engine = one_stage(db, work, ["bad"])

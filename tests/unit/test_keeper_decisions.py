@@ -1,6 +1,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,7 @@ def test_sent_closing_and_lost_leases_are_left_alone():
 
 def test_computed_messages_are_kept_until_they_are_sent():
     assert len(_due(replace(_LEASE, state=LeaseState.DONE), now=110.0)[0]) == 1
+    assert len(_due(replace(_LEASE, state=LeaseState.FAILED), now=110.0)[0]) == 1
 
 
 def test_a_running_lease_does_not_outlive_its_timeout():
@@ -102,6 +104,13 @@ def test_only_the_running_message_is_charged():
     verdict = judge([held, done, running], Cause.CRASH, None)
     assert verdict.charge == (running,)
     assert set(verdict.release) == {held, done}
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_what_had_failed_is_charged_whatever_its_worker_died_of(cause):
+    failed, held = replace(_LEASE, index=1, state=LeaseState.FAILED), replace(_LEASE, index=2)
+    verdict = judge([held, failed, replace(failed, index=3, lost=True)], cause, None)
+    assert (verdict.charge, verdict.release) == ((failed,), (held,))
 
 
 def test_where_several_ran_nobody_is_charged():

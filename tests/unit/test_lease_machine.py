@@ -45,7 +45,7 @@ EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "150"))
 BODY = '{"meta": {"priority": 0}, "value": 1}'
 MESSAGES, ENTRIES = 40, 16
 MOST_ATTEMPTS = 3
-KEPT = {LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE}
+KEPT = {LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED}
 #: What a lease is in before it goes each way.
 COURSES = {"complete": LeaseState.DONE, "fail": LeaseState.RUNNING, "give back": LeaseState.HELD}
 GUILTY = {Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY}
@@ -328,7 +328,8 @@ class Worker:
 
 @dataclass
 class Death:
-    """``running``: the messages that ran; ``charged``, ``row``: how often one was charged for it, and where."""
+    """``running``: the messages that ran; ``failed``: whose calls had raised before, uncharged as yet; ``charged``,
+    ``row``: which were charged for it, and where."""
 
     number: int
     region: int
@@ -337,8 +338,13 @@ class Death:
     late: str | None
     batch: bool = False
     handles: tuple[Handle, ...] = ()
-    charged: int = 0
-    row: int = 0
+    failed: tuple[str, ...] = ()
+    charged: list[str] = field(default_factory=list)
+    row: list[str] = field(default_factory=list)
+
+    def due(self) -> list[str]:
+        """Return what is to be charged at this death; twice what failed, came again, and ran."""
+        return [*self.failed, *self.guilty()]
 
     def guilty(self) -> list[str]:
         if self.cause not in GUILTY or self.batch:
@@ -434,20 +440,21 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def charged(self, ident: str) -> None:
         for death in self.deaths:
-            if ident in death.guilty() and not death.charged:
-                death.charged += 1
+            if death.charged.count(ident) < death.due().count(ident):
+                death.charged.append(ident)
                 return
         raise AssertionError(f"{ident} was charged on the scoreboard for no death, or twice")
 
     def charged_row(self, handles: Sequence[Handle]) -> None:
         for handle in handles:
-            death = next((d for d in self.deaths if handle.message_id in d.guilty() and not d.row), None)
+            ident = handle.message_id
+            death = next((d for d in self.deaths if d.row.count(ident) < d.due().count(ident)), None)
             assert death is not None, f"{handle.message_id} was charged at the broker for no death, or twice"
-            death.row += 1
+            death.row.append(ident)
 
     def buried(self, letter: DeadLetter) -> None:
         ident = letter.handle.message_id
-        assert any(ident in death.guilty() for death in self.deaths), "dead-lettered without having run at a death"
+        assert any(ident in death.due() for death in self.deaths), "dead-lettered without having run at a death"
         assert self.queue.messages[ident].attempts >= MOST_ATTEMPTS, "dead-lettered too early"
         assert letter.body == BODY
 
@@ -459,7 +466,7 @@ class LeaseMachine(RuleBasedStateMachine):
             if message is None:
                 continue
             assert lease.state is not LeaseState.SENT or lease.lost, "sent, and not deleted"
-            if lease.handle.message_id in death.guilty() and lease.state is LeaseState.RUNNING:
+            if lease.handle.message_id in death.due() and lease.state in {LeaseState.RUNNING, LeaseState.FAILED}:
                 assert message.visible_at <= self.clock.now + MOST_BACKOFF
             elif not lease.lost:
                 assert message.visible_at <= self.clock.now, "a dead worker's message was not given back"
@@ -653,7 +660,12 @@ class LeaseMachine(RuleBasedStateMachine):
         late = running.get(worker.late) if worker.late is not None else None
         handles = tuple(d.received.handle for d in worker.deliveries if d.lease in running)
         together = any(region.company for lease in running if (region := worker.region.read(lease)) is not None)
-        death = Death(worker.number, worker.region.index, cause, list(running.values()), late, together, handles)
+        failed = tuple(
+            d.received.handle.message_id
+            for d in worker.deliveries
+            if worker.region.state(d.lease) is LeaseState.FAILED
+        )
+        death = Death(worker.number, worker.region.index, cause, list(running.values()), late, together, handles, failed)
         for ident in death.guilty():
             self.queue.messages[ident].attempts += 1
         self.deaths.append(death)
@@ -680,7 +692,8 @@ class LeaseMachine(RuleBasedStateMachine):
         message = self.queue.messages[received.handle.message_id]
         assert failed <= message.attempts, "charged more often than it failed"
         alone = worker.station.is_suspect(received)
-        assert alone or message.ident not in self.isolated
+        # A first delivery that came too late for its lease is not asked about: nothing begins in it.
+        assert alone or message.ident not in self.isolated or self.queue.current(received.handle) is None
         worker.deliveries.append(Delivery(received, decode(BODY, message.ident), lease, failed, until, alone))
         if not punctual:
             entry = worker.region.read(lease)
@@ -816,9 +829,10 @@ class LeaseMachine(RuleBasedStateMachine):
         """``Outbox._give_back`` with a charge, ``_bury_now`` after the last attempt."""
         message = self.queue.messages[delivery.received.handle.message_id]
         handle = delivery.received.handle
-        # The call is over, and the carrier has not come to it yet: a death now is still this attempt's.
-        yield
+        # The call is over, and the carrier has not come to it yet: whatever ends the worker now, it is charged.
         message.attempts += 1
+        worker.region.set_state(delivery.lease, LeaseState.FAILED)
+        yield
         worker.region.set_state(delivery.lease, LeaseState.CLOSING)
         yield
         if delivery.attempt >= MOST_ATTEMPTS:
