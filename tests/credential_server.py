@@ -44,10 +44,16 @@ def serve(lives: float, note: Callable[[str], None]) -> ThreadingHTTPServer:
 
 
 @contextlib.contextmanager
-def serving(lives: float) -> Iterator[tuple[str, list[str]]]:
-    """Serve from a thread; yields the URL and the keys given out."""
+def serving(lives: float, before: Callable[[str], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Serve from a thread; yields the URL and the keys given out. ``before``: called with a key before it is."""
     given: list[str] = []
-    server = serve(lives, given.append)
+
+    def note(key: str) -> None:
+        if before is not None:
+            before(key)
+        given.append(key)
+
+    server = serve(lives, note)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -128,7 +128,9 @@ class SQS:
             make, region, session = self._from_chain(wallet, fills=fills)
         else:
             make, region, session = self._from_user(self.session, wallet, fills=fills)
-        tend = partial(share, session, wallet) if fills and wallet is not None and session is not None else None
+        tend = (
+            None if patience is None or wallet is None or session is None else partial(share, session, wallet, patience)
+        )
         hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
         poll = _or_config_error(lambda: make(_config(POLL_READ_TIMEOUT)))
         endpoint = str(hot.meta.endpoint_url)

@@ -126,6 +126,7 @@ _KIND_OF_CLASS = {
     "TokenRetrievalError": Kind.CREDENTIALS,
     "NoAuthTokenError": Kind.CREDENTIALS,
     "CredentialRetrievalError": Kind.TRANSIENT,
+    "CredentialsPending": Kind.TRANSIENT,
     "MetadataRetrievalError": Kind.TRANSIENT,
     "ReadTimeoutError": Kind.UNREACHABLE,
     "ConnectionClosedError": Kind.UNREACHABLE,

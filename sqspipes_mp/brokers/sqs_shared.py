@@ -8,24 +8,93 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, cast
 
 from sqspipes_mp.brokers.base import Wallet
+
+logger = logging.getLogger("sqspipes_mp.brokers.sqs")
 
 #: Seconds before the end at which workers look for newer credentials, may and must. The keeper has done so by then:
 #: botocore's own times are 15 and 10 minutes. Each worker looks up to a minute earlier than that, so that workers that
 #: find none do not ask all at once.
 _ADVISORY, _MANDATORY, _JITTER = 480, 300, 60
+#: Seconds before the end at which the keeper, too, has nothing better to do than to wait for newer ones.
+_LAST_CALL = 30
 
 
-def share(session: Any, wallet: Wallet) -> None:
-    """Put credentials that expire into the wallet, refreshed when they are due; others every process reads itself."""
-    metadata = expiring(session)
+def share(session: Any, wallet: Wallet, patience: float) -> None:
+    """Put credentials that expire into the wallet, refreshed when they are due; others every process reads itself.
+
+    ``patience``: seconds that a call of this process may take, of which a refresh may take a part; the first fetch may
+    take its time.
+    """
+    try:
+        _hold_up_nobody(session.get_credentials(), patience)
+        metadata = expiring(session)
+    except Exception as error:
+        if wallet.read() is None:
+            raise
+        # What everybody has may last for minutes yet; the calls that use it will tell.
+        logger.warning("no newer credentials: %s: %.300s", type(error).__name__, error)
+        return
     if metadata is not None:
         text = json.dumps(metadata)
         if text != wallet.read():
             wallet.write(text)
+
+
+def _hold_up_nobody(credentials: Any, patience: float) -> None:
+    """Have credentials refreshed beside the calls that use them: a slow service must not cost the leases.
+
+    botocore has no public way to do so; where it has changed, a slow service has the keeper replaced.
+    """
+    refresh = getattr(credentials, "_refresh_using", None)
+    fetched = getattr(credentials, "_frozen_credentials", None) is not None
+    if fetched and refresh is not None and not isinstance(refresh, _Beside):
+        credentials._refresh_using = _Beside(refresh, patience / 4)
+        credentials._mandatory_refresh_timeout = _LAST_CALL
+
+
+class CredentialsPending(Exception):
+    """Newer credentials are being asked for, and the old ones are at their end."""
+
+
+class _Beside:
+    """A refresh in a thread of its own. Called again, it gives what that has fetched meanwhile."""
+
+    def __init__(self, refresh: Callable[[], Any], patience: float) -> None:
+        self._refresh = refresh
+        self._patience = patience
+        self._fetching: Future[Any] | None = None
+
+    def __call__(self) -> Any:
+        wait = 0.0
+        if self._fetching is None:
+            self._fetching, wait = Future(), self._patience
+            # A daemon: a service that never answers must not keep the keeper from ending.
+            threading.Thread(target=partial(self._fetch, self._fetching), daemon=True, name="credentials").start()
+        fetching = self._fetching
+        try:
+            return fetching.result(wait)
+        except TimeoutError as error:
+            if fetching.done():
+                raise
+            raise CredentialsPending("whoever gives out newer credentials has not answered yet") from error
+        finally:
+            if fetching.done():
+                self._fetching = None
+
+    def _fetch(self, fetching: Future[Any]) -> None:
+        try:
+            fetching.set_result(self._refresh())
+        except BaseException as error:
+            fetching.set_exception(error)
 
 
 def expiring(session: Any) -> dict[str, Any] | None:

@@ -1,13 +1,17 @@
 import datetime as dt
 import json
+import threading
 from functools import partial
 
 import boto3
 import pytest
 
 from sqspipes_mp import SQS
+from sqspipes_mp.brokers.sqs_errors import Kind, classify
+from sqspipes_mp.brokers.sqs_shared import CredentialsPending
 from sqspipes_mp.scoreboard import Scoreboard
 from tests.credential_server import serving
+from tests.gates import eventually
 
 
 class Wallet:
@@ -92,9 +96,40 @@ def test_the_keeper_refreshes_before_the_workers_have_to(chain):
     with serving(lives=3600) as (url, given):
         broker, wallet = chain(url), Wallet()
         wallet.write(_snapshot("OLD", 12))
-        keeper = broker.open(patience=1.0, wallet=wallet)
+        keeper = broker.open(patience=60.0, wallet=wallet)
         keeper.tend()
         assert json.loads(wallet.read())["access_key"] == "AKIA0001"
+        keeper.close()
+
+
+@pytest.mark.parametrize("minutes", [12, 4, 0.1], ids=["may", "must", "over"])
+def test_a_slow_credentials_service_does_not_hold_up_the_keeper(chain, minutes, caplog):
+    answers = threading.Event()
+
+    def before(key):
+        assert answers.wait(30)
+
+    with serving(lives=3600, before=before) as (url, given):
+        broker, wallet = chain(url), Wallet()
+        wallet.write(_snapshot("OLD", minutes))
+        keeper = broker.open(patience=0.1, wallet=wallet)
+        try:
+            # These return though nobody answers.
+            keeper.tend()
+            keeper.tend()
+            if minutes > 1:
+                assert _key(keeper) == "OLD"
+            else:
+                with pytest.raises(CredentialsPending) as caught:
+                    _key(keeper)
+                assert classify(caught.value).kind is Kind.TRANSIENT
+                assert "no newer credentials: CredentialsPending" in caplog.text
+            assert json.loads(wallet.read())["access_key"] == "OLD"
+            assert given == []
+        finally:
+            answers.set()
+        eventually(lambda: keeper.tend() or json.loads(wallet.read())["access_key"] != "OLD")
+        assert _key(keeper) == json.loads(wallet.read())["access_key"]
         keeper.close()
 
 
