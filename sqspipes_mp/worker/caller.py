@@ -143,13 +143,16 @@ class Caller:
             log.error("%s: the function closed descriptors that are not its own; this worker ends", self._task.name)
             os._exit(EXIT_TASK)
 
-    def served(self, seconds: float) -> None:
-        """Count what was taken and dealt with towards the mean: with its turn and its results' way, not just its call.
+    def serve(self, step: Callable[..., object], *taken: Any) -> None:
+        """Have ``step`` deal with what was ``taken``, and count how long that was towards the mean.
 
-        Several threads may be in here: what one of them overwrites is made good by the next.
+        With its turn and its results' way, not just its call. Several threads may be in here: what one of them
+        overwrites is made good by the next.
         """
+        began = time.monotonic()
+        step(*taken)
+        seconds = max(time.monotonic() - began, self._interval / 1e9)
         station, mean = self._station, self._station.mean
-        seconds = max(seconds, self._interval / 1e9)
         station.mean = seconds if mean is None else mean + (seconds - mean) * _NEWEST
 
     def announce(self, delivery: Delivery) -> None:

@@ -93,9 +93,7 @@ class Runner:
 
     def serve_one(self, delivery: Delivery, seat: int = 0) -> None:
         """Run one message, and tell how long it took until the next can begin."""
-        began = time.monotonic()
-        self.process(delivery, seat)
-        self._caller.served(time.monotonic() - began)
+        self._caller.serve(self.process, delivery, seat)
 
     def process(self, delivery: Delivery, seat: int = 0) -> bool:
         """Run one message; ``seat``: its call's place among those that run at once. False: it goes back or is lost."""
