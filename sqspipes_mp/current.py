@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqspipes_mp.errors import SqsPipesError
@@ -53,6 +53,13 @@ def current_message() -> CurrentMessage:
 def set_current(message: CurrentMessage | None) -> None:
     """Make ``message`` the current one of this thread."""
     _current.set(message)
+
+
+def put_off(seconds: float) -> None:
+    """Have the current message's deadline be so much later."""
+    message = _current.get()
+    if message is not None and message.deadline is not None:
+        _current.set(replace(message, deadline=message.deadline + seconds))
 
 
 @contextmanager

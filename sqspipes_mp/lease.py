@@ -24,6 +24,7 @@ class LeaseState(IntEnum):
 class Lease:
     """A consistent copy of one entry. Times are monotonic seconds, except ``sent_at`` (epoch).
 
+    ``started_at``: infinite while a generator waits for what it gave to be sent; that counts towards no timeout.
     ``company``: its call has other messages as well (a batch), so that none of them can be told guilty.
     """
 

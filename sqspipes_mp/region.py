@@ -8,6 +8,7 @@ what it has to say (extended until when, lost) is in words of its own beside the
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -32,13 +33,13 @@ _ENTRY = _CRC_AT + 64
 _CRC = struct.Struct("<I")
 _STATE = _CRC_AT + 8  # worker: a byte
 _COMPANY = _CRC_AT + 9  # worker: a byte, 1 where one call has several messages (a batch)
-_STARTED = _CRC_AT + 16  # worker: monotonic s, when the function began
+_STARTED = _CRC_AT + 16  # worker: monotonic s, when the function began; infinite while it is kept waiting
 _KEPT_GENERATION = _CRC_AT + 24  # keeper: which generation the two below speak of
 _KEPT_UNTIL = _CRC_AT + 32  # keeper: monotonic s until which the lease was extended
 _KEPT_LOST = _CRC_AT + 40  # keeper: a byte
 _KEPT_CHARGED = _CRC_AT + 48  # keeper: which generation was charged with its worker's death
 _U32 = struct.Struct("<I")
-_F64 = struct.Struct("<d")
+_F64 = struct.Struct("d")  # native: packed in one store, for whoever reads it meanwhile
 
 _HEADER = 128
 _STACK_AT = _HEADER + LEASES * _ENTRY
@@ -214,6 +215,17 @@ class Region:
         _F64.pack_into(self._view, base + _STARTED, now)
         self._view[base + _COMPANY] = 1
         self._view[base + _STATE] = LeaseState.RUNNING
+
+    def pause(self, index: int) -> float:
+        """Stop the clock of a running call, which goes on running; return when it began (monotonic s)."""
+        at = _HEADER + index * _ENTRY + _STARTED
+        started: float = _F64.unpack_from(self._view, at)[0]
+        _F64.pack_into(self._view, at, math.inf)
+        return started
+
+    def resume(self, index: int, started: float) -> None:
+        """Have the clock of a paused call go on as if it had begun at ``started``."""
+        _F64.pack_into(self._view, _HEADER + index * _ENTRY + _STARTED, started)
 
     def lost(self, index: int) -> bool:
         """Tell whether the keeper found the lease at ``index`` lost."""

@@ -98,9 +98,6 @@ class Runs:
             shown.close()
             self._end(watch)
             raise
-        finally:
-            # The supervisor has its own descriptor; looking needs only the mapping.
-            board.close()
         weak = weakref.ref(iteration)
 
         def stopper() -> None:
@@ -123,8 +120,14 @@ class Runs:
         if self._watch is None:
             return self._last
         watch, now = self._watch, time.monotonic()
-        rows = watch.pace.observe(now, readings(watch.plan, watch.board))
-        return stage_summaries(watch.plan, watch.board, now - watch.began, rows)
+        try:
+            rows = watch.pace.observe(now, readings(watch.plan, watch.board))
+            return stage_summaries(watch.plan, watch.board, now - watch.began, rows)
+        except ValueError:
+            if self._watch is watch:
+                raise
+            # It ended in another thread meanwhile, and its board is closed.
+            return self._last
 
     def _begin(self, plan: RunPlan, board: Scoreboard) -> _Watch:
         now = time.monotonic()
@@ -132,9 +135,13 @@ class Runs:
         return self._watch
 
     def _end(self, watch: _Watch) -> None:
-        if self._watch is watch:
-            self._last = stage_summaries(watch.plan, watch.board, time.monotonic() - watch.began)
-            self._watch = None
+        """Keep the last figures of a run, and close its board: the error it ended with may hold that for long."""
+        try:
+            if self._watch is watch:
+                self._last = stage_summaries(watch.plan, watch.board, time.monotonic() - watch.began)
+                self._watch = None
+        finally:
+            watch.board.close()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

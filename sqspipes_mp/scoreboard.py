@@ -117,8 +117,15 @@ class Scoreboard:
         return self._fd
 
     def close(self) -> None:
-        """Close the descriptor; the mapping goes with the last region that is still looked at."""
-        os.close(self._fd)
+        """Close descriptor and mapping, once; a mapping of which a region is still held goes with the last of these."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        os.close(fd)
+        self._words.release()
+        self._view.release()
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
     # -- header -------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ def bodies(session: Session, name: str) -> list[tuple[str, str, str | None]]:
     """Return body, message id and text of the failure attribute of every message of a queue."""
     session.refresh()
     rows = session.db.execute(sql.BODIES, (session.queue(name).id,)).fetchall()
-    return [(as_text(body), str(seq), None if failure is None else as_text(failure)) for body, seq, failure in rows]
+    return [(as_text(body), str(seq), as_text(failure)) for body, seq, failure in rows]
 
 
 def existing(session: Session, name: str) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.errors import BrokerError, QueueMissing
@@ -163,9 +164,13 @@ def readable(stored: bytes) -> str:
     return stored.decode("utf-8", "backslashreplace")
 
 
-def as_text(value: str | bytes) -> str:
-    """Return a column of text, also where another program has put a BLOB into it."""
-    return value if type(value) is str else readable(bytes(value))  # type: ignore[arg-type]
+@overload
+def as_text(value: str | bytes) -> str: ...
+@overload
+def as_text(value: str | bytes | None) -> str | None: ...
+def as_text(value: str | bytes | None) -> str | None:
+    """Return a column of text, also where another program has put a BLOB into it; None is none."""
+    return readable(value) if isinstance(value, bytes) else value
 
 
 def prepare(db: sqlite3.Connection, file: str) -> None:

@@ -70,7 +70,7 @@ def _deliver(
             continue
         delivery = receives + 1
         seqs.append(seq)
-        why = None if failure is None else as_text(failure)
+        why = as_text(failure)
         handle = Handle(queue.name, f"{seq}-{delivery}", f"{session.token}-{seq}")
         taken.append(Received(handle, body, delivery, charges, group, sent / 1000 + epoch, why))
     session.each(sql.TAKE, seqs, until)

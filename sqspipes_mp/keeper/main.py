@@ -259,6 +259,6 @@ class Keeper:
             # again. Dying between the two spares a message one charge, which is the lesser harm.
             region.note_charge(lease)
             self._board.charge(self._board.slots, id_digest(lease.handle.message_id))
-        delay = pause(attempt, lease.group, random.uniform, None)
+        delay = pause(attempt, lease.group, random.uniform)
         self._connection.extend([lease.handle], delay, charge=not lease.charged)
         self._board.add_stage(stage.index, KEEPER_CHARGED, 1)

@@ -38,11 +38,10 @@ def supervise(
     caller: ParentChannel | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Run the plan to its end in this process; closes the board's descriptor."""
+    """Run the plan to its end in this process."""
     method = context.get_start_method()
     names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
     with contextlib.ExitStack() as stack:
-        stack.callback(board.close)
         log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, method)
         if method == "fork":
             broker.warm()

@@ -119,9 +119,7 @@ class Batches:
             until = None
             if members := ready.take_some(most):
                 station.demand.set()
-                began = time.monotonic()
-                self._process(members)
-                self._caller.served(time.monotonic() - began)
+                self._caller.serve(self._process, members)
 
     def _rest(self) -> None:
         self._bench.outbox.hurry()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sqspipes_mp.control import EXIT_TASK
-from sqspipes_mp.current import CurrentMessage, set_current
+from sqspipes_mp.current import CurrentMessage, put_off, set_current
 from sqspipes_mp.scoreboard import BUSY_NS, CALL_STARTED
 from sqspipes_mp.task import Task, interval_seconds
 from sqspipes_mp.worker.station import Delivery, Station
@@ -83,7 +83,7 @@ class Caller:
         """Take the next value of a generator; time it as a call.
 
         ``since``: monotonic ns at which the message began, where one message is the whole generator: then its timeout
-        counts from there, as its lease's cap does, until ``ended``.
+        counts from there, as its lease's cap does, until ``ended`` or ``aside``.
         """
         started = time.monotonic_ns()
         self._running_since(since or started)
@@ -103,6 +103,22 @@ class Caller:
 
     def _took(self, nanoseconds: int) -> None:
         self._station.board.took(self._station.slot, nanoseconds)
+
+    def aside(self, delivery: Delivery, step: Callable[[], None]) -> int:
+        """Do something in the middle of a message's generator that is no time of the function's.
+
+        Returns the nanoseconds it took, by which the message's timeout ends later. Its lease stays RUNNING.
+        """
+        region, before = self._station.region, time.monotonic_ns()
+        self.ended()
+        started = region.pause(delivery.lease)
+        try:
+            step()
+        finally:
+            spent = time.monotonic_ns() - before
+            region.resume(delivery.lease, started + spent / 1e9)
+        put_off(spent / 1e9)
+        return spent
 
     def ended(self) -> None:
         """Say that no call runs: a message's generator is through, or waits while what it gave is sent."""
@@ -127,13 +143,16 @@ class Caller:
             log.error("%s: the function closed descriptors that are not its own; this worker ends", self._task.name)
             os._exit(EXIT_TASK)
 
-    def served(self, seconds: float) -> None:
-        """Count what was taken and dealt with towards the mean: with its turn and its results' way, not just its call.
+    def serve(self, step: Callable[..., object], *taken: Any) -> None:
+        """Have ``step`` deal with what was ``taken``, and count how long that was towards the mean.
 
-        Several threads may be in here: what one of them overwrites is made good by the next.
+        With its turn and its results' way, not just its call. Several threads may be in here: what one of them
+        overwrites is made good by the next.
         """
+        began = time.monotonic()
+        step(*taken)
+        seconds = max(time.monotonic() - began, self._interval / 1e9)
         station, mean = self._station, self._station.mean
-        seconds = max(seconds, self._interval / 1e9)
         station.mean = seconds if mean is None else mean + (seconds - mean) * _NEWEST
 
     def announce(self, delivery: Delivery) -> None:

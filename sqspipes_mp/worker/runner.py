@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
@@ -92,9 +93,7 @@ class Runner:
 
     def serve_one(self, delivery: Delivery, seat: int = 0) -> None:
         """Run one message, and tell how long it took until the next can begin."""
-        began = time.monotonic()
-        self.process(delivery, seat)
-        self._caller.served(time.monotonic() - began)
+        self._caller.serve(self.process, delivery, seat)
 
     def process(self, delivery: Delivery, seat: int = 0) -> bool:
         """Run one message; ``seat``: its call's place among those that run at once. False: it goes back or is lost."""
@@ -204,28 +203,29 @@ class Runner:
             if product.callback is not None or (self._results is not None and product.value is not DROPPED):
                 products.append(product)
             if len(outputs) >= self._station.connection.batch:
-                if self._station.fifo:
-                    # These go past the carrier, and must not overtake what it still has of the group.
-                    self._outbox.wait_carried()
-                    if self._station.faulted.is_set():
-                        raise _Faulted
-                    if not self._station.holds(delivery):
-                        raise _LeaseLost
-                    if self._outbox.holds_back(delivery):
-                        raise _Behind
-                if not self._send_part(Completion(handle, tuple(outputs), last=False)):
-                    raise _LeaseLost
-                self._count(delivery, outputs)
+                began += self._caller.aside(delivery, partial(self._send_some, delivery, tuple(outputs)))
                 outputs.clear()
 
-    def _send_part(self, completion: Completion) -> bool:
-        """Send some of a generator's outputs; False: the message is somebody else's by now."""
+    def _send_some(self, delivery: Delivery, outputs: tuple[Output, ...]) -> None:
+        """Send what a generator has given lately, unless its message is somebody else's by now."""
+        if self._station.fifo:
+            # These go past the carrier, and must not overtake what it still has of the group.
+            self._outbox.wait_carried()
+            if self._station.faulted.is_set():
+                raise _Faulted
+            if not self._station.holds(delivery):
+                raise _LeaseLost
+            if self._outbox.holds_back(delivery):
+                raise _Behind
         try:
-            return not self._station.connection.complete([completion])
+            lost = self._station.connection.complete([Completion(delivery.received.handle, outputs, last=False)])
         except OutputsRefused as refused:
             raise refused.refused[0][1] from None
         except BrokerError as error:
             raise _Faulted from error
+        if lost:
+            raise _LeaseLost
+        self._count(delivery, outputs)
 
     def _drops(self, product: Product) -> bool:
         return product.value is DROPPED or (self._sends and product.output is None)

@@ -1,18 +1,22 @@
 """A generator function as a later stage: many outputs of one input, accepted before the input is deleted."""
 
+import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from sqspipes_mp import Engine, Task
+from sqspipes_mp import Engine, Task, current_message
 from tests.brokers import sqs_at
 from tests.gates import Background, Gate, Log, bodies, engine_at, eventually, feed, kill, values, waiting
 from tests.standin import standin
 
 MANY = 20_000
+#: Outputs that are sent at once on SQLite.
+BATCH = 100
 
 
 def source() -> Iterator[int]:
@@ -83,6 +87,37 @@ def test_longer_than_its_visibility_timeout_it_stays_in_one_hand(db: Path, log: 
         gate.open()
     assert len(log.lines()) == 1
     assert values(engine, "sink") == list(range(500))
+
+
+def in_two_parts(value: int, log: Log, gate: Gate, parts: tuple[int, int]) -> Iterator[int]:
+    deadline = current_message().deadline
+    log.note(os.getpid())
+    gate.wait()
+    yield from range(parts[0])
+    log.note(current_message().deadline - deadline)
+    # Long enough for whoever looks at timeouts to see that this call runs.
+    threading.Event().wait(0.35)
+    yield from range(*parts)
+
+
+def test_a_timeout_does_not_count_what_sending_takes(db: Path, log: Log, gate: Gate) -> None:
+    # What comes after the first part is asked for once that is sent.
+    tasks = [source, Task(in_two_parts, name="work", args=(log, gate, (BATCH, 2 * BATCH + 1)), timeout=1.0), sink]
+    engine = engine_at(db, tasks)
+    feed(engine, "work", [0])
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        log.wait_for(1)
+        with contextlib.closing(sqlite3.connect(db, isolation_level=None)) as other:
+            # Nobody else can write until this ends.
+            other.execute("BEGIN IMMEDIATE")
+            gate.open()
+            threading.Event().wait(1.4)
+            other.execute("ROLLBACK")
+    [_, longer] = log.lines()
+    assert longer > 1.0
+    assert values(engine, "sink") == list(range(2 * BATCH + 1))
+    assert (run.summary["work"].done, run.summary["work"].retried) == (1, 0)
+    assert run.summary["work"].p95 < 1.4
 
 
 def one() -> Iterator[int]:

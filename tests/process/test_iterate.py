@@ -118,6 +118,35 @@ def test_a_generators_timeout_does_not_count_what_its_caller_takes(db: Path, log
     assert len(set(log.lines())) == 1
 
 
+def picky(value):
+    if value == 1:
+        raise ZeroDivisionError
+    return value
+
+
+def boards() -> int:
+    """Count this process's scoreboards."""
+    links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+    return sum("memfd:sqspipes_mp" in os.readlink(link) for link in links if os.path.islink(link))
+
+
+def test_an_error_that_is_kept_keeps_no_shared_memory(db: Path) -> None:
+    before = boards()
+    engine = one_stage(db, 2, method=picky)
+    results = engine.run(iterate=True, only="work")
+    assert boards() > before
+    with pytest.raises(ZeroDivisionError) as kept:
+        list(results)
+    assert boards() == before, kept
+    assert engine.stats()["work"].failed == 1
+    engine.purge()
+    feed(engine, "work", [0, 2])
+    with engine.run(iterate=True, only="work") as left:
+        next(left)
+    assert boards() == before, left
+    assert left.summary is not None
+
+
 def test_close_ends_everything_and_next_says_stop(db: Path) -> None:
     results = one_stage(db, 5, method=same).run(iterate=True, only="work")
     next(results)

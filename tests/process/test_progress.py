@@ -297,47 +297,47 @@ class Counted:
         return Depth(visible=len(self.asked), in_flight=100, delayed=10)
 
 
-def counting(every: float | None, connection: Counted) -> tuple[WaitCount, Callable[[], list[int | None]]]:
+@contextlib.contextmanager
+def counting(every: float | None, connection: Counted) -> Iterator[tuple[WaitCount, Callable[[], list[int | None]]]]:
     tasks = [Task(numbers, priorities=2), Task(abs, name="one", priorities=2), Task(abs, name="two")]
     plan = replace(make_plan(Engine(tasks, domain="t", broker="sqlite://").pipeline, Settings()), count_every=every)
-    board = new_board(plan)
-    board.close()
-    count = WaitCount(plan, board, connection, lambda: None)  # type: ignore[arg-type]
-    return count, lambda: [each.waiting for each in readings(plan, board)]
+    with contextlib.closing(new_board(plan)) as board:
+        count = WaitCount(plan, board, connection, lambda: None)  # type: ignore[arg-type]
+        yield count, lambda: [each.waiting for each in readings(plan, board)]
 
 
 def test_what_waits_is_counted_one_queue_a_turn_and_each_once_in_a_round() -> None:
     connection = Counted()
-    count, waiting = counting(10.0, connection)
-    assert waiting() == [None, None, None]
-    now = 100.0
-    while len(connection.asked) < 4:
-        asked = len(connection.asked)
-        assert count.look(now) >= now
-        assert len(connection.asked) == asked + 1
-    # A source has nothing waiting; each other stage has two levels, whose sum it is.
-    assert waiting() == [None, 1 + 2 + 20, 3 + 4 + 20]
-    assert count.look(now) == now + 2.5
-    for _ in range(1000):
-        now += 0.1
-        count.look(now)
-    assert len(connection.asked) == pytest.approx(44, abs=2)
-    assert {name: connection.asked.count(name) for name in connection.asked[:4]} == pytest.approx(
-        dict.fromkeys(connection.asked[:4], 11), abs=1
-    )
+    with counting(10.0, connection) as (count, waiting):
+        assert waiting() == [None, None, None]
+        now = 100.0
+        while len(connection.asked) < 4:
+            asked = len(connection.asked)
+            assert count.look(now) >= now
+            assert len(connection.asked) == asked + 1
+        # A source has nothing waiting; each other stage has two levels, whose sum it is.
+        assert waiting() == [None, 1 + 2 + 20, 3 + 4 + 20]
+        assert count.look(now) == now + 2.5
+        for _ in range(1000):
+            now += 0.1
+            count.look(now)
+        assert len(connection.asked) == pytest.approx(44, abs=2)
+        assert {name: connection.asked.count(name) for name in connection.asked[:4]} == pytest.approx(
+            dict.fromkeys(connection.asked[:4], 11), abs=1
+        )
 
 
 def test_nothing_is_counted_where_nobody_looks() -> None:
     connection = Counted()
-    count, _ = counting(None, connection)
-    assert count.look(100.0) == float("inf")
-    assert connection.asked == []
+    with counting(None, connection) as (count, _):
+        assert count.look(100.0) == float("inf")
+        assert connection.asked == []
 
 
 def test_a_count_that_is_denied_is_not_asked_for_again() -> None:
     connection = Counted(denies=True)
-    count, waiting = counting(10.0, connection)
-    assert count.look(100.0) == float("inf")
-    assert count.look(1000.0) == float("inf")
-    assert len(connection.asked) == 1
-    assert waiting() == [None, None, None]
+    with counting(10.0, connection) as (count, waiting):
+        assert count.look(100.0) == float("inf")
+        assert count.look(1000.0) == float("inf")
+        assert len(connection.asked) == 1
+        assert waiting() == [None, None, None]

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -65,6 +66,9 @@ def test_a_running_lease_does_not_outlive_its_timeout():
     assert extension.seconds == 101 + 5 + 30 - 110
     # One of a batch, whose results wait for their caller one by one.
     (extension,), _ = _due(replace(lease, company=True), now=110.0, timeout=5.0)
+    assert extension.seconds == 60
+    # A generator that waits until what it gave is sent.
+    (extension,), _ = _due(replace(lease, started_at=math.inf), now=110.0, timeout=5.0)
     assert extension.seconds == 60
 
 

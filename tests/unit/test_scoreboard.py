@@ -1,5 +1,7 @@
+import math
 import multiprocessing
 import os
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,6 +90,10 @@ def test_a_running_messages_body_is_kept_for_the_keeper():
     lease = region.read(3)
     assert (lease.state, lease.started_at) == (LeaseState.RUNNING, 11.0)
     assert region.body(lease, 2) == "bödy"
+    assert region.pause(3) == 11.0
+    assert region.read(3) == replace(lease, started_at=math.inf)
+    region.resume(3, 12.5)
+    assert region.read(3) == replace(lease, started_at=12.5)
     _write(region, index=3)
     assert region.body(region.read(3), 2) is None
     board.close()
