@@ -597,6 +597,39 @@ def test_a_redrive_killed_between_two_rounds_loses_nothing(db: Path) -> None:
     assert sorted(json.loads(body)["value"]["n"] for body in bodies(engine, "t-source")) == list(range(250))
 
 
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+def test_a_discard_killed_between_two_rounds_deletes_nothing_else(sqs: SQS, server: StandIn, fifo: bool) -> None:
+    tasks = [source, Task(sink, name="work"), Task(sink, name="other")]
+    engine = engine_on(sqs, tasks, fifo=fifo)
+    bury(engine, "work", *range(25))
+    bury(engine, "other", 100, 101)
+    feed(engine, "work", [{"n": 200}])
+    letters = engine.dead_letters()
+    wanted = {letter.id for letter in letters if letter.stage == "work" and letter.value["n"] != 7}
+    rounds: list[int] = []
+
+    def killed(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
+        rounds.append(len(completions))
+        if len(rounds) == 2:
+            os._exit(9)
+        return list(complete(completions))
+
+    die_in(engine, "complete", killed, discard, wanted)
+    # What it had received is hidden for a while: counted, and not touched by another one.
+    batch = 10
+    assert dead_depth(engine) == (0, 25 - batch)
+    server.advance(61)
+    left = numbers(engine.dead_letters())
+    assert len(left) == 25 - batch + 2
+    assert {7, 100, 101} < set(left)
+    rest = {letter.id for letter in engine.dead_letters()} & wanted
+    assert len(discard(engine.pipeline, engine.broker, rest).letters) == 24 - batch
+    assert sorted(numbers(engine.dead_letters())) == [7, 100, 101]
+    assert dead_depth(engine) == (1, 0)
+    assert dead_depth(engine, "other") == (2, 0)
+    assert waiting(engine, "work") == (1, 0, 0)
+
+
 # --- ids ---
 
 IDS = st.lists(st.text("ab0", min_size=1, max_size=14), min_size=1, max_size=12)
