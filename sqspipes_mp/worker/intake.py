@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 
-from sqspipes_mp.attempts import ONE_GROUP, ONE_GROUP_BACKOFF
+from sqspipes_mp.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
 from sqspipes_mp.scoreboard import ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.worker.items import Done, GiveBack
+from sqspipes_mp.worker.lifetime import Lifetime
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.prefetch import LONG, ask
 from sqspipes_mp.worker.ready import Ready
@@ -25,16 +26,26 @@ LONG_POLL = 20.0
 _FULL = 10
 #: Longest rest while nothing is wanted, seconds: a wake-up that comes between a look and the rest is not lost for long.
 _LONGEST_REST = 1.0
+#: Seconds until what a worker had no memory to decode comes again: by then there is another worker.
+_NEXT_WORKER = 1.0
+
+
+class _NoMemory(Exception):
+    """There was a MemoryError (its cause) when ``delivery`` was decoded, whose message is a shell."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
 
 
 class Intake(threading.Thread):
     """Receives until told to stop, then says STOPPED."""
 
-    def __init__(self, station: Station, ready: Ready, outbox: Outbox) -> None:
+    def __init__(self, station: Station, ready: Ready, outbox: Outbox, lifetime: Lifetime) -> None:
         super().__init__(name="intake", daemon=True)
         self._station = station
         self._ready = ready
         self._outbox = outbox
+        self._lifetime = lifetime
         self._queues = station.orders.plan.inputs[station.stage.index]
         self._lease = station.orders.plan.first_lease
         self._stale_after = station.settings.visibility / 2
@@ -103,25 +114,65 @@ class Intake(threading.Thread):
             self._round_trip += (time.monotonic() - asked_at - self._round_trip) / 8
         # A long poll may have waited for them: their leases began some time between the request and the reply.
         leased_at = max(asked_at, time.monotonic() - self._lease / 4)
-        deliveries = [delivery for received in batch if (delivery := self._open(received, leased_at))]
         station.board.add(station.slot, RECEIVED, len(batch))
-        self._ready.put(deliveries)
+        deliveries: list[Delivery] = []
+        unopened = iter(batch)
+        try:
+            for received in unopened:
+                if delivery := self._open(received, leased_at):
+                    deliveries.append(delivery)  # noqa: PERF401  (kept, whatever the next one raises)
+        except _NoMemory as short:
+            others = [self._undecoded(received, leased_at) for received in unopened]
+            self._run_out(deliveries, short.delivery, others, short.__cause__)
+        else:
+            self._ready.put(deliveries)
+
+    def _run_out(
+        self, before: list[Delivery], one: Delivery, after: list[Delivery], error: BaseException | None
+    ) -> None:
+        """Have this worker replaced, and leave to others what it received along with ``one``, which it cannot decode.
+
+        Other messages may be what fills the memory, so nothing is charged; what limits the tries is the number of
+        deliveries.
+        """
+        self._lifetime.recycle("MemoryError")
+        received, name = one.received, self._station.stage.name
+        if is_last(one.failed, received.receives, self._station.stage.task.max_attempts):
+            reason = MemoryError(f"there was no memory to decode its body, at delivery number {received.receives}")
+            reason.__cause__ = error
+            self._outbox.bury(one, reason)
+            back = [*before, *after]
+        else:
+            log.warning(
+                "%s: there was no memory to decode message %s (%d characters, delivery number %d); it goes back, and "
+                "this worker is replaced",
+                name, received.handle.message_id, len(received.body), received.receives,
+            )  # fmt: skip
+            back = [*before, one, *after]
+        if back:
+            self._outbox.put(GiveBack(tuple(back), _NEXT_WORKER))
 
     def _open(self, received: Received, leased_at: float) -> Delivery | None:
         station = self._station
         lease, failed, until = station.open_lease(received, leased_at, self._lease)
         try:
             message = self._decode(received)
+        except MemoryError as error:
+            raise _NoMemory(Delivery(received, _shell(received), lease, failed, until)) from error
         except BaseException as error:
             # decode= is the user's, so anything may come: the body is what fails, not the worker.
-            shell = Message(None, {}, received.handle.message_id, received.handle.message_id, 0)
-            self._outbox.bury(Delivery(received, shell, lease, failed, until), error)
+            self._outbox.bury(Delivery(received, _shell(received), lease, failed, until), error)
             return None
         if message.value is None and station.stage.task.decode is not None:
             # decode= says that there is nothing in it for the task (a test event, say): deleted without a call.
             self._outbox.put(Done(Completion(received.handle), Delivery(received, message, lease, failed, until)))
             return None
         return Delivery(received, message, lease, failed, until, station.is_suspect(received))
+
+    def _undecoded(self, received: Received, leased_at: float) -> Delivery:
+        """Return what is to go back as it came, with a lease but not decoded."""
+        lease, failed, until = self._station.open_lease(received, leased_at, self._lease)
+        return Delivery(received, _shell(received), lease, failed, until)
 
     def _mind_one_group(self) -> None:
         """Say once in a run that only one worker at a time can have work here, unless that was asked for."""
@@ -151,3 +202,8 @@ class Intake(threading.Thread):
         )
         if stale:
             self._outbox.put(GiveBack(tuple(stale), 0.0))
+
+
+def _shell(received: Received) -> Message:
+    """Return what stands for a message whose body says nothing."""
+    return Message(None, {}, received.handle.message_id, received.handle.message_id, 0)

@@ -86,9 +86,9 @@ def _work(station: Station, caller: Caller) -> None:
     if stage.is_source:
         Source(bench).run()
     else:
-        intake = Intake(station, ready, outbox)
-        intake.start()
         runner = Runner(bench)
+        intake = Intake(station, ready, outbox, runner.lifetime)
+        intake.start()
         if isinstance(ready, Turns):
             runner.run(Crowd(bench, runner, ready).serve)
         elif isinstance(ready, Gathering) and isinstance(caller, BatchCaller):

@@ -26,7 +26,7 @@ from sqspipes_mp.brokers.base import DeadLetter as Letter
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.dead import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.errors import ConfigError
-from tests.gates import TIMEOUT, Log, bodies, charges, drain, engine_at, feed, query, send, waiting
+from tests.gates import TIMEOUT, Background, Log, bodies, charges, drain, engine_at, eventually, feed, query, send, waiting
 from tests.standin import StandIn
 
 
@@ -386,6 +386,62 @@ def by_key(value):
     return "key"
 
 
+UNDECODABLE = {
+    "no JSON at all": "not JSON",
+    "{}": "no 'value'",
+    '{"meta": {"hop": "\\ud800", "id": "of its own"}}': "no 'value'",
+    "[1, 2]": "a JSON array",
+    '"{}"': "a JSON string",
+    "null": "a JSON null",
+    '{"meta": {}, "value": ' + "[" * 100_000 + "]" * 100_000 + "}": "nested too deeply",
+    '{"value": "\\uZZZZ"}': "not JSON",
+    '{"value": "\\xff"}': "not JSON",
+    '{"value": 1} {"value": 2}': "not JSON",
+    '\ufeff{"value": 1}': "not JSON",
+    '{"value": ' + "9" * 5_000 + "}": "not JSON",
+}
+
+
+def noting(value, log: Log):
+    log.note(os.getpid())
+    return value
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+def test_bodies_that_cannot_be_decoded_are_kept_and_cost_nobody_else_anything(
+    sqs: SQS, server: StandIn, log: Log, fifo: bool
+) -> None:
+    good = [*range(len(UNDECODABLE) - 1), "\ud800"]
+    tasks = [source, Task(noting, name="work", args=(log,)), sink]
+    engine = engine_on(sqs, tasks, fifo=fifo, start_method="fork")
+    mixed = [body for bad, value in zip(UNDECODABLE, good, strict=True) for body in (bad, json.dumps({"value": value}))]
+    send(engine, "work", *mixed, group="g" if fifo else None)
+    [queue] = engine.pipeline.stage("work").inputs
+    with Background(engine, only="work") as run:
+        eventually(lambda: server.ledger(queue, messages=False)["queues"][queue]["deleted"] == len(mixed))
+        assert {each["received"] for each in server.messages(queue)} == {1}
+        pids = log.lines()
+        engine.stop()
+        # The poll in flight, which is waited for, returns with it.
+        send(engine, "work", '{"value": "too late"}', group="g" if fifo else None)
+    stats = run.summary["work"]
+    assert (stats.failed, stats.dead) == (0, len(UNDECODABLE))
+    # One worker has seen them all.
+    assert len(pids) == len(good)
+    assert len(set(pids)) == 1
+    [queue] = engine.pipeline.stage("sink").inputs
+    with connect(engine) as connection:
+        received = [each for _ in range(3) for each in connection.receive([queue], 10, 0.0, 30.0)]
+    out = [value for each in received if (value := json.loads(each.body)["value"]) != "too late"]
+    assert out == good if fifo else sorted(out, key=str) == sorted(good, key=str)
+    # Of a long group a look would show a part.
+    letters = redrive(engine.pipeline, engine.broker, None).letters
+    assert sorted(letter.body for letter in letters) == sorted(UNDECODABLE)
+    for letter in letters:
+        assert (letter.failure.error, letter.failure.attempts) == ("DecodeError", 1)
+        assert UNDECODABLE[letter.body] in letter.failure.text
+
+
 def test_a_group_stays_together_and_in_order_on_sqlite(db: Path) -> None:
     engine = engine_at(db, [source, Task(sink, name="work", group=by_key)], fifo=True)
     bury(engine, "work", *range(25), group="key")
@@ -595,6 +651,39 @@ def test_a_redrive_killed_between_two_rounds_loses_nothing(db: Path) -> None:
     show_all(db)
     redrive(engine.pipeline, engine.broker, None)
     assert sorted(json.loads(body)["value"]["n"] for body in bodies(engine, "t-source")) == list(range(250))
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+def test_a_discard_killed_between_two_rounds_deletes_nothing_else(sqs: SQS, server: StandIn, fifo: bool) -> None:
+    tasks = [source, Task(sink, name="work"), Task(sink, name="other")]
+    engine = engine_on(sqs, tasks, fifo=fifo)
+    bury(engine, "work", *range(25))
+    bury(engine, "other", 100, 101)
+    feed(engine, "work", [{"n": 200}])
+    letters = engine.dead_letters()
+    wanted = {letter.id for letter in letters if letter.stage == "work" and letter.value["n"] != 7}
+    rounds: list[int] = []
+
+    def killed(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
+        rounds.append(len(completions))
+        if len(rounds) == 2:
+            os._exit(9)
+        return list(complete(completions))
+
+    die_in(engine, "complete", killed, discard, wanted)
+    # What it had received is hidden for a while: counted, and not touched by another one.
+    batch = 10
+    assert dead_depth(engine) == (0, 25 - batch)
+    server.advance(61)
+    left = numbers(engine.dead_letters())
+    assert len(left) == 25 - batch + 2
+    assert {7, 100, 101} < set(left)
+    rest = {letter.id for letter in engine.dead_letters()} & wanted
+    assert len(discard(engine.pipeline, engine.broker, rest).letters) == 24 - batch
+    assert sorted(numbers(engine.dead_letters())) == [7, 100, 101]
+    assert dead_depth(engine) == (1, 0)
+    assert dead_depth(engine, "other") == (2, 0)
+    assert waiting(engine, "work") == (1, 0, 0)
 
 
 # --- ids ---

@@ -1,10 +1,12 @@
 """``Task(input=NAME)``: a queue of others is received from, and otherwise left alone."""
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 
 from sqspipes_mp import SQS, ConfigError, Engine, QueueMissing, SQLite, Task, current_message
 from sqspipes_mp.brokers.base import Broker, Completion, Output, QueueSpec
-from tests.gates import Log
+from sqspipes_mp.worker import intake
+from tests.gates import Background, Gate, Log, eventually
 
 UPLOADS = "uploads-of-others"
 TEST_EVENT = json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"})
@@ -94,6 +97,53 @@ def test_events_are_decoded_the_test_event_is_dropped_and_bad_bodies_are_kept(ot
     assert letters[event("deadly")].failure.signal == "SIGKILL"
     assert {letter.failure.source for letter in letters.values()} == {UPLOADS}
     assert {letter.queue for letter in letters.values()} == {UPLOADS}
+    pipeline.delete()
+
+
+def out_of_memory_at_poison(body: str, log: Log) -> str:
+    log.note("decoded", body, os.getpid())
+    if body == "poison":
+        raise MemoryError
+    return body
+
+
+def held_at_first(value: str, log: Log, gate: Gate) -> None:
+    log.note("begun", value, os.getpid())
+    if value == "first":
+        gate.wait()
+
+
+@pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
+def test_what_there_is_no_memory_to_decode_comes_again_in_other_workers_up_to_a_limit(
+    others: Broker, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sqspipes_mp.supervisor")
+    monkeypatch.setattr(intake, "_NEXT_WORKER", 0.01)
+    work = Task(
+        held_at_first, input=UPLOADS, decode=partial(out_of_memory_at_poison, log=log), args=(log, gate),
+        prefetch=5, max_attempts=1, on_error="reject",
+    )  # fmt: skip
+    pipeline = Engine([work], domain="mine", broker=others, visibility_timeout=30, start_method="fork")
+    send(others, ["first"])
+    with Background(pipeline, **settled(others)) as run:
+        eventually(lambda: [line for line in log.lines() if line[0] == "begun"])
+        # All received at once: one goes before the poison, one behind it.
+        send(others, ["before", "poison", "behind"])
+        eventually(lambda: "is being replaced: MemoryError" in caplog.text)
+        gate.open()
+    begun = {value: pid for kind, value, pid in log.lines() if kind == "begun"}
+    assert len(begun) == len([line for line in log.lines() if line[0] == "begun"]) == 3
+    tries = [pid for kind, value, pid in log.lines() if value == "poison"]
+    # What its worker ran is finished there, and nothing else.
+    assert begun["first"] == tries[0]
+    assert begun["first"] not in {begun["before"], begun["behind"]}
+    # Ten deliveries for one allowed attempt, as for messages that are always given back.
+    assert len(tries) == len(set(tries)) == 10
+    [letter] = pipeline.dead_letters()
+    assert (letter.body, letter.failure.error) == ("poison", "MemoryError")
+    assert "decode" in letter.failure.text
+    assert "out_of_memory_at_poison" in letter.failure.traceback
+    assert run.summary["held_at_first"].done == 3
     pipeline.delete()
 
 

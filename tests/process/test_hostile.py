@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import Task
+from sqspipes_mp.worker import intake
 from tests.gates import Background, Log, alive, dead, drain, engine_at, eventually, feed, values, waiting
 from tests.process.test_deaths import wait_for_extensions
 
@@ -316,3 +318,33 @@ def test_a_memory_error_replaces_the_worker(db: Path, log: Log) -> None:
     assert len(set(log.lines()[1:])) == 1
     assert log.lines()[0] not in log.lines()[1:]
     assert waiting(engine, "work") == (0, 0, 0)
+
+
+def length_and_pid(value: list[object], log: Log):
+    if not value:
+        # Enough to receive the large body, not to decode it.
+        with open("/proc/self/statm") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**24, resource.RLIM_INFINITY))
+    log.note(len(value), os.getpid())
+    return len(value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_body_that_there_is_no_memory_for_is_done_by_the_next_worker(
+    db: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_NEXT_WORKER", 0.01)
+    work = Task(length_and_pid, name="work", args=(log,))
+    engine = engine_at(db, [source, work, sink], start_method="fork")
+    feed(engine, "work", [[]])
+    with Background(engine, only="work") as run:
+        log.wait_for(1)
+        feed(engine, "work", [[[]] * 2_000_000])
+        eventually(lambda: len(log.lines()) > 1 or run.error)
+        engine.stop()
+    (_, first), (length, second) = log.lines()
+    assert length == 2_000_000
+    assert first != second
+    assert values(engine, "sink") == [0, length]
+    assert dead(engine, "work") == []

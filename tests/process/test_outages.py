@@ -3,14 +3,16 @@
 import contextlib
 import logging
 import resource
+import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from sqspipes_mp import SQS, AccessDenied, Engine, QueueMissing, Task
+from sqspipes_mp import SQS, AccessDenied, BrokerError, Engine, QueueMissing, Task
 from sqspipes_mp.brokers import sqs_errors
+from tests.brokers import sqs_at
 from tests.gates import Background, Gate, Log, children, drain, engine_at, feed, values, waiting
 from tests.standin import StandIn
 
@@ -32,6 +34,26 @@ def sink(value):
 def gated_engine(broker: object, log: Log, gate: Gate) -> Engine:
     tasks = [source, Task(gated, name="work", args=(log, gate)), sink]
     return Engine(tasks, domain="t", broker=broker, start_method="fork", shutdown_grace=5)
+
+
+def closed_port() -> str:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+def test_an_endpoint_where_nobody_answers_is_one_error_soon_and_no_worker_starts(log: Log) -> None:
+    url = closed_port()
+    work = Task(sink, name="work", workers=8, init=lambda: log.note("a worker"))
+    engine = Engine([source, work], domain="t", broker=sqs_at(url), setup=lambda: log.note("a child"), start_method="fork")
+    began = time.monotonic()
+    with pytest.raises(BrokerError, match=f"{url}.*Nothing usable answers there") as caught:
+        engine.run(only="work")
+    assert time.monotonic() - began < 10
+    assert caught.value.__cause__ is None
+    # The keeper asked for all of them.
+    assert log.lines() == ["a child"]
+    assert children() == []
 
 
 @pytest.mark.parametrize("kind", ["sqs", "sqlite"])
