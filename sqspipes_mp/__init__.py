@@ -28,9 +28,11 @@ from sqspipes_mp.errors import (
     RestartLimit,
     Retry,
     SqsPipesError,
+    StartRefused,
     SupervisorLost,
     TaskTimeout,
     WorkerLost,
+    WrongShape,
 )
 from sqspipes_mp.summary import StageSummary, Summary
 from sqspipes_mp.task import EmptyTaskOutput, Task, TaskCallback
@@ -61,6 +63,7 @@ __all__ = [
     "SQLite",
     "SqsPipesError",
     "StageSummary",
+    "StartRefused",
     "Summary",
     "SupervisorLost",
     "Task",
@@ -68,6 +71,7 @@ __all__ = [
     "TaskClient",
     "TaskTimeout",
     "WorkerLost",
+    "WrongShape",
     "__version__",
     "current_message",
 ]

@@ -11,6 +11,7 @@
     ├── MessageError                    one message cannot be carried
     │   ├── DecodeError                 a body in a queue is not an envelope
     │   ├── OutputError (TypeError)     what a function returned cannot become JSON
+    │   │   └── WrongShape              a function with batch= did not return one result per value
     │   └── MessageTooLarge (ValueError) what a function returned does not fit into a message
     ├── PutError                        put_many ended early; says what was sent
     ├── QueuesNotEmpty                  map would begin among messages that others, or an interrupted map, have left
@@ -99,6 +100,10 @@ class DecodeError(MessageError):
 
 class OutputError(MessageError, TypeError):
     """What a function returned cannot become JSON."""
+
+
+class WrongShape(OutputError):
+    """A function with ``batch`` did not return one result per value."""
 
 
 class MessageTooLarge(MessageError, ValueError):

@@ -14,11 +14,12 @@ from functools import partial
 from textwrap import shorten
 from typing import Any
 
+from sqspipes_mp.errors import WrongShape
 from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
-from sqspipes_mp.worker.products import WrongShape, results_of
+from sqspipes_mp.worker.products import results_of
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.runner import Runner
 from sqspipes_mp.worker.station import Delivery

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from sqspipes_mp.brokers.base import Output
-from sqspipes_mp.errors import OutputError
+from sqspipes_mp.errors import WrongShape
 from sqspipes_mp.fifo_group import group_name
 from sqspipes_mp.message import Encoder, Message, clamp_priority, hop_id, outgoing_meta
 from sqspipes_mp.pipeline import Pipeline, Stage
@@ -15,10 +15,6 @@ from sqspipes_mp.plan import Settings
 from sqspipes_mp.task import EmptyTaskOutput, TaskCallback
 
 DROPPED = object()
-
-
-class WrongShape(OutputError):
-    """The function did not return one result per value of a batch."""
 
 
 def results_of(stage: str, count: int, results: object) -> list[Any]:

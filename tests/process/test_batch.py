@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp import SQS, Engine, OutputError, Reject, Retry, SqsPipesError, Task, current_message
+from sqspipes_mp import SQS, Engine, Reject, Retry, SqsPipesError, Task, WrongShape, current_message
 from tests.gates import (
     Background,
     Gate,
@@ -102,7 +102,7 @@ def shorter(batch: list[int]) -> list[int]:
 
 def test_a_list_of_another_length_is_the_functions_error_and_no_messages(db: Path) -> None:
     engine = stages(db, Task(shorter, name="work", batch=4, batch_wait=0.5), 4)
-    with pytest.raises(OutputError, match=r"'work'.* batch of \d values gave a list of \d, not a list of \d"):
+    with pytest.raises(WrongShape, match=r"'work'.* batch of \d values gave a list of \d, not a list of \d"):
         engine.run(only="work")
     # Alone they were good, so they are done, and a fleet that is restarted gets on.
     assert sorted([*values(engine, "sink"), *values(engine, "work")]) == list(range(4))

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from sqspipes_mp import SQS, ConfigError, Engine, SQLite, Task
+import sqspipes_mp
+from sqspipes_mp import SQS, ConfigError, Engine, SQLite, Task, errors
 from sqspipes_mp.cpus import cpus
 from sqspipes_mp.plan import make_plan
 
@@ -278,3 +279,10 @@ def test_a_source_that_can_be_called_is_not(first):
 def test_what_is_given_to_run_counts_as_its_arguments():
     assert plan([step, last], args={"step": (1,)})
     assert plan([step, last], only="last")
+
+
+def test_every_error_that_a_caller_can_meet_is_the_packages_own_name():
+    tree = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SqsPipesError)]
+    inner = {errors.BrokerBusy, errors.MessageError, errors.Verdict}
+    assert [kind for kind in tree if kind not in inner and getattr(sqspipes_mp, kind.__name__, None) is not kind] == []
+    assert {kind.__name__ for kind in tree if kind not in inner} <= set(sqspipes_mp.__all__)
