@@ -83,12 +83,17 @@ def id_digest(message_id: str) -> bytes:
 
 
 class Region:
-    """One region; a view, cheap to make."""
+    """One region: a view of the board."""
 
     def __init__(self, view: memoryview, index: int) -> None:
         self.index = index
         self._view = view
         self._words = view[:_HEADER].cast("Q")
+
+    def release(self) -> None:
+        """Look at the board no more."""
+        self._words.release()
+        self._view.release()
 
     # -- supervisor ---------------------------------------------------------------------------------------------
 

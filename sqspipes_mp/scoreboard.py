@@ -95,6 +95,7 @@ class Scoreboard:
         self._map = mmap.mmap(fd, self.size)
         self._view = memoryview(self._map)
         self._words = self._view[: self._charges_at].cast("Q")
+        self._looked_at: dict[int, Region] = {}
 
     @classmethod
     def create(cls, stages: int, slots: int, calls: int = 1) -> Scoreboard:
@@ -117,13 +118,16 @@ class Scoreboard:
         return self._fd
 
     def close(self) -> None:
-        """Close descriptor and mapping, once; a mapping of which a region is still held goes with the last of these."""
+        """Close descriptor and mapping, once, and every region with them: an error may hold them for long."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
         os.close(fd)
+        for region in self._looked_at.values():
+            region.release()
         self._words.release()
         self._view.release()
+        # Nothing but the wallet, which is the children's, could still look at it.
         with contextlib.suppress(BufferError):
             self._map.close()
 
@@ -249,8 +253,11 @@ class Scoreboard:
 
     def region(self, index: int) -> Region:
         """Return one lease region."""
+        known = self._looked_at.get(index)
+        if known is not None:
+            return known
         start = self._regions_at + index * self._region_bytes
-        return Region(self._view[start : start + self._region_bytes], index)
+        return self._looked_at.setdefault(index, Region(self._view[start : start + self._region_bytes], index))
 
     def free_region(self) -> Region | None:
         """Return a region nobody uses (supervisor); None while the keeper still has to judge them all."""

@@ -54,6 +54,19 @@ def test_a_lease_reads_back_as_written():
     board.close()
 
 
+def test_closed_nothing_of_it_stays_open_whoever_still_holds_a_region():
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    board = Scoreboard.create(1, 1)
+    held = [board.region(0), board.free_region()]
+    assert descriptors() > before
+    board.close()
+    assert descriptors() == before, held
+    board.close()
+
+
 def test_a_half_written_entry_is_not_read():
     board = Scoreboard.create(1, 1)
     region = board.region(0)
