@@ -382,10 +382,6 @@ def groups_of(db: Path, queue: str) -> list[Any]:
     return [(group, json.loads(body)["value"]["n"]) for group, body in query(db, text, queue)]
 
 
-def by_key(value):
-    return "key"
-
-
 UNDECODABLE = {
     "no JSON at all": "not JSON",
     "{}": "no 'value'",
@@ -440,6 +436,10 @@ def test_bodies_that_cannot_be_decoded_are_kept_and_cost_nobody_else_anything(
     for letter in letters:
         assert (letter.failure.error, letter.failure.attempts) == ("DecodeError", 1)
         assert UNDECODABLE[letter.body] in letter.failure.text
+
+
+def by_key(value):
+    return "key"
 
 
 def test_a_group_stays_together_and_in_order_on_sqlite(db: Path) -> None:
