@@ -16,7 +16,7 @@ import pytest
 
 from sqspipes_mp import Task
 from sqspipes_mp.worker import intake
-from tests.gates import Background, Log, alive, dead, drain, engine_at, eventually, feed, values, waiting
+from tests.gates import Background, Log, alive, dead, drain, engine_at, eventually, feed, send, values, waiting
 from tests.process.test_deaths import wait_for_extensions
 
 
@@ -340,7 +340,7 @@ def test_a_body_that_there_is_no_memory_for_is_done_by_the_next_worker(
     feed(engine, "work", [[]])
     with Background(engine, only="work") as run:
         log.wait_for(1)
-        feed(engine, "work", [[[]] * 2_000_000])
+        send(engine, "work", '{"value": [' + "[]," * 1_999_999 + "[]]}")
         eventually(lambda: len(log.lines()) > 1 or run.error)
         engine.stop()
     (_, first), (length, second) = log.lines()
