@@ -183,11 +183,18 @@ class Connection(Protocol):
         """
 
     def complete(
-        self, completions: Sequence[Completion], on_sent: Callable[[Completion], None] | None = None
+        self,
+        completions: Sequence[Completion],
+        on_sent: Callable[[Completion], None] | None = None,
+        still_ours: Callable[[Completion], bool] | None = None,
     ) -> list[Handle]:
         """Send all outputs; delete each input whose outputs were all accepted. Returns the handles found stale.
 
-        ``on_sent`` is called for a completion between the two where they are two calls. Raises ``OutputsRefused``.
+        What follows a stale one in its FIFO group is left undone and counts as stale, too, wherever that is known in
+        time: its lease may still be held, so it should be given back.
+        ``on_sent`` is called for a completion between the two where they are two calls. ``still_ours`` is asked, where
+        sending may take several tries, before each of them; a completion for which it says False counts as stale:
+        nothing more of it is sent, and its input is not deleted. Raises ``OutputsRefused``.
         """
 
     def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:

@@ -16,9 +16,11 @@ Row = tuple[int, int, int, int, int | None, str]
 
 
 def complete(session: Session, completions: Sequence[Completion]) -> list[Handle]:
-    """Send and delete; nothing is sent for a stale receipt, which is returned."""
+    """Send and delete; nothing is sent for a stale receipt, nor for what follows it in its FIFO group. Returns both."""
     now = session.now()
-    leases = sqlite_leases.find(session, [completion.input for completion in completions if completion.input])
+    strays: dict[Handle, int] = {}
+    leases = sqlite_leases.find(session, [completion.input for completion in completions if completion.input], strays)
+    held_up: set[int | None] = set()
     stale: dict[Handle, None] = {}
     done: list[Lease] = []
     rows: list[Row] = []
@@ -28,7 +30,9 @@ def complete(session: Session, completions: Sequence[Completion]) -> list[Handle
         handle = completion.input
         if handle is not None:
             lease = leases.get(handle)
-            if lease is None:
+            if handle in strays:
+                held_up.add(strays[handle])
+            if lease is None or lease.group in held_up:
                 stale[handle] = None
                 continue
             if not (completion.last or lease.streamed):

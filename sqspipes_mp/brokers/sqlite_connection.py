@@ -75,10 +75,12 @@ class SQLiteConnection:
         self,
         completions: Sequence[Completion],
         on_sent: Callable[[Completion], None] | None = None,  # noqa: ARG002  (the port's)
+        still_ours: Callable[[Completion], bool] | None = None,  # noqa: ARG002  (the port's)
     ) -> list[Handle]:
         """Send all outputs and delete their inputs in one transaction; returns the handles found stale.
 
-        Nothing is sent for those. ``on_sent`` is never called: nobody can see the one without the other.
+        Nothing is sent for those. ``on_sent`` is never called: nobody can see the one without the other. Nor is
+        ``still_ours``: the transaction knows.
         Raises ``QueueMissing``.
         """
         if not completions:

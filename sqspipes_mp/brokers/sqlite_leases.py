@@ -41,8 +41,11 @@ class Burial:
     failure: str | None = None
 
 
-def find(session: Session, handles: Sequence[Handle]) -> dict[Handle, Lease]:
-    """Return the messages behind those receipts that are current."""
+def find(session: Session, handles: Sequence[Handle], strays: dict[Handle, int] | None = None) -> dict[Handle, Lease]:
+    """Return the messages behind those receipts that are current.
+
+    ``strays`` is given the FIFO groups of those messages that are there, but not under these receipts.
+    """
     wanted: dict[int, list[tuple[int, Handle]]] = {}
     for handle in handles:
         number, _, delivery = handle.receipt.partition("-")
@@ -54,12 +57,15 @@ def find(session: Session, handles: Sequence[Handle]) -> dict[Handle, Lease]:
         for seq, receives, visible_at, queue_id, *rest in json.loads(cursor.fetchone()[0]):
             # A purged queue's rows may still be there, under the number it had before.
             queue = session.by_id.get(queue_id)
-            if queue is not None and queue.fifo and visible_at < now:
-                # As on SQS: reviving it could let it overtake an earlier one of its group that is somebody else's now.
-                continue
+            # As on SQS: reviving it could let it overtake an earlier one of its group that is somebody else's now.
+            expired = queue is not None and queue.fifo and visible_at < now
             for deliveries, handle in wanted[seq]:
-                if deliveries == receives and queue is not None and queue.name == handle.queue:
+                if queue is None or queue.name != handle.queue:
+                    continue
+                if deliveries == receives and not expired:
                     found[handle] = Lease(seq, queue, *rest)
+                elif queue.fifo and strays is not None:
+                    strays[handle] = rest[0]
     return found
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqspipes_mp.brokers.sqs_errors import REFUSED_BACKOFF, Fault, Kind, backoff, classify, explain, gives_up
@@ -85,9 +85,18 @@ class Calls:
         return result
 
     def attempt(
-        self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False
+        self,
+        operation: str,
+        queue: str,
+        params: Mapping[str, Any],
+        *,
+        boot: bool = False,
+        worthwhile: Callable[[], bool] | None = None,
     ) -> dict[str, Any] | Fault:
-        """Make a call until it succeeds; return the fault that cannot be cured by trying again."""
+        """Make a call until it succeeds; return the fault that cannot be cured by trying again.
+
+        ``worthwhile``: asked before each try but the first; False: the last fault is returned, as a transient one.
+        """
         trouble = _Trouble(time.monotonic())
         while True:
             self._check_open()
@@ -98,6 +107,8 @@ class Calls:
                 return result
             self._check_patience(result, operation, queue, trouble.since)
             self.pause(self.retrying(result, operation, queue, trouble.failures))
+            if worthwhile is not None and not worthwhile():
+                return replace(result, kind=Kind.TRANSIENT)
 
     def receive(self, queue: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Poll a queue until there is an answer; ``interrupt`` ends the waiting between two tries."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,26 +24,14 @@ from sqspipes_mp.brokers.base import (
     QueueSpec,
     Received,
 )
-from sqspipes_mp.brokers.sqs_answers import faults_of, received
+from sqspipes_mp.brokers.sqs_answers import received
 from sqspipes_mp.brokers.sqs_attributes import MAX_WAIT
-from sqspipes_mp.brokers.sqs_batches import (
-    MAX_ENTRIES,
-    Entry,
-    by_queue,
-    handle_batches,
-    is_fifo,
-    of_letter,
-    of_output,
-    shorter,
-    take,
-    visibility,
-)
+from sqspipes_mp.brokers.sqs_batch_calls import BatchCalls
+from sqspipes_mp.brokers.sqs_batches import MAX_ENTRIES, Entry, is_fifo, of_letter, of_output, shorter, visibility
 from sqspipes_mp.brokers.sqs_calls import Calls
-from sqspipes_mp.brokers.sqs_errors import Fault, Kind, refusal, unsendable
+from sqspipes_mp.brokers.sqs_errors import Kind
 from sqspipes_mp.brokers.sqs_queues import Queues
-from sqspipes_mp.errors import BrokerError, MessageError
-
-_ABOUT_THE_QUEUE = (Kind.MISSING, Kind.DENIED, Kind.CREDENTIALS)
+from sqspipes_mp.errors import BrokerError
 
 
 class SqsConnection:
@@ -66,6 +53,7 @@ class SqsConnection:
         self._calls = calls
         self._tend = tend
         self._queues = queues
+        self._batches = BatchCalls(calls, queues)
         self._turn = 0
 
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
@@ -95,25 +83,44 @@ class SqsConnection:
                 return found
 
     def complete(
-        self, completions: Sequence[Completion], on_sent: Callable[[Completion], None] | None = None
+        self,
+        completions: Sequence[Completion],
+        on_sent: Callable[[Completion], None] | None = None,
+        still_ours: Callable[[Completion], bool] | None = None,
     ) -> list[Handle]:
-        """Send all outputs, call ``on_sent``, delete the inputs; raise what was refused only after all of that."""
+        """Send all outputs, call ``on_sent``, delete the inputs; raise what was refused only after all of that.
+
+        ``still_ours`` is asked before each try to send: a reply may be hours away, and SQS remembers what it has
+        accepted for five minutes.
+        """
         entries: list[Entry] = []
         owners: list[int] = []
         for owner, completion in enumerate(completions):
             for output in completion.outputs:
                 entries.append(of_output(len(owners), output))
                 owners.append(owner)
-        unsent, errors, refused = self._send(entries)
-        incomplete = {owners[key] for key in unsent}
+        lost: set[int] = set()
+
+        def is_ours(owner: int) -> bool:
+            if still_ours is not None and owner not in lost and not still_ours(completions[owner]):
+                lost.add(owner)
+            return owner not in lost
+
+        unsent, errors, refused = self._batches.send(entries, lambda entry: is_ours(owners[entry.key]))
+        if lost:
+            # What has been sent, or has nothing to send, must not be done before what it follows either.
+            for owner in range(len(completions)):
+                is_ours(owner)
+        incomplete = {owners[key] for key in unsent} | lost
         done = [completion for owner, completion in enumerate(completions) if owner not in incomplete]
         if on_sent is not None:
             for completion in done:
                 on_sent(completion)
-        stale = self._delete([c.input for c in done if c.last and c.input is not None], errors)
-        if refused:
-            why = {owners[key]: error for key, error in reversed(refused.items())}
-            behind = [completions[owner] for owner in sorted(incomplete - why.keys())]
+        stale = [handle for owner in sorted(lost) if (handle := completions[owner].input) is not None]
+        stale += self._delete([c.input for c in done if c.last and c.input is not None], errors)
+        why = {owners[key]: error for key, error in reversed(refused.items()) if owners[key] not in lost}
+        if why:
+            behind = [completions[owner] for owner in sorted(incomplete - why.keys() - lost)]
             raise OutputsRefused([(completions[owner], error) for owner, error in sorted(why.items())], behind, stale)
         return stale
 
@@ -122,7 +129,7 @@ class SqsConnection:
         for queue in dict.fromkeys(output.queue for output in outputs):
             # A missing one is made and all is sent again: it has to be found out before any of it is sent.
             self._queues.url(queue)
-        _, errors, refused = self._send([of_output(key, output) for key, output in enumerate(outputs)])
+        _, errors, refused = self._batches.send([of_output(key, output) for key, output in enumerate(outputs)])
         _raise(errors)
         for error in refused.values():
             raise error
@@ -141,11 +148,13 @@ class SqsConnection:
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
         """Send to the dead-letter queues, then delete the originals of what was accepted."""
-        unsent, errors, refused = self._send([of_letter(key, letter) for key, letter in enumerate(letters)])
+        unsent, errors, refused = self._batches.send([of_letter(key, letter) for key, letter in enumerate(letters)])
         if again := [(key, letters[key]) for key in refused if letters[key].failure is not None]:
             # The queue's own limit leaves no room for the reason; whoever dead-letters a message has logged it.
             bare = {key for key, _ in again}
-            still_unsent, more, still = self._send([of_letter(key, replace(each, failure=None)) for key, each in again])
+            still_unsent, more, still = self._batches.send(
+                [of_letter(key, replace(each, failure=None)) for key, each in again]
+            )
             unsent = unsent - bare | still_unsent
             errors += more
             refused = {key: error for key, error in refused.items() if key not in bare} | still
@@ -197,40 +206,8 @@ class SqsConnection:
             params["ReceiveRequestAttemptId"] = uuid.uuid4().hex
         return [received(queue, message) for message in self._calls.receive(queue, params)]
 
-    def _send(self, entries: Sequence[Entry]) -> tuple[set[int], list[BrokerError], dict[int, MessageError]]:
-        """Send until each entry is accepted or refused.
-
-        Returns the keys of those not sent, why the queues refused, and which were refused for what they are.
-        """
-        unsent: set[int] = set()
-        errors: list[BrokerError] = []
-        unsendables: dict[int, MessageError] = {}
-        for queue, queued in by_queue(entries).items():
-            pending = deque(queued)
-            failures = 0
-            while pending:
-                batch = take(pending)
-                faults = self._batch("SendMessageBatch", queue, [e.wire(i) for i, e in enumerate(batch)])
-                refused = [(batch[i], fault) for i, fault in faults.items() if fault.kind is not Kind.TRANSIENT]
-                again = [batch[i] for i, fault in sorted(faults.items()) if fault.kind is Kind.TRANSIENT]
-                unsendables |= {e.key: refusal(fault, queue, e.size) for e, fault in refused if unsendable(fault)}
-                about_queue = [fault for _, fault in refused if not unsendable(fault)]
-                errors += [self._calls.error(fault, "SendMessageBatch", queue) for fault in about_queue[:1]]
-                unsent.update(entry.key for entry, _ in refused)
-                # Before what follows in their groups; and what follows a refused one must not overtake it.
-                pending.extendleft(reversed(again))
-                lost = {entry.group for entry, _ in refused} - {None}
-                if any(fault.kind in _ABOUT_THE_QUEUE for _, fault in refused):
-                    unsent.update(entry.key for entry in pending)
-                    break
-                if lost:
-                    unsent.update(entry.key for entry in pending if entry.group in lost)
-                    pending = deque(entry for entry in pending if entry.group not in lost)
-                failures = self._wait_after(faults, "SendMessageBatch", queue, failures)
-        return unsent, errors, unsendables
-
     def _delete(self, handles: Sequence[Handle], errors: list[BrokerError]) -> list[Handle]:
-        faults = self._each("DeleteMessageBatch", handles, {})
+        faults = self._batches.each("DeleteMessageBatch", handles, {})
         stale = [handle for handle, fault in faults.items() if fault.kind in (Kind.STALE, Kind.TOO_LONG)]
         gone = set(stale)
         errors += [
@@ -245,7 +222,7 @@ class SqsConnection:
         """Set visibilities; return the stale handles, those this would take past 12 hours, and what else failed."""
         operation = "ChangeMessageVisibilityBatch"
         stale, beyond, errors = [], [], []
-        for handle, fault in self._each(operation, handles, {"VisibilityTimeout": seconds}).items():
+        for handle, fault in self._batches.each(operation, handles, {"VisibilityTimeout": seconds}).items():
             match fault.kind:
                 case Kind.STALE:
                     stale.append(handle)
@@ -254,42 +231,6 @@ class SqsConnection:
                 case _:
                     errors.append(self._calls.error(fault, operation, handle.queue))
         return stale, beyond, errors
-
-    def _each(self, operation: str, handles: Sequence[Handle], extra: Mapping[str, Any]) -> dict[Handle, Fault]:
-        """Do something to deliveries in batches until each succeeded or cannot; return what cannot."""
-        final: dict[Handle, Fault] = {}
-        for queue, batch in handle_batches(handles):
-            pending = list(batch)
-            failures = 0
-            while pending:
-                entries = [{"Id": str(i), "ReceiptHandle": h.receipt, **extra} for i, h in enumerate(pending)]
-                faults = self._batch(operation, queue, entries)
-                final.update({pending[i]: f for i, f in faults.items() if f.kind is not Kind.TRANSIENT})
-                pending = [pending[i] for i, f in sorted(faults.items()) if f.kind is Kind.TRANSIENT]
-                failures = self._wait_after(faults, operation, queue, failures)
-        return final
-
-    def _batch(self, operation: str, queue: str, entries: Sequence[dict[str, Any]]) -> dict[int, Fault]:
-        """Make one batch call; return what failed, by position. A refused batch is tried entry by entry."""
-        url = self._queues.find(queue)
-        if isinstance(url, Fault):
-            return dict.fromkeys(range(len(entries)), url)
-        result = self._calls.attempt(operation, queue, {"QueueUrl": url, "Entries": entries})
-        if isinstance(result, Fault):
-            if len(entries) == 1 or result.kind in _ABOUT_THE_QUEUE:
-                return dict.fromkeys(range(len(entries)), result)
-            singly = (self._batch(operation, queue, [entry]) for entry in entries)
-            return {position: faults[0] for position, faults in enumerate(singly) if faults}
-        return faults_of(entries, result)
-
-    def _wait_after(self, faults: Mapping[int, Fault], operation: str, queue: str, failures: int) -> int:
-        """Back off when entries of a batch failed for now; return the number of such failures in a row."""
-        transient = [fault for fault in faults.values() if fault.kind is Kind.TRANSIENT]
-        if not transient:
-            return 0
-        self._calls.pause(self._calls.retrying(transient[0], operation, queue, failures + 1))
-        self._calls.check_failures(transient[0], operation, queue, failures + 1)
-        return failures + 1
 
 
 def _raise(errors: Sequence[BrokerError]) -> None:

@@ -21,6 +21,7 @@ from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, RETRIED, SENT
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.failures import letter_of, tell_buried
 from sqspipes_mp.worker.items import Bury, Done, GiveBack
+from sqspipes_mp.worker.lost import StillOurs
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.refusals import Refusals
 from sqspipes_mp.worker.station import Delivery, Station
@@ -95,7 +96,7 @@ class Outbox:
             self._changed.wait_for(lambda: self._carried >= last or self._station.faulted.is_set(), patience)
 
     def holds_back(self, delivery: Delivery) -> bool:
-        """Tell whether a message that runs would overtake one of its group that was refused meanwhile."""
+        """Tell whether a message that runs would overtake one of its group that was refused or lost meanwhile."""
         return self._refusals.holds_back(delivery)
 
     def close(self) -> None:
@@ -169,10 +170,7 @@ class Outbox:
     def _complete(self, batch: list[Done]) -> None:
         station = self._station
         if station.fifo:
-            batch = [item for item in batch if self._still_ours(item)]
-            behind, batch = self._refusals.sift(batch)
-            for back in behind:
-                self._carry_one(back)
+            batch = [item for item in batch if self._may_complete(item)]
         if steps := [item.step for item in batch if item.step is not None]:
             station.say(Kind.STEP, {}, json.dumps(steps).encode())
         by_completion = {id(item.completion): item for item in batch}
@@ -185,46 +183,55 @@ class Outbox:
         stale: set[Handle] = set()
         try:
             if batch:
-                stale.update(station.connection.complete([item.completion for item in batch], sent))
+                still_ours = StillOurs(station, batch) if station.fifo else None
+                stale.update(station.connection.complete([item.completion for item in batch], sent, still_ours))
         except OutputsRefused as some:
             stale.update(some.stale)
             batch, others = self._refusals.take(batch, some)
             for other in others:
                 self._carry_one(other)
-        done = 0
+        carried: list[Done] = []
         for item in batch:
             if item.delivery is not None:
+                if item.completion.input in stale:
+                    self._let_go(item.delivery)
+                    continue
                 station.close_lease(item.delivery.lease)
                 station.forget_charges(item.delivery)
-                if item.completion.input in stale:
-                    self._lost(item.delivery)
-                    continue
-            done += not item.ended
+            carried.append(item)
             for callback in item.callbacks:
                 self._ready.put_callback(partial(_run_callback, callback, item))
         with self._counting:
             board, slot = station.board, station.slot
-            board.add(slot, DONE, done)
-            board.add(slot, SENT, sum(len(item.completion.outputs) for item in batch))
-            board.add(slot, ACCEPTED, sum(item.calls for item in batch))
-            if any(item.ended for item in batch):
+            board.add(slot, DONE, sum(not item.ended for item in carried))
+            board.add(slot, SENT, sum(len(item.completion.outputs) for item in carried))
+            board.add(slot, ACCEPTED, sum(item.calls for item in carried))
+            if any(item.ended for item in carried):
                 board.put(slot, FINISHED, 1)
 
-    def _still_ours(self, item: Done) -> bool:
-        """On FIFO nothing is sent for a message that may be somebody else's by now."""
+    def _may_complete(self, item: Done) -> bool:
+        """On FIFO let go of a message that may be somebody else's by now, or would overtake such a one of its group."""
         delivery = item.delivery
-        if delivery is None or self._station.holds(delivery):
+        if delivery is None or not (self._refusals.holds_back(delivery) or not self._station.holds(delivery)):
             return True
-        self._station.close_lease(delivery.lease)
-        self._lost(delivery)
+        self._let_go(delivery)
         return False
 
-    def _lost(self, delivery: Delivery) -> None:
-        log.warning(
-            "%s: the lease of message %s was lost while it ran; whoever has it now completes it",
-            self._station.stage.name,
-            delivery.received.handle.message_id,
-        )
+    def _let_go(self, delivery: Delivery) -> None:
+        """Give up a lost message, and give back what this worker has of its FIFO group behind it."""
+        if self._refusals.holds_back(delivery):
+            # It is one of these: perhaps still ours, and then to be had by others at once.
+            backs = self._refusals.go_back(delivery)
+        else:
+            log.warning(
+                "%s: the lease of message %s was lost while it ran; whoever has it now completes it",
+                self._station.stage.name,
+                delivery.received.handle.message_id,
+            )
+            self._station.close_lease(delivery.lease)
+            backs = self._refusals.followers(delivery)
+        for back in backs:
+            self._give_back(back)
 
     def _carry_one(self, item: GiveBack | Bury) -> None:
         if isinstance(item, GiveBack):

@@ -30,7 +30,7 @@ class Refusals:
     def __init__(self, station: Station, ready: Ready) -> None:
         self._station = station
         self._ready = ready
-        #: Receipts of what this worker had of a FIFO group when an earlier message of it was refused.
+        #: Receipts of what this worker had of a FIFO group when an earlier message of it was refused or lost.
         self._behind: set[str] = set()
         self._left: list[GiveBack] = []
 
@@ -49,22 +49,31 @@ class Refusals:
                 else:
                     items += self._failed(done.delivery, error, done)
             elif id(done.completion) in unsent and done.delivery is not None:
-                items += self._now_or_later(GiveBack((done.delivery,), 0.0))
+                items += self.go_back(done.delivery)
             else:
                 completed.append(done)
         return completed, items
 
-    def sift(self, batch: Sequence[Done]) -> tuple[list[GiveBack], list[Done]]:
-        """Take out of a FIFO batch what must not overtake a refused message of its group; it goes back."""
-        behind = [done for done in batch if done.delivery and self.holds_back(done.delivery)]
-        if not behind:
-            return [], list(batch)
-        back = [item for done in behind if done.delivery for item in self._now_or_later(GiveBack((done.delivery,), 0))]
-        return back, [done for done in batch if done not in behind]
-
     def holds_back(self, delivery: Delivery) -> bool:
-        """Tell whether this worker had a message already when an earlier one of its group was refused."""
+        """Tell whether this worker had a message already when an earlier one of its group was refused or lost."""
         return delivery.received.handle.receipt in self._behind
+
+    def go_back(self, delivery: Delivery) -> list[GiveBack]:
+        """Give back a message that is not to blame for anything."""
+        return self._now_or_later(GiveBack((delivery,), 0.0))
+
+    def followers(self, delivery: Delivery) -> list[GiveBack]:
+        """Give back what follows in the same FIFO group, and mark what of it runs or waits to be carried."""
+        group = delivery.received.group
+        if not self._station.fifo or group is None:
+            return []
+        held = self._station.region.leases(())
+        # What is held no more is forgotten.
+        self._behind = {
+            lease.handle.receipt for lease in held if lease.group == group or lease.handle.receipt in self._behind
+        }
+        followers = self._ready.take_group(group)
+        return self._now_or_later(GiveBack(tuple(followers), 0.0)) if followers else []
 
     def wait_left(self) -> list[GiveBack]:
         """Once every carrier has ended: return what was not to go back before the engine's workers receive no more."""
@@ -93,20 +102,7 @@ class Refusals:
             items += self._now_or_later(GiveBack((delivery,), decision.delay, charge=True), later=decision.report)
         if decision.report:
             self._end_run(error, short_id(delivery.message.parent))
-        return items + self._followers(delivery)
-
-    def _followers(self, delivery: Delivery) -> list[GiveBack]:
-        """Give back what follows in the same FIFO group, and mark what of it runs or waits to be carried."""
-        group = delivery.received.group
-        if not self._station.fifo or group is None:
-            return []
-        held = self._station.region.leases(())
-        # What is held no more is forgotten.
-        self._behind = {
-            lease.handle.receipt for lease in held if lease.group == group or lease.handle.receipt in self._behind
-        }
-        followers = self._ready.take_group(group)
-        return self._now_or_later(GiveBack(tuple(followers), 0.0)) if followers else []
+        return items + self.followers(delivery)
 
     def _now_or_later(self, item: GiveBack, *, later: bool = False) -> list[GiveBack]:
         """Return an item to carry now; once the run ends it waits, or this engine's workers would take it again."""

@@ -208,17 +208,20 @@ class Runner:
 
     def _send_some(self, delivery: Delivery, outputs: tuple[Output, ...]) -> None:
         """Send what a generator has given lately, unless its message is somebody else's by now."""
-        if self._station.fifo:
+        station = self._station
+        if station.fifo:
             # These go past the carrier, and must not overtake what it still has of the group.
             self._outbox.wait_carried()
-            if self._station.faulted.is_set():
+            if station.faulted.is_set():
                 raise _Faulted
-            if not self._station.holds(delivery):
+            if not station.holds(delivery):
                 raise _LeaseLost
             if self._outbox.holds_back(delivery):
                 raise _Behind
+        still_ours = (lambda _: station.holds(delivery)) if station.fifo else None
+        part = Completion(delivery.received.handle, outputs, last=False)
         try:
-            lost = self._station.connection.complete([Completion(delivery.received.handle, outputs, last=False)])
+            lost = station.connection.complete([part], None, still_ours)
         except OutputsRefused as refused:
             raise refused.refused[0][1] from None
         except BrokerError as error:

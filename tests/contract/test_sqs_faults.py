@@ -80,3 +80,34 @@ def test_level_that_is_full_does_not_hold_up_the_others(server: StandIn, connect
     assert [message.body for message in connection.receive(["high", "low"], 1, 1, 30)] == ["x"]
     assert time.monotonic() - started < 10
     assert server.ledger(messages=False)["requests"]["ReceiveMessage"]["errors"] == {"OverLimit": 1}
+
+
+@pytest.mark.parametrize("fault", ["throttle", "lost_reply", "reset_before", "partial"])
+def test_a_lease_lost_between_two_tries_of_one_completion_sends_no_second_copy(
+    server: StandIn, connection: SqsConnection, fault: str
+) -> None:
+    make(connection, "in.fifo", "out.fifo")
+    connection.complete([Completion(None, tuple(Output("in.fifo", each, each, each) for each in "abc"))])
+    a, b, c = connection.receive(["in.fifo"], 10, 0, 600)
+    # botocore's own second try comes within a second, so it may still be made.
+    server.plan("SendMessageBatch", fault, times=1 if fault == "partial" else 2, entries=[0])
+    asked = 0
+
+    def still_ours(completion: Completion) -> bool:
+        nonlocal asked
+        if completion.input != a.handle:
+            return True
+        asked += 1
+        if asked == 2:
+            # It was cut off for long, and another one has done its work: SQS has forgotten the deduplication ids.
+            server.advance(301)
+        return asked == 1
+
+    outputs = {message.handle: Output("out.fifo", message.body, f"of-{message.body}", "g") for message in (a, b)}
+    done = [Completion(handle, (output,)) for handle, output in outputs.items()] + [Completion(c.handle)]
+    sent: list[Completion] = []
+    assert connection.complete(done, sent.append, still_ours) == [a.handle]
+    assert sent == done[1:]
+    arrived = [message["dedup"] for message in server.messages("out.fifo")]
+    assert arrived == (["of-a", "of-b"] if fault == "lost_reply" else ["of-b"])
+    assert connection.depth("in.fifo").in_flight == 1

@@ -117,11 +117,16 @@ class Model:
     def complete(self, completions: list[Completion]) -> list[Handle]:
         stale: list[Handle] = []
         done = []
+        held_up = set()
         for completion in completions:
             source = None
             if completion.input is not None:
                 source = self.current(completion.input)
-                if source is None or source in done:
+                if source is None and completion.input in self.by_handle:
+                    lost, _ = self.by_handle[completion.input]
+                    if lost in self.messages and lost.group is not None:
+                        held_up.add((lost.queue, lost.group))
+                if source is None or source in done or (source.queue, source.group) in held_up:
                     stale.append(completion.input)
                     continue
                 if not completion.last and not source.streamed:

@@ -42,6 +42,30 @@ def test_a_group_goes_on_when_nothing_of_it_is_in_flight(connection: SQLiteConne
     assert bodies(connection, "in.fifo") == ["b", "c", "d"]
 
 
+def test_nothing_is_completed_before_a_lost_one_of_its_group(path: Path) -> None:
+    with opened(path) as connection:
+        send(connection, "in.fifo", *"abc", group="g")
+        send(connection, "in.fifo", "z", group="other")
+        a, b, c, z = take(connection, "in.fifo")
+        connection.extend([b.handle], 0)
+    later(path, 1)
+    with opened(path) as connection:
+        done = [Completion(each.handle, (Output("out", each.body, each.body),)) for each in (a, b, c, z)]
+        assert connection.complete(done) == [b.handle, c.handle]
+        assert sorted(bodies(connection, "out")) == ["a", "z"]
+        # It is still ours, so it can go back at once.
+        assert connection.extend([c.handle], 0) == []
+        assert bodies(connection, "in.fifo") == ["b", "c"]
+
+
+def test_what_another_has_completed_holds_up_nothing(connection: SQLiteConnection) -> None:
+    send(connection, "in.fifo", *"ab", group="g")
+    a, b = take(connection, "in.fifo", 2)
+    connection.complete([Completion(a.handle)])
+    assert connection.complete([Completion(a.handle), Completion(b.handle)]) == [a.handle]
+    assert bodies(connection, "in.fifo") == []
+
+
 def test_backoff_at_the_head_blocks_the_group_only(connection: SQLiteConnection) -> None:
     send(connection, "in.fifo", *"ab", group="g")
     (head,) = take(connection, "in.fifo", 1)

@@ -1,0 +1,120 @@
+"""Batch calls, tried until each of their entries has succeeded or cannot (any process that has a connection open)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from sqspipes_mp.brokers.base import Handle
+from sqspipes_mp.brokers.sqs_answers import faults_of
+from sqspipes_mp.brokers.sqs_batches import Entry, by_queue, handle_batches, take
+from sqspipes_mp.brokers.sqs_calls import Calls
+from sqspipes_mp.brokers.sqs_errors import Fault, Kind, refusal, unsendable
+from sqspipes_mp.brokers.sqs_queues import Queues
+from sqspipes_mp.errors import BrokerError, MessageError
+
+_ABOUT_THE_QUEUE = (Kind.MISSING, Kind.DENIED, Kind.CREDENTIALS)
+
+
+def _always(_: Entry) -> bool:
+    return True
+
+
+def _all(still_wanted: Callable[[Entry], bool], batch: Sequence[Entry]) -> bool:
+    return all(map(still_wanted, batch))
+
+
+class BatchCalls:
+    """Makes batch calls, safe from several threads; entries that failed for now are tried again, alone."""
+
+    def __init__(self, calls: Calls, queues: Queues) -> None:
+        self._calls = calls
+        self._queues = queues
+
+    def send(
+        self, entries: Sequence[Entry], still_wanted: Callable[[Entry], bool] = _always
+    ) -> tuple[set[int], list[BrokerError], dict[int, MessageError]]:
+        """Send until each entry is accepted, refused or no longer wanted, which is asked before each try.
+
+        Returns the keys of those not sent, why the queues refused, and which were refused for what they are.
+        """
+        unsent: set[int] = set()
+        errors: list[BrokerError] = []
+        unsendables: dict[int, MessageError] = {}
+        for queue, queued in by_queue(entries).items():
+            pending = deque(queued)
+            failures = 0
+            while pending:
+                # Before the asking: it may take as long as any call.
+                self._queues.find(queue)
+                taken = take(pending)
+                batch = [entry for entry in taken if still_wanted(entry)]
+                unsent.update({entry.key for entry in taken} - {entry.key for entry in batch})
+                if not batch:
+                    continue
+                on_wire = [entry.wire(i) for i, entry in enumerate(batch)]
+                faults = self._batch("SendMessageBatch", queue, on_wire, partial(_all, still_wanted, batch))
+                refused = [(batch[i], fault) for i, fault in faults.items() if fault.kind is not Kind.TRANSIENT]
+                again = [batch[i] for i, fault in sorted(faults.items()) if fault.kind is Kind.TRANSIENT]
+                unsendables |= {e.key: refusal(fault, queue, e.size) for e, fault in refused if unsendable(fault)}
+                about_queue = [fault for _, fault in refused if not unsendable(fault)]
+                errors += [self._calls.error(fault, "SendMessageBatch", queue) for fault in about_queue[:1]]
+                unsent.update(entry.key for entry, _ in refused)
+                # Before what follows in their groups; and what follows a refused one must not overtake it.
+                pending.extendleft(reversed(again))
+                lost = {entry.group for entry, _ in refused} - {None}
+                if any(fault.kind in _ABOUT_THE_QUEUE for _, fault in refused):
+                    unsent.update(entry.key for entry in pending)
+                    break
+                if lost:
+                    unsent.update(entry.key for entry in pending if entry.group in lost)
+                    pending = deque(entry for entry in pending if entry.group not in lost)
+                failures = self._wait_after(faults, "SendMessageBatch", queue, failures)
+        return unsent, errors, unsendables
+
+    def each(self, operation: str, handles: Sequence[Handle], extra: Mapping[str, Any]) -> dict[Handle, Fault]:
+        """Do something to deliveries in batches until each succeeded or cannot; return what cannot."""
+        final: dict[Handle, Fault] = {}
+        for queue, batch in handle_batches(handles):
+            pending = list(batch)
+            failures = 0
+            while pending:
+                entries = [{"Id": str(i), "ReceiptHandle": h.receipt, **extra} for i, h in enumerate(pending)]
+                faults = self._batch(operation, queue, entries)
+                final.update({pending[i]: f for i, f in faults.items() if f.kind is not Kind.TRANSIENT})
+                pending = [pending[i] for i, f in sorted(faults.items()) if f.kind is Kind.TRANSIENT]
+                failures = self._wait_after(faults, operation, queue, failures)
+        return final
+
+    def _batch(
+        self,
+        operation: str,
+        queue: str,
+        entries: Sequence[dict[str, Any]],
+        worthwhile: Callable[[], bool] | None = None,
+    ) -> dict[int, Fault]:
+        """Make one batch call; return what failed, by position. A refused batch is tried entry by entry.
+
+        ``worthwhile``: asked before each further try; False: what was not done yet failed for now.
+        """
+        url = self._queues.find(queue)
+        if isinstance(url, Fault):
+            return dict.fromkeys(range(len(entries)), url)
+        result = self._calls.attempt(operation, queue, {"QueueUrl": url, "Entries": entries}, worthwhile=worthwhile)
+        if isinstance(result, Fault):
+            if len(entries) == 1 or result.kind is Kind.TRANSIENT or result.kind in _ABOUT_THE_QUEUE:
+                return dict.fromkeys(range(len(entries)), result)
+            singly = (self._batch(operation, queue, [entry], worthwhile) for entry in entries)
+            return {position: faults[0] for position, faults in enumerate(singly) if faults}
+        return faults_of(entries, result)
+
+    def _wait_after(self, faults: Mapping[int, Fault], operation: str, queue: str, failures: int) -> int:
+        """Back off when entries of a batch failed for now; return the number of such failures in a row."""
+        transient = [fault for fault in faults.values() if fault.kind is Kind.TRANSIENT]
+        if not transient:
+            return 0
+        self._calls.pause(self._calls.retrying(transient[0], operation, queue, failures + 1))
+        self._calls.check_failures(transient[0], operation, queue, failures + 1)
+        return failures + 1
