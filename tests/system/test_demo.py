@@ -148,8 +148,10 @@ def test_a_sample_is_called_one(demo: Demo, tmp_path: Path) -> None:
 def test_stopped_in_the_middle_it_leaves_nothing(tmp_path: Path, temporary: Path, number: signal.Signals) -> None:
     root = tmp_path / "many"
     root.mkdir()
-    for copy in range(800):
-        shutil.copy(subprocess.__file__.replace("subprocess.py", "heapq.py"), root / f"{copy}.py")
+    first = shutil.copy(subprocess.__file__.replace("subprocess.py", "heapq.py"), root / "first.py")
+    # Seconds of work, so that it is in the middle whenever this process gets to send its signal.
+    for copy in range(3000):
+        os.link(first, root / f"{copy}.py")
     process = subprocess.Popen(
         command(root),
         env=environment(temporary),
