@@ -22,6 +22,7 @@ from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.failures import decide_on, log_retry
 from sqspipes_mp.worker.items import Done, GiveBack
+from sqspipes_mp.worker.leaving import give_back, hand_over
 from sqspipes_mp.worker.lifetime import Lifetime
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.station import Delivery
@@ -69,8 +70,8 @@ class Runner:
         """
         (serve or self._serve)()
         if not self._station.full_stop.is_set():
-            self._hand_over()
-        self._give_back()
+            hand_over(self._bench)
+        give_back(self._bench, self.back, self._charged)
 
     def _serve(self) -> None:
         station, ready = self._station, self._ready
@@ -285,35 +286,3 @@ class Runner:
         self._return_followers(delivery)
         if isinstance(error, MemoryError):
             self.lifetime.recycle("MemoryError")
-
-    def _hand_over(self) -> None:
-        """Before a planned end: leave to others what was not begun, and what still comes in."""
-        closed = False
-        while not (closed or self._station.full_stop.is_set()):
-            # Asked first: nothing is put after the closing.
-            closed = self._ready.closed
-            self._bench.run_callbacks()
-            if held := self._ready.take_all():
-                self._outbox.put(GiveBack(tuple(held), 0.0))
-            if not closed:
-                self._ready.wait(self._station.full_stop.is_set)
-
-    def _give_back(self) -> None:
-        """Return what was not begun, once no worker of this engine would take it again."""
-        station = self._station
-        if self._results is not None:
-            self._results.wait_taken()
-        unacknowledged = self._results.take_unacknowledged() if self._results is not None else []
-        held = [done.delivery for done in unacknowledged if done.delivery is not None]
-        if not station.full_stop.is_set():
-            if held:
-                self._outbox.put(GiveBack(tuple(held), 0.0))
-            return
-        while not (station.release.is_set() or station.faulted.is_set()):
-            station.release.wait(1.0)
-            self._bench.run_callbacks()
-        held = [*self.back, *self._ready.take_all(), *held]
-        if self._charged:
-            self._outbox.put(GiveBack(tuple(self._charged), 0.0, charge=True))
-        if held:
-            self._outbox.put(GiveBack(tuple(held), 0.0))

@@ -1,0 +1,45 @@
+"""What a worker that ends does with the messages it still has (worker)."""
+
+from __future__ import annotations
+
+from sqspipes_mp.worker.bench import Bench
+from sqspipes_mp.worker.items import GiveBack
+from sqspipes_mp.worker.station import Delivery
+
+
+def hand_over(bench: Bench) -> None:
+    """Before a planned end: leave to others what was not begun, and what still comes in."""
+    ready, stopping = bench.ready, bench.station.full_stop.is_set
+    closed = False
+    while not (closed or stopping()):
+        # Asked first: nothing is put after the closing.
+        closed = ready.closed
+        bench.run_callbacks()
+        if held := ready.take_all():
+            bench.outbox.put(GiveBack(tuple(held), 0.0))
+        if not closed:
+            ready.wait(stopping)
+
+
+def give_back(bench: Bench, back: list[Delivery], charged: list[Delivery]) -> None:
+    """Return what was not begun, once no worker of this engine would take it again.
+
+    ``back``: to go back as well; ``charged``: as failed attempts.
+    """
+    station, results, outbox = bench.station, bench.results, bench.outbox
+    if results is not None:
+        results.wait_taken()
+    unacknowledged = results.take_unacknowledged() if results is not None else []
+    held = [done.delivery for done in unacknowledged if done.delivery is not None]
+    if not station.full_stop.is_set():
+        if held:
+            outbox.put(GiveBack(tuple(held), 0.0))
+        return
+    while not (station.release.is_set() or station.faulted.is_set()):
+        station.release.wait(1.0)
+        bench.run_callbacks()
+    held = [*back, *bench.ready.take_all(), *held]
+    if charged:
+        outbox.put(GiveBack(tuple(charged), 0.0, charge=True))
+    if held:
+        outbox.put(GiveBack(tuple(held), 0.0))
