@@ -97,8 +97,9 @@ class Completion:
 class OutputsRefused(BrokerError):
     """Outputs were refused for what they are, though the queue takes others; all else that was asked for is done.
 
-    ``refused``: their completions, each with the reason; ``unsent``: those that would have overtaken one of these in
-    its FIFO group; ``stale``: what ``complete`` returns otherwise. No input of ``refused`` and ``unsent`` was deleted.
+    ``refused``: their completions, each with the reason; ``unsent``: those that would have overtaken one of these (or
+    one that was found stale as well) in its FIFO group; ``stale``: what ``complete`` returns otherwise. No input of
+    ``refused`` and ``unsent`` was deleted.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class OutputsRefused(BrokerError):
         self.refused = refused
         self.unsent = unsent
         self.stale = stale
-        super().__init__(str(refused[0][1]))
+        super().__init__(str(refused[0][1]) if refused else "what they follow was refused, and is somebody else's now")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,8 @@ class Connection(Protocol):
     ) -> list[Handle]:
         """Send all outputs; delete each input whose outputs were all accepted. Returns the handles found stale.
 
-        What follows a stale one in its FIFO group is left undone and counts as stale, too, wherever that is known in
-        time: its lease may still be held, so it should be given back.
+        What follows a stale one in its FIFO group is left undone and counts as stale, too, where it was not sent by
+        then: its lease may still be held, so it should be given back.
         ``on_sent`` is called for a completion between the two where they are two calls. ``still_ours`` is asked, where
         sending may take several tries, before each of them; a completion for which it says False counts as stale:
         nothing more of it is sent, and its input is not deleted. Raises ``OutputsRefused``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,8 +107,13 @@ class BatchCalls:
         if isinstance(result, Fault):
             if len(entries) == 1 or result.kind is Kind.TRANSIENT or result.kind in _ABOUT_THE_QUEUE:
                 return dict.fromkeys(range(len(entries)), result)
-            singly = (self._batch(operation, queue, [entry], worthwhile) for entry in entries)
-            return {position: faults[0] for position, faults in enumerate(singly) if faults}
+            faults: dict[int, Fault] = {}
+            for position, entry in enumerate(entries):
+                if position and worthwhile is not None and not worthwhile():
+                    faults[position] = replace(result, kind=Kind.TRANSIENT)
+                elif fault := self._batch(operation, queue, [entry], worthwhile):
+                    faults[position] = fault[0]
+            return faults
         return faults_of(entries, result)
 
     def _wait_after(self, faults: Mapping[int, Fault], operation: str, queue: str, failures: int) -> int:

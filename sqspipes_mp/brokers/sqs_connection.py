@@ -107,11 +107,12 @@ class SqsConnection:
             return owner not in lost
 
         unsent, errors, refused = self._batches.send(entries, lambda entry: is_ours(owners[entry.key]))
-        if lost:
-            # What has been sent, or has nothing to send, must not be done before what it follows either.
-            for owner in range(len(completions)):
-                is_ours(owner)
         incomplete = {owners[key] for key in unsent} | lost
+        if lost:
+            # What has nothing to send must not be done before what it follows either.
+            for owner in sorted(set(range(len(completions))).difference(owners)):
+                is_ours(owner)
+            incomplete |= lost
         done = [completion for owner, completion in enumerate(completions) if owner not in incomplete]
         if on_sent is not None:
             for completion in done:
@@ -119,8 +120,9 @@ class SqsConnection:
         stale = [handle for owner in sorted(lost) if (handle := completions[owner].input) is not None]
         stale += self._delete([c.input for c in done if c.last and c.input is not None], errors)
         why = {owners[key]: error for key, error in reversed(refused.items()) if owners[key] not in lost}
-        if why:
-            behind = [completions[owner] for owner in sorted(incomplete - why.keys() - lost)]
+        # What is behind one that was refused and is lost as well is not done either.
+        behind = [completions[owner] for owner in sorted(incomplete - why.keys() - lost)]
+        if why or behind:
             raise OutputsRefused([(completions[owner], error) for owner, error in sorted(why.items())], behind, stale)
         return stale
 

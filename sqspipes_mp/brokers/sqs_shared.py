@@ -11,6 +11,7 @@ import json
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -26,6 +27,8 @@ logger = logging.getLogger("sqspipes_mp.brokers.sqs")
 _ADVISORY, _MANDATORY, _JITTER = 480, 300, 60
 #: Seconds before the end at which the keeper, too, has nothing better to do than to wait for newer ones.
 _LAST_CALL = 30
+#: Seconds after which a fetch is not waited for any more.
+_HANGS = 60.0
 
 
 def share(session: Any, wallet: Wallet, patience: float) -> None:
@@ -66,17 +69,21 @@ class CredentialsPending(Exception):
 
 
 class _Beside:
-    """A refresh in a thread of its own. Called again, it gives what that has fetched meanwhile."""
+    """A refresh in a thread of its own. Called again, it gives what that has fetched meanwhile.
+
+    One that hangs (a credential process, say) is left alone after a minute, and asked anew.
+    """
 
     def __init__(self, refresh: Callable[[], Any], patience: float) -> None:
         self._refresh = refresh
         self._patience = patience
         self._fetching: Future[Any] | None = None
+        self._began = 0.0
 
     def __call__(self) -> Any:
         wait = 0.0
-        if self._fetching is None:
-            self._fetching, wait = Future(), self._patience
+        if self._fetching is None or time.monotonic() - self._began > _HANGS:
+            self._fetching, wait, self._began = Future(), self._patience, time.monotonic()
             # A daemon: a service that never answers must not keep the keeper from ending.
             threading.Thread(target=partial(self._fetch, self._fetching), daemon=True, name="credentials").start()
         fetching = self._fetching
@@ -84,7 +91,8 @@ class _Beside:
             return fetching.result(wait)
         except TimeoutError as error:
             if fetching.done():
-                raise
+                # It came just then, or the error is its own.
+                return fetching.result()
             raise CredentialsPending("whoever gives out newer credentials has not answered yet") from error
         finally:
             if fetching.done():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 
-from sqspipes_mp.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last
+from sqspipes_mp.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
@@ -26,8 +27,6 @@ LONG_POLL = 20.0
 _FULL = 10
 #: Longest rest while nothing is wanted, seconds: a wake-up that comes between a look and the rest is not lost for long.
 _LONGEST_REST = 1.0
-#: Seconds until what a worker had no memory to decode comes again: by then there is another worker.
-_NEXT_WORKER = 1.0
 
 
 class _NoMemory(Exception):
@@ -132,8 +131,8 @@ class Intake(threading.Thread):
     ) -> None:
         """Have this worker replaced, and leave to others what it received along with ``one``, which it cannot decode.
 
-        Other messages may be what fills the memory, so nothing is charged; what limits the tries is the number of
-        deliveries.
+        Other messages may be what fills the memory, so nothing is charged; what limits the tries of ``one`` is the
+        number of deliveries, and their backoff keeps it away from workers and neighbours meanwhile.
         """
         self._lifetime.recycle("MemoryError")
         received, name = one.received, self._station.stage.name
@@ -141,16 +140,16 @@ class Intake(threading.Thread):
             reason = MemoryError(f"there was no memory to decode its body, at delivery number {received.receives}")
             reason.__cause__ = error
             self._outbox.bury(one, reason)
-            back = [*before, *after]
         else:
+            delay = pause(received.receives, received.group, random.uniform)
             log.warning(
-                "%s: there was no memory to decode message %s (%d characters, delivery number %d); it goes back, and "
-                "this worker is replaced",
-                name, received.handle.message_id, len(received.body), received.receives,
+                "%s: there was no memory to decode message %s (%d characters, delivery number %d); it is visible again "
+                "in %.1f s, and this worker is replaced",
+                name, received.handle.message_id, len(received.body), received.receives, delay,
             )  # fmt: skip
-            back = [*before, one, *after]
-        if back:
-            self._outbox.put(GiveBack(tuple(back), _NEXT_WORKER))
+            self._outbox.put(GiveBack((one,), delay))
+        if others := (*before, *after):
+            self._outbox.put(GiveBack(others, 0.0))
 
     def _open(self, received: Received, leased_at: float) -> Delivery | None:
         station = self._station

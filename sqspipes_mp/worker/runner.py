@@ -272,7 +272,7 @@ class Runner:
         station.region.set_state(delivery.lease, LeaseState.FAILED)
         if decision.action == "dead":
             self._outbox.bury(delivery, error)
-            if decision.report:
+            if decision.report and not station.full_stop.is_set():
                 # With no grace the report is this worker's end, and the letter would not say why.
                 self._outbox.wait_carried(_LETTER_PATIENCE)
         elif decision.report:

@@ -1,11 +1,11 @@
 """The SQS broker against the stand-in's failures: nothing is lost, nothing overtakes, nothing waits that need not."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from sqspipes_mp.brokers.base import Completion, Output, QueueSpec
+from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused, QueueSpec
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from tests.brokers import sqs_at
 from tests.standin import StandIn, standin
@@ -110,4 +110,55 @@ def test_a_lease_lost_between_two_tries_of_one_completion_sends_no_second_copy(
     assert sent == done[1:]
     arrived = [message["dedup"] for message in server.messages("out.fifo")]
     assert arrived == (["of-a", "of-b"] if fault == "lost_reply" else ["of-b"])
+    assert connection.depth("in.fifo").in_flight == 1
+
+
+def losing(lost: Completion, at: int) -> Callable[[Completion], bool]:
+    """Return what says of one completion that it is lost, from when it is asked for the ``at``-th time."""
+    asked = 0
+
+    def still_ours(completion: Completion) -> bool:
+        nonlocal asked
+        asked += completion is lost
+        return completion is not lost or asked < at
+
+    return still_ours
+
+
+def test_what_is_behind_a_refused_and_lost_one_is_told(server: StandIn, connection: SqsConnection) -> None:
+    make(connection, "in.fifo", "out.fifo", "later.fifo")
+    small = {"FifoQueue": "true", "MaximumMessageSize": "1024"}
+    connection._calls.clients.hot.create_queue(QueueName="small.fifo", Attributes=small)
+    connection.complete([Completion(None, tuple(Output("in.fifo", each, each, each) for each in "abc"))])
+    a, b, c = (message.handle for message in connection.receive(["in.fifo"], 10, 0, 600))
+    # The first is refused for its size in one queue, and found lost when the other is its turn.
+    large = Output("small.fifo", "x" * 2000, "of-a", "g")
+    lost = Completion(a, (large, Output("later.fifo", "x", "of-a-too", "g")))
+    behind = Completion(b, (Output("small.fifo", "x", "of-b", "g"),))
+    other = Completion(c, (Output("later.fifo", "x", "of-c", "other"),))
+    with pytest.raises(OutputsRefused) as told:
+        connection.complete([lost, behind, other], None, losing(lost, 2))
+    assert (told.value.refused, told.value.unsent, told.value.stale) == ([], [behind], [a])
+    assert server.messages("small.fifo") == []
+    assert [message["dedup"] for message in server.messages("later.fifo")] == ["of-c"]
+    assert connection.depth("in.fifo").in_flight == 2
+
+
+def test_what_was_sent_before_one_of_its_group_was_lost_is_deleted(server: StandIn, connection: SqsConnection) -> None:
+    make(connection, "in.fifo", "out.fifo")
+    connection.complete([Completion(None, tuple(Output("in.fifo", each, each, "g") for each in "ab"))])
+    a, b = (message.handle for message in connection.receive(["in.fifo"], 10, 0, 600))
+    lost, sent = (Completion(handle, (Output("out.fifo", "x", to, to),)) for handle, to in ((a, "y"), (b, "z")))
+    server.plan("SendMessageBatch", "partial", times=1, entries=[0])
+    # Asked in the end, it would count as lost with what it follows, and be sent again by whoever gets it.
+    still_ours = losing(lost, 2)
+    told: list[Completion] = []
+
+    def group_of_a_lost_one(completion: Completion) -> bool:
+        if not still_ours(completion):
+            told.append(completion)
+        return not told
+
+    assert connection.complete([lost, sent], None, group_of_a_lost_one) == [a]
+    assert [message["dedup"] for message in server.messages("out.fifo")] == ["z"]
     assert connection.depth("in.fifo").in_flight == 1

@@ -14,7 +14,6 @@ import pytest
 
 from sqspipes_mp import SQS, ConfigError, Engine, QueueMissing, SQLite, Task, current_message
 from sqspipes_mp.brokers.base import Broker, Completion, Output, QueueSpec
-from sqspipes_mp.worker import intake
 from tests.gates import Background, Gate, Log, eventually
 
 UPLOADS = "uploads-of-others"
@@ -118,7 +117,7 @@ def test_what_there_is_no_memory_to_decode_comes_again_in_other_workers_up_to_a_
     others: Broker, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "sqspipes_mp.supervisor")
-    monkeypatch.setattr(intake, "_NEXT_WORKER", 0.01)
+    monkeypatch.setattr("random.uniform", lambda least, most: 0.01)
     work = Task(
         held_at_first, input=UPLOADS, decode=partial(out_of_memory_at_poison, log=log), args=(log, gate),
         prefetch=5, max_attempts=1, on_error="reject",

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import Task
-from sqspipes_mp.worker import intake
 from tests.gates import Background, Log, alive, dead, drain, engine_at, eventually, feed, send, values, waiting
 from tests.process.test_deaths import wait_for_extensions
 
@@ -334,7 +333,7 @@ def length_and_pid(value: list[object], log: Log):
 def test_a_body_that_there_is_no_memory_for_is_done_by_the_next_worker(
     db: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "_NEXT_WORKER", 0.01)
+    monkeypatch.setattr("random.uniform", lambda least, most: 0.01)
     work = Task(length_and_pid, name="work", args=(log,))
     engine = engine_at(db, [source, work, sink], start_method="fork")
     feed(engine, "work", [[]])

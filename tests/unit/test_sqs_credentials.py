@@ -7,6 +7,7 @@ import boto3
 import pytest
 
 from sqspipes_mp import SQS
+from sqspipes_mp.brokers import sqs_shared
 from sqspipes_mp.brokers.sqs_errors import Kind, classify
 from sqspipes_mp.brokers.sqs_shared import CredentialsPending
 from sqspipes_mp.scoreboard import Scoreboard
@@ -131,6 +132,33 @@ def test_a_slow_credentials_service_does_not_hold_up_the_keeper(chain, minutes, 
         eventually(lambda: keeper.tend() or json.loads(wallet.read())["access_key"] != "OLD")
         assert _key(keeper) == json.loads(wallet.read())["access_key"]
         keeper.close()
+
+
+def test_a_fetch_that_hangs_for_good_is_asked_for_anew(monkeypatch):
+    hung, ends, calls = threading.Event(), threading.Event(), []
+
+    def refresh():
+        calls.append(None)
+        if len(calls) == 1:
+            hung.set()
+            ends.wait(30)
+        return "newer"
+
+    beside = sqs_shared._Beside(refresh, 0.01)
+    for _ in range(2):
+        with pytest.raises(CredentialsPending):
+            beside()
+    assert hung.wait(30)
+    monkeypatch.setattr(sqs_shared, "_HANGS", -1.0)
+    eventually(lambda: answer(beside) == "newer")
+    ends.set()
+
+
+def answer(beside):
+    try:
+        return beside()
+    except CredentialsPending:
+        return None
 
 
 def test_a_role_of_a_profile_is_not_assumed_by_workers_whose_keeper_has_done_so(monkeypatch, tmp_path):
