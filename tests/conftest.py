@@ -17,7 +17,7 @@ import pytest
 
 from sqspipes_mp.brokers.sqs import SQS
 from tests.brokers import sqs_at
-from tests.gates import Gate, Log, children, close_gates
+from tests.gates import Gate, Log, children, close_gates, eventually
 from tests.moto_server import HARMLESS, moto_server
 from tests.standin import StandIn, standin
 
@@ -112,7 +112,8 @@ def nothing_left_behind(own_temporary_folder: Path) -> Iterator[None]:
     if _new(before_fds) and helpers == before_helpers:
         # Collecting takes a while in a large process, so only where it could help.
         gc.collect()
-        assert _new(before_fds) == {}
+        # A server's thread may only be about to close what its client has closed.
+        eventually(lambda: not _new(before_fds), f"no descriptors left behind: {_new(before_fds)}")
     if list(own_temporary_folder.glob("sqspipes*")):
         gc.collect()
         assert not list(own_temporary_folder.glob("sqspipes*"))

@@ -242,7 +242,8 @@ def _is_helper(process: psutil.Process) -> bool:
     # A child of the forkserver has its command line, but another parent.
     if "multiprocessing.forkserver" in command:
         with contextlib.suppress(psutil.NoSuchProcess):
-            return "multiprocessing.forkserver" not in " ".join(process.parent().cmdline())
+            parent = process.parent()
+            return parent is None or "multiprocessing.forkserver" not in " ".join(parent.cmdline())
     return any(helper in command for helper in helpers)
 
 

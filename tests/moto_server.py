@@ -37,12 +37,12 @@ def moto_server() -> Iterator[str]:
     try:
         port = server.stdout.readline().strip()
         if not port:
-            raise RuntimeError(f"moto's server did not start (exit code {server.wait(10)}): pip install 'moto[server]'")
+            raise RuntimeError(f"moto's server did not start (exit code {server.wait(40)}): pip install 'moto[server]'")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.stdin.close()
         server.terminate()
-        server.wait(10)
+        server.wait(40)
         server.stdout.close()
 
 

@@ -43,10 +43,16 @@ def test_expired_shows_again_with_one_more_receive(bench: Bench, fifo: bool) -> 
 
 
 def test_extend_keeps_hidden(bench: Bench) -> None:
-    queue = bench.queue()
-    bench.send(queue, "kept", "expires")
-    messages = {message.body: message for message in bench.receive(queue, count=2, visibility=2)}
-    assert bench.connection.extend([messages["kept"].handle], 30) == []
+    for _ in range(20):
+        queue = bench.queue()
+        bench.send(queue, "kept", "expires")
+        began = time.monotonic()
+        messages = {message.body: message for message in bench.receive(queue, count=2, visibility=2)}
+        stale = bench.connection.extend([messages["kept"].handle], 30)
+        if time.monotonic() - began < 2:
+            # Else it may have expired before.
+            break
+    assert stale == []
     assert bench.receive(queue)[0].body == "expires"
     assert bench.empty(queue)
 
@@ -151,7 +157,7 @@ def test_empty_receive_waits_and_returns_nothing(bench: Bench) -> None:
     queue = bench.queue()
     started = time.monotonic()
     assert bench.connection.receive([queue], 10, 1, 30) == []
-    assert 0.8 < time.monotonic() - started < 5
+    assert 0.8 < time.monotonic() - started < 15
 
 
 def test_completion_sends_outputs_and_deletes_its_input(bench: Bench, fifo: bool) -> None:

@@ -108,7 +108,7 @@ def test_interrupted_connection_receives_no_more_but_still_completes(bench: Benc
     bench.connection.interrupt()
     started = time.monotonic()
     assert bench.connection.receive([queue], 1, 20, 30) == []
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert bench.finish(held) == []
 
 
@@ -153,5 +153,8 @@ def test_forked_processes_share_the_queues(bench: Bench) -> None:
         worker.join(60)
         assert worker.exitcode == 0
         worker.close()
-    assert sorted(taken) == sorted(sent)
+    assert set(taken) == set(sent)
+    if bench.name != "moto":
+        # There two receives at one instant may both get a message, as at SQS.
+        assert len(taken) == len(sent)
     assert bench.connection.depth(queue).empty

@@ -234,12 +234,12 @@ def test_boot_at_a_closed_port_names_the_endpoint_soon() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    connection = sqs_at(url).open()
-    started = time.monotonic()
-    with pytest.raises(BrokerError, match=url):
-        connection.ensure([SPEC], create=True)
-    assert time.monotonic() - started < 15
-    connection.close()
+        connection = sqs_at(url).open()
+        started = time.monotonic()
+        with pytest.raises(BrokerError, match=url):
+            connection.ensure([SPEC], create=True)
+        assert time.monotonic() - started < 15
+        connection.close()
 
 
 def test_boot_waits_out_a_recent_deletion() -> None:

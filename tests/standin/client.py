@@ -90,10 +90,10 @@ def standin(**options: object) -> Iterator[StandIn]:
     try:
         port = server.stdout.readline().strip()
         if not port:
-            raise RuntimeError(f"the stand-in did not start (exit code {server.wait(10)})")
+            raise RuntimeError(f"the stand-in did not start (exit code {server.wait(40)})")
         yield StandIn(f"http://127.0.0.1:{port}", server.pid)
     finally:
         server.stdin.close()
         server.terminate()
-        server.wait(10)
+        server.wait(40)
         server.stdout.close()

@@ -50,7 +50,7 @@ def ends():
 def wait_readable(channel):
     with selectors.DefaultSelector() as selector:
         selector.register(channel, selectors.EVENT_READ)
-        assert selector.select(20)
+        assert selector.select(60)
 
 
 def read_until_eof(parent):
@@ -378,7 +378,7 @@ def test_socket_reaches_children_of_every_start_method(method):
         assert [f.kind for f in read_some(parent, 2)] == [Kind.HELLO, Kind.STOPPED]
     else:
         assert [f.kind for f in read_until_eof(parent)] == [Kind.HELLO, Kind.STOPPED]
-    process.join(20)
+    process.join(60)
     parent.close()
     assert process.exitcode == 0
 

@@ -6,6 +6,7 @@ checked to be allowed and taken over. Time stands still but for the steps that l
 Longer: ``SQLITE_EXAMPLES=5000 pytest tests/unit/test_sqlite_model.py``.
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -180,6 +181,8 @@ class SQLiteMachine(RuleBasedStateMachine):
         self.file = str(Path(self.folder) / "queues.db")
         shutil.copy(TEMPLATE[0], self.file)
         self.connections = [SQLiteConnection(self.file, durable=False) for _ in range(2)]
+        for connection in self.connections:
+            connection._tidy_at = math.inf
         self.handles: list[Handle] = []
 
     def teardown(self) -> None:
@@ -424,6 +427,7 @@ class SQLiteMachine(RuleBasedStateMachine):
     def reopen(self, which: int) -> None:
         self.connections[which].close()
         self.connections[which] = SQLiteConnection(self.file, durable=False)
+        self.connections[which]._tidy_at = math.inf
 
     # -- always -------------------------------------------------------------------------------------------------
 

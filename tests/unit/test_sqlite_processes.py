@@ -147,7 +147,7 @@ def test_a_commit_of_another_process_wakes(path: Path) -> None:
             body, woken_at = hear(pipe)
         bell.close()
     assert body == "a"
-    assert woken_at - sent_at < 1
+    assert woken_at - sent_at < DEADLOCK / 2
 
 
 @pytest.mark.parametrize("release", ["extend", "delete", "timer"])
@@ -169,9 +169,13 @@ def test_what_becomes_receivable_wakes(path: Path, release: str) -> None:
 
 def test_an_idle_receive_uses_no_cpu(path: Path) -> None:
     with opened(path) as connection:
-        used = time.thread_time()
-        assert connection.receive(["in", "dead"], 10, 1.0, 60) == []
-        assert time.thread_time() - used < 0.01
+        spent: list[float] = []
+        # What others' traffic costs the kernel may be charged to whoever runs just then.
+        while len(spent) < 5 and (not spent or spent[-1] >= 0.01):
+            used = time.thread_time()
+            assert connection.receive(["in", "dead"], 10, 1.0, 60) == []
+            spent.append(time.thread_time() - used)
+        assert min(spent) < 0.01
 
 
 def test_commits_for_others_cost_a_waiting_receive_little(path: Path) -> None:
@@ -183,14 +187,17 @@ def test_commits_for_others_cost_a_waiting_receive_little(path: Path) -> None:
             looks += "min(visible_at)" in text
 
         waiter._file.read(lambda session: session.db.set_trace_callback(count))
-        waiting = threading.Thread(target=waiter.receive, args=(["in"], 1, 1.0, 60))
+        waiting = threading.Thread(target=waiter.receive, args=(["in"], 1, DEADLOCK, 60))
         waiting.start()
-        sent = 0
-        while waiting.is_alive():
-            send(connection, "out", f"{sent}")
-            sent += 1
-        assert sent > 100
-        assert looks < 60
+        began = time.monotonic()
+        for number in range(300):
+            send(connection, "out", f"{number}")
+        took = time.monotonic() - began
+        waiter.interrupt()
+        waiting.join(DEADLOCK)
+        assert not waiting.is_alive()
+        # One look in 25 ms, and a few quick ones after each quiet time.
+        assert looks < 20 + 50 * took
 
 
 def test_pace_grows_while_nothing_comes_and_forgets_after_a_pause() -> None:

@@ -30,6 +30,8 @@ def chain(monkeypatch, request):
     """An environment in which credentials come from a container's endpoint, as in ECS."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
+    # Its 2 s may pass on a busy machine, and then it asks twice.
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.TIMEOUT_SECONDS", 30)
 
     def use(url):
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
