@@ -42,6 +42,11 @@ class StackFile:
         faulthandler.enable(self._fd, all_threads=True)
         faulthandler.register(DUMP, file=self._fd, all_threads=True)
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was written yet."""
+        return os.fstat(self._fd).st_size > 0
+
     def read(self) -> str:
         """Return the dump, reduced to what the user's code was doing; empty if there is none."""
         return users_part(os.pread(self._fd, _MOST, 0).decode("utf-8", "replace"))

@@ -60,6 +60,7 @@ class Place:
     cause: Cause | None = None
     late: int | None = None
     kill_at: float | None = None
+    kill_by: float = 0.0
     stack: StackFile | None = None
     boot_report: Report | None = None
 

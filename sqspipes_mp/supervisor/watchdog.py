@@ -12,6 +12,7 @@ from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.region import Cause
 from sqspipes_mp.scoreboard import CALL_STARTED, KEEPER_BEAT
 from sqspipes_mp.stack import DUMP
+from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, has_large_part, has_most, pressure
 from sqspipes_mp.supervisor.crew import Crew, Place
 from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch
@@ -19,8 +20,9 @@ from sqspipes_mp.supervisor.switchboard import Switchboard
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
-#: What a worker has to write its stack before it is killed, seconds (it takes less than a millisecond).
-_LAST_WORDS = 0.05
+#: What a worker has to write its stack before it is killed, seconds (it takes less than a millisecond), and what one
+#: has that does not get a CPU for it.
+_LAST_WORDS, _SILENCE = 0.05, 1.0
 #: What a replaced keeper has to boot, seconds.
 _KEEPER_BOOT = 60.0
 #: How long a child may take to exit after it said BYE (threads of the user's that do not end), seconds.
@@ -70,7 +72,7 @@ class Watchdog:
                 continue
             self._mind_call(place, now)
             if place.kill_at is not None and now >= place.kill_at:
-                place.child.kill()
+                self._kill_late(place, place.child, now)
             if self._memory.wanted:
                 self._mind_memory(place, now)
         for child in self._crew.children:
@@ -101,10 +103,18 @@ class Watchdog:
         late = max(begun, key=lambda lease: lease.started_at) if begun else None
         place.cause = Cause.TIMEOUT
         place.late = None if late is None or late.company else late.index
-        place.kill_at = now + _LAST_WORDS
         log.warning("%s (pid %d): a call ran over %g s; killing it", self._crew.name(place), place.child.pid, timeout)
         with contextlib.suppress(ProcessLookupError):
             os.kill(place.child.pid, DUMP)
+        asked = time.monotonic()
+        place.kill_at, place.kill_by = asked + _LAST_WORDS, asked + _SILENCE
+
+    def _kill_late(self, place: Place, child: Child, now: float) -> None:
+        """Kill a worker whose call is late, once it has said what it was doing, or was silent for long."""
+        if place.stack is not None and not place.stack.begun and now < place.kill_by:
+            place.kill_at = now + _LAST_WORDS
+        else:
+            child.kill()
 
     def _mind_memory(self, place: Place, now: float) -> None:
         assert place.child is not None

@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -248,15 +249,20 @@ def test_a_batch_on_sqs_whose_results_go_to_the_caller() -> None:
             assert sorted(results) == [10 * value for value in range(40)]
 
 
-def test_a_batch_of_which_every_lease_was_lost_is_not_called(db: Path, log: Log) -> None:
-    task = Task(noted, name="work", args=(log,), batch=4, batch_wait=0.9)
-    engine = stages(db, task, 2, visibility_timeout=2)
+def note_pid(log: Log) -> None:
+    log.note(os.getpid())
+
+
+def test_a_batch_of_which_every_lease_was_lost_is_not_called(tmp_path: Path, db: Path, log: Log) -> None:
+    workers = Log(str(tmp_path / "workers"))
+    task = Task(noted, name="work", args=(log,), batch=4, batch_wait=1.9, init=partial(note_pid, workers))
+    engine = stages(db, task, 2, visibility_timeout=4)
     with Background(engine, only="work"):
+        [worker] = workers.wait_for(1)
         eventually(lambda: waiting(engine, "work")[1] == 2)
-        worker = sorted(children(), key=lambda child: child.create_time())[1].pid
         kill(worker, signal.SIGSTOP)
         engine.purge()
-        time.sleep(2.1)
+        time.sleep(4.1)
         kill(worker, signal.SIGCONT)
         feed(engine, "work", [7])
         assert log.wait_for(1) == [1]

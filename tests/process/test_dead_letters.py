@@ -299,7 +299,7 @@ def test_what_was_put_back_runs_as_if_for_the_first_time(db: Path, log: Log, tmp
 def test_what_was_put_back_runs_as_if_for_the_first_time_on_moto(moto: SQS, log: Log, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed"
     # moto goes on with polls whose clients are gone, and hides what they take.
-    repaired(engine_on(moto, tasks(log, fixed), on_error=at_once, visibility_timeout=2), log, fixed)
+    repaired(engine_on(moto, tasks(log, fixed), on_error=at_once, visibility_timeout=4), log, fixed)
 
 
 def test_a_fifo_message_put_back_within_five_minutes_is_not_dropped(

@@ -133,8 +133,12 @@ def held_at_0(value, log: Log, gate: Gate):
     return value
 
 
-def test_what_a_killed_worker_held_comes_back_uncharged(db: Path, log: Log, gate: Gate) -> None:
-    engine = stages(db, Task(held_at_0, name="work", args=(log, gate), prefetch=5), 8)
+def test_what_a_killed_worker_held_comes_back_uncharged(
+    db: Path, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is charged waits as long as it may: it comes after the others.
+    monkeypatch.setattr("random.uniform", lambda least, most: most)
+    engine = stages(db, Task(held_at_0, name="work", args=(log, gate), prefetch=5), 8, visibility_timeout=8)
     with Background(engine, only="work", until="drained", idle=0.0) as run:
         [(_, worker)] = log.wait_for(1)
         eventually(lambda: waiting(engine, "work")[1] > 1)
@@ -163,7 +167,7 @@ def test_what_a_killed_worker_held_comes_back_long_before_its_leases_end(
         kill(worker)
         begun = log.wait_for(6)
         # The shortest lease is 15 s; this is a restart's backoff of 0.5 s, and what a busy machine adds.
-        assert time.monotonic() - killed < 5
+        assert time.monotonic() - killed < 12
         engine.stop()
     assert sorted(value for value, _ in begun) == list(range(6))
 
@@ -288,7 +292,7 @@ def wait_for_extensions(engine: Engine, count: int) -> None:
 
 @pytest.mark.slow
 def test_a_message_that_runs_longer_than_its_lease_is_delivered_once(db: Path, log: Log, gate: Gate) -> None:
-    engine = stages(db, Task(held_at_0, name="work", workers=2, args=(log, gate)), 1, visibility_timeout=2)
+    engine = stages(db, Task(held_at_0, name="work", workers=2, args=(log, gate)), 1, visibility_timeout=4)
     with Background(engine, only="work", until="drained", idle=0.0):
         log.wait_for(1)
         # Each is by a half of it at least, so with the first lease they make three.
@@ -307,14 +311,14 @@ def test_a_killed_keeper_is_replaced_and_no_lease_is_lost(tmp_path: Path, db: Pa
     workers = Log(str(tmp_path / "workers"))
     # The second worker would take the message, were its lease to end.
     work = Task(held_at_0, name="work", workers=2, args=(log, gate), init=partial(note_pid, workers))
-    engine = stages(db, work, 1, visibility_timeout=2)
+    engine = stages(db, work, 1, visibility_timeout=5)
     with Background(engine, only="work", until="drained", idle=0.0):
         log.wait_for(1)
         for _ in range(2):
             [keeper] = set(direct_children()) - set(workers.wait_for(2))
             kill(keeper)
             eventually(lambda keeper=keeper: not alive(keeper))
-            wait_for_extensions(engine, 2)
+            wait_for_extensions(engine, 1)
         gate.open()
     assert len(log.lines()) == 1
     assert values(engine, "sink") == [0]
@@ -380,12 +384,11 @@ def test_a_killed_supervisor_leaves_no_process(tmp_path: Path, db: Path, log: Lo
     engine = stages(db, Task(held_at_0, name="work", args=(log, gate)), 4)
     with program(tmp_path, SUPERVISED, db, log.path, gate.path, how) as process:
         log.wait_for(4)
-        below = psutil.Process(process.pid).children(recursive=True)
-        assert len(below) >= 4
+        below = eventually(lambda: len(found := psutil.Process(process.pid).children(recursive=True)) >= 4 and found)
         killed = time.monotonic()
         process.kill()
         eventually(lambda: not any(alive(child.pid) for child in below))
-        assert time.monotonic() - killed < 5
+        assert time.monotonic() - killed < 20
     assert 0 in values(engine, "work")
 
 

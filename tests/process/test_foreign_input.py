@@ -67,7 +67,7 @@ def send(broker: Broker, bodies: Sequence[str]) -> None:
 def engine(broker: Broker, log: Log, **task: Any) -> Engine:
     options = {"input": UPLOADS, "decode": keys_of, "args": (log,), "on_error": "reject", **task}
     tasks = [Task(each, **options), Task(noted, args=(log,))]
-    return Engine(tasks, domain="mine", broker=broker, visibility_timeout=2)
+    return Engine(tasks, domain="mine", broker=broker, visibility_timeout=4)
 
 
 def settled(broker: Broker) -> dict[str, object]:

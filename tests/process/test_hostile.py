@@ -214,17 +214,18 @@ def dies_with_a_child_alive(log: Log):
         os._exit(1)
 
 
-def test_a_death_is_noticed_though_a_grandchild_holds_every_pipe(db: Path, log: Log) -> None:
+def test_a_death_is_noticed_though_a_grandchild_holds_every_pipe(
+    db: Path, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = engine_at(
         db, [source, Task(naughty, name="work", args=(dies_with_a_child_alive, log)), sink], visibility_timeout=2
     )
     feed(engine, "work", [1, 2])
     try:
-        started = time.monotonic()
         drain(engine, "work")
         assert sorted(values(engine, "sink")) == [1, 2]
-        # Waiting for the pipe took 5 s and lost the exit status.
-        assert time.monotonic() - started < 4.5
+        # Waiting for the pipe would have lost the exit status.
+        assert "was lost: exit status" in caplog.text
     finally:
         # It left the worker's group, so it is nobody's but ours.
         os.kill(log.lines()[0], signal.SIGKILL)
@@ -234,11 +235,11 @@ def test_a_death_is_noticed_though_a_grandchild_holds_every_pipe(db: Path, log: 
 def test_a_lease_is_kept_while_c_code_holds_the_gil(tmp_path: Path, db: Path, log: Log) -> None:
     stop = tmp_path / "stop"
     work = Task(spins, name="work", workers=2, args=(log, str(stop)))
-    engine = engine_at(db, [source, work, sink], visibility_timeout=2, start_method="fork")
+    engine = engine_at(db, [source, work, sink], visibility_timeout=4, start_method="fork")
     feed(engine, "work", [1])
     with Background(engine, only="work", until="drained", idle=0.0):
         log.wait_for(1)
-        wait_for_extensions(engine, 4)
+        wait_for_extensions(engine, 3)
         stop.touch()
     assert len(log.lines()) == 1
     assert values(engine, "sink") == [1]

@@ -106,13 +106,13 @@ def streamed(value, log: Log):
 
 
 def test_a_generators_timeout_does_not_count_what_its_caller_takes(db: Path, log: Log) -> None:
-    engine = engine_at(db, [source, Task(streamed, name="work", args=(log,), timeout=0.3)])
+    engine = engine_at(db, [source, Task(streamed, name="work", args=(log,), timeout=1.5)])
     feed(engine, "work", list(range(20)))
     with engine.run(iterate=True, only="work", until="drained", idle=0.0) as results:
         seen = [next(results)]
         # 16 unacknowledged, and one that is through and waits for room.
         log.wait_for(17)
-        threading.Event().wait(0.8)
+        threading.Event().wait(2.5)
         seen += results
     assert sorted(seen) == list(range(20))
     assert len(set(log.lines())) == 1
@@ -276,13 +276,13 @@ def drops_two(value, log: Log):
 
 
 def test_what_is_dropped_is_not_done_before_an_earlier_result_of_its_group(db: Path, log: Log) -> None:
-    task = Task(drops_two, name="work", args=(log,), group=lambda value: "g")
+    task = Task(drops_two, name="work", args=(log,), group=lambda value: "g", prefetch=5)
     engine = engine_at(db, [source, task], fifo=True, start_method="fork")
     for warm in range(10, 30):
         feed(engine, "work", [warm], group=str(warm))
     with engine.run(iterate=True, only="work") as results:
         assert sorted(next(results) for _ in range(20)) == list(range(10, 30))
-        # By now it is known how quick the calls are, so a receive asks for many: a group comes as one.
+        # A receive asks for several: the group comes as one.
         feed(engine, "work", [1, 2, 3], group="g")
         assert next(results) == 1
         log.wait_for(23)
@@ -440,6 +440,7 @@ def test_a_signal_ends_the_loop_cleanly(tmp_path: Path, db: Path, log: Log, numb
     engine = one_stage(db, 5, method=same)
     with program(tmp_path, SIGNALLED, db, log.path) as process:
         log.wait_for(5)
+        eventually(lambda: waiting(engine, "work") == (0, 0, 0), "the fifth is done")
         process.send_signal(number)
         code, _, errors = ended(process)
         # The last call may not quite be over.
@@ -458,6 +459,7 @@ log = Log(log)
 engine = engine_at(db, [source, Task(blocked, name="work", args=(log, Gate(gate)))])
 try:
     with engine.run(iterate=True, only="work") as results:
+        log.note("inside")
         next(results)
 except KeyboardInterrupt:
     log.note("interrupted")
@@ -473,7 +475,7 @@ def blocked(value, log: Log, gate: Gate):
 def test_a_second_ctrl_c_kills_what_still_runs(tmp_path: Path, db: Path, log: Log, gate: Gate) -> None:
     engine = one_stage(db, 1, log, gate, method=blocked)
     with program(tmp_path, INTERRUPTED, db, log.path, gate.path) as process:
-        log.wait_for(1)
+        log.wait_for(2)
         pids = [child.pid for child in children(process.pid)]
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
@@ -481,7 +483,8 @@ def test_a_second_ctrl_c_kills_what_still_runs(tmp_path: Path, db: Path, log: Lo
         # The first one waits for the running call, for up to 25 s; so send until the worker is gone.
         eventually(lambda: not any(map(alive, pids)) or process.send_signal(signal.SIGINT))
         ended(process)
-    assert waiting(engine, "work") == (1, 0, 0)
+    # A keeper that is killed for being late leaves it to the end of its lease.
+    eventually(lambda: waiting(engine, "work") == (1, 0, 0), "it is back")
     assert charges(engine) == [0]
 
 
@@ -597,8 +600,10 @@ def test_what_waits_behind_a_slow_caller_is_not_received_over_and_over(db: Path)
     engine = one_stage(db, 200, method=same, visibility_timeout=2)
     with engine.run(iterate=True, only="work") as results:
         next(results)
-        # Three times half a visibility timeout, after which what a worker holds unstarted goes back.
-        threading.Event().wait(3.2)
-        (receives,) = query(db, "SELECT sum(receives) FROM messages")
-    # What was held went back once, and was not taken again.
-    assert receives <= 120
+        # Twice half a visibility timeout, after which what a worker holds unstarted goes back; and twice more.
+        threading.Event().wait(2.2)
+        (before,) = query(db, "SELECT sum(receives) FROM messages")
+        threading.Event().wait(2.2)
+        (after,) = query(db, "SELECT sum(receives) FROM messages")
+    # What was held went back, and was not taken again.
+    assert before == after

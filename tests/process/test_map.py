@@ -1,5 +1,6 @@
 """``engine.map``: each value's result once, whatever dies, and to the end after an interruption."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -206,7 +207,7 @@ def deadly(value):
 
 
 def test_values_that_kill_their_worker_end_as_errors(db: Path) -> None:
-    engine = pipeline(db, Task(deadly, workers=2, max_attempts=1, timeout=0.5), visibility_timeout=2)
+    engine = pipeline(db, Task(deadly, workers=2, max_attempts=1, timeout=2.0), visibility_timeout=6)
     found = list(engine.map(range(40), ordered=True, return_exceptions=True))
     assert type(found[5]) is WorkerLost
     assert type(found[6]) is TaskTimeout
@@ -233,7 +234,9 @@ def test_killed_workers_cost_nothing(db: Path, log: Log) -> None:
             if count in (100, 300):
                 supervisor = direct_children()[0]
                 for pid in random.sample(direct_children(supervisor)[1:], 2):
-                    kill(pid)
+                    # It may be one that was killed before.
+                    with contextlib.suppress(ProcessLookupError):
+                        kill(pid)
     assert sorted(found) == list(range(600))
     assert left(engine) == 0
 
@@ -266,6 +269,7 @@ def held(value, log: Log, gate: Gate):
 # --- interruption ---
 
 RESUMED = textwrap.dedent("""
+    import signal
     import sys
     from sqspipes_mp import Engine, SQLite, Task
     from tests.gates import Log
@@ -285,14 +289,18 @@ RESUMED = textwrap.dedent("""
 
     if __name__ == "__main__":
         done = Log(sys.argv[3])
-        for value in engine(sys.argv[1], Log(sys.argv[2])).map(range(800), key=str, resume=True):
+        results = engine(sys.argv[1], Log(sys.argv[2])).map(range(800), key=str, resume=True)
+        for count, value in enumerate(results):
             done.note(value)
+            if count == 600 and "stays" in sys.argv:
+                # It is to be killed half-way, however late that comes.
+                signal.pause()
 """)
 
 
 def test_kill_everything_half_way_and_resume(db: Path, log: Log, tmp_path: Path) -> None:
     done = Log(str(tmp_path / "done"))
-    with program(tmp_path, RESUMED, db, log.path, done.path) as process:
+    with program(tmp_path, RESUMED, db, log.path, done.path, "stays") as process:
         done.wait_for(300)
         family = [process.pid, *[child.pid for child in children(process.pid)]]
         for pid in family:
@@ -304,8 +312,10 @@ def test_kill_everything_half_way_and_resume(db: Path, log: Log, tmp_path: Path)
     with program(tmp_path, RESUMED, db, log.path, done.path) as process:
         status, _, err = ended(process)
         # Of what was in flight at the kill, unless its leases ended meanwhile.
-        told = re.fullmatch(r"(t: waiting for \d+ messages .*within 2 s, when its leases end\n)?", err)
-        assert (status, told is not None) == (0, True), err
+        known = r"t: waiting for \d+ messages .*within 2 s, when its leases end$"
+        # What a machine that is too busy for leases of 2 s makes it say.
+        known += r"|the keeper \(pid \d+\) |\w+: the lease of message "
+        assert (status, [line for line in err.splitlines() if not re.match(known, line)]) == (0, [])
     after = done.lines()[len(before) :]
     assert set(before) | set(after) == set(range(800))
     assert len(after) == len(set(after))

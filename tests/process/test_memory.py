@@ -42,7 +42,7 @@ def hoards(value, log: Log, gate: Gate, begin: Gate):
     """Take 70 MB at the first message, and keep them."""
     log.note(value, os.getpid())
     begin.wait()
-    if not _hoard:
+    if value == 0 and not _hoard:
         _hoard.append(bytearray(b"x") * (70 * MB))
         log.note("has it", os.getpid())
     gate.wait()
@@ -100,8 +100,9 @@ class Looks:
         self._look = look
 
     def __call__(self, pid: int) -> int:
+        found = self._look(pid)
         self.count += 1
-        return self._look(pid)
+        return found
 
 
 # --- who goes first when the kernel chooses ---
@@ -157,6 +158,7 @@ class Container:
 
     def __init__(self) -> None:
         self.looks = 0
+        self.measured = Looks(limits.private_bytes)
         self.is_empty()
 
     def __call__(self) -> Fill:
@@ -174,6 +176,7 @@ class Container:
 def container(monkeypatch: pytest.MonkeyPatch) -> Container:
     container = Container()
     monkeypatch.setattr(watchdog, "pressure", container)
+    monkeypatch.setattr(limits, "private_bytes", container.measured)
     monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.02)
     monkeypatch.setattr(watchdog, "SETTLE", 0.05)
     return container
@@ -191,9 +194,11 @@ def hoarding(db: Path, log: Log, gate: Gate, begin: Gate, count: int):
     return engine
 
 
-def first_worker(log: Log, begin: Gate) -> int:
+def first_worker(log: Log, begin: Gate, container: Container) -> int:
     """Return the pid of the worker that has the first message, once it has the memory, too."""
     log.wait_for(1)
+    # What it had when it got ready is known.
+    eventually(lambda: container.measured.count)
     begin.open()
     return log.wait_for(2)[0][1]
 
@@ -203,7 +208,7 @@ def test_a_container_that_others_filled_costs_no_worker(
 ) -> None:
     engine = hoarding(db, log, gate, begin, 3)
     with Background(engine, only="work", until="drained", idle=0.0) as run:
-        worker = first_worker(log, begin)
+        worker = first_worker(log, begin, container)
         for share in (0.92, 0.98):
             container.is_full(share, 1000 * MB)
             looks = container.looks
@@ -221,7 +226,7 @@ def test_a_worker_with_much_of_a_nearly_full_container_is_replaced_after_its_mes
 ) -> None:
     engine = hoarding(db, log, gate, begin, 2)
     with Background(engine, only="work", until="drained", idle=0.0) as run:
-        worker = first_worker(log, begin)
+        worker = first_worker(log, begin, container)
         container.is_full(0.92, 100 * MB)
         eventually(lambda: "92% full; replacing work[0]" in caplog.text)
         looks = container.looks
@@ -240,7 +245,7 @@ def test_a_worker_killed_to_make_room_does_not_cost_its_message_an_attempt(
 ) -> None:
     engine = hoarding(db, log, gate, begin, 1)
     with Background(engine, only="work", until="drained", idle=0.0) as run:
-        worker = first_worker(log, begin)
+        worker = first_worker(log, begin, container)
         # It has a large part, but others have more.
         container.is_full(0.98, 180 * MB)
         eventually(lambda: not alive(worker))
@@ -257,7 +262,7 @@ def test_a_message_that_fills_the_container_itself_pays_for_it(
 ) -> None:
     engine = hoarding(db, log, gate, begin, 2)
     with Background(engine, only="work", until="drained", idle=0.0) as run:
-        worker = first_worker(log, begin)
+        worker = first_worker(log, begin, container)
         container.is_full(0.98, 100 * MB)
         eventually(lambda: not alive(worker))
         container.is_empty()

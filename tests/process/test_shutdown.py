@@ -57,7 +57,11 @@ try:
     summary = engine.run(only="work")
     print(summary.reason, summary["work"].done)
 finally:
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    now = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # One more may be on its way.
+        signal.signal(number, signal.SIG_IGN)
+    assert now == before
     assert signal.set_wakeup_fd(-1) == -1
     assert children() == []
 """
@@ -127,14 +131,16 @@ def test_a_second_signal_kills_what_still_runs(
     assert (code, output) == ((0, "SIGTERM 0\n") if number is signal.SIGTERM else (-signal.SIGINT, ""))
     assert not any(map(alive, workers))
     assert ends(log) == []
-    assert waiting(engine, "work") == (1, 0, 0)
+    # A keeper that is killed for being late leaves it to the end of its lease.
+    eventually(lambda: waiting(engine, "work") == (1, 0, 0), "it is back")
     assert charges(engine) == [0]
 
 
 def test_signals_sent_together_count_as_one(tmp_path: Path, db: Path, log: Log, gate: Gate) -> None:
     engine = pipeline(db, log, gate)
     feed(engine, "work", [0])
-    with program(tmp_path, PROGRAM, db, log.path, gate.path, "{}") as process:
+    patient = "from sqspipes_mp.supervisor import orders\norders.SECOND_AFTER = 60.0\n" + PROGRAM
+    with program(tmp_path, patient, db, log.path, gate.path, "{}") as process:
         eventually(lambda: begun(log))
         # As GNU timeout does, to the process and to its group; many, because two at once may arrive as one.
         for _ in range(50):
@@ -191,7 +197,8 @@ def test_signals_to_the_children_are_ignored(tmp_path: Path, db: Path, log: Log,
         eventually(lambda: sorted(ends(log)) == [0, 1, 2])
         assert process.poll() is None
         process.terminate()
-        assert ended(process) == (0, "SIGTERM 3\n", "")
+        code, output, errors = ended(process)
+    assert (code, output, unexpected(errors)) == (0, "SIGTERM 3\n", [])
     assert sorted(values(engine, "sink")) == [0, 1, 2]
 
 

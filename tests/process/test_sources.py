@@ -107,12 +107,13 @@ def test_an_interval_is_shared_by_the_stages_workers(db: Path, log: Log, interva
     engine = engine_at(db, [Task(stamped, args=(log,), workers=3, interval=interval), sink], start_method="fork")
     with Background(engine, only=0):
         log.wait_for(14)
+        eventually(lambda: len({pid for _, pid in log.lines()}) > 1, "another worker has its turn")
         engine.stop()
     stamps = sorted(stamp for stamp, _ in log.lines())
     gaps = [after - before for before, after in itertools.pairwise(stamps)]
-    # A worker that is late for its turn does not move the others' turns: of many the sum counts.
-    assert stamps[-1] - stamps[0] >= 0.05 * (len(gaps) - 1)
-    assert len({pid for _, pid in log.lines()}) > 1
+    # A worker that is late for its turn does not move the others' turns: of many the sum counts. Unshared, it would be
+    # a third.
+    assert stamps[-1] - stamps[0] >= 0.05 * len(gaps) / 2
 
 
 def numbered(value, log: Log):
@@ -121,11 +122,12 @@ def numbered(value, log: Log):
 
 
 def test_a_later_task_may_have_an_interval_too(db: Path, log: Log) -> None:
-    engine = engine_at(db, [Task(some, args=(8,)), Task(numbered, args=(log,), workers=2, interval=0.04)])
+    engine = engine_at(db, [Task(some, args=(20,)), Task(numbered, args=(log,), workers=2, interval=0.04)])
     engine.run(until="drained")
     stamps = sorted(log.lines())
-    assert len(stamps) == 8
-    assert stamps[-1] - stamps[0] >= 0.04 * 6
+    assert len(stamps) == 20
+    # Unshared, it would be half of it.
+    assert stamps[-1] - stamps[0] >= 0.04 * 19 * 0.6
 
 
 def test_what_waits_for_the_stages_interval_is_not_received_over_and_over(db: Path, log: Log) -> None:
@@ -149,11 +151,12 @@ def called(log: Log, nothing: object = None):
 @pytest.mark.parametrize("nothing", [None, EmptyTaskOutput])
 def test_a_source_that_gives_nothing_is_not_called_in_a_hurry(db: Path, log: Log, nothing: object) -> None:
     engine = engine_at(db, [Task(called, args=(log, nothing)), sink], start_method="fork")
+    began = time.monotonic()
     with Background(engine, only=0):
         log.wait_for(6)
         engine.stop()
     # 0.02, 0.04, ... 0.32 s of rest: a busy loop would have made thousands in that time.
-    assert len(log.lines()) <= 8
+    assert len(log.lines()) <= 8 + (time.monotonic() - began)
     assert values(engine, "sink") == []
 
 
@@ -166,21 +169,23 @@ def test_none_is_sent_on_where_it_is_asked_for(db: Path, log: Log) -> None:
     assert len(values(engine, "sink")) == len(log.lines())
 
 
-def dying(log: Log):
+def dying(log: Log, db: str):
     number = len(log.lines())
     log.note("call")
     if number in {5, 9}:
+        # All it made before was accepted.
+        eventually(lambda: query(db, "SELECT count(*) FROM messages") == [number - (number == 9)])
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
 def test_a_killed_function_source_loses_nothing_that_was_accepted_and_doubles_nothing(db: Path, log: Log) -> None:
-    engine = engine_at(db, [Task(dying, args=(log,), interval=0.05), sink], start_method="fork")
+    engine = engine_at(db, [Task(dying, args=(log, str(db)), interval=0.05), sink], start_method="fork")
     with Background(engine, only=0):
         log.wait_for(15)
         engine.stop()
     got = values(engine, "sink")
-    # Each call was long ago when the worker died 0.05 s later, but for the one that died.
+    # Each call but those that died.
     assert got == [number for number in range(len(log.lines())) if number not in {5, 9}]
 
 

@@ -41,7 +41,7 @@ def work(value, log: Log, act: str):
 
 def pipeline(db: Path, log: Log, method: str, act: str = "", **settings: object) -> Engine:
     tasks = [source, Task(work, workers=2, args=(log, act)), sink]
-    return engine_at(db, tasks, start_method=method, visibility_timeout=2, **settings)
+    return engine_at(db, tasks, start_method=method, **settings)
 
 
 @METHODS
@@ -70,7 +70,7 @@ def test_an_exception_comes_back_as_itself(db: Path, log: Log, method: str) -> N
 
 @METHODS
 def test_a_workers_death_loses_and_doubles_nothing(db: Path, log: Log, method: str) -> None:
-    engine = pipeline(db, log, method, "die")
+    engine = pipeline(db, log, method, "die", visibility_timeout=2)
     feed(engine, "work", list(range(10)))
     summary = drain(engine, "work")
     assert sorted(values(engine, "sink")) == list(range(10))

@@ -93,7 +93,7 @@ def hangs_at_0(value: int, log: Log, gate: Gate) -> int:
 
 
 def test_only_the_call_over_its_timeout_is_charged(db: Path, log: Log, gate: Gate) -> None:
-    task = Task(hangs_at_0, name="work", args=(log, gate), threads=4, timeout=1.0, max_attempts=1)
+    task = Task(hangs_at_0, name="work", args=(log, gate), threads=4, timeout=4.0, max_attempts=1)
     engine = engine_at(db, [source, task, sink])
     feed(engine, "work", [0])
     with Background(engine, only="work", until="drained", idle=0.0) as run:
@@ -227,7 +227,8 @@ def test_a_worker_whose_last_message_was_lost_is_replaced_all_the_same(db: Path,
         eventually(lambda: waiting(engine, "work")[1] == 2)
         # Both leases are lost; "b", which waits for its group, never begins, but was this worker's second.
         engine.purge()
-        time.sleep(1.6)
+        # No lease from before lasts longer.
+        time.sleep(2.1)
         gate.open()
         feed(engine, "work", ["c"], group="g")
         assert log.wait_for(2)[1][0] == "c"
@@ -240,19 +241,19 @@ def test_a_worker_whose_last_message_was_lost_is_replaced_all_the_same(db: Path,
 def encodes_slowly(value: int, log: Log, gate: Gate) -> object:
     log.note(value)
     if value == 0:
-        # Over just before its time is; what it gave takes long to encode.
-        time.sleep(0.7)
+        # Over before its time is; what it gave takes long to encode.
+        time.sleep(0.1)
         return {value}
     threading.Event().wait()
 
 
 def slow(value: object) -> object:
-    time.sleep(1.5)
+    time.sleep(2.5)
     return list(value)
 
 
 def test_a_call_that_is_over_is_not_the_late_one(db: Path, log: Log, gate: Gate) -> None:
-    task = Task(encodes_slowly, name="work", args=(log, gate), threads=2, timeout=1.0, max_attempts=1)
+    task = Task(encodes_slowly, name="work", args=(log, gate), threads=2, timeout=1.5, max_attempts=1)
     engine = engine_at(db, [source, task, sink], json_default=slow)
     feed(engine, "work", [0])
     with Background(engine, only="work", until="drained", idle=0.0):
@@ -308,7 +309,7 @@ def test_a_stream_on_fifo_waits_for_what_was_before_it_and_not_for_what_others_m
         broker._settle = 0.1
         tasks = [source, Task(mixed, name="work", threads=8, prefetch=30), sink]
         engine = Engine(tasks, domain="t", broker=broker, fifo=True)
-        feed(engine, "work", range(200))
+        feed(engine, "work", range(600))
         # Slow enough that there is always something to carry.
         server.faults(latency_ms=15)
         drain(engine, "work")
@@ -317,6 +318,6 @@ def test_a_stream_on_fifo_waits_for_what_was_before_it_and_not_for_what_others_m
         with contextlib.closing(broker.open()) as connection:
             while received := connection.receive(["t-work.fifo"], 10, 0, 60):
                 found += [(message.sent_at, json.loads(message.body)["value"]) for message in received]
-    assert len(found) == 224
+    assert len(found) == 624
     last = max(place for place, (_, value) in enumerate(sorted(found)) if value[0] == 0)
-    assert last < 180
+    assert last < 560

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 from decimal import Decimal
@@ -476,7 +477,7 @@ def stuck(value, log: Log):
 
 
 def test_a_call_over_its_timeout_is_killed_charged_and_dead_lettered_with_its_stack(db: Path, log: Log) -> None:
-    work = Task(stuck, name="work", args=(log,), timeout=0.3, max_attempts=1)
+    work = Task(stuck, name="work", args=(log,), timeout=2.0, max_attempts=1)
     engine = one_stage(db, work, ["a", "stuck", "b", "c"])
     summary = drain(engine, "work")["work"]
     [(body, failure)] = dead(engine, "work")
@@ -485,6 +486,37 @@ def test_a_call_over_its_timeout_is_killed_charged_and_dead_lettered_with_its_st
     assert "stuck" in failure.stack
     assert sorted(values(engine, "sink")) == ["a", "b", "c"]
     assert (summary.failed, summary.dead) == (1, 1)
+
+
+def test_a_late_call_whose_worker_gets_no_cpu_to_tell_its_stack_is_waited_for(
+    db: Path, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = Task(stuck_as, name="work", args=(log,), timeout=0.3, max_attempts=1)
+    engine = one_stage(db, work, ["stuck"])
+    with Background(engine, only="work", until="drained", idle=0.0):
+        [(_, worker)] = log.wait_for(1)
+        os.kill(worker, signal.SIGSTOP)
+        eventually(lambda: "a call ran over 0.3 s; killing it" in caplog.text)
+        # Longer than it takes to write a stack.
+        threading.Event().wait(0.2)
+        os.kill(worker, signal.SIGCONT)
+    [(_, failure)] = dead(engine, "work")
+    assert (failure.error, "stuck_as" in failure.stack) == ("TaskTimeout", True)
+
+
+def stuck_as(value, log: Log):
+    log.note(value, os.getpid())
+    threading.Event().wait()
+
+
+def test_a_worker_that_stands_still_is_killed_for_its_late_call_all_the_same(db: Path, log: Log) -> None:
+    work = Task(stuck_as, name="work", args=(log,), timeout=0.3, max_attempts=1)
+    engine = one_stage(db, work, ["stuck"])
+    with Background(engine, only="work", until="drained", idle=0.0):
+        [(_, worker)] = log.wait_for(1)
+        os.kill(worker, signal.SIGSTOP)
+    [(_, failure)] = dead(engine, "work")
+    assert (failure.error, failure.stack) == ("TaskTimeout", "")
 
 
 def test_max_tasks_per_worker_replaces_workers_and_loses_nothing(db: Path, log: Log) -> None:
@@ -532,9 +564,10 @@ _hoard: list[bytearray] = []
 
 
 def hoards(value, log: Log):
-    if not _hoard:
-        _hoard.append(bytearray(os.urandom(1)) * 70_000_000)
     log.note(value, os.getpid())
+    # Not before it was seen how much it had when it got ready.
+    if not _hoard and [pid for _, pid in log.lines()].count(os.getpid()) > 20:
+        _hoard.append(bytearray(os.urandom(1)) * 70_000_000)
     return value
 
 
