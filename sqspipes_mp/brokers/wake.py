@@ -148,9 +148,10 @@ class Waiter:
     def interrupt(self) -> None:
         """Wake every ear, now and in future."""
         with self._lock:
-            if not self.interrupted and not self._closing:
+            # In this order: who wakes and finds it unset would look again and again until it is.
+            first, self.interrupted = not self.interrupted, True
+            if first and not self._closing:
                 os.write(self._pipe[1], b"!")
-            self.interrupted = True
 
     @contextlib.contextmanager
     def ear(self) -> Iterator[Ear]:

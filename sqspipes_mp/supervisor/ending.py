@@ -22,6 +22,10 @@ from sqspipes_mp.supervisor.switchboard import Switchboard
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
+#: Ends at which no message runs. The workers have that long to come to their own end whatever ``shutdown_grace`` is,
+#: seconds: one may be about to say that the last message has failed.
+_NOTHING_RUNS, _LAST_STEPS = frozenset({"drained", "ended"}), 5.0
+
 
 class Ending:
     """A run's end: nothing until ``drain`` or ``fail``, of which the first counts."""
@@ -65,6 +69,8 @@ class Ending:
             return
         crew = self._crew
         grace = crew.plan.settings.grace
+        if reason in _NOTHING_RUNS:
+            grace = max(grace, _LAST_STEPS)
         running = sum(reading.running for reading in readings(crew.plan, crew.board))
         # Whoever sent a signal waits now, and may not know for what.
         patient = running == 0 or reason not in signal.Signals.__members__
@@ -75,7 +81,7 @@ class Ending:
         )  # fmt: skip
         self.reason = reason
         self._shutdown = Shutdown(time.monotonic(), grace)
-        if self._caller is not None and reason not in {"drained", "ended"}:
+        if self._caller is not None and reason not in _NOTHING_RUNS:
             # What it was not given yet goes back to its queue now.
             self._lines.tell(self._caller, Kind.STOPPED)
         for place in crew.places:
