@@ -212,7 +212,7 @@ class Outbox:
     def _may_complete(self, item: Done) -> bool:
         """On FIFO let go of a message that may be somebody else's by now, or would overtake such a one of its group."""
         delivery = item.delivery
-        if delivery is None or not (self._refusals.holds_back(delivery) or not self._station.holds(delivery)):
+        if delivery is None or (self._station.holds(delivery) and not self._refusals.holds_back(delivery)):
             return True
         self._let_go(delivery)
         return False

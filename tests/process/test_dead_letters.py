@@ -635,9 +635,7 @@ def test_a_redrive_killed_between_send_and_delete_loses_nothing(sqs: SQS, server
     assert engine.dead_letters() == []
 
 
-def test_a_redrive_killed_between_two_rounds_loses_nothing(db: Path) -> None:
-    engine = engine_at(db, [source, Task(sink, name="work")])
-    bury(engine, "work", *range(250))
+def killed_in_its_second_round() -> Callable[[Any, Sequence[Completion]], list[Handle]]:
     rounds: list[int] = []
 
     def killed(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
@@ -646,7 +644,13 @@ def test_a_redrive_killed_between_two_rounds_loses_nothing(db: Path) -> None:
             os._exit(9)
         return list(complete(completions))
 
-    die_in(engine, "complete", killed, redrive, None)
+    return killed
+
+
+def test_a_redrive_killed_between_two_rounds_loses_nothing(db: Path) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work")])
+    bury(engine, "work", *range(250))
+    die_in(engine, "complete", killed_in_its_second_round(), redrive, None)
     assert (len(bodies(engine, "t-source")), dead_depth(engine)) == (100, (0, 150))
     show_all(db)
     redrive(engine.pipeline, engine.broker, None)
@@ -662,15 +666,7 @@ def test_a_discard_killed_between_two_rounds_deletes_nothing_else(sqs: SQS, serv
     feed(engine, "work", [{"n": 200}])
     letters = engine.dead_letters()
     wanted = {letter.id for letter in letters if letter.stage == "work" and letter.value["n"] != 7}
-    rounds: list[int] = []
-
-    def killed(complete: Any, completions: Sequence[Completion]) -> list[Handle]:
-        rounds.append(len(completions))
-        if len(rounds) == 2:
-            os._exit(9)
-        return list(complete(completions))
-
-    die_in(engine, "complete", killed, discard, wanted)
+    die_in(engine, "complete", killed_in_its_second_round(), discard, wanted)
     # What it had received is hidden for a while: counted, and not touched by another one.
     batch = 10
     assert dead_depth(engine) == (0, 25 - batch)
