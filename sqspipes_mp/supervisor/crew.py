@@ -57,6 +57,8 @@ class Place:
     restart_at: float | None = None
     finished: bool = False
     ended: bool = False
+    #: Its worker goes because it had no memory for the messages themselves.
+    starved: bool = False
     cause: Cause | None = None
     late: int | None = None
     kill_at: float | None = None
@@ -146,7 +148,7 @@ class Crew:
         board.put(place.slot, STATE, S_BOOTING)
         board.put(place.slot, INCARNATION, board.get(place.slot, INCARNATION) + 1)
         place.region, place.restart_at, place.cause, place.late, place.kill_at = region, None, None, None, None
-        place.ended = False
+        place.ended = place.starved = False
         try:
             return self._fork_worker(place, region, now)
         except OSError:

@@ -210,6 +210,7 @@ class Supervisor:
         elif frame.kind is Kind.ENDED:
             place.ended = True
         elif frame.kind is Kind.RECYCLE:
+            place.starved = bool(frame.header.get("starved"))
             log.info("%s (pid %d) is being replaced: %s", self._crew.name(place), child.pid, frame.header.get("reason"))
         elif frame.kind is Kind.BYE:
             child.leaving_since = time.monotonic()
@@ -251,7 +252,7 @@ class Supervisor:
             if place.finished:
                 self._maybe_ended()
             elif not self._ending.begun:
-                self._start_worker(place)
+                self._replace(place, death)
             return
         if self._ending.begun:
             if place.cause is not Cause.CUT:
@@ -268,6 +269,19 @@ class Supervisor:
         booting = f"failed to boot ({place.boot_report.type_name})" if place.boot_report else "died before it was ready"
         what = f"was lost: {death.text}" if death.ready else f"{booting}: {death.text}"
         log.warning("%s (pid %d) %s; restart in %.1f s", name, death.pid, what, decision.delay)
+
+    def _replace(self, place: Place, death: Death) -> None:
+        """Start the successor of a worker that went as planned: at once, but for one that would fare no better."""
+        policy = self._crew.policies[place.seat.stage]
+        later = None
+        if place.starved:
+            later = policy.starved(time.monotonic(), lived=death.lived, done=death.done)
+        if later is None:
+            self._start_worker(place)
+            return
+        place.restart_at = later.when
+        name = self._crew.name(place)
+        log.warning("%s has no memory for its messages; its next worker starts in %.1f s", name, later.delay)
 
     def _give_up(self, place: Place, death: Death, decision: GiveUp) -> None:
         stage = self._crew.stage(place).name

@@ -66,6 +66,17 @@ class RestartPolicy:
                 return GiveUp(booting=False, deaths=len(self.crashes))
         return self._later(now)
 
+    def starved(self, now: float, *, lived: float, done: int) -> RestartAt | None:
+        """Take note that a worker had no memory for the messages themselves; None: its successor may start at once.
+
+        Its arguments are those of ``died``. There is no use in forking workers as fast as they find that out, unless
+        the stage gets something done in between; but they cost no budget.
+        """
+        progressed, self.done = done > self.done, done
+        if progressed or lived >= WINDOW:
+            self.streak = 0
+        return None if progressed else self._later(now)
+
     def booted(self) -> None:
         """Take note that a worker got ready."""
         self.boots = 0

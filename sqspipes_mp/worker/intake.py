@@ -103,7 +103,7 @@ class Intake(threading.Thread):
     def _receive(self, count: int) -> None:
         station = self._station
         asked_at = time.monotonic()
-        batch = station.connection.receive(self._queues, count, LONG_POLL, self._lease)
+        batch = self._fetch(count)
         station.backlog = len(batch) >= _FULL
         if not batch:
             return
@@ -126,6 +126,20 @@ class Intake(threading.Thread):
         else:
             self._ready.put(deliveries)
 
+    def _fetch(self, count: int) -> list[Received]:
+        """Receive; where there is no memory for the messages, have this worker replaced, and hold none."""
+        station = self._station
+        try:
+            return station.connection.receive(self._queues, count, LONG_POLL, self._lease)
+        except MemoryError:
+            log.warning(
+                "%s: there was no memory to receive messages; this worker is replaced, and what was on its way is "
+                "visible again within %g s",
+                station.stage.name, self._lease,
+            )  # fmt: skip
+            self._lifetime.recycle("MemoryError", starved=True)
+            return []
+
     def _run_out(
         self, before: list[Delivery], one: Delivery, after: list[Delivery], error: BaseException | None
     ) -> None:
@@ -134,7 +148,7 @@ class Intake(threading.Thread):
         Other messages may be what fills the memory, so nothing is charged; what limits the tries of ``one`` is the
         number of deliveries, and their backoff keeps it away from workers and neighbours meanwhile.
         """
-        self._lifetime.recycle("MemoryError")
+        self._lifetime.recycle("MemoryError", starved=True)
         received, name = one.received, self._station.stage.name
         if is_last(one.failed, received.receives, self._station.stage.task.max_attempts):
             reason = MemoryError(f"there was no memory to decode its body, at delivery number {received.receives}")

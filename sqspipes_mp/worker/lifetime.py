@@ -43,12 +43,15 @@ class Lifetime:
         else:
             self.recycle("max_tasks_per_worker")
 
-    def recycle(self, reason: str) -> None:
-        """Have this worker replaced once it has finished what it runs."""
+    def recycle(self, reason: str, *, starved: bool = False) -> None:
+        """Have this worker replaced once it has finished what it runs.
+
+        ``starved``: it cannot even get at its messages, and its successor may not either.
+        """
         with self._sharing:
             first, self._recycling = not (self._recycling or self._station.no_more.is_set()), True
         if first:
-            self._station.say(Kind.RECYCLE, {"reason": reason})
+            self._station.say(Kind.RECYCLE, {"reason": reason, "starved": starved})
             self._station.stop_receiving()
 
 

@@ -118,6 +118,8 @@ def test_what_there_is_no_memory_to_decode_comes_again_in_other_workers_up_to_a_
 ) -> None:
     caplog.set_level(logging.INFO, "sqspipes_mp.supervisor")
     monkeypatch.setattr("random.uniform", lambda least, most: 0.01)
+    # Nothing else gets done meanwhile: each worker waits longer for its turn.
+    monkeypatch.setattr("sqspipes_mp.supervisor.restart.LONGEST_BACKOFF", 0.01)
     work = Task(
         held_at_first, input=UPLOADS, decode=partial(out_of_memory_at_poison, log=log), args=(log, gate),
         prefetch=5, max_attempts=1, on_error="reject",

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import Task
+from sqspipes_mp.brokers import sqlite_take
 from tests.gates import Background, Log, alive, dead, drain, engine_at, eventually, feed, send, values, waiting
 from tests.process.test_deaths import wait_for_extensions
 
@@ -318,6 +319,37 @@ def test_a_memory_error_replaces_the_worker(db: Path, log: Log) -> None:
     assert len(set(log.lines()[1:])) == 1
     assert log.lines()[0] not in log.lines()[1:]
     assert waiting(engine, "work") == (0, 0, 0)
+
+
+def add_pid(value: object):
+    return [value, os.getpid()]
+
+
+def test_without_memory_to_receive_workers_are_replaced_after_a_pause(
+    db: Path, log: Log, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sqspipes_mp.supervisor.restart.LONGEST_BACKOFF", 0.01)
+    take = sqlite_take.take
+
+    def take_with_little_memory(*args):
+        taken = take(*args)
+        if taken:
+            log.note(os.getpid())
+            if len(log.lines()) <= 2:
+                raise MemoryError
+        return taken
+
+    monkeypatch.setattr(sqlite_take, "take", take_with_little_memory)
+    work = Task(add_pid, name="work", max_attempts=1)
+    engine = engine_at(db, [source, work, sink], start_method="fork")
+    feed(engine, "work", [7])
+    summary = drain(engine, "work")
+    *short, last = log.lines()
+    # Where it is received at last it is done, and none of it was an attempt of its.
+    assert values(engine, "sink") == [[7, last]]
+    assert summary["work"].dead == 0
+    assert len({*short, last}) == 3
+    assert caplog.text.count("work[0] has no memory for its messages") == 2
 
 
 def length_and_pid(value: list[object], log: Log):

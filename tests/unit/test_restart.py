@@ -1,3 +1,5 @@
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +55,17 @@ def test_a_long_life_resets_the_backoff():
     for n in range(5):
         _crash(policy, float(n))
     assert _crash(policy, 100.0, lived=WINDOW).delay == FIRST_BACKOFF
+
+
+def test_without_memory_for_messages_workers_are_replaced_at_once_only_while_the_stage_gets_on():
+    policy = RestartPolicy()
+    starved = partial(policy.starved, lived=1.0)
+    assert starved(0.0, done=3) is None
+    assert [starved(at, done=3) for at in (1.0, 5.0)] == [RestartAt(1.5, 0.5), RestartAt(6.0, 1.0)]
+    assert starved(9.0, done=4) is None
+    assert [starved(9.0, done=4, lived=lived) for lived in (1.0, WINDOW)] == [RestartAt(9.5, 0.5)] * 2
+    # None of it counts towards the budget of deaths.
+    assert policy.crashes == []
 
 
 def test_charged_deaths_cost_no_budget():
