@@ -7,7 +7,6 @@ Thirty-two workers of one stage wait for messages that never come, over SQLite a
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import tempfile
 import threading
@@ -19,6 +18,7 @@ import psutil
 
 from benchmarks.harness import Report, parse
 from benchmarks.queues import sqs_standin
+from benchmarks.serving import serving
 from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
 from tests.gates import Log, children
@@ -42,11 +42,6 @@ def note(log: Log) -> None:
     log.note(os.getpid())
 
 
-def run(engine: Engine) -> None:
-    """Be the supervisor until SIGTERM."""
-    engine.run(only="work")
-
-
 def seconds_of(processes: Sequence[psutil.Process]) -> float:
     """Return the CPU seconds the processes have used."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
@@ -65,15 +60,13 @@ def measure(
     """Return CPU seconds per minute by kind of process, and requests per minute."""
     task = Task(work, workers=workers, init=partial(note, log))
     engine = Engine([source, task], domain="idle", broker=broker, start_method="fork")
-    process = multiprocessing.get_context("fork").Process(target=run, args=(engine,))
-    process.start()
-    try:
+    with serving(engine, "work") as supervisor:
         pids = set(log.wait_for(workers))
         pause = threading.Event().wait
         pause(settle)
-        below = children(process.pid)
+        below = children(supervisor)
         kinds = {
-            "supervisor": [psutil.Process(process.pid)],
+            "supervisor": [psutil.Process(supervisor)],
             "keeper": [child for child in below if child.pid not in pids],
             "workers": [child for child in below if child.pid in pids],
         }
@@ -85,10 +78,6 @@ def measure(
         per_minute = 60 / seconds
         found = {kind: (seconds_of(kinds[kind]) - used) * per_minute for kind, used in before.items()}
         found["requests"] = (requests_of(server) - asked) * per_minute
-    finally:
-        process.terminate()
-        process.join(60)
-        process.kill()
     return found
 
 

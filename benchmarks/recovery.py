@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 from benchmarks.harness import Report, Spread, bars, parse
 from benchmarks.queues import sqs_standin
+from benchmarks.serving import serving
 from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
 from tests.gates import Log, eventually, feed
@@ -48,22 +48,15 @@ def make(broker: Broker, log: Log) -> Engine:
     return Engine([source, task], domain="recovery", broker=broker, on_error="retry", start_method="fork")
 
 
-def run(engine: Engine) -> None:
-    """Be the supervisor until SIGTERM."""
-    engine.run(only="work")
-
-
 def measure(broker: Broker, kills: int, visible: Callable[[Engine], int], folder: Path) -> list[tuple[float, float]]:
     """Return, for each kill, the seconds until the held messages are receivable, and until one is begun."""
     # Each kill would be a warning.
     logging.getLogger("sqspipes_mp").setLevel(logging.CRITICAL)
     log = Log(str(folder / "log"))
     engine = make(broker, log)
-    process = multiprocessing.get_context("fork").Process(target=run, args=(engine,))
     feed(engine, "work", [])
-    process.start()
     found = []
-    try:
+    with serving(engine, "work"):
         for number in range(kills):
             before = len(log.lines())
             feed(engine, "work", ["block"])
@@ -78,10 +71,6 @@ def measure(broker: Broker, kills: int, visible: Callable[[Engine], int], folder
             receivable = time.monotonic() - killed
             begun = log.wait_for(before + 1 + HELD)[before + 1][2] - killed
             found.append((receivable, begun))
-    finally:
-        process.terminate()
-        process.join(60)
-        process.kill()
     return found
 
 
