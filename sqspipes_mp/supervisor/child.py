@@ -151,12 +151,16 @@ os.register_at_fork(after_in_child=_freezes.reset)
 
 @contextlib.contextmanager
 def sharing_pages() -> Iterator[None]:
-    """Freeze what exists, so that the child's collector leaves its pages shared; the last one out thaws it here."""
+    """Freeze what exists, so that the child's collector leaves its pages shared; the last one out thaws it here.
+
+    Where others have frozen something already, nothing is done: it could not be thawed without theirs.
+    """
     with _freezes.lock:
         if not _freezes.under_way:
-            _freezes.by_others = gc.get_freeze_count() > 0
+            _freezes.by_others = _frozen_by_others()
         _freezes.under_way += 1
-        gc.freeze()
+        if not _freezes.by_others:
+            gc.freeze()
     try:
         yield
     finally:
@@ -164,6 +168,11 @@ def sharing_pages() -> Iterator[None]:
             _freezes.under_way -= 1
             if not (_freezes.under_way or _freezes.by_others):
                 gc.unfreeze()
+
+
+def _frozen_by_others() -> bool:
+    """Tell whether someone called ``gc.freeze``: a count alone may be what Python 3.12's collector found immortal."""
+    return gc.get_freeze_count() > 0 and not any(each is sys.modules for each in gc.get_objects())
 
 
 def _close_pipes_of(error: BaseException) -> None:
