@@ -273,9 +273,7 @@ class Supervisor:
     def _replace(self, place: Place, death: Death) -> None:
         """Start the successor of a worker that went as planned: at once, but for one that would fare no better."""
         policy = self._crew.policies[place.seat.stage]
-        later = None
-        if place.starved:
-            later = policy.starved(time.monotonic(), lived=death.lived, done=death.done)
+        later = policy.starved(time.monotonic(), lived=death.lived, done=death.done) if place.starved else None
         if later is None:
             self._start_worker(place)
             return

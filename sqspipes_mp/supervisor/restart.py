@@ -55,11 +55,8 @@ class RestartPolicy:
                 return GiveUp(booting=True, deaths=self.boots)
             return self._later(now)
         self.boots = 0
-        progressed, self.done = done > self.done, done
-        if progressed or lived >= WINDOW:
-            self.crashes.clear()
-            self.streak = 0
-        elif not charged:
+        progressed = self._progressed(lived, done)
+        if not (progressed or lived >= WINDOW or charged):
             self.crashes = [at for at in self.crashes if now - at < WINDOW]
             self.crashes.append(now)
             if len(self.crashes) >= CRASHES:
@@ -72,14 +69,19 @@ class RestartPolicy:
         Its arguments are those of ``died``. There is no use in forking workers as fast as they find that out, unless
         the stage gets something done in between; but they cost no budget.
         """
-        progressed, self.done = done > self.done, done
-        if progressed or lived >= WINDOW:
-            self.streak = 0
-        return None if progressed else self._later(now)
+        return None if self._progressed(lived, done) else self._later(now)
 
     def booted(self) -> None:
         """Take note that a worker got ready."""
         self.boots = 0
+
+    def _progressed(self, lived: float, done: int) -> bool:
+        """Tell whether anything was completed since the last death; that, or a long life, resets budget and backoff."""
+        progressed, self.done = done > self.done, done
+        if progressed or lived >= WINDOW:
+            self.crashes.clear()
+            self.streak = 0
+        return progressed
 
     def _later(self, now: float) -> RestartAt:
         delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self.streak, 10))

@@ -68,6 +68,13 @@ def test_without_memory_for_messages_workers_are_replaced_at_once_only_while_the
     assert policy.crashes == []
 
 
+def test_progress_that_a_starved_worker_leaves_behind_resets_the_budget_of_deaths():
+    policy = RestartPolicy()
+    assert all(isinstance(_crash(policy, float(n)), RestartAt) for n in range(CRASHES - 1))
+    assert policy.starved(20.0, lived=1.0, done=1) is None
+    assert _crash(policy, 21.0, done=1) == RestartAt(21.0 + FIRST_BACKOFF, FIRST_BACKOFF)
+
+
 def test_charged_deaths_cost_no_budget():
     policy = RestartPolicy()
     assert all(isinstance(_crash(policy, float(n), charged=True), RestartAt) for n in range(100))
