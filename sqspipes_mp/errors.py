@@ -17,7 +17,7 @@
     ├── QueuesNotEmpty                  map would begin among messages that others, or an interrupted map, have left
     ├── MapIncomplete                   map ended before every value's results had come
     ├── WorkerLost                      a worker process died of something outside Python
-    │   ├── TaskTimeout                 it was killed because its call outlived Task(timeout=)
+    │   ├── TaskTimeout                 its call outlived Task(timeout=), for which it was killed if it did not return
     │   └── SupervisorLost              the supervisor process of iterate=True died
     ├── BootError                       a child process died before it was ready and could not say why
     │   └── StartRefused                the system lets no worker start (limit of processes, memory, descriptors)
@@ -34,6 +34,8 @@ from __future__ import annotations
 
 from typing import Any
 
+#: Why a call failed that its worker, or the supervisor, found over its timeout.
+LATE = "the call outlived the task's timeout"
 #: What a program needs whose children are fresh processes.
 GUARD = 'With spawn and forkserver a child imports the program again: start the engine under if __name__ == "__main__":'
 
@@ -162,7 +164,11 @@ class WorkerLost(SqsPipesError):
 
 
 class TaskTimeout(WorkerLost):
-    """A worker was killed because its call outlived ``Task(timeout=)``."""
+    """A call outlived ``Task(timeout=)``: its worker was killed, or the call came back late and does not count."""
+
+    def __init__(self, stage: str, pid: int, cause: str) -> None:
+        super().__init__(stage, pid, cause)
+        self.args = (f"stage {stage!r}, worker {pid}: {cause}",)
 
 
 class SupervisorLost(WorkerLost):

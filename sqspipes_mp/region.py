@@ -12,6 +12,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 
 from sqspipes_mp.brokers.base import MAX_BYTES, Handle
@@ -56,7 +57,7 @@ _SLOT = 3  # supervisor
 _CAUSE = 4  # supervisor: one of Cause
 _EXITCODE = 5  # supervisor: exit code + 256 (a signal is negative)
 _WORKER_PID = 6  # supervisor
-_LATE = 7  # supervisor: entry index + 1 of the call that was killed for its timeout
+_BLAMED = 7  # supervisor: the call it is about to kill its worker for: generation, Cause and entry index + 1
 _STACK_SIZE = 8  # supervisor: bytes of the stack dump
 
 
@@ -70,6 +71,19 @@ class Cause(IntEnum):
     CUT = 4  # killed: shutdown grace was over; nobody's fault
     FULL = 5  # killed: the container was nearly full of what this worker has gained
     ROOM = 6  # killed to make room in the container; no more its fault than others'
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """A call that a worker is killed for: which entry, which of its generations, and why."""
+
+    index: int
+    generation: int
+    cause: Cause
+
+    def means(self, lease: Lease) -> bool:
+        """Tell whether the call is this lease's, and not an earlier one's in the same entry."""
+        return (self.index, self.generation) == (lease.index, lease.generation)
 
 
 def body_bytes(calls: int) -> int:
@@ -106,10 +120,20 @@ class Region:
         for index in range(LEASES):
             self._view[_HEADER + index * _ENTRY + _STATE] = LeaseState.FREE
         self._words[_SLOT] = slot
-        self._words[_LATE] = 0
+        self._words[_BLAMED] = 0
         self._words[_ASSIGNED] += 1
 
-    def mark_dead(self, cause: Cause, exitcode: int, pid: int, late: int | None = None, stack: bytes = b"") -> None:
+    def blame(self, lease: Lease, cause: Cause) -> None:
+        """Say which call its worker is about to be killed for, and why; before anything is done about it."""
+        self._words[_BLAMED] = lease.generation << 32 | cause << 16 | (lease.index + 1)
+
+    def runs(self, lease: Lease) -> bool:
+        """Tell whether a call of a moment ago runs still."""
+        base = _HEADER + lease.index * _ENTRY
+        same = _U32.unpack_from(self._view, base)[0] == lease.generation
+        return bool(same and self._view[base + _STATE] == LeaseState.RUNNING)
+
+    def mark_dead(self, cause: Cause, exitcode: int, pid: int, stack: bytes = b"") -> None:
         """Say that its worker is dead, for certain (reaped); ``stack``: what it was doing."""
         kept = stack[:STACK_BYTES]
         self._view[_STACK_AT : _STACK_AT + len(kept)] = kept
@@ -117,7 +141,6 @@ class Region:
         self._words[_CAUSE] = cause
         self._words[_EXITCODE] = exitcode + 256
         self._words[_WORKER_PID] = pid
-        self._words[_LATE] = 0 if late is None else late + 1
         self._words[_DIED] = self._words[_ASSIGNED]
 
     # -- keeper -------------------------------------------------------------------------------------------------
@@ -135,11 +158,16 @@ class Region:
         return self._words[_SLOT]
 
     @property
-    def death(self) -> tuple[Cause, int, int, int | None]:
-        """(cause, exit code, pid, index of the late call or None) of the dead worker."""
+    def death(self) -> tuple[Cause, int, int]:
+        """(cause, exit code, pid) of the dead worker."""
         words = self._words
-        late = words[_LATE]
-        return Cause(words[_CAUSE]), words[_EXITCODE] - 256, words[_WORKER_PID], late - 1 if late else None
+        return Cause(words[_CAUSE]), words[_EXITCODE] - 256, words[_WORKER_PID]
+
+    @property
+    def blamed(self) -> Blame | None:
+        """The call that its worker was, or is about to be, killed for; None where no single call is to blame."""
+        word = self._words[_BLAMED]
+        return Blame((word & 0xFFFF) - 1, word >> 32, Cause(word >> 16 & 0xFFFF)) if word else None
 
     @property
     def stack(self) -> str:
@@ -231,6 +259,13 @@ class Region:
     def resume(self, index: int, started: float) -> None:
         """Have the clock of a paused call go on as if it had begun at ``started``."""
         _F64.pack_into(self._view, _HEADER + index * _ENTRY + _STARTED, started)
+
+    def is_late(self, index: int) -> bool:
+        """Tell whether the supervisor has marked the call of entry ``index`` as late."""
+        word = self._words[_BLAMED]
+        if not word or (word & 0xFFFF) != index + 1 or Cause(word >> 16 & 0xFFFF) is not Cause.TIMEOUT:
+            return False
+        return bool(_U32.unpack_from(self._view, _HEADER + index * _ENTRY)[0] == word >> 32)
 
     def lost(self, index: int) -> bool:
         """Tell whether the keeper found the lease at ``index`` lost."""

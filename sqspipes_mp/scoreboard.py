@@ -54,6 +54,7 @@ RECEIVED = 12  # worker (intake): messages received
 SENT = 13  # worker (outbox): outputs accepted downstream
 CALL_STARTED = 14  # worker (main): monotonic ns at which the running call began; 0 between calls
 RUNNING = 15  # worker (its threads, where it has several): calls running, while CALL_STARTED says that one is
+CALL_MEMORY = 16  # worker (main): bytes of its own when the running call began, where WATCHES_MEMORY; 0: not known
 RUN_TIMES = 24  # worker (main): calls by how long they took, BUCKETS words (runtimes.py)
 
 S_EMPTY, S_BOOTING, S_READY, S_DRAINING = range(4)
@@ -63,6 +64,7 @@ _RUN_ID = 0  # two words, supervisor
 KEEPER_BEAT = 2  # keeper: monotonic ns of its last turn
 KEEPER_EXTENDED = 3  # keeper: leases extended
 KEEPER_LOST = 4  # keeper: leases found lost
+WATCHES_MEMORY = 5  # supervisor: 1 where it may kill a worker for its memory, before any worker begins
 
 # Stage fields.
 NEXT_CALL = 0  # whoever holds the stage's record lock: monotonic ns before which the next call may not begin

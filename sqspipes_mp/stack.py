@@ -51,6 +51,12 @@ class StackFile:
         """Return the dump, reduced to what the user's code was doing; empty if there is none."""
         return users_part(os.pread(self._fd, _MOST, 0).decode("utf-8", "replace"))
 
+    def clear(self) -> None:
+        """Forget what was written: its worker lives on."""
+        os.ftruncate(self._fd, 0)
+        # The worker's descriptor is a copy of this one, so it writes at the beginning again.
+        os.lseek(self._fd, 0, os.SEEK_SET)
+
     def close(self) -> None:
         os.close(self._fd)
 

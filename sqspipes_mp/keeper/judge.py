@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.region import Cause
+from sqspipes_mp.region import Blame, Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +23,26 @@ class Judgement:
 
 #: Deaths that are nobody's fault.
 _BLAMELESS = frozenset({Cause.CLEAN, Cause.CUT, Cause.ROOM})
+#: States in which a call that was blamed is charged: until its outputs are accepted it never counts as done.
+_CHARGEABLE = frozenset({LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED})
 
 
-def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
+def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None) -> Judgement:
     """Sort the leases of a worker that is dead for certain.
 
-    Of those that were running one is charged: the late one for a timeout, the only one for any other death; where
-    several ran (in threads, or as one batch), none can be blamed. What had failed is charged for that, whatever its
-    worker died of.
+    The ``blamed`` call is charged, whether it ran to its end meanwhile or not. Without one the only running call is
+    charged with a crash; where several ran (in threads, or as one batch), none can be blamed. What had failed is
+    charged for that, whatever its worker died of.
     """
     release: list[Lease] = []
     delete: list[Lease] = []
     running: list[Lease] = []
     failed: list[Lease] = []
+    blame: list[Lease] = []
     for lease in leases:
-        if lease.state is LeaseState.RUNNING:
+        if blamed is not None and blamed.means(lease) and lease.state in _CHARGEABLE and not lease.company:
+            blame.append(lease)
+        elif lease.state is LeaseState.RUNNING:
             running.append(lease)
         elif lease.lost:
             continue
@@ -47,14 +52,11 @@ def judge(leases: Iterable[Lease], cause: Cause, late: int | None) -> Judgement:
             failed.append(lease)
         else:
             release.append(lease)
-    if cause in _BLAMELESS:
-        guilty = []
-    elif cause is Cause.TIMEOUT:
-        guilty = [lease for lease in running if lease.index == late and not lease.company]
-    else:
-        guilty = running if len(running) == 1 and not running[0].company else []
-    suspects = [] if cause in _BLAMELESS else [lease for lease in running if lease not in guilty]
+    only = cause is Cause.CRASH and not blame and len(running) == 1 and not running[0].company
+    guilty = running if only else []
+    # Where it is known who is to blame, its companions are no suspects.
+    suspects = [] if cause in _BLAMELESS or blame else [lease for lease in running if lease not in guilty]
     # A lost one ran as well as the others, but is somebody else's to give back.
     release += [lease for lease in running if lease not in guilty and not lease.lost]
-    charge = [*failed, *(lease for lease in guilty if not lease.lost)]
+    charge = [*failed, *(lease for lease in [*blame, *guilty] if not lease.lost)]
     return Judgement(tuple(release), tuple(delete), tuple(charge), tuple(suspects))

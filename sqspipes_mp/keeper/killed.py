@@ -11,7 +11,7 @@ from dataclasses import asdict
 from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.control import describe_death
 from sqspipes_mp.counting import mark, token
-from sqspipes_mp.errors import DecodeError
+from sqspipes_mp.errors import LATE, DecodeError
 from sqspipes_mp.failure import Failure, failure_text
 from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.message import decode
@@ -22,7 +22,7 @@ from sqspipes_mp.report_text import short_id
 log = logging.getLogger("sqspipes_mp.keeper")
 
 _REASON = {
-    Cause.TIMEOUT: ("TaskTimeout", "the call outlived the task's timeout"),
+    Cause.TIMEOUT: ("TaskTimeout", LATE),
     Cause.MEMORY: ("WorkerLost", "the worker was over its memory limit"),
     Cause.FULL: (
         "WorkerLost",
@@ -64,9 +64,11 @@ def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode:
 
 
 def _reason(lease: Lease, cause: Cause, exitcode: int) -> tuple[str, str]:
+    if cause in _REASON:
+        return _REASON[cause]
     if lease.state is LeaseState.FAILED:
         return "WorkerLost", "its call raised, and the worker was gone before it could write down what"
-    return _REASON.get(cause, ("WorkerLost", f"the worker died while it ran: {describe_death(exitcode)}"))
+    return "WorkerLost", f"the worker died while it ran: {describe_death(exitcode)}"
 
 
 def _ids(lease: Lease, body: str) -> tuple[str, str]:

@@ -220,16 +220,16 @@ class Keeper:
                 region.mark_judged()
 
     def _judge(self, region: Region) -> None:
-        cause, exitcode, pid, late = region.death
+        cause, exitcode, pid = region.death
         stage = self._stage(region)
-        verdict = judge(region.leases(self._queues), cause, late)
+        verdict = judge(region.leases(self._queues), cause, region.blamed)
         for lease in verdict.alone:
             # Before any of them can be received again.
             self._board.isolate(self._board.slots, id_digest(lease.handle.message_id))
         # On FIFO the running one comes first: its group stays closed until it is visible again.
         for lease in verdict.charge:
             self._beat()
-            self._charge(region, lease, cause, exitcode, pid)
+            self._charge(region, lease, exitcode, pid)
             # Judged: should this keeper die before the rest is, the next one must not charge it again.
             region.lose(lease)
         if verdict.delete:
@@ -241,8 +241,10 @@ class Keeper:
             self._board.add_stage(stage.index, KEEPER_RELEASED, len(verdict.release))
             log.info("%s: %d messages of dead worker %d are back in their queue", stage.name, len(verdict.release), pid)
 
-    def _charge(self, region: Region, lease: Lease, cause: Cause, exitcode: int, pid: int) -> None:
+    def _charge(self, region: Region, lease: Lease, exitcode: int, pid: int) -> None:
         stage = self._stage(region)
+        blamed = region.blamed
+        cause = blamed.cause if blamed is not None and blamed.means(lease) else Cause.CRASH
         attempt = lease.charges + 1
         body = region.body(lease, self._plan.calls)
         receives = 0 if self._connection.keeps_charges else lease.receives

@@ -12,7 +12,7 @@ from typing import Any
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Kind, describe_death, describe_exit
-from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.plan import RunPlan, Seat
@@ -60,7 +60,8 @@ class Place:
     #: Its worker goes because it had no memory for the messages themselves.
     starved: bool = False
     cause: Cause | None = None
-    late: int | None = None
+    #: The late call: when it began (monotonic ns) and its lease, where it has one of its own.
+    late: tuple[int, Lease | None] = (0, None)
     kill_at: float | None = None
     kill_by: float = 0.0
     stack: StackFile | None = None
@@ -147,7 +148,7 @@ class Crew:
         # What its predecessor was is no longer so.
         board.put(place.slot, STATE, S_BOOTING)
         board.put(place.slot, INCARNATION, board.get(place.slot, INCARNATION) + 1)
-        place.region, place.restart_at, place.cause, place.late, place.kill_at = region, None, None, None, None
+        place.region, place.restart_at, place.cause, place.kill_at = region, None, None, None
         place.ended = place.starved = False
         try:
             return self._fork_worker(place, region, now)
@@ -189,17 +190,15 @@ class Crew:
         place.child = None
         clean = left and place.cause in {None, Cause.CLEAN}
         cause = Cause.CLEAN if clean else place.cause or Cause.CRASH
-        running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
+        charged = cause in _CHARGED and _charges_one(region, cause)
         board = self.board
         done = sum(board.get(other.slot, DONE) for other in self.places if other.seat.stage == place.seat.stage)
         stack = place.stack.read() if place.stack is not None else ""
         place.forget_stack()
-        region.mark_dead(cause, code, pid, place.late, stack.encode())
+        region.mark_dead(cause, code, pid, stack.encode())
         # Its own field, but it is dead for certain: nobody else would clear it.
         board.put(place.slot, CALL_STARTED, 0)
         self.tell_keeper(Kind.JUDGE)
-        blamed = [lease for lease in running if cause is not Cause.TIMEOUT or lease.index == place.late]
-        charged = cause in _CHARGED and len(blamed) == 1 and not blamed[0].company
         text = _TEXTS.get(cause, describe_death(code) if ready else describe_exit(code))
         return Death(pid, ready, clean, lived, done, charged, text, stack)
 
@@ -233,3 +232,11 @@ class Crew:
                 fds.append(child.watch)
         fds += [place.stack.fileno() for place in self.places if place.stack is not None and place.child is not None]
         return tuple(fds)
+
+
+def _charges_one(region: Region, cause: Cause) -> bool:
+    """Tell whether a message goes to the account of a death: the one it was killed for, or the only one that ran."""
+    if cause is not Cause.CRASH:
+        return region.blamed is not None
+    running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
+    return len(running) == 1 and not running[0].company

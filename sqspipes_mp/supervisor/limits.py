@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from sqspipes_mp.memory import memory_of
 from sqspipes_mp.plan import RunPlan
 
 #: Seconds between two looks at one worker.
@@ -51,14 +52,24 @@ class MemoryWatch:
         seen = self._seen.get(slot)
         return 0 if seen is None else max(0, private_bytes(seen.pid) - seen.baseline)
 
-    def look(self, slot: int, stage: int, now: float) -> str | None:
-        """Return "replace" (once) or "kill" for a worker over its limit, else None; at most one look a second."""
+    def own(self, slot: int, before: int) -> int:
+        """Return the bytes a worker grew by since it had ``before``; all it gained where that is not known (0)."""
+        seen = self._seen.get(slot)
+        if seen is None or not before:
+            return self.gained(slot)
+        return max(0, memory_of(seen.pid) - before)
+
+    def look(self, slot: int, stage: int, now: float, before: int) -> str | None:
+        """Return "replace" (once) or "kill" for a worker over its limit, else None; at most one look a second.
+
+        ``before``: bytes it had when its running call began. It is killed only for growth that is this call's own.
+        """
         seen, limit = self._seen.get(slot), self._limits.get(stage)
         if seen is None or limit is None or now - seen.looked_at < LOOK_EVERY:
             return None
         seen.looked_at = now
         used = private_bytes(seen.pid) - seen.baseline
-        if used > limit * _FAR_OVER:
+        if used > limit * _FAR_OVER and self.own(slot, before) > limit * (_FAR_OVER - 1):
             return "kill"
         if used > limit and not seen.asked:
             seen.asked = True
@@ -70,7 +81,7 @@ def private_bytes(pid: int) -> int:
     """Return the bytes that only this process has; 0 once it is gone."""
     try:
         process = psutil.Process(pid)
-        # Counting private pages walks the whole mapping; resident memory is an upper bound and costs nothing.
+        # The walk of the whole mapping; resident memory would count what it shares with its parent.
         return int(process.memory_full_info().uss)
     except psutil.Error:
         return 0

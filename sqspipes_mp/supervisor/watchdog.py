@@ -8,12 +8,13 @@ import os
 import time
 
 from sqspipes_mp.control import Kind
-from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.lease import Lease, LeaseState
+from sqspipes_mp.memory import memory_of
 from sqspipes_mp.region import Cause
-from sqspipes_mp.scoreboard import CALL_STARTED, KEEPER_BEAT
+from sqspipes_mp.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
 from sqspipes_mp.stack import DUMP
 from sqspipes_mp.supervisor.child import Child
-from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, has_large_part, has_most, pressure
+from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, Fill, has_large_part, has_most, pressure
 from sqspipes_mp.supervisor.crew import Crew, Place
 from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch
 from sqspipes_mp.supervisor.switchboard import Switchboard
@@ -39,6 +40,7 @@ class Watchdog:
         self._lines = board
         self._contained = pressure() is not None
         self._memory = MemoryWatch(crew.plan, contained=self._contained)
+        crew.board.set_header(WATCHES_MEMORY, int(self._memory.wanted or self._contained))
         self._contain_at = self._settled_at = 0.0
         #: The number of the worker that was last asked to make room, which takes it as long as its message.
         self._asked: int | None = None
@@ -92,17 +94,11 @@ class Watchdog:
         if timeout is None or not started or place.cause is not None or now < started / 1e9 + timeout:
             return
         assert place.child is not None
-        assert place.region is not None
-        running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
-        if self._crew.board.get(place.slot, CALL_STARTED) != started:
-            # It ended meanwhile; what runs there now is not late.
+        late = self._blame(place, started, Cause.TIMEOUT)
+        if not self._still_runs(place, started, late):
+            # It ended meanwhile, and its worker has seen by its own clock that it was late.
             return
-        # Several run with threads, and one that began earlier may be over, what it gave being encoded: the late one is
-        # the last that began before its call did.
-        begun = [lease for lease in running if lease.started_at <= started / 1e9]
-        late = max(begun, key=lambda lease: lease.started_at) if begun else None
-        place.cause = Cause.TIMEOUT
-        place.late = None if late is None or late.company else late.index
+        place.cause, place.late = Cause.TIMEOUT, (started, late)
         log.warning("%s (pid %d): a call ran over %g s; killing it", self._crew.name(place), place.child.pid, timeout)
         with contextlib.suppress(ProcessLookupError):
             os.kill(place.child.pid, DUMP)
@@ -111,20 +107,63 @@ class Watchdog:
 
     def _kill_late(self, place: Place, child: Child, now: float) -> None:
         """Kill a worker whose call is late, once it has said what it was doing, or was silent for long."""
-        if place.stack is not None and not place.stack.begun and now < place.kill_by:
+        if not self._still_runs(place, *place.late):
+            # The signal that asks for a stack makes some C calls return early. Its worker has failed the call, and may
+            # have begun another one, which must not pay.
+            place.cause = place.kill_at = None
+            log.warning(
+                "%s (pid %d): the late call came back by itself; it does not count. It was doing this:\n%s",
+                self._crew.name(place), child.pid, place.stack.read().rstrip() if place.stack is not None else "",
+            )  # fmt: skip
+            if place.stack is not None:
+                place.stack.clear()
+        elif place.stack is not None and not place.stack.begun and now < place.kill_by:
             place.kill_at = now + _LAST_WORDS
         else:
             child.kill()
 
+    def _blame(self, place: Place, started: int, cause: Cause) -> Lease | None:
+        """Mark the call that began then (monotonic ns) as the one to blame; None where no single message is its own."""
+        assert place.region is not None
+        running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
+        # Several run with threads, and one that began earlier may be over, what it gave being encoded: the call's is
+        # the last that began before it did.
+        begun = [lease for lease in running if lease.started_at <= started / 1e9]
+        lease = max(begun, key=lambda lease: lease.started_at) if begun else None
+        if lease is None or lease.company or self._crew.board.get(place.slot, CALL_STARTED) != started:
+            return None
+        place.region.blame(lease, cause)
+        return lease
+
+    def _still_runs(self, place: Place, started: int, lease: Lease | None) -> bool:
+        """Tell whether a call that was to be killed runs still; what runs there now may be another."""
+        assert place.region is not None
+        same = self._crew.board.get(place.slot, CALL_STARTED) == started
+        return same and (lease is None or place.region.runs(lease))
+
     def _mind_memory(self, place: Place, now: float) -> None:
         assert place.child is not None
-        verdict = self._memory.look(place.slot, place.seat.stage, now)
+        started, before = self._call(place)
+        verdict = self._memory.look(place.slot, place.seat.stage, now, before)
         if verdict == "replace":
             self._lines.tell(place.child.channel, Kind.RECYCLE, {"reason": "max_memory"})
-        elif verdict == "kill" and place.cause is None:
+        elif verdict == "kill" and place.cause is None and started:
+            lease = self._blame(place, started, Cause.MEMORY)
+            if not self._still_runs(place, started, lease):
+                # What runs there now must not pay; the next look asks for a replacement.
+                return
             place.cause = Cause.MEMORY
             log.warning("%s (pid %d) is far over its max_memory; killing it", self._crew.name(place), place.child.pid)
             place.child.kill()
+
+    def _call(self, place: Place) -> tuple[int, int]:
+        """Return when a worker's running call began (monotonic ns, 0: none runs), and the bytes it had then."""
+        board = self._crew.board
+        started, before = board.get(place.slot, CALL_STARTED), board.get(place.slot, CALL_MEMORY)
+        if started:
+            return started, before
+        # Between two calls it is its own memory of now: nothing that it has is a running call's.
+        return 0, memory_of(place.child.pid) if place.child is not None else 0
 
     def _mind_container(self, now: float) -> None:
         """Make room before the kernel does, which may kill the whole container; where a worker has much of it."""
@@ -146,14 +185,21 @@ class Watchdog:
             self._tell_in_vain(fill.share, who)
         elif kill and place.cause is None:
             self._contain_at = self._settled_at
-            # What it runs pays only where it is the reason: beside a large neighbour it would die of any message.
-            place.cause = Cause.FULL if has_most(gained, fill) else Cause.ROOM
+            place.cause = self._to_blame(place, gained, fill)
             log.warning(_FULL, 100 * fill.share, f"killing {who}")
             child.kill()
         elif not kill and child.number != self._asked:
             self._asked = child.number
             log.warning(_FULL, 100 * fill.share, f"replacing {who}")
             self._lines.tell(child.channel, Kind.RECYCLE, {"reason": "the container's memory"})
+
+    def _to_blame(self, place: Place, gained: int, fill: Fill) -> Cause:
+        """Have the running call pay only where it is the reason: beside a large neighbour any would die."""
+        started, before = self._call(place)
+        if not started or not has_most(min(gained, self._memory.own(place.slot, before)), fill):
+            return Cause.ROOM
+        lease = self._blame(place, started, Cause.FULL)
+        return Cause.FULL if self._still_runs(place, started, lease) else Cause.ROOM
 
     def _tell_in_vain(self, share: float, who: str) -> None:
         if self._told_in_vain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from typing import Any
 
 from sqspipes_mp.control import EXIT_TASK
 from sqspipes_mp.current import CurrentMessage, put_off, set_current
-from sqspipes_mp.scoreboard import BUSY_NS, CALL_STARTED
+from sqspipes_mp.errors import LATE
+from sqspipes_mp.memory import open_memory
+from sqspipes_mp.scoreboard import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCHES_MEMORY
 from sqspipes_mp.task import Task, interval_seconds
 from sqspipes_mp.worker.station import Delivery, Station
 
@@ -18,6 +21,13 @@ log = logging.getLogger("sqspipes_mp.worker")
 
 #: Weight of the newest message in the mean run time.
 _NEWEST = 0.2
+
+
+class Late(Exception):
+    """A call came back after its task's timeout: whatever it gave or raised does not count."""
+
+    def __init__(self) -> None:
+        super().__init__(LATE)
 
 
 class Caller:
@@ -34,6 +44,8 @@ class Caller:
         self._args = station.orders.plan.args[station.stage.index]
         self._method: Callable[..., Any] = task.method(*task.init_args) if task.is_class else task.method
         self._line = os.fstat(station.channel.fileno()).st_ino
+        self._limit = math.inf if task.timeout is None else task.timeout * 1e9
+        self._memory = open_memory() if station.board.header(WATCHES_MEMORY) else None
         self._paced = callable(task.interval) or task.interval > 0
         #: The stage's newest interval, nanoseconds.
         self._interval = 0
@@ -66,7 +78,8 @@ class Caller:
         return self._interval
 
     def call(self, *values: Any) -> Any:
-        """Call the function with what precedes its ``args``; time it."""
+        """Call the function with what precedes its ``args``; time it. Raises ``Late``, and what the function raises."""
+        self._note_memory()
         started = time.monotonic_ns()
         self._running_since(started)
         try:
@@ -74,17 +87,23 @@ class Caller:
         finally:
             self._check_line()
             self._running_since(0)
+            # Read after the board was told: a call that the supervisor sees running late is late here, too.
             spent = time.monotonic_ns() - started
             self._busy(spent)
             if not self.is_generator:
                 self._took(spent)
+            self._check_late(spent)
 
     def next_of(self, iterator: Any, since: int | None = None) -> Any:
         """Take the next value of a generator; time it as a call.
 
         ``since``: monotonic ns at which the message began, where one message is the whole generator: then its timeout
         counts from there, as its lease's cap does, until ``ended`` or ``aside``.
+
+        Raises ``Late``, and what the generator raises.
         """
+        if since is None:
+            self._note_memory()
         started = time.monotonic_ns()
         self._running_since(since or started)
         try:
@@ -96,6 +115,16 @@ class Caller:
                 self._running_since(0)
                 self._took(now - started)
             self._busy(now - started)
+            self._check_late(now - (since or started))
+
+    def _check_late(self, spent: int) -> None:
+        if spent > self._limit:
+            raise Late
+
+    def _note_memory(self) -> None:
+        """Note what this worker has before the call, where that is watched: the call pays for its own growth only."""
+        if self._memory is not None:
+            self._station.board.put(self._station.slot, CALL_MEMORY, self._memory())
 
     def took(self, since: int) -> None:
         """Count a message's generator that is through; it began at ``since``, monotonic ns."""

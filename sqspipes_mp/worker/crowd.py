@@ -46,6 +46,11 @@ class SharedCaller(Caller):
             super()._running_since(min(self._since.values(), default=0))
             self._station.board.put(self._station.slot, RUNNING, len(self._since))
 
+    def _note_memory(self) -> None:
+        if not self._since:
+            # What grows while several run is nobody's own.
+            super()._note_memory()
+
     def _took(self, nanoseconds: int) -> None:
         with self._lock:
             super()._took(nanoseconds)

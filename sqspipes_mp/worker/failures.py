@@ -9,9 +9,11 @@ import socket
 import time
 from dataclasses import asdict
 
+from sqspipes_mp.attempts import is_last, pause
 from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.control import Kind
 from sqspipes_mp.counting import mark, token
+from sqspipes_mp.errors import TaskTimeout
 from sqspipes_mp.failure import Failure, failure_text
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.report_text import message_of, short_id, traceback_text
@@ -36,6 +38,14 @@ def decide_on(error: BaseException, delivery: Delivery, station: Station) -> tup
     )
 
 
+def decide_on_late(delivery: Delivery, station: Station) -> Decision:
+    """Return what becomes of a message whose call was late: charged in every mode, no policy of the user's is asked."""
+    receives = 0 if station.connection.keeps_charges else delivery.received.receives
+    if is_last(delivery.attempt, receives, station.stage.task.max_attempts):
+        return Decision("dead")
+    return Decision("retry", pause(delivery.attempt, delivery.received.group, random.uniform))
+
+
 def letter_of(error: BaseException, delivery: Delivery, station: Station) -> DeadLetter:
     """Return the dead letter of a message that ``error`` ended, and log why."""
     received = delivery.received
@@ -50,7 +60,7 @@ def letter_of(error: BaseException, delivery: Delivery, station: Station) -> Dea
         queue=stage.dead,
         body=received.body,
         hop=delivery.message.parent,
-        failure=failure_of(error, delivery, stage.name),
+        failure=failure_of(error, delivery, stage.name, _stack_of(error, station)),
         group=received.group,
     )
 
@@ -73,7 +83,14 @@ def log_retry(error: BaseException, delivery: Delivery, station: Station, delay:
     )  # fmt: skip
 
 
-def failure_of(error: BaseException, delivery: Delivery, stage: str) -> str | None:
+def _stack_of(error: BaseException, station: Station) -> str:
+    """Return what a late call was doing when the supervisor asked for it; empty where it was not asked."""
+    ours = isinstance(error, TaskTimeout) and error.__traceback__ is None
+    stack = station.orders.stack
+    return stack.read() if ours and stack is not None else ""
+
+
+def failure_of(error: BaseException, delivery: Delivery, stage: str, stack: str = "") -> str | None:
     """Return the text of the failure attribute for a message that ``error`` ended; None if it cannot fit."""
     received = delivery.received
     failure = Failure(
@@ -82,6 +99,7 @@ def failure_of(error: BaseException, delivery: Delivery, stage: str) -> str | No
         traceback=traceback_text(error),
         stage=stage,
         attempts=delivery.attempt,
+        stack=stack,
         host=socket.gethostname(),
         pid=os.getpid(),
         first_seen=received.sent_at,

@@ -5,6 +5,7 @@ The main thread takes one after the other; in thread mode (crowd.py) several thr
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,19 +14,21 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.current import set_current
-from sqspipes_mp.errors import BrokerError
+from sqspipes_mp.errors import LATE, BrokerError, TaskTimeout
 from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.report_text import short_id
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.bench import Bench
-from sqspipes_mp.worker.failures import decide_on, log_retry
+from sqspipes_mp.worker.caller import Late
+from sqspipes_mp.worker.failures import decide_on, decide_on_late, log_retry
 from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.leaving import give_back, hand_over
 from sqspipes_mp.worker.lifetime import Lifetime
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.station import Delivery
+from sqspipes_mp.worker.verdict import Decision
 
 #: Seconds that a last attempt's dead letter may take before the run is ended by its error.
 _LETTER_PATIENCE = 5.0
@@ -124,6 +127,9 @@ class Runner:
             station.region.set_state(delivery.lease, LeaseState.DONE)
             station.fault(fault.__cause__ or fault)
             station.drain()
+            passed = False
+        except Late:
+            self.late(delivery)
             passed = False
         except BaseException as error:
             # Whatever the user's code raises, SystemExit and KeyboardInterrupt included, is the message's failure.
@@ -244,6 +250,9 @@ class Runner:
         if dropped:
             station.count(DROPPED_COUNT, dropped)
         station.region.set_state(delivery.lease, LeaseState.DONE)
+        # In this order: the supervisor marks the call, then looks whether it runs, and leaves what is done to us.
+        if station.region.is_late(delivery.lease):
+            raise Late
         callbacks: tuple[TaskCallback, ...] = tuple(item.callback for item in products if item.callback is not None)
         done = Done(completion, delivery, callbacks)
         self._count(delivery, completion.outputs)
@@ -264,10 +273,19 @@ class Runner:
         if self._counted:
             self._children.setdefault(delivery.lease, []).extend([mark(output.hop) for output in outputs])
 
+    def late(self, delivery: Delivery) -> None:
+        """Charge a call that came back after its timeout, as the keeper does with one that was killed for it."""
+        station = self._station
+        error = TaskTimeout(station.stage.name, os.getpid(), LATE)
+        self._settle_failure(delivery, error, decide_on_late(delivery, station))
+
     def failed(self, delivery: Delivery, error: BaseException) -> None:
+        decision, error = decide_on(error, delivery, self._station)
+        self._settle_failure(delivery, error, decision)
+
+    def _settle_failure(self, delivery: Delivery, error: BaseException, decision: Decision) -> None:
         station = self._station
         station.count(FAILED, 1)
-        decision, error = decide_on(error, delivery, station)
         # Its call is over: should this worker die now, it is not to blame for that, but for this.
         station.region.set_state(delivery.lease, LeaseState.FAILED)
         if decision.action == "dead":

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
 
 from sqspipes_mp.backoff import backoff
 from sqspipes_mp.brokers.base import Completion
-from sqspipes_mp.control import Kind
+from sqspipes_mp.control import EXIT_TASK, Kind
 from sqspipes_mp.message import source_parent
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.worker.bench import Bench
+from sqspipes_mp.worker.caller import Late
 from sqspipes_mp.worker.items import Done
 from sqspipes_mp.worker.products import DROPPED, Product
 from sqspipes_mp.worker.verdict import decide
@@ -61,13 +63,21 @@ class Source:
 
     def _repeat(self) -> None:
         """Call the function for ever."""
+        station = self._station
         rest, failures, done, idle = 0.0, 0, 0, 0.0
         most = self._caller.task.max_tasks_per_worker
-        while not self._station.no_more.wait(rest) and self._caller.pace(self._outbox.hurry):
+        while not station.no_more.wait(rest) and self._caller.pace(self._outbox.hurry):
             self._bench.run_callbacks()
             try:
                 value = self._caller.call()
                 product = self._make(value)
+            except Late as late:
+                # No policy is asked: the call is dropped, as it would be with its worker.
+                failures += 1
+                station.count(FAILED, 1)
+                rest = backoff(failures, random.uniform)
+                log.warning("%s: %s; trying again in %.1f s", station.stage.name, late, rest)
+                continue
             except BaseException as error:
                 # SystemExit and KeyboardInterrupt of the user's code are its failures too.
                 failures += 1
@@ -83,7 +93,7 @@ class Source:
             self._send(product)
             done += 1
             if done == most:
-                self._station.say(Kind.RECYCLE, {"reason": "max_tasks_per_worker"})
+                station.say(Kind.RECYCLE, {"reason": "max_tasks_per_worker"})
                 return
 
     def _walk(self) -> None:
@@ -110,6 +120,12 @@ class Source:
                 self._outbox.hurry()
                 station.say(Kind.ENDED)
                 return
+            except Late as late:
+                # A generator cannot be asked for the same value again: a successor goes through it once more, and
+                # skips what was accepted.
+                self._outbox.wait_carried()
+                log.error("%s: %s; this worker ends", station.stage.name, late)
+                os._exit(EXIT_TASK)
             except BaseException as error:
                 # A generator that raised is over, in every mode: there is nothing to call again.
                 self._end_with(error)

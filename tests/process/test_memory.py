@@ -92,6 +92,38 @@ def test_what_init_holds_does_not_count_and_a_message_far_over_max_memory_is_dea
     assert log.lines()[0][1] == log.lines()[1][1]
 
 
+def keeps_and_waits(value, log: Log, gate: Gate):
+    if value == "fat":
+        _hoard.append(bytearray(b"x") * (200 * MB))
+    log.note(value, os.getpid())
+    if value == "harmless":
+        gate.wait()
+    return value
+
+
+def test_what_an_earlier_call_has_left_is_not_charged_to_the_one_that_runs_when_it_is_seen(
+    db: Path, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(lambda pid: private(pid) if len(log.lines()) > 1 else 0)
+    private = limits.private_bytes
+    monkeypatch.setattr(limits, "private_bytes", looks)
+    for module in (limits, watchdog):
+        monkeypatch.setattr(module, "LOOK_EVERY", 0.02)
+    task = Task(keeps_and_waits, name="work", args=(log, gate), max_memory="50MB", max_attempts=1, prefetch=3)
+    engine = engine_at(db, [source, task, sink], start_method="fork", on_error="retry")
+    feed(engine, "work", ["fat", "harmless", "last"])
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        log.wait_for(2)
+        seen = looks.count
+        eventually(lambda: looks.count > seen + 5)
+        gate.open()
+    assert (dead(engine, "work"), values(engine, "sink")) == ([], ["fat", "harmless", "last"])
+    assert run.summary["work"].failed == 0
+    # Its worker was replaced after the message it ran.
+    (_, first), (_, second), (_, third) = log.lines()
+    assert (first == second, second == third) == (True, False)
+
+
 class Looks:
     """Counts how often a worker's memory is looked at."""
 
@@ -201,6 +233,23 @@ def first_worker(log: Log, begin: Gate, container: Container) -> int:
     eventually(lambda: container.measured.count)
     begin.open()
     return log.wait_for(2)[0][1]
+
+
+def test_what_an_earlier_call_took_of_a_full_container_is_not_charged_to_a_later_one(
+    db: Path, log: Log, gate: Gate, container: Container
+) -> None:
+    task = Task(keeps_and_waits, name="work", args=(log, gate), max_attempts=1, prefetch=3)
+    engine = engine_at(db, [source, task, sink], start_method="fork", on_error="retry")
+    feed(engine, "work", ["fat", "harmless"])
+    with Background(engine, only="work", until="drained", idle=0.0) as run:
+        (_, worker), _ = log.wait_for(2)
+        eventually(lambda: container.measured.count)
+        container.is_full(0.98, 210 * MB)
+        eventually(lambda: not alive(worker))
+        container.is_empty()
+        gate.open()
+    assert (run.summary["work"].failed, dead(engine, "work")) == (0, [])
+    assert sorted(values(engine, "sink")) == ["fat", "harmless"]
 
 
 def test_a_container_that_others_filled_costs_no_worker(

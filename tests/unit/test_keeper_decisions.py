@@ -11,7 +11,7 @@ from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.region import Cause
+from sqspipes_mp.region import Blame, Cause
 
 _LEASE = Lease(
     index=0,
@@ -126,9 +126,26 @@ def test_where_several_ran_nobody_is_charged():
 
 def test_a_timeout_charges_the_late_one():
     running = [replace(_LEASE, index=n, state=LeaseState.RUNNING) for n in range(3)]
-    verdict = judge(running, Cause.TIMEOUT, 1)
+    verdict = judge(running, Cause.TIMEOUT, Blame(1, running[1].generation, Cause.TIMEOUT))
     assert verdict.charge == (running[1],)
     assert set(verdict.release) == {running[0], running[2]}
+    # It is known who is to blame, so the others need not run alone.
+    assert verdict.alone == ()
+
+
+@pytest.mark.parametrize("cause", [Cause.TIMEOUT, Cause.MEMORY, Cause.FULL])
+def test_whom_a_worker_is_killed_for_pays_though_its_call_came_back_and_nobody_pays_in_its_place(cause):
+    blamed, following = replace(_LEASE, index=1), replace(_LEASE, index=2, state=LeaseState.RUNNING)
+    blame = Blame(1, blamed.generation, cause)
+    for state in (LeaseState.DONE, LeaseState.FAILED):
+        back = replace(blamed, state=state)
+        verdict = judge([back, following], cause, blame)
+        assert (verdict.charge, verdict.release) == ((back,), (following,))
+    # Accepted downstream it is done, and in the same entry another message may run by now.
+    for other in (replace(blamed, state=LeaseState.SENT), replace(following, index=1, generation=blamed.generation + 1)):
+        assert judge([other], cause, blame).charge == ()
+    # Where no single call could be told guilty, the only one left is no proof.
+    assert judge([following], cause, None).charge == ()
 
 
 def test_a_worker_cut_off_by_shutdown_charges_nobody():

@@ -36,7 +36,7 @@ from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import build
 from sqspipes_mp.plan import RunPlan, Settings, make_plan
-from sqspipes_mp.region import Cause, Region, id_digest
+from sqspipes_mp.region import Blame, Cause, Region, id_digest
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.worker import station as station_module
 from sqspipes_mp.worker.station import Delivery, Station
@@ -45,6 +45,7 @@ EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "150"))
 BODY = '{"meta": {"priority": 0}, "value": 1}'
 MESSAGES, ENTRIES = 40, 16
 MOST_ATTEMPTS = 3
+CHARGEABLE = {LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED}
 KEPT = {LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED}
 #: What a lease is in before it goes each way.
 COURSES = {"complete": LeaseState.DONE, "fail": LeaseState.RUNNING, "give back": LeaseState.HELD}
@@ -321,7 +322,7 @@ class Worker:
     pending: list[tuple[Received, float]] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     busy: list[Work] = field(default_factory=list)
-    late: int | None = None
+    late: tuple[int, int] | None = None
     condemned: bool = False
     calls: dict[int, int] = field(default_factory=dict)
 
@@ -347,15 +348,14 @@ class Death:
         return [*self.failed, *self.guilty()]
 
     def guilty(self) -> list[str]:
-        if self.cause not in GUILTY or self.batch:
-            return []
-        if self.cause is Cause.TIMEOUT:
-            return [] if self.late is None else [self.late]
-        return self.running if len(self.running) == 1 else []
+        if self.late is not None:
+            return [self.late]
+        return self.running if self.cause is Cause.CRASH and len(self.running) == 1 and not self.batch else []
 
     def suspects(self) -> list[str]:
         guilty = self.guilty()
-        return [ident for ident in self.running if ident not in guilty] if self.cause in GUILTY else []
+        known = self.late is not None
+        return [ident for ident in self.running if ident not in guilty] if self.cause in GUILTY and not known else []
 
 
 class LeaseMachine(RuleBasedStateMachine):
@@ -466,7 +466,7 @@ class LeaseMachine(RuleBasedStateMachine):
             if message is None:
                 continue
             assert lease.state is not LeaseState.SENT or lease.lost, "sent, and not deleted"
-            if lease.handle.message_id in death.due() and lease.state in {LeaseState.RUNNING, LeaseState.FAILED}:
+            if lease.handle.message_id in death.due() and lease.state in CHARGEABLE:
                 assert message.visible_at <= self.clock.now + MOST_BACKOFF
             elif not lease.lost:
                 assert message.visible_at <= self.clock.now, "a dead worker's message was not given back"
@@ -624,7 +624,15 @@ class LeaseMachine(RuleBasedStateMachine):
             return
         running = [d.lease for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
         if running:
-            worker.late, worker.condemned = data.draw(st.sampled_from(running)), True
+            self.blame(worker, data.draw(st.sampled_from(running)))
+
+    def blame(self, worker: Worker, lease: int | None, cause: Cause = Cause.TIMEOUT) -> None:
+        """Mark a call and condemn its worker; nobody where its call has several messages, or none is known."""
+        read = None if lease is None else worker.region.read(lease)
+        worker.late, worker.condemned = None, cause is Cause.TIMEOUT
+        if read is not None and not read.company:
+            worker.region.blame(read, cause)
+            worker.late = (read.index, read.generation)
 
     @rule(slot=st.integers(0, 1))
     def worker_dies(self, slot: int) -> None:
@@ -657,7 +665,9 @@ class LeaseMachine(RuleBasedStateMachine):
             for d in worker.deliveries
             if worker.region.state(d.lease) is LeaseState.RUNNING
         }
-        late = running.get(worker.late) if worker.late is not None else None
+        if cause is Cause.MEMORY and worker.late is None and len(running) == 1:
+            self.blame(worker, next(iter(running)), cause)
+        late = self.blamed(worker)
         handles = tuple(d.received.handle for d in worker.deliveries if d.lease in running)
         together = any(region.company for lease in running if (region := worker.region.read(lease)) is not None)
         failed = tuple(
@@ -670,7 +680,16 @@ class LeaseMachine(RuleBasedStateMachine):
             self.queue.messages[ident].attempts += 1
         self.deaths.append(death)
         self.unjudged.add(worker.region.index)
-        worker.region.mark_dead(cause, -9, 4711, worker.late)
+        worker.region.mark_dead(cause, -9, 4711)
+
+    def blamed(self, worker: Worker) -> str | None:
+        """Return the message a worker was killed for, unless it is through, or had failed and is charged for that."""
+        for delivery in worker.deliveries:
+            read = worker.region.read(delivery.lease)
+            if read is not None and (read.index, read.generation) == worker.late:
+                in_time = read.state in {LeaseState.RUNNING, LeaseState.DONE}
+                return delivery.received.handle.message_id if in_time else None
+        return None
 
     # -- workers ------------------------------------------------------------------------------------------------
 
@@ -800,7 +819,7 @@ class LeaseMachine(RuleBasedStateMachine):
             self.come_to(slot, "", 1)
         if worker is not None and late is not None and not worker.condemned:
             running = [d.lease for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.RUNNING]
-            worker.late, worker.condemned = running[late] if late < len(running) else None, True
+            self.blame(worker, running[late] if late < len(running) else None)
         self.worker_is_lost(slot, Cause.CRASH)
 
     @rule(slot=st.integers(0, 1), data=st.data())
@@ -819,7 +838,9 @@ class LeaseMachine(RuleBasedStateMachine):
         verb, subject = choices[data.draw(st.integers(0, len(choices) - 1))]
         if verb == "finish":
             worker.region.set_state(subject.lease, LeaseState.DONE)
-            return
+            if not worker.region.is_late(subject.lease):
+                return
+            verb = "fail"
         if verb != "go on":
             self.carry(worker, subject, verb, 1)
         else:
@@ -1064,12 +1085,14 @@ def test_leases_rewritten_at_full_speed_are_read_whole_or_not_at_all() -> None:
 def test_a_lost_call_beside_the_one_left_is_no_proof_against_it() -> None:
     lost, left = replace(FRESH, lost=True), replace(FRESH, index=1)
     assert judge([lost, left], Cause.CRASH, None) == Judgement((left,), (), (), (lost, left))
-    assert judge([lost, left], Cause.TIMEOUT, 0) == Judgement((left,), (), (), (left,))
-    assert judge([lost, left], Cause.TIMEOUT, 1) == Judgement((), (), (left,), (lost,))
+    blame = [Blame(index, FRESH.generation, Cause.TIMEOUT) for index in range(2)]
+    assert judge([lost, left], Cause.TIMEOUT, blame[0]) == Judgement((left,), (), (), ())
+    assert judge([lost, left], Cause.TIMEOUT, blame[1]) == Judgement((), (), (left,), ())
     assert judge([lost, left], Cause.CUT, None) == Judgement((left,), (), (), ())
 
 
 def test_nobody_of_a_batch_is_blamed_also_when_only_one_is_marked_yet() -> None:
     member = replace(FRESH, company=True)
     assert judge([member], Cause.CRASH, None) == Judgement((member,), (), (), (member,))
-    assert judge([member], Cause.TIMEOUT, 0) == Judgement((member,), (), (), (member,))
+    blame = Blame(0, FRESH.generation, Cause.TIMEOUT)
+    assert judge([member], Cause.TIMEOUT, blame) == Judgement((member,), (), (), (member,))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.lease import LeaseState
-from sqspipes_mp.region import LEASES, Cause, id_digest
+from sqspipes_mp.region import LEASES, Blame, Cause, id_digest
 from sqspipes_mp.scoreboard import DONE, Scoreboard
 
 
@@ -117,12 +117,36 @@ def test_a_region_is_free_only_once_its_dead_worker_was_judged():
     first = board.free_region()
     first.assign(0)
     assert (first.free, first.live, first.to_judge) == (False, True, False)
-    first.mark_dead(Cause.CRASH, -9, 4711, 3)
+    first.mark_dead(Cause.CRASH, -9, 4711)
     assert (first.live, first.to_judge) == (False, True)
-    assert first.death == (Cause.CRASH, -9, 4711, 3)
+    assert first.death == (Cause.CRASH, -9, 4711)
     assert board.free_region().index != first.index
     first.mark_judged()
     assert (first.free, board.free_region().index) == (True, first.index)
+    board.close()
+
+
+def test_a_call_that_is_blamed_is_known_until_its_entry_is_another_messages():
+    board = Scoreboard.create(1, 1)
+    region = board.region(0)
+    region.assign(0)
+    _write(region, index=3)
+    region.start(3, 11.0, 0, "body")
+    lease = region.read(3)
+    assert (region.blamed, region.is_late(3), region.runs(lease)) == (None, False, True)
+    region.blame(lease, Cause.MEMORY)
+    assert (region.blamed, region.is_late(3)) == (Blame(3, lease.generation, Cause.MEMORY), False)
+    region.blame(lease, Cause.TIMEOUT)
+    assert (region.blamed.means(lease), region.is_late(3), region.is_late(2)) == (True, True, False)
+    region.set_state(3, LeaseState.DONE)
+    assert (region.is_late(3), region.runs(lease)) == (True, False)
+    _write(region, index=3)
+    region.start(3, 12.0, 0, "body")
+    assert (region.is_late(3), region.runs(lease), region.blamed.means(region.read(3))) == (False, False, False)
+    region.mark_dead(Cause.TIMEOUT, -9, 4711)
+    region.mark_judged()
+    region.assign(0)
+    assert region.blamed is None
     board.close()
 
 
