@@ -64,6 +64,8 @@ _RUN_ID = 0  # two words, supervisor
 KEEPER_BEAT = 2  # keeper: monotonic ns of its last turn
 KEEPER_EXTENDED = 3  # keeper: leases extended
 KEEPER_LOST = 4  # keeper: leases found lost
+_CONTINUED_AT = 6  # supervisor: monotonic ns when the whole engine went on after it had stood still (Ctrl-Z)
+_STOOD_STILL = 7  # supervisor: ns that calls begun before that have more
 WATCHES_MEMORY = 5  # supervisor: 1 where it may kill a worker for its memory, before any worker begins
 
 # Stage fields.
@@ -145,6 +147,19 @@ class Scoreboard:
 
     def set_header(self, field: int, value: int) -> None:
         self._words[field] = value
+
+    def stood_still(self, now: int, nanoseconds: int) -> None:
+        """Note that the whole engine was stopped for so long, until now (monotonic ns): it is no time of its calls'."""
+        last = self.header(_CONTINUED_AT)
+        if any(0 < self.get(slot, CALL_STARTED) < last for slot in range(self.slots)):
+            # A call that was stopped before has both.
+            nanoseconds += self.header(_STOOD_STILL)
+        self.set_header(_STOOD_STILL, nanoseconds)
+        self.set_header(_CONTINUED_AT, now)
+
+    def credit(self, started: int) -> int:
+        """Return the ns that a call begun at ``started`` (monotonic ns) has beyond its timeout."""
+        return self.header(_STOOD_STILL) if started < self.header(_CONTINUED_AT) else 0
 
     @property
     def wallet(self) -> SharedText:

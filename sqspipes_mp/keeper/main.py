@@ -174,6 +174,7 @@ class Keeper:
                 visibility=self._visibility,
                 first=self._plan.first_lease,
                 timeout=stage.task.timeout,
+                credit=lambda started: self._board.credit(int(started * 1e9)) / 1e9,
             )
             again = min(again, look)
             for extension in extensions:

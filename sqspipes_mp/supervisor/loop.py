@@ -42,6 +42,8 @@ from sqspipes_mp.supervisor.watchdog import Watchdog
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
+#: Seconds after which a wait that ends too late means that this process was stopped.
+_STOPPED = 0.5
 #: Lost keepers in a row (none of them ready) after which the engine stops.
 _KEEPER_FAILURES = 5
 #: Where refused starts of the keeper are counted, beside those of the workers' slots.
@@ -104,8 +106,12 @@ class Supervisor:
             times.append(self._keeper_at)
         if self._progress is not None:
             times.append(self._progress.due)
-        self._lines.wait(min(times) - now)
-        now = time.monotonic()
+        until = max(now, min(times))
+        self._lines.wait(until - now)
+        began, now = now, time.monotonic()
+        if now - until > _STOPPED:
+            # Whoever stopped this process (Ctrl-Z does it to the whole group) has stopped the calls, too.
+            self._board.stood_still(int(now * 1e9), int((now - began) * 1e9))
         if self._keeper_at is not None and self._keeper_at <= now:
             self._start_keeper()
         for place in self._crew.places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 
@@ -62,7 +63,7 @@ class Watchdog:
             elif timeout is not None and place.child is not None:
                 # A call that begins wakes nobody, so look often enough to notice one; then exactly when it is due.
                 started = self._crew.board.get(place.slot, CALL_STARTED)
-                times.append(min(now + timeout / 4, started / 1e9 + timeout if started else now + timeout / 4))
+                times.append(min(now + timeout / 4, self._late_at(started, timeout) if started else math.inf))
         return min(times)
 
     def look(self, now: float) -> None:
@@ -91,7 +92,7 @@ class Watchdog:
     def _mind_call(self, place: Place, now: float) -> None:
         timeout = self._crew.stage(place).task.timeout
         started = self._crew.board.get(place.slot, CALL_STARTED)
-        if timeout is None or not started or place.cause is not None or now < started / 1e9 + timeout:
+        if timeout is None or not started or place.cause is not None or now < self._late_at(started, timeout):
             return
         assert place.child is not None
         late = self._blame(place, started, Cause.TIMEOUT)
@@ -104,6 +105,10 @@ class Watchdog:
             os.kill(place.child.pid, DUMP)
         asked = time.monotonic()
         place.kill_at, place.kill_by = asked + _LAST_WORDS, asked + _SILENCE
+
+    def _late_at(self, started: int, timeout: float) -> float:
+        """Return when a call that began at ``started`` (monotonic ns) is late, monotonic s."""
+        return (started + self._crew.board.credit(started)) / 1e9 + timeout
 
     def _kill_late(self, place: Place, child: Child, now: float) -> None:
         """Kill a worker whose call is late, once it has said what it was doing, or was silent for long."""

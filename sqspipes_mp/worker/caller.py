@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from sqspipes_mp.worker.station import Delivery, Station
 
 log = logging.getLogger("sqspipes_mp.worker")
 
+#: Seconds after which a late call that runs still is known to the supervisor, and what it has to tell of a stop.
+_UNSEEN, _WORD_OF_A_STOP = 0.25, 1.0
 #: Weight of the newest message in the mean run time.
 _NEWEST = 0.2
 
@@ -92,7 +95,7 @@ class Caller:
             self._busy(spent)
             if not self.is_generator:
                 self._took(spent)
-            self._check_late(spent)
+            self._check_late(started, spent)
 
     def next_of(self, iterator: Any, since: int | None = None) -> Any:
         """Take the next value of a generator; time it as a call.
@@ -115,10 +118,19 @@ class Caller:
                 self._running_since(0)
                 self._took(now - started)
             self._busy(now - started)
-            self._check_late(now - (since or started))
+            self._check_late(since or started, now - (since or started))
 
-    def _check_late(self, spent: int) -> None:
-        if spent > self._limit:
+    def _check_late(self, started: int, spent: int) -> None:
+        """Raise ``Late`` where a call took longer than its timeout, less what the whole engine stood still."""
+        if spent <= self._limit:
+            return
+        board, until = self._station.board, time.monotonic() + _WORD_OF_A_STOP
+        if spent - self._limit > _UNSEEN * 1e9 and not self._station.region.blamed:
+            # The supervisor would have seen it: unless it was stopped as well, and is about to say so.
+            nap = threading.Event()
+            while not board.credit(started) and time.monotonic() < until:
+                nap.wait(0.01)
+        if spent > self._limit + board.credit(started):
             raise Late
 
     def _note_memory(self) -> None:

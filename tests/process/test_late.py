@@ -4,6 +4,8 @@ import ctypes
 import json
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +17,21 @@ from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.supervisor import watchdog
 from tests.brokers import sqs_at
-from tests.gates import Background, Gate, Log, dead, drain, engine_at, eventually, feed, values
+from tests.gates import (
+    Background,
+    Gate,
+    Log,
+    children,
+    dead,
+    drain,
+    ended,
+    engine_at,
+    eventually,
+    feed,
+    kill,
+    program,
+    values,
+)
 from tests.standin import standin
 
 LATE = "the call outlived the task's timeout"
@@ -261,3 +277,43 @@ def put(engine: Engine, found: list[object]) -> None:
         for start in range(0, len(found), 10):
             bodies = [json.dumps({"meta": {"priority": 0}, "value": value}) for value in found[start : start + 10]]
             connection.complete([Completion(None, (Output(queue, body, os.urandom(8).hex()),)) for body in bodies])
+
+
+# --- the time for which everything was stopped (Ctrl-Z) is nobody's ---
+
+STOPPED = """
+import sys
+from tests.process.test_late import *
+db, log, gate = sys.argv[1:]
+if __name__ == "__main__":
+    task = Task(waits, name="work", args=(Log(log), Gate(gate)), timeout=2.0, max_attempts=1)
+    print(drain(engine_at(db, [source, task, sink], on_error="retry"), "work")["work"].failed)
+"""
+
+
+def waits(value: object, log: Log, gate: Gate) -> object:
+    log.note(value)
+    gate.wait()
+    return value
+
+
+@pytest.mark.parametrize("opened", ["while stopped", "afterwards"])
+def test_the_time_of_a_stop_counts_towards_no_timeout(tmp_path: Path, db: Path, log: Log, gate: Gate, opened: str) -> None:
+    engine = engine_at(db, [source, Task(waits, name="work"), sink])
+    feed(engine, "work", [1])
+    with program(tmp_path, STOPPED, db, log.path, gate.path) as process:
+        log.wait_for(1)
+        pids = [process.pid, *(child.pid for child in children(process.pid))]
+        for pid in pids:
+            kill(pid, signal.SIGSTOP)
+        if opened == "while stopped":
+            gate.open()
+        # Nothing can be waited for: what is tested is that time goes by.
+        threading.Event().wait(2.6)
+        for pid in reversed(pids):
+            kill(pid, signal.SIGCONT)
+        # The time it has left is its own.
+        threading.Event().wait(0.3)
+        gate.open()
+        assert ended(process)[:2] == (0, "0\n")
+    assert values(engine, "sink") == [1]
