@@ -1,13 +1,15 @@
 """The pipeline under chaos: three stages, fed from outside, their results left in a queue that nobody receives from.
 
 Run as ``python -m tests.chaos.pipeline BROKER FIFO VISIBILITY PIDS BACKOFF``, it is one program ("machine") of the storm.
-Values are numbers; some are poison and never come through: they raise, are rejected, or kill their worker.
+Values are numbers; some are poison and never come through: they raise, are rejected, kill their worker, or are late.
 """
 
+import ctypes
 import logging
 import os
 import signal
 import sys
+import time
 from functools import partial
 
 from sqspipes_mp import Engine, Reject, Task, attempts
@@ -17,7 +19,9 @@ STAGES = ("one", "two", "three")
 #: Attempts a message has. A worker killed at random charges what it ran, so one of them must never be the last.
 ATTEMPTS = 4
 #: What each kind of poison does, by its number.
-POISON = ("raise", "reject", "exit", "sigkill")
+POISON = ("raise", "reject", "exit", "sigkill", "interrupted", "late")
+#: Seconds a call may take. A worker that is stopped for a while must not be late for that.
+LONGEST = 20.0
 
 
 def numbers():
@@ -37,6 +41,11 @@ def act(value, stage: str):
                 raise Reject(str(number))
             case "exit":
                 os._exit(3)
+            case "interrupted":
+                # In C, holding the GIL, until the signal that asks for its stack makes it return.
+                ctypes.PyDLL(None).usleep(int(10 * LONGEST * 1e6))
+            case "late":
+                time.sleep(LONGEST + 0.02)
             case _:
                 os.kill(os.getpid(), signal.SIGKILL)
     return [number, [*steps, stage], where, kind]
@@ -60,7 +69,7 @@ def engine(broker, *, fifo: bool, visibility: float, pids: Log) -> Engine:
             workers=1 + (stage == "two"),
             max_attempts=ATTEMPTS,
             init=partial(note, pids, stage),
-            timeout=20.0,
+            timeout=LONGEST,
         )
         for stage in STAGES
     ]
