@@ -1,4 +1,4 @@
-"""How many threads numeric libraries get in each worker: its share of the CPUs (supervisor and worker).
+"""How many threads numeric libraries get in each worker, its share of the CPUs, and its own seed (supervisor, worker).
 
 Workers times one numeric thread per CPU is far more threads than CPUs, and slower than none. So each worker gets
 max(1, CPUs // workers), unless the user has set one of the variables. When that takes effect:
@@ -62,6 +62,18 @@ def settle(threads: int) -> None:
         # Whatever an optional library does, a worker can do without it.
         with contextlib.suppress(Exception):
             _limit(threads)
+
+
+def reseed() -> None:
+    """In a worker, before any of the user's code: give numpy's global generator a state of its own.
+
+    A forked worker has its parent's, and so has its successor. ``random`` and ``uuid`` reseed themselves.
+    """
+    loaded = sys.modules.get("numpy.random")
+    if loaded is not None:
+        # A generator that the program put in its place may not take it.
+        with contextlib.suppress(Exception):
+            loaded.seed()
 
 
 def prepare(threads: int, cpus: int) -> None:

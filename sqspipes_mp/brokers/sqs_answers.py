@@ -17,7 +17,7 @@ def received(queue: str, message: Mapping[str, Any]) -> Received:
     return Received(
         handle=Handle(queue, message["ReceiptHandle"], message["MessageId"]),
         body=message["Body"],
-        receives=int(attributes.get("ApproximateReceiveCount", 1)),
+        receives=int(attributes.get("ApproximateReceiveCount", 0)),
         charges=0,
         group=attributes.get("MessageGroupId"),
         sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,

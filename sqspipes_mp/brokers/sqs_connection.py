@@ -33,6 +33,9 @@ from sqspipes_mp.brokers.sqs_errors import Kind
 from sqspipes_mp.brokers.sqs_queues import Queues
 from sqspipes_mp.errors import BrokerError
 
+#: Asked for with every message.
+SYSTEM_ATTRIBUTES = ["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"]
+
 
 class SqsConnection:
     """What ``SQS.open()`` returns; any thread of the process that opened it may call it."""
@@ -200,7 +203,7 @@ class SqsConnection:
             "MaxNumberOfMessages": max(1, min(MAX_ENTRIES, max_messages)),
             "WaitTimeSeconds": wait,
             "VisibilityTimeout": max(1, visibility(hidden)),
-            "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
+            "MessageSystemAttributeNames": SYSTEM_ATTRIBUTES,
             "MessageAttributeNames": [FAILURE_ATTRIBUTE],
         }
         if is_fifo(queue):

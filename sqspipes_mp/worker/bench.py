@@ -27,3 +27,4 @@ class Bench:
         """Run the callbacks of what was accepted meanwhile."""
         while callback := self.ready.take_callback():
             callback()
+            self.station.check_process()

@@ -40,12 +40,14 @@ class Caller:
         task = station.stage.task
         if task.init is not None:
             task.init()
+            station.check_process()
         self._station = station
         self._task = task
         #: Found out once: it takes longer than a short call.
         self.is_generator = task.is_generator
         self._args = station.orders.plan.args[station.stage.index]
         self._method: Callable[..., Any] = task.method(*task.init_args) if task.is_class else task.method
+        station.check_process()
         self._line = os.fstat(station.channel.fileno()).st_ino
         self._limit = math.inf if task.timeout is None else task.timeout * 1e9
         self._memory = open_memory() if station.board.header(WATCHES_MEMORY) else None
@@ -172,10 +174,12 @@ class Caller:
         self._station.board.add(self._station.slot, BUSY_NS, nanoseconds)
 
     def _check_line(self) -> None:
-        """End this process if the function closed the line to the supervisor, and with it likely every descriptor.
+        """End a forked copy of this process that came back, and one whose line to the supervisor the function closed.
 
-        The broker's calls might hang for ever then. The message still counts as running, so it is charged.
+        With the line it has likely closed every descriptor, and the broker's calls might hang for ever then. The
+        message still counts as running, so it is charged.
         """
+        self._station.check_process()
         try:
             cut = os.fstat(self._station.channel.fileno()).st_ino != self._line
         except OSError:
@@ -221,5 +225,7 @@ class Caller:
             if callable(close):
                 close()
         finally:
+            self._station.check_process()
             if self._task.exit is not None:
                 self._task.exit()
+                self._station.check_process()

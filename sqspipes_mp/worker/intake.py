@@ -155,7 +155,7 @@ class Intake(threading.Thread):
             reason.__cause__ = error
             self._outbox.bury(one, reason)
         else:
-            delay = pause(received.receives, received.group, random.uniform)
+            delay = pause(max(1, received.receives), received.group, random.uniform)
             log.warning(
                 "%s: there was no memory to decode message %s (%d characters, delivery number %d); it is visible again "
                 "in %.1f s, and this worker is replaced",
@@ -204,7 +204,10 @@ class Intake(threading.Thread):
         task = self._station.stage.task
         ident = received.handle.message_id
         if isinstance(task.input, str):
-            return decode_foreign(received.body, ident, task.decode)
+            try:
+                return decode_foreign(received.body, ident, task.decode)
+            finally:
+                self._station.check_process()
         return decode(received.body, ident)
 
     def _return_stale(self) -> None:

@@ -7,9 +7,9 @@ import threading
 from functools import partial
 
 from sqspipes_mp.assignment import Assignment
-from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
+from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.lifeline import begin, orphaned, volunteer
-from sqspipes_mp.numeric import settle
+from sqspipes_mp.numeric import reseed, settle
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.worker.batches import BatchCaller, Batches, Gathering
@@ -43,8 +43,13 @@ def worker_main(orders: Assignment) -> None:
     try:
         settings = orders.plan.settings
         settle(orders.plan.numeric_threads)
+        reseed()
         if settings.setup is not None:
+            pid = os.getpid()
             settings.setup()
+            if os.getpid() != pid:
+                # A child that setup= has forked, and that came back: it is no worker.
+                os._exit(EXIT_OK)
         station = Station(orders, orders.broker.open(wallet=board.wallet), channel)
         caller = _caller(station)
     except BaseException as error:

@@ -242,6 +242,8 @@ class Runner:
 
     def _finish(self, delivery: Delivery, products: list[Product], completion: Completion, dropped: int) -> None:
         station = self._station
+        # What makes an output of a value is the user's, too: json_default=, group=, priority=, pickling.
+        station.check_process()
         blobs = []
         if self._results is not None:
             hop = delivery.message.parent
@@ -285,6 +287,7 @@ class Runner:
 
     def _settle_failure(self, delivery: Delivery, error: BaseException, decision: Decision) -> None:
         station = self._station
+        station.check_process()
         station.count(FAILED, 1)
         # Its call is over: should this worker die now, it is not to blame for that, but for this.
         station.region.set_state(delivery.lease, LeaseState.FAILED)

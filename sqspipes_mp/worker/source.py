@@ -135,6 +135,7 @@ class Source:
     def _make(self, value: Any) -> Product:
         parent = source_parent(self._station.board.run_id, self._slot, self._number)
         product = self._products.make(value, None, parent, 0)
+        self._station.check_process()
         if self._results is not None and product.value is not DROPPED:
             self._blob = self._results.pack(product.value)
         return product

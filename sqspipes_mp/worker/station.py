@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Connection, Received
-from sqspipes_mp.control import Channel, Kind, ParentGone
+from sqspipes_mp.control import EXIT_OK, Channel, Kind, ParentGone
 from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.lifeline import orphaned
 from sqspipes_mp.message import Message
@@ -75,8 +75,14 @@ class Station:
         #: What is done with a failure: the task's own policy, or the engine's.
         self.on_error = self.settings.on_error if task.on_error is None else task.on_error
         self.threads = task.threads
+        self._pid = os.getpid()
         #: Whether several messages may run at once here, so that one may have to run alone.
         self.shared = self.threads > 1 or task.batch is not None
+
+    def check_process(self) -> None:
+        """End a process that the user's code has forked and that came back from it: it is not this worker."""
+        if os.getpid() != self._pid:
+            os._exit(EXIT_OK)
 
     # -- orders -------------------------------------------------------------------------------------------------
 
@@ -129,7 +135,7 @@ class Station:
     def open_lease(self, received: Received, asked_at: float, visibility: float) -> tuple[int, int, float]:
         """Write a lease before its message can run. Returns (lease, attempts charged before, deadline)."""
         failed = received.charges
-        if received.receives > 1:
+        if received.receives != 1:
             failed = max(failed, self.board.charges(id_digest(received.handle.message_id)))
         lease = self._free.popleft()
         now, until = time.monotonic(), asked_at + visibility
