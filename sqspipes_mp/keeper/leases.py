@@ -32,16 +32,18 @@ def due(
     visibility: float,
     first: float,
     timeout: float | None,
+    ahead: float = 0.0,
     credit: Callable[[float], float] = lambda _: 0.0,
 ) -> tuple[list[Extension], float]:
-    """Return the extensions to make now and the time (monotonic s) of the next look.
+    """Return the extensions to make now and the time (``lease_now``) of the next look.
 
     Args:
         leases: of live workers of one stage.
-        now: monotonic seconds.
+        now: ``lease_now``, seconds.
         visibility: what a lease is extended to, seconds.
         first: what the receive asked for, seconds.
         timeout: the task's, seconds: a running call's lease never outlives it by more than it takes to kill it.
+        ahead: seconds by which that clock is ahead of the monotonic one, in which calls are timed.
         credit: seconds that a call begun at a time (monotonic s) has beyond it, the engine having been stopped.
     """
     extensions: list[Extension] = []
@@ -53,7 +55,7 @@ def due(
         if now < at:
             again = min(again, at)
             continue
-        until = min(now + visibility, _cap(lease, timeout, visibility, credit))
+        until = min(now + visibility, _cap(lease, timeout, visibility, ahead, credit))
         # What has reached its cap ends there; one that is only late is tried, its receipt may still be good.
         if until > max(lease.deadline, now) + _WORTH:
             # Rounded up: what falls short of its cap would be due again at every look.
@@ -62,12 +64,14 @@ def due(
     return extensions, again
 
 
-def _cap(lease: Lease, timeout: float | None, visibility: float, credit: Callable[[float], float]) -> float:
+def _cap(
+    lease: Lease, timeout: float | None, visibility: float, ahead: float, credit: Callable[[float], float]
+) -> float:
     """Return the time past which a lease is not extended."""
     cap = lease.received_at + MAX_VISIBILITY - _MARGIN
     if timeout is not None and lease.state is LeaseState.RUNNING and not lease.company:
         # Its worker is killed at started_at + timeout; judging it may take the keeper a few turns. Not a batch's: its
         # results may wait for a slow caller or queue one by one, long after the call.
         longest = timeout + (credit(lease.started_at) if math.isfinite(lease.started_at) else 0.0)
-        cap = min(cap, lease.started_at + longest + visibility / 2)
+        cap = min(cap, lease.started_at + ahead + longest + visibility / 2)
     return cap

@@ -18,6 +18,7 @@ from dataclasses import replace
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.attempts import is_last, pause
 from sqspipes_mp.brokers.base import Completion, Connection
+from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.keeper.drained import DrainWatch
@@ -112,7 +113,7 @@ class Keeper:
             self._listen(max(0.0, min(again - time.monotonic(), self._rest)))
             self._beat()
             try:
-                again = self._extend_due(time.monotonic())
+                again = self._extend_due()
                 self._judge_dead()
                 if self._quit:
                     return
@@ -160,7 +161,10 @@ class Keeper:
 
     # -- heartbeats ---------------------------------------------------------------------------------------------
 
-    def _extend_due(self, now: float) -> float:
+    def _extend_due(self) -> float:
+        """Extend what is due; return when to look again (monotonic s)."""
+        now = lease_now()
+        ahead = now - time.monotonic()
         again = now + self._visibility / 4
         due_by_seconds: dict[int, list[tuple[Region, Lease]]] = {}
         for index in range(self._board.regions):
@@ -174,6 +178,7 @@ class Keeper:
                 visibility=self._visibility,
                 first=self._plan.first_lease,
                 timeout=stage.task.timeout,
+                ahead=ahead,
                 credit=lambda started: self._board.credit(int(started * 1e9)) / 1e9,
             )
             again = min(again, look)
@@ -183,7 +188,7 @@ class Keeper:
             # Call by call, so that what was extended is noted though the next call may fail.
             for start in range(0, len(leases), _AT_ONCE):
                 self._extend(leases[start : start + _AT_ONCE], seconds)
-        return again
+        return again - ahead
 
     def _extend(self, leases: list[tuple[Region, Lease]], seconds: int) -> None:
         # Between the look and the call its worker may have begun to close a lease: ask again just before.
@@ -191,7 +196,7 @@ class Keeper:
         if not current:
             return
         self._beat()
-        now = time.monotonic()
+        now = lease_now()
         stale = set(self._connection.extend([lease.handle for _, lease in current], seconds))
         for region, lease in current:
             if lease.handle in stale:

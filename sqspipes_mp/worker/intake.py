@@ -9,6 +9,7 @@ import time
 
 from sqspipes_mp.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.brokers.base import Completion, Received
+from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import Kind
 from sqspipes_mp.message import Message, decode, decode_foreign
 from sqspipes_mp.scoreboard import ONE_GROUP_TOLD, RECEIVED
@@ -102,7 +103,7 @@ class Intake(threading.Thread):
 
     def _receive(self, count: int) -> None:
         station = self._station
-        asked_at = time.monotonic()
+        asked_at = lease_now()
         batch = self._fetch(count)
         station.backlog = len(batch) >= _FULL
         if not batch:
@@ -110,9 +111,9 @@ class Intake(threading.Thread):
         if station.fifo and any(received.group == ONE_GROUP for received in batch):
             self._mind_one_group()
         if len(batch) == count:
-            self._round_trip += (time.monotonic() - asked_at - self._round_trip) / 8
+            self._round_trip += (lease_now() - asked_at - self._round_trip) / 8
         # A long poll may have waited for them: their leases began some time between the request and the reply.
-        leased_at = max(asked_at, time.monotonic() - self._lease / 4)
+        leased_at = max(asked_at, lease_now() - self._lease / 4)
         station.board.add(station.slot, RECEIVED, len(batch))
         deliveries: list[Delivery] = []
         unopened = iter(batch)
@@ -214,7 +215,7 @@ class Intake(threading.Thread):
         """Give back what has waited unstarted for half a visibility timeout: another worker may be free."""
         lease = self._lease
         stale = self._ready.take_older(
-            time.monotonic() - self._stale_after, lambda delivery: delivery.until - lease, fifo=self._station.fifo
+            lease_now() - self._stale_after, lambda delivery: delivery.until - lease, fifo=self._station.fifo
         )
         if stale:
             self._outbox.put(GiveBack(tuple(stale), 0.0))

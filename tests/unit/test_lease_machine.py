@@ -364,7 +364,8 @@ class LeaseMachine(RuleBasedStateMachine):
         self.visibility, self.timeout = which
         self.plan = PLANS[which]
         self.clock = Clock()
-        self.patches = [patch.object(module, "time", self.clock) for module in (keeper_main, station_module)]
+        self.patches = [patch.object(keeper_main, "time", self.clock)]
+        self.patches += [patch.object(module, "lease_now", self.clock.monotonic) for module in (keeper_main, station_module)]
         # Looking through all entries is most of what this test would do.
         self.patches += [patch.object(module, "LEASES", ENTRIES) for module in (region_module, station_module)]
         for each in self.patches:
