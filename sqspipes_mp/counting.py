@@ -24,8 +24,10 @@ from sqspipes_mp.message import hop_id
 
 #: What stands in a hop id where another message's has the stage that made it; no task can be called so.
 FED = "--input"
-#: Values remembered after their end, to tell a result that comes again from a stranger's.
+#: Values remembered after their end, to tell a key that was used before.
 _REMEMBERED = 100_000
+#: Results remembered that were handed out, at least: they come again if their worker died before the delete.
+_HANDED = 100_000
 
 
 def token(root: str) -> str:
@@ -84,6 +86,9 @@ class Ledger:
         self._line: deque[Entry] = deque()
         self._ready: deque[Hand] = deque()
         self._gone: OrderedDict[str, None] = OrderedDict()
+        #: Results of ended values that were handed out, by hashes of their ids: the younger half, and the older one.
+        self._handed: set[int] = set()
+        self._handed_before: set[int] = set()
         #: Messages found in dead-letter queues, by their values; told when the iterable comes to these.
         self._dead: dict[str, list[tuple[int, BaseException]]] = {}
         #: Results held back until their value is known.
@@ -97,6 +102,11 @@ class Ledger:
     def __contains__(self, name: str) -> bool:
         """Tell whether a value is on its way or was, as far back as is remembered."""
         return name in self._open or name in self._gone
+
+    @property
+    def lined(self) -> bool:
+        """Whether a value stands in the line whose turn will come."""
+        return bool(self._line)
 
     # -- values -------------------------------------------------------------------------------------------------
 
@@ -149,12 +159,15 @@ class Ledger:
             self._close_if_over(entry)
 
     def result(self, frame: Frame) -> bool | None:
-        """Take a result. False: it came again after its value's end; None: it is of no value of ours."""
-        name = str(frame.header["token"])
+        """Take a result. False: it was handed out, and comes again after its value's end.
+
+        None: it was not, and is of no value on its way: only to be given back. That the value was ours does not do:
+        what a person redrives, or a function that makes more of a value the second time, is news.
+        """
+        name, ident = str(frame.header["token"]), str(frame.header["id"])
         entry = self._open.get(name)
         if entry is None:
-            return False if name in self._gone else None
-        ident = str(frame.header["id"])
+            return False if hash(ident) in self._handed or hash(ident) in self._handed_before else None
         earlier = entry.held.get(ident)
         if earlier is not None:
             # Its worker is gone, and with it whoever could be told that the first one was taken.
@@ -203,15 +216,18 @@ class Ledger:
                 return None
         return self._ready.popleft() if self._ready else None
 
-    def given(self, hand: Hand) -> bool:
-        """Note that a result goes to the caller; False: it had it before."""
-        if hand.frame is None:
-            return True
-        ident = str(hand.frame.header["id"])
-        if ident in hand.entry.handed:
-            return False
-        hand.entry.handed.add(ident)
-        return True
+    def is_new(self, hand: Hand) -> bool:
+        """Tell whether the caller did not have it before."""
+        return hand.frame is None or str(hand.frame.header["id"]) not in hand.entry.handed
+
+    def given(self, hand: Hand) -> None:
+        """Note that it goes to the caller."""
+        if hand.frame is not None:
+            hand.entry.handed.add(str(hand.frame.header["id"]))
+
+    def back(self, hand: Hand) -> None:
+        """Take back what could not be given just now; it is the next one again."""
+        self._ready.appendleft(hand)
 
     def acknowledged(self, hand: Hand) -> None:
         """Note that the caller is done with what it was given."""
@@ -259,3 +275,6 @@ class Ledger:
         self._gone[entry.token] = None
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
+        self._handed.update(map(hash, entry.handed))
+        if len(self._handed) >= _HANDED:
+            self._handed_before, self._handed = self._handed, set()

@@ -21,6 +21,7 @@ from sqspipes_mp.domain import derive_domain
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.feedable import Feedable
 from sqspipes_mp.jobs import fed_pipeline
+from sqspipes_mp.map_lock import no_map
 from sqspipes_mp.pipeline import Pipeline, build
 from sqspipes_mp.plan import MIN_VISIBILITY, Settings, check_flag, make_plan, number
 from sqspipes_mp.progress import check as check_progress
@@ -235,13 +236,16 @@ class Engine(Feedable):
         return look(self.whole, self.broker)
 
     def purge(self) -> None:
-        """Remove every message of exactly this pipeline's queues, dead letters included."""
-        with opened(self.broker) as connection:
+        """Remove every message of exactly this pipeline's queues, dead letters included.
+
+        Raises ``MapRunning`` while a map of it is under way (SQLite).
+        """
+        with no_map(self.broker, self.domain, "purge"), opened(self.broker) as connection:
             connection.purge(self._existing(connection))
 
     def delete(self) -> None:
-        """Delete exactly this pipeline's queues."""
-        with opened(self.broker) as connection:
+        """Delete exactly this pipeline's queues. Raises ``MapRunning`` while a map of it is under way (SQLite)."""
+        with no_map(self.broker, self.domain, "delete"), opened(self.broker) as connection:
             connection.delete(self.whole.queue_names())
 
     def _existing(self, connection: Connection) -> list[str]:

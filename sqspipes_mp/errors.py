@@ -15,7 +15,9 @@
     │   └── MessageTooLarge (ValueError) what a function returned does not fit into a message
     ├── PutError                        put_many ended early; says what was sent
     ├── QueuesNotEmpty                  map would begin among messages that others, or an interrupted map, have left
+    ├── MapRunning                      another map of the pipeline is under way (SQLite)
     ├── MapIncomplete                   map ended before every value's results had come
+    │   └── UnknownResult               a result came that is none of its values'; it went back to its queue
     ├── WorkerLost                      a worker process died of something outside Python
     │   ├── TaskTimeout                 its call outlived Task(timeout=), for which it was killed if it did not return
     │   └── SupervisorLost              the supervisor process of iterate=True died
@@ -151,6 +153,38 @@ class MapIncomplete(SqsPipesError):
         self.missing = missing
         self.cause = cause
         super().__init__(f"map ended while the results of {missing:,} values were still to come: {cause}")
+
+
+class UnknownResult(MapIncomplete):
+    """A result came of the message ``id``, which ``map`` had neither fed nor handed out: it is never acknowledged."""
+
+    def __init__(self, ident: str, missing: int, cure: str) -> None:
+        self.id = ident
+        cause = (
+            f"a result of the message {ident} came, which this map neither fed nor handed out before. Its message goes "
+            f"back to its queue: nothing of it is lost. Was there another map of this pipeline, a put() or a `dead "
+            f"redrive` meanwhile? {cure}"
+        )
+        super().__init__(missing, cause)
+
+
+class MapRunning(SqsPipesError):
+    """``what`` (map, purge, delete) was to begin while a map of the pipeline was under way; ``holder``: whose.
+
+    What ``holder`` says is for people: the lock on the file ``lock`` is what counts, and it goes with its processes.
+    """
+
+    def __init__(self, domain: str, what: str, holder: str, lock: str) -> None:
+        self.domain = domain
+        self.what = what
+        self.holder = holder
+        self.lock = lock
+        whose = holder or "a process that has not said which (a map that just begins or ends, a purge or a delete)"
+        danger = "it would take the other's results" if what == "map" else "it would remove messages under that map"
+        super().__init__(
+            f"{what}() of {domain!r} must be alone with the pipeline's queues ({danger}), and {lock} is held by "
+            f"{whose}. Wait until that ends, or stop it with SIGTERM to its process"
+        )
 
 
 class WorkerLost(SqsPipesError):

@@ -13,6 +13,7 @@ from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.feeding import Feeder, put, put_many
 from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.jobs import plan_job, survey
+from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.mapping import Mapping
 from sqspipes_mp.pipeline import Pipeline
 from sqspipes_mp.plan import Settings
@@ -122,8 +123,9 @@ class Feedable(ABC):
             several where a generator function made several. Its ``summary`` is there after the end.
 
         Raises:
-            ConfigError, QueuesNotEmpty: before any process starts.
-            MapIncomplete: it was stopped, or others took messages.
+            ConfigError, QueuesNotEmpty: before any process starts; MapRunning too, where another map of the pipeline
+                is under way (SQLite).
+            MapIncomplete: it was stopped, or others took messages; UnknownResult: others sent some.
             Exception: while iterating: as ``run``, and what a dead-lettered value's task raised.
         """
         plan, job = plan_job(
@@ -134,7 +136,15 @@ class Feedable(ABC):
         self._runs.check_beside(plan)
         broker = self.broker
         broker.check()
-        make = partial(Mapping, job, survey(plan, broker, job))
         # Of a resumed one nobody knows how many will be skipped.
         total = len(values) if isinstance(values, Sized) and not resume else None
-        return self._runs.iterate(plan, broker, self, make, progress=progress, total=total)
+        # Before the look at the queues: what is found there must be no other map's.
+        lock = MapLock.take(broker, plan.pipeline.domain, "map")
+        try:
+            make = partial(Mapping, job, survey(plan, broker, job), lock)
+            return self._runs.iterate(plan, broker, self, make, progress=progress, total=total)
+        except BaseException:
+            if lock is not None:
+                # A supervisor that was started all the same keeps it until it ends.
+                lock.close()
+            raise

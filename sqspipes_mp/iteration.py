@@ -23,6 +23,7 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Frame, Kind, describe_exit
 from sqspipes_mp.errors import GUARD, SupervisorLost
 from sqspipes_mp.lifeline import Birth
+from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.progress import Progress
 from sqspipes_mp.scoreboard import Scoreboard
@@ -49,6 +50,9 @@ class Iteration(Iterator[Any]):
     loses nothing. Closing (``close()``, leaving a ``with``, losing the last reference) drains; the results not
     acknowledged come again in the next run. Not for several threads at once.
     """
+
+    #: What keeps others from doing the same: the supervisor holds it, too.
+    _lock: MapLock | None = None
 
     def __init__(
         self,
@@ -85,10 +89,13 @@ class Iteration(Iterator[Any]):
         self._repeatable = not plan.pipeline.stages[plan.sink].is_source
         self._sigterm: Sigterm | None = None
 
-        def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
-            return supervisor_main, (birth, plan, broker, board, mains, context.get_start_method())
+        lock = self._lock
 
-        self._child = start(context, target, name="supervisor", inherited=(), now=time.monotonic())
+        def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
+            return supervisor_main, (birth, plan, broker, board, mains, context.get_start_method(), lock)
+
+        with contextlib.nullcontext() if lock is None else lock.bequeathed():
+            self._child = start(context, target, name="supervisor", inherited=(), now=time.monotonic())
         self._poll = select.poll()
         self._poll.register(self._child.channel.fileno(), select.POLLIN)
         self._poll.register(self._child.watch, select.POLLIN)
@@ -115,12 +122,14 @@ class Iteration(Iterator[Any]):
         while True:
             while self._ready and not (self._stopped or self._taken_back):
                 frame = self._ready.popleft()
-                if self._is_new(frame):
-                    value = self._read(frame)
-                    # Only now: one that cannot be read here was not handed out.
-                    self._handed = frame
-                    return value
-                self._acknowledge(frame)
+                if str(frame.header["id"]) in self._seen:
+                    self._acknowledge(frame)
+                    continue
+                value = self._read(frame)
+                # Only now: one that cannot be read here was not handed out.
+                self._remember(frame)
+                self._handed = frame
+                return value
             if self._outcome is not None:
                 self._end_with_outcome()
             self._listen(None)
@@ -194,14 +203,10 @@ class Iteration(Iterator[Any]):
         if self._owner == os.getpid():
             self.close()
 
-    def _is_new(self, frame: Frame) -> bool:
-        ident = str(frame.header["id"])
-        if ident in self._seen:
-            return False
-        self._seen[ident] = None
+    def _remember(self, frame: Frame) -> None:
+        self._seen[str(frame.header["id"])] = None
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
-        return True
 
     def _acknowledge(self, frame: Frame) -> None:
         self._child.channel.queue(Kind.ACK, {"child": frame.header["child"], "numbers": [frame.header["number"]]})

@@ -122,11 +122,19 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
                 "%g s, when its leases end",
                 pipeline.domain, held, plan.settings.visibility,
             )  # fmt: skip
+        left: list[tuple[str, str]] = []
         for name in queues:
             for body, ident, _ in connection.bodies(name):
+                # What is no envelope gives no result, only a dead letter.
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
-                    ledger.left(token(message.id), [message.parent])
+                    left.append((token(message.id), message.parent))
+        keyed = connection.keyed(pipeline.stages[0].inputs, list({name for name, _ in left}))
+        if strange := sum(name not in keyed for name, _ in left):
+            # Of a map or a put() without a key: no iterable will ever come to their values.
+            raise QueuesNotEmpty(pipeline.domain, strange, _cure_beside(job, len(left) - strange))
+        for name, hop in left:
+            ledger.left(name, [hop])
         # After the others: what is dead-lettered meanwhile is seen twice rather than never.
         for name in [stage.dead for stage in pipeline.stages if stage.dead is not None]:
             for body, ident, failure in connection.bodies(name):
@@ -152,13 +160,27 @@ def _dead_error(queue: str, text: str | None) -> RemoteError:
 def cure(job: Job, broker: Broker) -> str:
     """Say what can be done about messages that are left, in this very case."""
     resumable = isinstance(broker, SQLite) and job.feeder.keyed
-    cures = ["Continue an interrupted map that had this key with resume=True"] if resumable else []
-    if job.source is None:
-        cures.append('finish them with run(until="drained")')
-    else:
-        cures.append(f'finish them: write Task({job.source}, input=True), then run(until="drained")')
-    text = ", ".join([*cures, "or drop them with purge()"])
-    return f"{text[0].upper()}{text[1:]}"
+    if not resumable:
+        return _clearing(job)
+    clearing = _clearing(job)
+    return f"Continue an interrupted map that had this key with resume=True, {clearing[0].lower()}{clearing[1:]}"
+
+
+def _clearing(job: Job) -> str:
+    finish = 'Finish them with run(until="drained")'
+    if job.source is not None:
+        finish = f'Finish them: write Task({job.source}, input=True), then run(until="drained")'
+    return f"{finish}, or drop them with purge()"
+
+
+def _cure_beside(job: Job, keyed: int) -> str:
+    """Say what can be done about messages without a key, where a map with one is to be continued."""
+    text = f"They were sent without a key, so resume=True cannot continue them. {_clearing(job)}"
+    if keyed:
+        text += (
+            f"; either does so with the {keyed:,} of the interrupted map, too, whose results are then not handed out"
+        )
+    return text
 
 
 def known_key(key: str, broker: Broker) -> ConfigError:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.brokers.base import Broker, Connection
+from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.control import Frame, Kind
 from sqspipes_mp.counting import Hand, Ledger
-from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, WorkerLost
+from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
 from sqspipes_mp.feeding import Item
 from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.jobs import Job, cure, known_key
+from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.region import LEASES
 from sqspipes_mp.report import Report, rebuild
@@ -43,14 +46,31 @@ _LOOKS = 3
 class Mapping(Iteration):
     """Hands out what becomes of each value once, and feeds the next ones meanwhile. Not for several threads at once."""
 
-    def __init__(self, job: Job, ledger: Ledger, plan: RunPlan, broker: Broker, board: Scoreboard, *rest: Any) -> None:
+    def __init__(
+        self,
+        job: Job,
+        ledger: Ledger,
+        lock: MapLock | None,
+        plan: RunPlan,
+        broker: Broker,
+        board: Scoreboard,
+        *rest: Any,
+    ) -> None:
         self._job = job
+        self._lock = lock
         self._ledger = ledger
         self._values = iter(job.values)
         self._exhausted = False
         #: Values being sent, or that were when an error or Ctrl-C broke in: the ledger may not know all of them.
         self._sending: list[Item] | None = None
+        #: Values that were read past the limit, in search of another's, and wait for room; the first one is new.
+        self._waiting: list[Item] = []
+        #: What was read behind them and could not be sent at all, and whether the iterable has ended behind them.
+        self._refused: tuple[Any, Exception] | None = None
+        self._read_all = False
         self._hand: Hand | None = None
+        #: The message of a result that this map has not made: it ends, lest that be acknowledged.
+        self._unknown: str | None = None
         self._connection: Connection | None = None
         self._broker = broker
         self._board = board
@@ -66,8 +86,9 @@ class Mapping(Iteration):
         self._watching = False
         self._heard_before_watch = 0
         self._empty_looks = 0
-        self._warned = False
         super().__init__(plan, broker, board, *rest)
+        if lock is not None:
+            lock.sign(os.getpid(), self._child.pid)
 
     def __next__(self) -> Any:
         """Return what became of a value: a result, the exception that ended it, or with its input (input, either).
@@ -82,15 +103,17 @@ class Mapping(Iteration):
                 missing = len(self._ledger) + sum(item.token not in self._ledger for item in self._sending)
                 reason = f"it was interrupted while values were being sent. {cure(self._job, self._broker)}"
                 raise MapIncomplete(missing, reason)
+            self._check_unknown()
             if len(self._ledger) <= self._room * 3 // 4:
                 self._feed()
             self._listen(0.0)
             while True:
+                self._check_unknown()
                 hand = None if self._stopped or self._taken_back else self._ledger.next()
                 if hand is not None:
-                    self._hand = hand
-                    if self._ledger.given(hand):
+                    if self._ledger.is_new(hand):
                         return self._give(hand)
+                    self._hand = hand
                     self._acknowledge_hand()
                     continue
                 if self._outcome is not None:
@@ -109,6 +132,17 @@ class Mapping(Iteration):
     # -- handing out --------------------------------------------------------------------------------------------
 
     def _give(self, hand: Hand) -> Any:
+        try:
+            given = self._made_of(hand)
+        except KeyboardInterrupt:
+            # Not handed out, so it is not acknowledged at the next call, but given then.
+            self._ledger.back(hand)
+            raise
+        self._ledger.given(hand)
+        self._hand = hand
+        return given
+
+    def _made_of(self, hand: Hand) -> Any:
         value = hand.entry.value
         if hand.error is not None:
             with contextlib.suppress(AttributeError, TypeError):
@@ -128,37 +162,32 @@ class Mapping(Iteration):
             self._acknowledge(hand.frame)
         self._ledger.acknowledged(hand)
 
+    def _check_unknown(self) -> None:
+        """End the map before a result is acknowledged that it has not made: closing gives that back."""
+        if self._unknown is not None:
+            raise UnknownResult(self._unknown, len(self._ledger), cure(self._job, self._broker))
+
     # -- feeding ------------------------------------------------------------------------------------------------
 
     def _feed(self) -> bool:
         """Send some values if there is room; True if anything was done."""
-        room = self._room - len(self._ledger)
         if self._exhausted or self._stopped or self._taken_back or self._outcome is not None:
             return False
-        if self._ledger.holding:
-            # A result waits for its value: on with the iterable until it comes, whatever is on the way.
-            room = max(room, _CHUNK)
-        batch = self._sending = []
-        names: set[str] = set()
-        refused: tuple[Any, Exception] | None = None
-        began = time.monotonic()
-        while len(batch) < min(room, _CHUNK) and time.monotonic() - began < _GATHER:
-            try:
-                value = next(self._values)
-            except StopIteration:
-                self._exhausted = True
-                break
-            try:
-                item = self._job.feeder.item(value)
-            except Exception as error:
-                # What was read before it goes first: its place is behind that.
-                refused = (value, error)
-                break
-            self._check_new(item, names)
-            batch.append(item)
-            names.add(item.token)
+        room, reading = self._rooms()
+        if self._waiting and room <= 0:
+            return False
+        batch = self._sending = self._waiting
+        self._waiting = []
+        self._read_values(batch, min(reading, _CHUNK))
+        if len(batch) > max(room, 0):
+            batch, self._waiting = self._fitting(batch, room)
+            self._sending = batch
         if batch:
             self._send(batch)
+        refused = None
+        if not self._waiting:
+            refused, self._refused = self._refused, None
+            self._exhausted = self._read_all
         if refused is not None:
             self._ledger.refused(f"refused {uuid4().hex}", *refused)
         if self._exhausted:
@@ -166,12 +195,65 @@ class Mapping(Iteration):
         self._sending = None
         return bool(batch) or refused is not None or self._exhausted
 
-    def _send(self, batch: list[Item]) -> None:
+    def _rooms(self) -> tuple[int, int]:
+        """Return how many values may be sent, and how many read: more, where a result waits for its value.
+
+        What the file skips adds no result, so it is read whatever is on the way. A new one that comes before the value
+        in search does: in order, where all that is done keeps its lease until its turn comes, it waits for room. Once
+        nothing is left whose turn could come, it must go all the same.
+        """
+        room = self._room - len(self._ledger)
+        if not self._ledger.holding:
+            return room, room
+        if not self._job.ordered:
+            return max(room, _CHUNK), max(room, _CHUNK)
+        if not self._ledger.lined:
+            room = max(room, self._most_unacknowledged - len(self._ledger), 1)
+        return room, max(room, _CHUNK)
+
+    def _read_values(self, batch: list[Item], count: int) -> None:
+        """Fill up a batch from the iterable, as far as its values come quickly."""
+        names: set[str] = {item.token for item in batch}
+        began = time.monotonic()
+        while len(batch) < count and time.monotonic() - began < _GATHER and not (self._read_all or self._refused):
+            try:
+                value = next(self._values)
+            except StopIteration:
+                self._read_all = True
+                break
+            try:
+                item = self._job.feeder.item(value)
+            except Exception as error:
+                # What was read before it goes first: its place is behind that.
+                self._refused = (value, error)
+                break
+            self._check_new(item, names)
+            batch.append(item)
+            names.add(item.token)
+
+    def _fitting(self, batch: list[Item], room: int) -> tuple[list[Item], list[Item]]:
+        """Return the values that may be sent, those that the file skips and ``room`` new ones, and the rest."""
+        connection = self._opened()
+        # Only SQLite resumes, and only what was resumed is read past the limit.
+        assert isinstance(connection, SQLiteConnection)
+        queues = list({item.output.queue for item in batch})
+        seen = connection.keyed(queues, [item.output.hop for item in batch])
+        for place, item in enumerate(batch):
+            if item.output.hop not in seen:
+                if room <= 0:
+                    return batch[:place], batch[place:]
+                room -= 1
+        return batch, []
+
+    def _opened(self) -> Connection:
         if self._connection is None:
             # Not before: nothing may be open when the supervisor is forked.
             self._connection = self._broker.open()
             self._settle = self._connection.settle
-        seen = {id(item) for item in self._job.feeder.send(self._connection, batch)}
+        return self._connection
+
+    def _send(self, batch: list[Item]) -> None:
+        seen = {id(item) for item in self._job.feeder.send(self._opened(), batch)}
         for item in batch:
             if id(item) not in seen:
                 self._ledger.fed(item.token, item.value, item.output.hop)
@@ -195,10 +277,11 @@ class Mapping(Iteration):
                 if known is None and self._sending is not None:
                     # Perhaps of a value that was sent as we were interrupted: it comes again in the next run.
                     return
-                # One that comes again after its worker died, or a stranger's, which nobody else would take.
-                if known is None and not self._warned:
-                    self._warned = True
-                    log.error("a result is dropped: its value was not fed by this map. Do not put() during a map()")
+                if known is None:
+                    # Never acknowledged: it would be gone, and nobody has it.
+                    self._unknown = self._unknown or str(header["id"]).rpartition("/")[0]
+                    return
+                # It was handed out, and comes again after its worker died.
                 self._acknowledge(frame)
         elif frame.kind is Kind.STEP:
             self._frames += 1
@@ -259,8 +342,9 @@ class Mapping(Iteration):
         if self._settle > 0 and not replaced:
             return
         self._look()
-        while self._watching and self._outcome is None:
+        while self._watching and self._outcome is None and self._unknown is None:
             self._listen(None)
+        self._check_unknown()
 
     def _end(self) -> None:
         if self._outcome is not None:
@@ -269,6 +353,7 @@ class Mapping(Iteration):
         self._child.channel.flush()
         while self._outcome is None:
             self._listen(None)
+        self._check_unknown()
         self._end_with_outcome()
 
     def _end_early(self) -> None:
@@ -286,7 +371,12 @@ class Mapping(Iteration):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        return super()._finish()
+        try:
+            return super()._finish()
+        finally:
+            # The supervisor is reaped.
+            if self._lock is not None:
+                self._lock.release()
 
 
 def _buried_error(frame: Frame) -> BaseException:

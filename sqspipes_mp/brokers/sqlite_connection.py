@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from sqspipes_mp.brokers import sqlite_complete, sqlite_leases, sqlite_queues, sqlite_take
+from sqspipes_mp.brokers import sqlite_complete, sqlite_keys, sqlite_leases, sqlite_queues, sqlite_take
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received
 from sqspipes_mp.brokers.sqlite_file import File
 from sqspipes_mp.brokers.sqlite_session import Session
@@ -99,6 +99,10 @@ class SQLiteConnection:
         self._file.sync()
         self._tidy()
         return seen
+
+    def keyed(self, queues: Sequence[str], hops: Sequence[str]) -> set[str]:
+        """Return those of the hop ids that were fed to one of the queues with a key, which the file never forgets."""
+        return self._file.read(lambda session: sqlite_keys.keyed(session, queues, hops))
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
         """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale."""

@@ -6,6 +6,8 @@ for 14 days, longer than any run of a generator takes to be restarted. What is s
 input needs no key, except on FIFO queues, whose window users may count on.
 """
 
+from collections.abc import Collection, Iterable
+
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.sqlite_session import Session
 
@@ -19,6 +21,13 @@ AGAIN = 14 * 86_400_000
 def remember(session: Session, queue: int, hop: str, stream: int | None, expires: int | None, now: int) -> bool:
     """Record a hop id; False if it is a duplicate. Either ``stream`` (its input's seq) or ``expires`` is given."""
     return session.db.execute(sql.REMEMBER, (queue, hop, stream, expires, now, now)).rowcount == 1
+
+
+def keyed(session: Session, queues: Collection[str], hops: Iterable[str]) -> set[str]:
+    """Return those of the hop ids that were fed to one of the queues with a key."""
+    session.refresh()
+    numbers = [session.queues[name].id for name in queues if name in session.queues]
+    return {hop for hop in hops if any(session.db.execute(sql.KEYED, (number, hop)).fetchone() for number in numbers)}
 
 
 def start_stream(session: Session, seq: int, queue: int) -> None:

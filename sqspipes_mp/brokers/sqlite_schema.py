@@ -104,6 +104,8 @@ END_STREAMS = "UPDATE streams SET expires = ? WHERE queue = ? AND expires IS NUL
 EXPIRED_KEYS = "SELECT queue, hop FROM keys WHERE expires <= ? ORDER BY expires LIMIT ?"
 STREAM_KEYS = "SELECT queue, hop FROM keys WHERE stream = ? LIMIT ?"
 QUEUE_KEYS = "SELECT queue, hop FROM keys WHERE queue = ? LIMIT ?"
+#: Those of the user's keys: they live until their queue is purged.
+KEYED = "SELECT 1 FROM keys WHERE queue = ? AND hop = ? AND stream IS NULL AND expires IS NULL"
 FORGET = "DELETE FROM keys WHERE queue = ? AND hop = ?"
 ENDED_STREAM = "SELECT seq FROM streams WHERE expires <= ? ORDER BY expires LIMIT 1"
 DROP_STREAM = "DELETE FROM streams WHERE seq = ?"

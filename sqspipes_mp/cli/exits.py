@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from sqspipes_mp.control import BOOT_NOTE
-from sqspipes_mp.errors import BootError, BrokerError, ConfigError, RestartLimit
+from sqspipes_mp.errors import BootError, BrokerError, ConfigError, MapRunning, RestartLimit
 
 
 class Exit(IntEnum):
@@ -56,6 +56,8 @@ def judge(error: BaseException) -> Ending | None:
         return Ending(Exit.RESTARTS, str(error))
     if isinstance(error, ConfigError):
         return Ending(Exit.USAGE, "\n".join([str(error), *notes]))
+    if isinstance(error, MapRunning):
+        return Ending(Exit.FAILED, str(error))
     if isinstance(error, (BootError, BrokerError)):
         return Ending(Exit.BOOT, str(error))
     return Ending(Exit.FAILED, "this is not a task's exception but the engine's; please report it", error)

@@ -16,6 +16,7 @@ from sqspipes_mp.control import Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.lifeline import Birth, begin
+from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.numeric import environment, prepare
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.progress import Progress
@@ -57,7 +58,15 @@ def new_board(plan: RunPlan) -> Scoreboard:
     return Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls)
 
 
-def supervisor_main(birth: Birth, plan: RunPlan, broker: Broker, board: Scoreboard, mains: Mains, method: str) -> None:
+def supervisor_main(
+    birth: Birth,
+    plan: RunPlan,
+    broker: Broker,
+    board: Scoreboard,
+    mains: Mains,
+    method: str,
+    lock: MapLock | None,  # noqa: ARG001  (held for as long as this process lives)
+) -> None:
     """Supervise in a process of its own, for a caller that iterates; its last word is the outcome."""
     begin(birth)
     wakeup = Wakeup()

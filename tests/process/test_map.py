@@ -30,6 +30,7 @@ from sqspipes_mp import (
     WorkerLost,
     current_message,
 )
+from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.dead import discard, redrive
 from tests.brokers import sqs_at
@@ -248,7 +249,8 @@ def test_results_that_others_took_are_missed(db: Path, gate: Gate, log: Log) -> 
 
     def steal() -> None:
         log.wait_for(1)
-        thief.purge()
+        with opened(thief.broker) as connection:
+            connection.purge(thief.whole.queue_names())
         gate.open()
 
     thread = threading.Thread(target=steal)

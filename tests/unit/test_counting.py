@@ -63,7 +63,8 @@ def test_each_result_goes_out_once_and_every_value_ends(shapes, ordered, inputs,
 
     def hand_out() -> None:
         while (hand := ledger.next()) is not None:
-            if ledger.given(hand):
+            if ledger.is_new(hand):
+                ledger.given(hand)
                 what = hand.error if hand.frame is None else hand.frame.header["id"]
                 given_out.append((hand.entry.token, what))
                 assert hand.entry.value == hand.entry.token
@@ -134,12 +135,32 @@ def test_a_result_that_comes_after_its_value_is_told_from_a_strangers():
     word = ("results", "a", mark("a"), ["a.0"])
     assert say(ledger, word) == []
     hand = ledger.next()
-    assert ledger.given(hand)
+    assert ledger.is_new(hand)
+    ledger.given(hand)
     # Still to be acknowledged: a second copy waits its turn, and is not given again.
     assert say(ledger, word) == []
     ledger.acknowledged(hand)
     again = ledger.next()
-    assert not ledger.given(again)
+    assert not ledger.is_new(again)
     ledger.acknowledged(again)
     assert len(say(ledger, word)) == 1
     assert ledger.result(Frame(Kind.RESULT, {"token": "b", "hop": 1, "id": "b.0", "last": True})) is None
+    # Of an ended value of ours, but nobody has it: a dead letter that was redriven, say.
+    assert ledger.result(Frame(Kind.RESULT, {"token": "a", "hop": 2, "id": "a.1", "last": True})) is None
+
+
+def test_results_handed_out_long_ago_are_forgotten_as_unknown_and_never_as_handed_out(monkeypatch):
+    monkeypatch.setattr("sqspipes_mp.counting._HANDED", 10)
+    ledger = Ledger(ordered=False, inputs=False)
+    for n in range(100):
+        ledger.fed(f"v{n}", n)
+        say(ledger, ("results", f"v{n}", mark(f"v{n}"), [f"v{n}.0"]))
+        hand = ledger.next()
+        ledger.given(hand)
+        ledger.acknowledged(hand)
+    found = [
+        ledger.result(Frame(Kind.RESULT, {"token": f"v{n}", "hop": mark(f"v{n}"), "id": f"v{n}.0", "last": True}))
+        for n in range(100)
+    ]
+    assert found[-10:] == [False] * 10
+    assert set(found) == {False, None}

@@ -1,0 +1,153 @@
+"""One map of a pipeline at a time, on SQLite: a lock that the kernel takes back with its holders (caller, supervisor).
+
+Two maps would take each other's results. The lock is ``flock`` on a file of its own beside the database, one per
+domain: a row would outlive a crash, and closing a descriptor of the database itself would drop SQLite's own locks. The
+file is never unlinked: who waits to open it and who holds it would then mean two different files.
+
+Its holders are the caller and its supervisor, so that either may be killed while the other still has messages in hand.
+Every other fork closes it. What is written in the file is for people and decides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from multiprocessing import reduction
+from typing import Any, Self
+
+from sqspipes_mp.brokers import sqlite_fork
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.errors import BrokerError, MapRunning
+
+#: What is read of the text at most, bytes.
+_MOST = 500
+
+
+class MapLock:
+    """Held from its making on, until ``release`` or the end of the last process that has it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        #: The thread that forks the one child which keeps it.
+        self._heirs_parent: int | None = None
+        sqlite_fork.protect(self)
+
+    @classmethod
+    def take(cls, broker: Broker, domain: str, what: str) -> Self | None:
+        """Take the lock for ``what`` is to be done; None where there is none (SQS).
+
+        ``map`` is alone; whatever else is done only keeps maps out. Raises ``MapRunning`` and ``BrokerError``.
+        """
+        if not isinstance(broker, SQLite):
+            return None
+        broker.check()
+        path = f"{broker.file}-{domain}.lock"
+        alone = what == "map"
+        # No fork in between: its child would have the descriptor and not know of it.
+        with sqlite_fork.postponed():
+            try:
+                fd = _open(path)
+            except OSError as error:
+                cure = "Give the database a folder in which this user may make files, with room for one"
+                raise BrokerError(f"{path}: the lock file of {what}() cannot be opened ({error}). {cure}") from error
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(fd, _MOST, 0).decode("utf-8", "replace").strip()
+                os.close(fd)
+                raise MapRunning(domain, what, holder, path) from None
+            except OSError as error:
+                os.close(fd)
+                raise BrokerError(
+                    f"{path}: this file system has no locks for it ({error}). Keep the database on a local disk"
+                ) from error
+            lock = cls(fd)
+        lock.sign(os.getpid() if alone else None)
+        return lock
+
+    def sign(self, pid: int | None, supervisor: int | None = None) -> None:
+        """Write down who holds it and since when; None: nobody says so."""
+        text = ""
+        if pid is not None:
+            also = "" if supervisor is None else f" with its supervisor {supervisor}"
+            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            text = f"pid {pid}{also} on {socket.gethostname()} since {now}"
+        # A full disk, say, or a file of another user's: the lock holds without it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text.encode(), 0)
+
+    @contextlib.contextmanager
+    def bequeathed(self) -> Iterator[None]:
+        """Let the child that this thread forks in the block keep it, too."""
+        self._heirs_parent = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._heirs_parent = None
+
+    def release(self) -> None:
+        """Let go of it for every process: the supervisor is reaped, or was never started."""
+        if self._fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+        # Not by closing alone: a program that another thread is just starting has the descriptor for a moment.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it here; another holder keeps it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def hold(self, patience: float) -> None:
+        """Before a fork: nothing."""
+
+    def resume(self, *, child: bool) -> None:
+        """After a fork: the supervisor keeps it, any other child does not."""
+        if not child:
+            return
+        if self._heirs_parent == threading.get_ident():
+            self._heirs_parent = None
+        else:
+            self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Only while multiprocessing starts the supervisor (forkserver, spawn): the descriptor travels with it.
+        return _attach, (reduction.DupFd(self._fd),)
+
+
+@contextlib.contextmanager
+def no_map(broker: Broker, domain: str, what: str) -> Iterator[None]:
+    """Keep maps from beginning during the block. Raises ``MapRunning`` where one is under way."""
+    lock = MapLock.take(broker, domain, what)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _open(path: str) -> int:
+    flags = os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_RDWR, 0o666)
+    except PermissionError:
+        # Made by another user of the database: enough to lock it, not to sign it.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _attach(handle: Any) -> MapLock:
+    fd = handle.detach()
+    # It came through an exec, which kept it open; no other is to get it.
+    os.set_inheritable(fd, False)
+    return MapLock(fd)
