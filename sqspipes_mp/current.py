@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqspipes_mp.errors import SqsPipesError
@@ -18,7 +18,8 @@ class CurrentMessage:
     ``id``: the root's id, the same in every stage. ``hop``: the SHA-256 hex id that the message's own outputs are
     derived from; unique for this message in this stage, so ``INSERT ... ON CONFLICT (hop)`` writes once.
     ``attempt``: 1 at the first. ``sent_at``: epoch seconds. ``deadline``: monotonic seconds at which the call is
-    killed (``Task(timeout=)``), or None. ``meta``: the envelope's meta.
+    killed (``Task(timeout=)``), or None. ``meta``: the envelope's meta. ``attributes``: what the sender set beside the
+    body, in a queue of others (``Task(input=NAME)``) on SQS; bytes where it is a Binary, else text.
     """
 
     id: str
@@ -30,6 +31,7 @@ class CurrentMessage:
     sent_at: float
     deadline: float | None
     meta: Mapping[str, Any]
+    attributes: Mapping[str, str | bytes] = field(default_factory=dict)
 
 
 _current: ContextVar[CurrentMessage | None] = ContextVar("sqspipes_mp_current", default=None)

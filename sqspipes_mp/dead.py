@@ -7,19 +7,21 @@ in a thread of its own: signals raise in the main one, and must not come between
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqspipes_mp.admin import opened
+from sqspipes_mp.brokers.attributes import values_of
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Completion, Connection, Handle, Output, Received
 from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.errors import ConfigError, DecodeError, QueueMissing
+from sqspipes_mp.errors import ConfigError, QueueMissing
 from sqspipes_mp.failure import Failure, parse_failure
+from sqspipes_mp.foreign import Read, reader
 from sqspipes_mp.message import clamp_priority, decode, moved_id
 from sqspipes_mp.pipeline import Pipeline, Stage
 
@@ -44,9 +46,10 @@ _SHORT, _NAMED = 8, 5
 class DeadLetter:
     """A message in a dead-letter queue.
 
-    ``id``: its hop id (its message id where the body is no envelope). ``stage``: the task that failed; ``queue``: where
-    a redrive puts it. ``failure``: error, text, traceback, attempts, signal, stack, host, pid, times (epoch seconds).
-    ``body``: as it was received; ``value``: what the task was given (None where it cannot be read).
+    ``id``: its hop id (its message id where the body is no envelope, or of others). ``stage``: the task that failed;
+    ``queue``: where a redrive puts it. ``failure``: error, text, traceback, attempts, signal, stack, host, pid, times
+    (epoch seconds). ``body``: as it was received; ``attributes``: the sender's (SQS). ``value``: what the task was
+    given, by its ``decode`` where it has one, called anew; where it cannot be read, None, of others the body itself.
     """
 
     id: str
@@ -55,6 +58,7 @@ class DeadLetter:
     failure: Failure
     body: str
     value: Any
+    attributes: Mapping[str, str | bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +113,8 @@ def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> 
         # Not the original's id: SQS would drop the message as a duplicate, and the delete would lose it.
         hop = moved_id(letter.id, "redrive", received.handle.message_id)
         group = (received.group or letter.id) if letter.queue.endswith(".fifo") else None
-        return Completion(received.handle, (Output(letter.queue, letter.body, hop, group),))
+        output = Output(letter.queue, letter.body, hop, group, attributes=received.attributes)
+        return Completion(received.handle, (output,))
 
     return _move(pipeline, broker, ids, back)
 
@@ -195,6 +200,7 @@ class _Hands:
     def _receive_all(self, stage: Stage) -> tuple[list[Found], int]:
         assert stage.dead is not None
         found: dict[str, Found] = {}
+        read = _reader(stage)
         total = idle = 0
         # Of a FIFO group nothing more comes while some of it is held: ask for all at once where that can be had.
         with suppress(QueueMissing):  # Never created: nothing has failed yet.
@@ -205,12 +211,12 @@ class _Hands:
             wait, polls = (_POLL, _POLLS) if self.connection.settle else (0.0, 1)
             while idle < polls and not self.stopped.is_set():
                 idle += 1
-                for received in self.connection.receive([stage.dead], count, wait, hidden):
+                for received in self.connection.receive([stage.dead], count, wait, hidden, attributes=True):
                     ident = received.handle.message_id
                     self._held[ident] = received.handle
                     if ident not in found:
                         idle = 0
-                    found[ident] = received, _letter(stage, received)
+                    found[ident] = received, _letter(stage, read, received)
         return list(found.values()), total
 
 
@@ -278,21 +284,40 @@ def _lasting(found: Found) -> str:
     return letter.body if letter.id == received.handle.message_id else letter.id
 
 
-def _letter(stage: Stage, received: Received) -> DeadLetter:
+def _reader(stage: Stage) -> Read:
+    """Return what reads a dead letter's body as the stage's workers did."""
+    task = stage.task
+    if isinstance(task.input, str):
+        return reader(task.decode)
+    return lambda received: decode(received.body, received.handle.message_id)
+
+
+def _letter(stage: Stage, read: Read, received: Received) -> DeadLetter:
     failure = (
         parse_failure(received.failure)
         if received.failure is not None
         else Failure(error="unknown", text=_UNTOLD, first_seen=received.sent_at)
     )
+    ident, value, priority = received.handle.message_id, None, 0
     try:
-        message = decode(received.body, received.handle.message_id)
-        ident, value, priority = message.parent, message.value, message.priority
-    except DecodeError:
-        ident, value, priority = received.handle.message_id, None, 0
+        if (message := read(received)) is not None:
+            ident, value, priority = message.parent, message.value, message.priority
+    except (Exception, SystemExit):
+        # decode= is the user's, so anything may come, as in the worker.
+        if isinstance(stage.task.input, str):
+            value = received.body
     queue = failure.source
     if queue not in stage.inputs:
         queue = stage.inputs[-1 - clamp_priority(priority, len(stage.inputs))]
-    return DeadLetter(id=ident, stage=stage.name, queue=queue, failure=failure, body=received.body, value=value)
+    return DeadLetter(
+        id=ident,
+        stage=stage.name,
+        queue=queue,
+        failure=failure,
+        body=received.body,
+        value=value,
+        attributes=values_of(received.attributes),
+    )
 
 
 def _time(letter: DeadLetter) -> float:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sqspipes_mp.brokers.attributes import MAX_ATTRIBUTES, Attribute, size_of
 from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
 
 #: A message attribute counts with its name, type and value (Amazon SQS API Reference, SendMessage).
@@ -21,6 +22,9 @@ MAX_FAILURE = MAX_BYTES - MAX_BODY - _OVERHEAD
 _CUTS = (("traceback", 2_000), ("stack", 2_000), ("text", 1_000), ("traceback", 0), ("stack", 0), ("text", 0))
 #: What goes last, the least telling first.
 _LAST = ("host", "pid", "first_seen", "failed_at", "signal", "attempts", "source", "stage")
+
+#: Said in the log where the reason cannot travel.
+NO_ROOM = " (its own size or attributes leave no room for the reason, which is told here only)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +50,15 @@ class Failure:
     source: str = ""
 
 
-def failure_text(failure: Mapping[str, Any], body_bytes: int) -> str | None:
+def failure_text(failure: Mapping[str, Any], body_bytes: int, attributes: Sequence[Attribute] = ()) -> str | None:
     """Return ``failure`` as ASCII JSON that fits into a message beside a body of ``body_bytes`` bytes.
 
-    Too long, it loses the middle of traceback and stack, then of the text, then whole fields. None: not even the
-    error's type fits.
+    ``attributes``: the sender's, which come first. Too long, it loses the middle of traceback and stack, then of the
+    text, then whole fields. None: not even the error's type fits, or there is no attribute left for it.
     """
-    room = min(MAX_FAILURE, MAX_BYTES - _OVERHEAD - body_bytes)
+    if len(attributes) >= MAX_ATTRIBUTES:
+        return None
+    room = min(MAX_FAILURE, MAX_BYTES - _OVERHEAD - body_bytes - size_of(attributes))
     # A character costs a byte at least: the rest could not fit anyhow, and need not be encoded over and over.
     plain = {str(key): _plain(value, max(room, 0)) for key, value in failure.items()}
     for name, floor in _CUTS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,13 +21,16 @@ from sqspipes_mp.failure import Failure, failure_text, parse_failure
 
 __all__ = [
     "Encoder",
+    "Envelope",
     "Failure",
     "Message",
     "clamp_priority",
     "decode",
-    "decode_foreign",
+    "envelope",
     "failure_text",
     "hop_id",
+    "load",
+    "message_of",
     "moved_id",
     "outgoing_meta",
     "parse_failure",
@@ -34,6 +38,8 @@ __all__ = [
 ]
 
 _parse = json.JSONDecoder().decode
+#: What ``hop_id`` makes; anything else in a hop's place was never one.
+_is_hop = re.compile(r"[0-9a-f]{64}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,8 @@ class Message:
     """A decoded body.
 
     ``id`` is the root's id (``meta.id``, else the broker's message id), ``parent`` what this message's outputs derive
-    their hop ids from (``meta.hop``, else ``id``), ``priority`` an int >= 0, not yet clamped to any task's levels.
+    their hop ids from (``meta.hop`` where it can be one, else ``id``), ``priority`` an int >= 0, not yet clamped to any
+    task's levels.
     """
 
     value: Any
@@ -57,30 +64,44 @@ def decode(body: str, message_id: str) -> Message:
     NaN and lone surrogates are read (other senders write them); unknown ``meta`` keys are kept; a ``meta`` that is
     missing or no object counts as empty.
     """
-    envelope = _load(body, "the body is not JSON")
-    if type(envelope) is not dict:
-        raise DecodeError(f"the body is a JSON {_json_type(envelope)}, not an envelope (an object with a value)", body)
-    if "value" not in envelope:
-        raise DecodeError("the envelope has no 'value'", body)
-    return _message(envelope["value"], envelope.get("meta"), message_id)
+    found = _opened(body)
+    return _message(found["value"], found.get("meta"), message_id)
 
 
-def decode_foreign(body: str, message_id: str, decode: Callable[[str], Any] | None) -> Message:
-    """Read a body that others sent, for a task with ``input=NAME``.
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What ``envelope`` returns; the task is given its ``value``."""
 
-    With ``decode`` its result is the value, and what it raises passes through as the task's own failure. Without,
-    an envelope (an object with ``value`` and an object ``meta``) is read as one, any other JSON is the value itself.
-    Raises ``DecodeError`` for what is not JSON.
+    value: Any
+    meta: Any
+
+
+def envelope(body: str) -> Envelope:
+    """Read a body that sqspipes or another pipeline of ours has sent: ``Task(input=NAME, decode=envelope)``.
+
+    Its value is what the task gets, and its priority, ids and meta count as in a queue of the pipeline's own. Raises
+    ``DecodeError`` for what is no envelope. A decode of your own may return what this returns.
     """
-    if decode is not None:
-        return Message(decode(body), {}, message_id, message_id, 0)
-    loaded = _load(body, "the body is not JSON (give the task decode=, a function from the body to the value)")
-    if type(loaded) is dict and "value" in loaded and type(loaded.get("meta")) is dict:
-        return _message(loaded["value"], loaded["meta"], message_id)
-    return Message(loaded, {}, message_id, message_id, 0)
+    found = _opened(body)
+    return Envelope(found["value"], found.get("meta"))
 
 
-def _load(body: str, complaint: str) -> Any:
+def message_of(read: Envelope, message_id: str) -> Message:
+    """Return the message that an envelope is, ``message_id`` being its id at the broker."""
+    return _message(read.value, read.meta, message_id)
+
+
+def _opened(body: str) -> dict[str, Any]:
+    found = load(body, "the body is not JSON")
+    if type(found) is not dict:
+        raise DecodeError(f"the body is a JSON {_json_type(found)}, not an envelope (an object with a value)", body)
+    if "value" not in found:
+        raise DecodeError("the envelope has no 'value'", body)
+    return found
+
+
+def load(body: str, complaint: str) -> Any:
+    """Return what a JSON body says. Raises ``DecodeError``, beginning with ``complaint``, and nothing else."""
     try:
         return _parse(body)
     except RecursionError:
@@ -96,7 +117,8 @@ def _message(value: Any, meta: Any, message_id: str) -> Message:
     root, hop, priority = meta.get("id"), meta.get("hop"), meta.get("priority")
     if type(root) is not str or not root:
         root = message_id
-    if type(hop) is not str or not hop:
+    if type(hop) is not str or not _is_hop(hop):
+        # Hops of ours are digests; a made-up one would have outputs of different messages look the same.
         hop = root
     return Message(value, meta, root, hop, priority if type(priority) is int and priority > 0 else 0)
 

@@ -11,10 +11,11 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sqspipes_mp.brokers.attributes import PACKED_OVERHEAD, Attribute, packed, unpacked
 from sqspipes_mp.brokers.base import MAX_BYTES, Handle
 from sqspipes_mp.lease import Lease, LeaseState
 
@@ -48,6 +49,7 @@ _STACK_AT = _HEADER + LEASES * _ENTRY
 STACK_BYTES = 16_384
 REGION_BYTES = _STACK_AT + STACK_BYTES
 _BODY_HEADER = 16
+_SEAT = -(-(_BODY_HEADER + MAX_BYTES + PACKED_OVERHEAD) // 64) * 64  # header, body, attributes
 
 # Header words.
 _ASSIGNED = 0  # supervisor: number of the worker this region belongs to (counting up)
@@ -87,8 +89,8 @@ class Blame:
 
 
 def body_bytes(calls: int) -> int:
-    """Return the bytes that the bodies of so many running messages need."""
-    return calls * (_BODY_HEADER + MAX_BYTES)
+    """Return the bytes that the bodies of so many running messages need, attributes included."""
+    return calls * _SEAT
 
 
 def id_digest(message_id: str) -> bytes:
@@ -230,14 +232,23 @@ class Region:
     def set_state(self, index: int, state: LeaseState) -> None:
         self._view[_HEADER + index * _ENTRY + _STATE] = state
 
-    def start(self, index: int, now: float, call: int, body: str) -> None:
-        """Mark entry ``index`` as running in call seat ``call``, with a copy of its body for the keeper."""
+    def start(self, index: int, now: float, call: int, body: str, attributes: Sequence[Attribute] = ()) -> None:
+        """Mark entry ``index`` as running in call seat ``call``, with a copy of its body for the keeper.
+
+        ``attributes``: those that the body goes with. What does not fit with them is not copied.
+        """
         raw = body.encode("utf-8", "surrogatepass")
-        at = REGION_BYTES + call * (_BODY_HEADER + MAX_BYTES)
+        size, rest = len(raw), 0
+        if attributes:
+            extra = packed(attributes)
+            rest = len(extra)
+            raw += extra
+        at = REGION_BYTES + call * _SEAT
         base = _HEADER + index * _ENTRY
-        size = len(raw) if len(raw) <= MAX_BYTES else 0
-        struct.pack_into("<III", self._view, at, index, _U32.unpack_from(self._view, base)[0], size)
-        self._view[at + _BODY_HEADER : at + _BODY_HEADER + size] = raw[:size]
+        if _BODY_HEADER + size + rest > _SEAT:
+            size = rest = 0
+        struct.pack_into("<IIII", self._view, at, index, _U32.unpack_from(self._view, base)[0], size, rest)
+        self._view[at + _BODY_HEADER : at + _BODY_HEADER + size + rest] = raw[: size + rest]
         _F64.pack_into(self._view, base + _STARTED, now)
         self._view[base + _COMPANY] = 0
         self._view[base + _STATE] = LeaseState.RUNNING
@@ -326,10 +337,19 @@ class Region:
 
     def body(self, lease: Lease, calls: int) -> str | None:
         """Return the body of a running message; None if it is not there."""
+        found = self._copy(lease, calls)
+        return None if found is None else found[0].decode("utf-8", "surrogatepass")
+
+    def attributes(self, lease: Lease, calls: int) -> tuple[Attribute, ...]:
+        """Return the attributes that the body of a running message goes with."""
+        found = self._copy(lease, calls)
+        return () if found is None else unpacked(found[1])
+
+    def _copy(self, lease: Lease, calls: int) -> tuple[bytes, bytes] | None:
         for call in range(calls):
-            at = REGION_BYTES + call * (_BODY_HEADER + MAX_BYTES)
-            index, generation, size = struct.unpack_from("<III", self._view, at)
+            at = REGION_BYTES + call * _SEAT
+            index, generation, size, rest = struct.unpack_from("<IIII", self._view, at)
             if index == lease.index and generation == lease.generation and size:
-                raw = bytes(self._view[at + _BODY_HEADER : at + _BODY_HEADER + size])
-                return raw.decode("utf-8", "surrogatepass")
+                raw = bytes(self._view[at + _BODY_HEADER : at + _BODY_HEADER + size + rest])
+                return raw[:size], raw[size:]
         return None

@@ -46,7 +46,7 @@ DONE = 4  # worker (outbox): messages, or a source's calls, completed
 FAILED = 5  # worker (outbox): calls of the function that raised
 RETRIED = 6  # worker (outbox): messages made visible again after a failure
 DEAD = 7  # worker (outbox): messages dead-lettered
-DROPPED = 8  # worker (main): outputs dropped (None, EmptyTaskOutput)
+DROPPED = 8  # worker (its threads): outputs dropped (None, EmptyTaskOutput), and messages that decode made None of
 BUSY_NS = 9  # worker (main): time in the user's function
 ACCEPTED = 10  # worker (outbox): a source's calls (or a generator's yields) accepted downstream, in a row
 FINISHED = 11  # worker (outbox): 1 once a generator source has ended and all of it was accepted
@@ -75,6 +75,7 @@ KEEPER_CHARGED = 2  # keeper: of these, charged with an attempt
 KEEPER_DEAD = 3  # keeper: of these, dead-lettered
 WAITING = 4  # keeper: messages in its input queues that nobody has received, plus 1; 0: not counted
 ONE_GROUP_TOLD = 5  # any worker: 1 once it is said that everything comes in one FIFO group
+NOTHING_TOLD = 6  # any worker: 1 once it is said that decode gave None
 
 
 class Scoreboard:

@@ -27,10 +27,10 @@ from sqspipes_mp.scoreboard import (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSummary:
     """One stage's part: messages ``done`` (a source's calls), calls ``failed``, messages ``retried`` and ``dead``,
-    outputs ``dropped``; ``busy``: the share of its workers' time (with ``threads``: each thread's) spent in the
-    function, 0 to 1; ``p50`` and ``p95``: seconds within which half and 95 % of its calls ended, rounded up by at
-    most a quarter, None before the first; ``running``: calls just now; ``per_second``: messages done
-    per second lately, once the run has ended in all of it.
+    outputs ``dropped`` (and messages for which ``decode`` gave None); ``busy``: the share of its workers' time (with
+    ``threads``: each thread's) spent in the function, 0 to 1; ``p50`` and ``p95``: seconds within which half and 95 %
+    of its calls ended, rounded up by at most a quarter, None before the first; ``running``: calls just now;
+    ``per_second``: messages done per second lately, once the run has ended in all of it.
     """
 
     name: str

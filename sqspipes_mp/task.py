@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, cast, get_args
 from sqspipes_mp.callables import check_method, is_class, is_generator, task_name
 from sqspipes_mp.checks import items, parse_size, seconds, sync_callable, whole
 from sqspipes_mp.errors import ConfigError, Retry
+from sqspipes_mp.foreign import Decode
 from sqspipes_mp.region import MOST_AT_ONCE
 
 _Policy = Literal["raise", "retry", "reject"]
@@ -42,7 +43,9 @@ class Task:
         args: further positional arguments, after the value (a source: all of them).
         input: first task only. None: it is a source. True: fed by ``put`` and ``map``. Text: a queue of others, by
             name, URL or ARN.
-        decode: callable(body: str) -> value, for a queue of others; None from it deletes the message.
+        decode: callable(body: str) -> value, for a queue of others, or callable(body, attributes) with both required;
+            None from it deletes the message. Default: JSON, which is the value as it is. ``envelope``: what
+            sqspipes and other pipelines send.
         init, exit: called in each worker before its first message, and after its last on a clean exit.
         timeout: seconds a call may take before its worker is killed; default: no limit.
         max_attempts: failed calls after which a message is dead-lettered, from 1.
@@ -69,7 +72,7 @@ class Task:
     interval: float | Callable[[], float]
     args: tuple[Any, ...]
     input: str | Literal[True] | None
-    decode: Callable[[str], Any] | None
+    decode: Decode | None
     init: Callable[[], Any] | None
     exit: Callable[[], Any] | None
     timeout: float | None
@@ -94,7 +97,7 @@ class Task:
         interval: float | Callable[[], float] = 0.0,
         args: Sequence[Any] = (),
         input: str | Literal[True] | None = None,
-        decode: Callable[[str], Any] | None = None,
+        decode: Decode | None = None,
         init: Callable[[], Any] | None = None,
         exit: Callable[[], Any] | None = None,
         timeout: float | None = None,

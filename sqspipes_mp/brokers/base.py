@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from sqspipes_mp.brokers.attributes import Attribute
 from sqspipes_mp.errors import BrokerError, MessageError
 
 #: Most bytes of one message, attributes included, and of one batch (Amazon SQS API Reference, SendMessageBatch).
@@ -56,7 +57,7 @@ class Received:
 
     ``receives`` counts deliveries (1 at the first; releases count too; 0: the service does not say), ``charges`` the
     failed attempts where the broker itself keeps them (SQLite; 0 on SQS), ``sent_at`` is in epoch seconds, ``failure``
-    the text of ``FAILURE_ATTRIBUTE`` where the message has one.
+    the text of ``FAILURE_ATTRIBUTE`` where the message has one, ``attributes`` the sender's where they were asked for.
     """
 
     handle: Handle
@@ -66,6 +67,7 @@ class Received:
     group: str | None
     sent_at: float
     failure: str | None = None
+    attributes: tuple[Attribute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Output:
     hop: str
     group: str | None = None
     delay: float = 0.0
+    attributes: tuple[Attribute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +118,9 @@ class OutputsRefused(BrokerError):
 class DeadLetter:
     """A delivery to move to a dead-letter queue.
 
-    ``failure`` is the ASCII JSON for ``FAILURE_ATTRIBUTE`` (already cut to fit ``body``; None: the body goes alone),
-    ``hop`` the original hop id, ``group`` the FIFO group to send it with. The broker derives the deduplication id:
-    SHA-256 of (hop, 'dead', message id), so that it is never the original one.
+    ``failure`` is the ASCII JSON for ``FAILURE_ATTRIBUTE`` (already cut to fit beside the rest; None: that goes alone),
+    ``hop`` the original hop id, ``group`` the FIFO group to send it with, ``attributes`` the sender's. The broker
+    derives the deduplication id: SHA-256 of (hop, 'dead', message id), so that it is never the original one.
     """
 
     handle: Handle
@@ -126,6 +129,7 @@ class DeadLetter:
     hop: str
     failure: str | None
     group: str | None = None
+    attributes: tuple[Attribute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +180,13 @@ class Connection(Protocol):
         Dead-letter queues come before those that redrive to them.
         """
 
-    def receive(self, queues: Sequence[str], max_messages: int, wait: float, visibility: float) -> list[Received]:
+    def receive(
+        self, queues: Sequence[str], max_messages: int, wait: float, visibility: float, *, attributes: bool = False
+    ) -> list[Received]:
         """Return up to ``max_messages`` deliveries, hidden from others for ``visibility`` seconds.
 
         ``queues``: highest priority first. Returns as soon as there is one, or with none after ``wait`` seconds,
-        or soon after ``interrupt``.
+        or soon after ``interrupt``. ``attributes``: with those that the senders gave them, where the broker has such.
         """
 
     def complete(

@@ -57,7 +57,15 @@ class SQLiteConnection:
                     self._warned.add(spec.name)
                     _log.warning("queue %s is used as it is: %s", spec.name, "; ".join(texts))
 
-    def receive(self, queues: Sequence[str], max_messages: int, wait: float, visibility: float) -> list[Received]:
+    def receive(
+        self,
+        queues: Sequence[str],
+        max_messages: int,
+        wait: float,
+        visibility: float,
+        *,
+        attributes: bool = False,  # noqa: ARG002  (there are none here)
+    ) -> list[Received]:
         """Return up to ``max_messages`` deliveries, hidden from others for ``visibility`` seconds.
 
         Raises ``QueueMissing`` for a queue that does not exist, also if it is deleted meanwhile.

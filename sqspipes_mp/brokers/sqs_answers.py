@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sqspipes_mp.brokers.attributes import Attribute
 from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, Handle, Received
 from sqspipes_mp.brokers.sqs_errors import Fault, Kind, judge
 
@@ -14,6 +16,7 @@ _UNANSWERED = Fault(Kind.TRANSIENT, "NoAnswer", "the reply does not mention this
 def received(queue: str, message: Mapping[str, Any]) -> Received:
     """Return one message of a ReceiveMessage reply."""
     attributes = message.get("Attributes", {})
+    told = message.get("MessageAttributes", {})
     return Received(
         handle=Handle(queue, message["ReceiptHandle"], message["MessageId"]),
         body=message["Body"],
@@ -21,8 +24,26 @@ def received(queue: str, message: Mapping[str, Any]) -> Received:
         charges=0,
         group=attributes.get("MessageGroupId"),
         sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,
-        failure=message.get("MessageAttributes", {}).get(FAILURE_ATTRIBUTE, {}).get("StringValue"),
+        failure=told.get(FAILURE_ATTRIBUTE, {}).get("StringValue"),
+        attributes=_attributes(told) if told else (),
     )
+
+
+def _attributes(told: Mapping[str, Mapping[str, Any]]) -> tuple[Attribute, ...]:
+    """Return those of the sender."""
+    return tuple(
+        Attribute(name, value.get("DataType", "String"), _value(value))
+        for name, value in told.items()
+        if name != FAILURE_ATTRIBUTE
+    )
+
+
+def _value(told: Mapping[str, Any]) -> str | bytes:
+    binary = told.get("BinaryValue")
+    if binary is None:
+        return str(told.get("StringValue", ""))
+    # Off the wire it is Base64, which boto3 has decoded.
+    return b64decode(binary) if isinstance(binary, str) else bytes(binary)
 
 
 def faults_of(entries: Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -> dict[int, Fault]:

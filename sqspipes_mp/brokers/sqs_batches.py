@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqspipes_mp.brokers.attributes import Attribute, size_of
 from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BYTES, MAX_VISIBILITY, DeadLetter, Handle, Output
 from sqspipes_mp.message import moved_id
 
@@ -35,11 +36,13 @@ class Entry:
     group: str | None = None
     delay: int = 0
     failure: str | None = None
+    attributes: tuple[Attribute, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes as SQS counts them: body, and name, type and value of the attribute."""
-        return utf8_length(self.body) + (_ATTRIBUTE_OVERHEAD + utf8_length(self.failure) if self.failure else 0)
+        """Bytes as SQS counts them: body, and name, type and value of the attributes."""
+        size = utf8_length(self.body) + (_ATTRIBUTE_OVERHEAD + utf8_length(self.failure) if self.failure else 0)
+        return size + size_of(self.attributes) if self.attributes else size
 
     def wire(self, position: int) -> dict[str, Any]:
         """Return the SendMessageBatchRequestEntry; its Id is the position in the batch."""
@@ -50,9 +53,16 @@ class Entry:
             entry["MessageGroupId"] = self.group
         if self.delay:
             entry["DelaySeconds"] = self.delay
-        if self.failure:
-            entry["MessageAttributes"] = {FAILURE_ATTRIBUTE: {"DataType": "String", "StringValue": self.failure}}
+        if self.failure or self.attributes:
+            entry["MessageAttributes"] = told = {each.name: _on_wire(each) for each in self.attributes}
+            if self.failure:
+                told[FAILURE_ATTRIBUTE] = {"DataType": "String", "StringValue": self.failure}
         return entry
+
+
+def _on_wire(attribute: Attribute) -> dict[str, str | bytes]:
+    field = "BinaryValue" if isinstance(attribute.value, bytes) else "StringValue"
+    return {"DataType": attribute.kind, field: attribute.value}
 
 
 def utf8_length(text: str) -> int:
@@ -68,20 +78,21 @@ def is_fifo(queue: str) -> bool:
 def of_output(key: int, output: Output) -> Entry:
     """Make the entry of an output. FIFO queues take no delay of single messages, so there it is left out."""
     if is_fifo(output.queue):
-        return Entry(key, output.queue, output.body, dedup=output.hop, group=output.group or output.hop)
-    return Entry(key, output.queue, output.body, delay=min(MAX_DELAY, math.ceil(output.delay)))
+        group = output.group or output.hop
+        return Entry(key, output.queue, output.body, output.hop, group, attributes=output.attributes)
+    delay = min(MAX_DELAY, math.ceil(output.delay))
+    return Entry(key, output.queue, output.body, delay=delay, attributes=output.attributes)
 
 
 def of_letter(key: int, letter: DeadLetter) -> Entry:
     """Make the entry of a dead letter. With the original's deduplication id SQS would accept and then drop it."""
     if not is_fifo(letter.queue):
-        return Entry(key, letter.queue, letter.body, failure=letter.failure)
+        return Entry(key, letter.queue, letter.body, failure=letter.failure, attributes=letter.attributes)
     dedup = moved_id(letter.hop, "dead", letter.handle.message_id)
     # Our hop ids can be groups; another sender's may have characters, or be of a length, that SQS refuses.
     ours = letter.hop.isascii() and letter.hop.isalnum() and len(letter.hop) <= len(dedup)
-    return Entry(
-        key, letter.queue, letter.body, dedup, letter.group or (letter.hop if ours else dedup), 0, letter.failure
-    )
+    group = letter.group or (letter.hop if ours else dedup)
+    return Entry(key, letter.queue, letter.body, dedup, group, 0, letter.failure, letter.attributes)
 
 
 def by_queue(entries: Iterable[Entry]) -> dict[str, list[Entry]]:

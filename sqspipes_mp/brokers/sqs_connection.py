@@ -63,7 +63,9 @@ class SqsConnection:
         """Create what is missing or raise ``QueueMissing``; warn once per queue of what it has otherwise."""
         self._queues.ensure(queues, create=create)
 
-    def receive(self, queues: Sequence[str], max_messages: int, wait: float, visibility: float) -> list[Received]:
+    def receive(
+        self, queues: Sequence[str], max_messages: int, wait: float, visibility: float, *, attributes: bool = False
+    ) -> list[Received]:
         """Return up to 10 deliveries of one queue, the highest that has any.
 
         One queue costs one request, a long poll of ``wait`` rounded up to whole seconds (at most 20). Several cost,
@@ -71,17 +73,19 @@ class SqsConnection:
         17 requests per second at 16 levels.
         """
         if len(queues) == 1:
-            return self._poll(queues[0], max_messages, min(MAX_WAIT, max(0, math.ceil(wait))), visibility)
+            seconds = min(MAX_WAIT, max(0, math.ceil(wait)))
+            return self._poll(queues[0], max_messages, seconds, visibility, attributes=attributes)
         until = time.monotonic() + wait
         while True:
             for queue in queues:
-                found = self._poll(queue, max_messages, 0, visibility)
+                found = self._poll(queue, max_messages, 0, visibility, attributes=attributes)
                 if found:
                     return found
             if time.monotonic() >= until or self._calls.interrupted.is_set():
                 return []
             self._turn += 1
-            found = self._poll(queues[self._turn % len(queues)], max_messages, self.sweep, visibility)
+            queue = queues[self._turn % len(queues)]
+            found = self._poll(queue, max_messages, self.sweep, visibility, attributes=attributes)
             if found:
                 return found
 
@@ -197,14 +201,15 @@ class SqsConnection:
         """Close the sockets."""
         self._calls.close()
 
-    def _poll(self, queue: str, max_messages: int, wait: int, hidden: float) -> list[Received]:
+    def _poll(self, queue: str, max_messages: int, wait: int, hidden: float, *, attributes: bool) -> list[Received]:
         params: dict[str, Any] = {
             "QueueUrl": self._queues.url(queue),
             "MaxNumberOfMessages": max(1, min(MAX_ENTRIES, max_messages)),
             "WaitTimeSeconds": wait,
             "VisibilityTimeout": max(1, visibility(hidden)),
             "MessageSystemAttributeNames": SYSTEM_ATTRIBUTES,
-            "MessageAttributeNames": [FAILURE_ATTRIBUTE],
+            # Those of others are asked for where others send: they would make every reply longer.
+            "MessageAttributeNames": ["All" if attributes else FAILURE_ATTRIBUTE],
         }
         if is_fifo(queue):
             # All tries of one receive say the same id: a reply that was lost is then repeated, not hidden.

@@ -7,6 +7,7 @@ Developer Guide, "Making requests using the AWS JSON protocol"; signature: IAM U
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -131,7 +132,7 @@ class Lean:
         Raises ``Refused``, ``ConnectionClosedError``, ``ReadTimeoutError``, ``Unsure``, and whatever botocore raises
         for credentials that cannot be had.
         """
-        body = json.dumps(params, separators=(",", ":")).encode()
+        body = json.dumps(params, separators=(",", ":"), default=_blob).encode()
         tries = 0
         while True:
             tries += 1
@@ -258,6 +259,13 @@ class Lean:
 
 class _Stale(Exception):
     """A kept connection turned out to be closed."""
+
+
+def _blob(value: object) -> str:
+    """Return the JSON form of what JSON has none for: the bytes of a Binary attribute."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    raise TypeError(f"no JSON for a {type(value).__name__}")
 
 
 def _close(sock: Socket) -> None:

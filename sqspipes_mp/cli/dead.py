@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import sys
@@ -138,6 +139,7 @@ def _whole(letter: DeadLetter) -> str:
         ("text", text),
         ("traceback", failure.traceback),
         ("stack", failure.stack),
+        ("attributes", "\n".join(f"{name}: {_told(value)}" for name, value in letter.attributes.items())),
         ("body", _pretty(letter.body)),
     )
     lines = [f"{name:<10}  {_safe(value)}" for name, value in fields if value]
@@ -149,8 +151,8 @@ def _plain(letter: DeadLetter) -> dict[str, object]:
     value = letter.value
     try:
         json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        value = None  # Not JSON, though Python reads it; it stands in the body.
+    except (TypeError, ValueError, RecursionError):
+        value = None  # Not JSON, though Python reads it, or what decode= made; the body stands beside it.
     return {
         "id": letter.id,
         "stage": letter.stage,
@@ -158,7 +160,13 @@ def _plain(letter: DeadLetter) -> dict[str, object]:
         "failure": {name: _finite(told) for name, told in asdict(letter.failure).items()},
         "body": letter.body,
         "value": value,
+        "attributes": {name: _told(told) for name, told in letter.attributes.items()},
     }
+
+
+def _told(value: str | bytes) -> str:
+    """Return an attribute's value as text: Base64 where it is bytes, as SQS shows it."""
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
 
 
 def _finite(value: object) -> object:

@@ -6,15 +6,17 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from sqspipes_mp.brokers.attributes import Attribute
 from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.control import describe_death
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.errors import LATE, DecodeError
-from sqspipes_mp.failure import Failure, failure_text
+from sqspipes_mp.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.message import decode
+from sqspipes_mp.message import decode, envelope
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report_text import short_id
@@ -32,7 +34,14 @@ _REASON = {
 
 
 def killed_letter(
-    stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int, stack: str
+    stage: Stage,
+    lease: Lease,
+    body: str,
+    cause: Cause,
+    exitcode: int,
+    pid: int,
+    stack: str,
+    attributes: Sequence[Attribute] = (),
 ) -> DeadLetter:
     """Return the letter for a message that took its worker with it for the last allowed time."""
     error, why = _reason(lease, cause, exitcode)
@@ -49,16 +58,17 @@ def killed_letter(
         failed_at=time.time(),
         source=lease.handle.queue,
     )
-    hop = _ids(lease, body)[1]
+    hop = _ids(stage, lease, body)[1]
     assert stage.dead is not None
-    log.warning("%s: message %s is dead-lettered: %s", stage.name, short_id(hop), why)
-    text = failure_text(asdict(failure), len(body.encode("utf-8", "surrogatepass")))
-    return DeadLetter(lease.handle, stage.dead, body, hop, text, lease.group)
+    text = failure_text(asdict(failure), len(body.encode("utf-8", "surrogatepass")), attributes)
+    unsaid = "" if text else f"{NO_ROOM}\n{stack}".rstrip()
+    log.warning("%s: message %s is dead-lettered: %s%s", stage.name, short_id(hop), why, unsaid)
+    return DeadLetter(lease.handle, stage.dead, body, hop, text, lease.group, tuple(attributes))
 
 
 def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int) -> dict[str, object]:
     """Return what the caller of ``map`` is told of such a message."""
-    root, hop = _ids(lease, body)
+    root, hop = _ids(stage, lease, body)
     error, why = _reason(lease, cause, exitcode)
     return {"token": token(root), "hop": mark(hop), "error": error, "why": why, "stage": stage.name, "worker": pid}
 
@@ -71,7 +81,11 @@ def _reason(lease: Lease, cause: Cause, exitcode: int) -> tuple[str, str]:
     return "WorkerLost", f"the worker died while it ran: {describe_death(exitcode)}"
 
 
-def _ids(lease: Lease, body: str) -> tuple[str, str]:
+def _ids(stage: Stage, lease: Lease, body: str) -> tuple[str, str]:
+    task = stage.task
+    if isinstance(task.input, str) and task.decode is not envelope:
+        # Opaque: and the user's decode may take for ever, or what killed the worker.
+        return lease.handle.message_id, lease.handle.message_id
     try:
         message = decode(body, lease.handle.message_id)
     except DecodeError:

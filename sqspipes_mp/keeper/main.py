@@ -259,7 +259,9 @@ class Keeper:
         if last and body is not None and stage.dead is not None:
             if self._plan.counted:
                 self._channel.send(Kind.BURIED, killed_header(stage, lease, body, cause, exitcode, pid))
-            self._connection.dead_letter([killed_letter(stage, lease, body, cause, exitcode, pid, region.stack)])
+            attributes = region.attributes(lease, self._plan.calls)
+            letter = killed_letter(stage, lease, body, cause, exitcode, pid, region.stack, attributes)
+            self._connection.dead_letter([letter])
             self._board.add_stage(stage.index, KEEPER_DEAD, 1)
             return
         if not lease.charged:

@@ -7,9 +7,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from sqspipes_mp.brokers.attributes import values_of
 from sqspipes_mp.control import EXIT_TASK
 from sqspipes_mp.current import CurrentMessage, put_off, set_current
 from sqspipes_mp.errors import LATE
@@ -24,6 +26,7 @@ log = logging.getLogger("sqspipes_mp.worker")
 _UNSEEN, _WORD_OF_A_STOP = 0.25, 1.0
 #: Weight of the newest message in the mean run time.
 _NEWEST = 0.2
+_NO_ATTRIBUTES: Mapping[str, str | bytes] = MappingProxyType({})
 
 
 class Late(Exception):
@@ -215,6 +218,7 @@ class Caller:
                 sent_at=received.sent_at,
                 deadline=None if timeout is None else time.monotonic() + timeout,
                 meta=message.meta,
+                attributes=values_of(received.attributes) if received.attributes else _NO_ATTRIBUTES,
             )
         )
 

@@ -14,7 +14,7 @@ from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.control import Kind
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.errors import TaskTimeout
-from sqspipes_mp.failure import Failure, failure_text
+from sqspipes_mp.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.report import pack_exception
 from sqspipes_mp.report_text import message_of, short_id, traceback_text
 from sqspipes_mp.worker.station import Delivery, Station
@@ -51,17 +51,22 @@ def letter_of(error: BaseException, delivery: Delivery, station: Station) -> Dea
     received = delivery.received
     stage = station.stage
     assert stage.dead is not None
+    failure = failure_of(error, delivery, stage.name, _stack_of(error, station))
     log.warning(
-        "%s: message %s is dead-lettered after attempt %d: %s: %.200s",
+        "%s: message %s is dead-lettered after attempt %d: %s: %.200s%s",
         stage.name, short_id(delivery.message.parent), delivery.attempt, type(error).__name__, message_of(error),
+        "" if failure else NO_ROOM,
+        # Nothing else will tell.
+        exc_info=None if failure else error,
     )  # fmt: skip
     return DeadLetter(
         handle=received.handle,
         queue=stage.dead,
         body=received.body,
         hop=delivery.message.parent,
-        failure=failure_of(error, delivery, stage.name, _stack_of(error, station)),
+        failure=failure,
         group=received.group,
+        attributes=received.attributes,
     )
 
 
@@ -106,4 +111,5 @@ def failure_of(error: BaseException, delivery: Delivery, stage: str, stack: str 
         failed_at=time.time(),
         source=received.handle.queue,
     )
-    return failure_text(asdict(failure), len(received.body.encode("utf-8", "surrogatepass")))
+    body_bytes = len(received.body.encode("utf-8", "surrogatepass"))
+    return failure_text(asdict(failure), body_bytes, received.attributes)

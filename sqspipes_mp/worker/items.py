@@ -12,13 +12,16 @@ from sqspipes_mp.worker.station import Delivery
 
 @dataclass(slots=True)
 class Done:
-    """A call's outputs, and its message to delete. ``calls``: a source's calls that this one completes."""
+    """A call's outputs, and its message to delete. ``calls``: a source's calls that this one completes; ``dropped``:
+    there was no call, since decode made nothing of the message.
+    """
 
     completion: Completion
     delivery: Delivery | None = None
     callbacks: tuple[TaskCallback, ...] = ()
     calls: int = 0
     ended: bool = False
+    dropped: bool = False
     #: What the caller of ``map`` is to be told before it is carried away: token, hop, children.
     step: tuple[str, int, list[int]] | None = None
     at: float = field(default_factory=time.monotonic)

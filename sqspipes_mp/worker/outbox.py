@@ -17,7 +17,7 @@ from functools import partial
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.control import Kind
 from sqspipes_mp.lease import LeaseState
-from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, RETRIED, SENT
+from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
 from sqspipes_mp.task import TaskCallback
 from sqspipes_mp.worker.failures import letter_of, tell_buried
 from sqspipes_mp.worker.items import Bury, Done, GiveBack
@@ -201,9 +201,11 @@ class Outbox:
             carried.append(item)
             for callback in item.callbacks:
                 self._ready.put_callback(partial(_run_callback, callback, item))
+        if dropped := sum(item.dropped for item in carried):
+            station.count(DROPPED, dropped)
         with self._counting:
             board, slot = station.board, station.slot
-            board.add(slot, DONE, sum(not item.ended for item in carried))
+            board.add(slot, DONE, sum(not (item.ended or item.dropped) for item in carried))
             board.add(slot, SENT, sum(len(item.completion.outputs) for item in carried))
             board.add(slot, ACCEPTED, sum(item.calls for item in carried))
             if any(item.ended for item in carried):

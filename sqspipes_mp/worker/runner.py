@@ -110,7 +110,8 @@ class Runner:
             self.back.append(delivery)
             return False
         self.lifetime.begins(1)
-        station.region.start(delivery.lease, time.monotonic(), seat, delivery.received.body)
+        received = delivery.received
+        station.region.start(delivery.lease, time.monotonic(), seat, received.body, received.attributes)
         self._caller.announce(delivery)
         try:
             self._finish(delivery, *self._run(delivery))
@@ -246,9 +247,9 @@ class Runner:
         station.check_process()
         blobs = []
         if self._results is not None:
-            hop = delivery.message.parent
+            ident = self._result_id(delivery)
             kept = [product for product in products if product.value is not DROPPED]
-            blobs = [(f"{hop}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
+            blobs = [(f"{ident}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
         if dropped:
             station.count(DROPPED_COUNT, dropped)
         station.region.set_state(delivery.lease, LeaseState.DONE)
@@ -270,6 +271,17 @@ class Runner:
             done, blobs, {"token": token(message.id), "hop": mark(message.parent)} if self._counted else None
         ):
             self.back.append(delivery)
+
+    def _result_id(self, delivery: Delivery) -> str:
+        """Return what the results of a message are known by: the caller drops what it was handed before.
+
+        Only where the queue drops a second message with the same hop is that hop one message's: on a standard SQS
+        queue whoever copied it would have the results of other messages dropped. The ledger of ``map`` tells by hops,
+        of messages that it knows.
+        """
+        received = delivery.received
+        vouched = self._station.connection.keeps_charges or received.handle.queue.endswith(".fifo")
+        return delivery.message.parent if vouched or self._counted else received.handle.message_id
 
     def _count(self, delivery: Delivery, outputs: Sequence[Output]) -> None:
         if self._counted:

@@ -98,7 +98,7 @@ class WrappedConnection:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
-        return (lambda *args: self._instead(found, *args)) if name == self._method else found
+        return (lambda *args, **named: self._instead(found, *args, **named)) if name == self._method else found
 
 
 def die_in(engine: Engine, method: str, instead: Callable[..., Any], what: Callable[..., Any], *args: Any) -> None:
@@ -152,9 +152,11 @@ def test_an_exception_is_told_with_traceback_attempts_times_and_value(db: Path, 
 
 def test_the_id_is_the_message_s_own_hop(db: Path) -> None:
     engine = engine_at(db, [source, Task(fail_two, name="work"), sink], on_error="reject")
-    send(engine, "work", '{"meta": {"id": "root", "hop": "hop-1"}, "value": 2}', '{"meta": {"id": "root"}, "value": 2}')
+    hop = "0a" * 32
+    metas = [{"id": "root", "hop": hop}, {"id": "root"}, {"id": "other", "hop": "no digest of ours"}]
+    send(engine, "work", *(json.dumps({"meta": meta, "value": 2}) for meta in metas))
     drain(engine, "work", "sink")
-    assert sorted(letter.id for letter in engine.dead_letters()) == ["hop-1", "root"]
+    assert sorted(letter.id for letter in engine.dead_letters()) == [hop, "other", "root"]
 
 
 @pytest.mark.parametrize(
@@ -551,8 +553,8 @@ def test_ctrl_c_while_looking_gives_everything_back(db: Path) -> None:
 
     signals = [signal.SIGINT]
 
-    def interrupted(receive: Any, *args: Any) -> list[Received]:
-        found: list[Received] = receive(*args)
+    def interrupted(receive: Any, *args: Any, **named: Any) -> list[Received]:
+        found: list[Received] = receive(*args, **named)
         if signals:
             os.kill(os.getpid(), signals.pop())
         return found
@@ -601,8 +603,8 @@ def test_a_look_that_is_killed_hides_for_a_minute(sqs: SQS, server: StandIn) -> 
     engine = engine_on(sqs, [source, Task(sink, name="work")])
     bury(engine, "work", *range(5))
 
-    def killed(receive: Any, *args: Any) -> None:
-        receive(*args)
+    def killed(receive: Any, *args: Any, **named: Any) -> None:
+        receive(*args, **named)
         os._exit(9)
 
     die_in(engine, "receive", killed, look)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqspipes_mp import Engine, Task
-from sqspipes_mp.brokers.base import MAX_BODY
+from sqspipes_mp.brokers.base import MAX_BODY, Handle, Received
 from sqspipes_mp.errors import DecodeError, OutputError
-from sqspipes_mp.message import Encoder, Message, decode, decode_foreign, hop_id, moved_id, outgoing_meta
+from sqspipes_mp.foreign import reader
+from sqspipes_mp.message import Encoder, Message, decode, hop_id, moved_id, outgoing_meta
 from tests.gates import Log, bodies, dead, drain, engine_at, send
 
 EXAMPLES = int(os.environ.get("DECODER_EXAMPLES", "250"))
@@ -63,6 +64,10 @@ def nested(draw: st.DrawFn) -> str:
 raw_bodies = mutated() | raw_envelopes | any_text | literals | nested()
 
 
+def foreign(body: str) -> Received:
+    return Received(Handle("q", "r", "m"), body, 1, 0, None, 0.0)
+
+
 def check(message: Message, ident: str) -> None:
     assert type(message.meta) is dict
     assert all(type(name) is str for name in message.meta)
@@ -97,11 +102,12 @@ def test_a_body_is_a_message_or_a_decode_error(body: str, ident: str) -> None:
 @given(raw_bodies)
 def test_a_foreign_body_is_a_message_or_a_decode_error(body: str) -> None:
     try:
-        message = decode_foreign(body, "m", None)
+        message = reader(None)(foreign(body))
     except DecodeError as error:
         assert error.body == body
     else:
-        check(message, "m")
+        assert message is not None
+        assert (message.meta, message.id, message.parent, message.priority) == ({}, "m", "m", 0)
 
 
 @fuzz
@@ -266,7 +272,7 @@ ODD_HOPS = {"surrogate": '"\\ud800"', "NUL": '"\\u0000"', "long": '"' + "h" * 9_
 
 @pytest.mark.parametrize("hop", ODD_HOPS.values(), ids=ODD_HOPS)
 def test_a_message_with_an_odd_hop_can_be_dead_lettered(db: Path, log: Log, hop: str) -> None:
-    body = envelope("NaN", f'{{"hop": {hop}}}')
+    body = envelope("NaN", f'{{"hop": {hop}, "id": {hop}}}')
     engine = engine_on(db, log)
     send(engine, "work", body)
     drain(engine, "work")

@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -11,14 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
+from sqspipes_mp.brokers.attributes import MAX_ATTRIBUTES, Attribute, packed, size_of, unpacked
+from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES, Handle, Received
 from sqspipes_mp.errors import ConfigError, DecodeError, MessageTooLarge, OutputError
+from sqspipes_mp.foreign import reader, wants_attributes
 from sqspipes_mp.message import (
     Encoder,
     Failure,
+    Message,
     clamp_priority,
     decode,
-    decode_foreign,
+    envelope,
     failure_text,
     hop_id,
     moved_id,
@@ -26,6 +30,13 @@ from sqspipes_mp.message import (
     parse_failure,
     source_parent,
 )
+
+HOP = "0123456789abcdef" * 4
+
+
+def foreign(body):
+    return Received(Handle("q", "r", "m"), body, 1, 0, None, 0.0)
+
 
 text = st.text(st.characters(), max_size=20)  # lone surrogates too
 scalars = (
@@ -62,17 +73,17 @@ def test_any_json_value_survives_the_wire(value):
 @given(values, st.dictionaries(text, values, max_size=3), text)
 def test_meta_travels_with_unknown_keys(value, meta, hop):
     message = decode(json.dumps({"meta": meta, "value": value}), "m")
-    sent = outgoing_meta(message, message.id, 3, "h")
+    sent = outgoing_meta(message, message.id, 3, HOP)
     back = decode(Encoder("s", None).encode(value, sent), "other")
     assert {k: v for k, v in back.meta.items() if k not in ("priority", "id", "hop")} == {
         normal(k): normal(v) for k, v in meta.items() if k not in ("priority", "id", "hop")
     }
-    assert (back.id, back.parent, back.priority) == (message.id, "h", 3)
+    assert (back.id, back.parent, back.priority) == (message.id, HOP, 3)
 
 
 @given(st.text(max_size=200) | st.text('[]{}":,0123456789eE+-.naulftrsINy \\', max_size=60))
 def test_decode_raises_decode_errors_only(body):
-    for read in (decode, lambda b, m: decode_foreign(b, m, None)):
+    for read in (decode, lambda b, m: reader(None)(foreign(b)), lambda b, m: reader(envelope)(foreign(b))):
         try:
             read(body, "m")
         except DecodeError as error:
@@ -122,8 +133,9 @@ def test_meta_that_is_no_object_counts_as_empty(meta):
     [
         ({}, "m", "m"),
         ({"id": "r"}, "r", "r"),
-        ({"id": "r", "hop": "h"}, "r", "h"),
-        ({"hop": "h"}, "m", "h"),
+        ({"id": "r", "hop": HOP}, "r", HOP),
+        ({"hop": HOP}, "m", HOP),
+        *(({"id": "r", "hop": bad}, "r", "r") for bad in ("h", HOP.upper(), HOP[:-1], HOP + "0", HOP + "\n", " " + HOP)),
         ({"id": "", "hop": ""}, "m", "m"),
         ({"id": 7, "hop": ["x"]}, "m", "m"),
     ],
@@ -144,21 +156,85 @@ def test_priority_is_an_int_from_zero(sent, read):
 
 
 def test_foreign_bodies_go_through_decode():
-    message = decode_foreign("not json", "m", str.upper)
+    message = reader(str.upper)(foreign("not json"))
     assert (message.value, message.meta, message.id, message.parent) == ("NOT JSON", {}, "m", "m")
-    assert decode_foreign("anything", "m", lambda body: None).value is None
+    assert reader(lambda body: None)(foreign("anything")) is None
     with pytest.raises(KeyError):
-        decode_foreign("{}", "m", lambda body: json.loads(body)["gone"])
+        reader(lambda body: json.loads(body)["gone"])(foreign("{}"))
 
 
-def test_foreign_json_is_the_value_unless_it_is_an_envelope():
-    assert decode_foreign('{"Records": [1]}', "m", None).value == {"Records": [1]}
-    assert decode_foreign("[1]", "m", None).value == [1]
-    assert decode_foreign('{"value": 3, "unit": "kg"}', "m", None).value == {"value": 3, "unit": "kg"}
-    envelope = decode_foreign('{"meta": {"id": "r", "priority": 2}, "value": 3}', "m", None)
-    assert (envelope.value, envelope.id, envelope.priority) == (3, "r", 2)
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"Records": [1]}',
+        "[1]",
+        "null",
+        '{"value": 3, "unit": "kg"}',
+        '{"meta": {"id": "sensor-17"}, "value": 3}',
+        json.dumps({"meta": {"id": "r", "hop": HOP, "priority": 2}, "value": 3}),
+    ],
+)
+def test_foreign_json_is_the_value_whatever_it_looks_like(body):
+    message = reader(None)(foreign(body))
+    assert message == Message(json.loads(body), {}, "m", "m", 0)
+
+
+def test_foreign_text_needs_a_decode():
     with pytest.raises(DecodeError, match="decode="):
-        decode_foreign("plain text", "m", None)
+        reader(None)(foreign("plain text"))
+
+
+def test_envelopes_in_a_foreign_queue_are_honoured_on_request():
+    body = json.dumps({"meta": {"id": "r", "hop": HOP, "priority": 2, "x": 1}, "value": 3})
+    for wanted in (envelope, lambda text: envelope(text), lambda text, attributes: envelope(text)):
+        assert reader(wanted)(foreign(body)) == decode(body, "m")
+    # None is a value where the envelope says so, and no word of decode's.
+    assert reader(envelope)(foreign('{"value": null}')) == Message(None, {}, "m", "m", 0)
+    for bad in ("[1]", "{}", "text"):
+        with pytest.raises(DecodeError):
+            reader(envelope)(foreign(bad))
+
+
+def both(body, attributes):
+    return [body, attributes]
+
+
+def one_of_its_own(body, encoding="utf-8"):
+    return [body, encoding]
+
+
+class Both:
+    def __call__(self, body, attributes):
+        return [body, attributes]
+
+    def bound(self, body, attributes):
+        return [body, attributes]
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        (both, True),
+        (Both(), True),
+        (Both().bound, True),
+        (functools.partial(both), True),
+        (lambda body, attributes, /: [body, attributes], True),
+        (lambda body, attributes, more=1: [body, attributes], True),
+        (functools.partial(both, attributes="mine"), False),
+        (one_of_its_own, False),
+        (lambda body, *rest: [body, rest], False),
+        (lambda body, *, attributes=None: [body, attributes], False),
+        (str.upper, False),
+        (json.loads, False),
+        (dict, False),
+    ],
+)
+def test_attributes_are_given_to_what_requires_two(function, wanted):
+    assert wants_attributes(function) is wanted
+    if wanted:
+        told = (Attribute("colour", "String", "blue"), Attribute("raw", "Binary.x", b"\0"))
+        received = dataclasses.replace(foreign("x"), attributes=told)
+        assert reader(function)(received).value == ["x", {"colour": "blue", "raw": b"\0"}]
 
 
 class Colour(enum.IntEnum):
@@ -362,6 +438,30 @@ def test_failure_text_fits_and_reads_back(failure, body_bytes):
     back = parse_failure(written)
     assert back.error
     assert back.error == normal(failure["error"]) or body_bytes > MAX_BODY
+
+
+attributes = st.lists(
+    st.builds(
+        Attribute, st.text(min_size=1, max_size=30), st.sampled_from(["String", "Number.int"]), st.text(max_size=50)
+    )
+    | st.builds(Attribute, st.text(min_size=1, max_size=30), st.just("Binary.png"), st.binary(max_size=50)),
+    max_size=MAX_ATTRIBUTES,
+)
+
+
+@given(attributes)
+def test_attributes_survive_shared_memory(told):
+    assert unpacked(packed(told)) == tuple(told)
+
+
+@given(failures, st.integers(MAX_BYTES - 40_000, MAX_BYTES), attributes)
+def test_failure_text_fits_beside_the_sender_s_attributes(failure, body_bytes, told):
+    written = failure_text(failure, body_bytes, told)
+    if len(told) == MAX_ATTRIBUTES:
+        assert written is None
+    elif written is not None:
+        whole = body_bytes + size_of(told) + len(FAILURE_ATTRIBUTE) + len("String") + len(written)
+        assert whole <= MAX_BYTES
 
 
 def full_failure(**changes):
