@@ -24,7 +24,7 @@ from sqspipes_mp import (
 from sqspipes_mp.cli.exits import Exit, judge
 from sqspipes_mp.dead import redrive
 from tests.brokers import sqs_at
-from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, values
+from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, values, waiting
 from tests.standin import StandIn
 
 HOLDER = textwrap.dedent("""
@@ -445,14 +445,15 @@ def test_in_order_a_killed_workers_lease_is_waited_for_at_the_limit(
     # So that one gulp goes far past the limit, however much the killed workers held.
     monkeypatch.setattr("sqspipes_mp.mapping._CHUNK", 400)
     with program(tmp_path, BLOCKED, db, log.path, gate.path) as process:
+        engine = Engine([Task(first, input=True, workers=2), second], domain="t", broker=SQLite(db), visibility_timeout=6)
+        # The value 0 is held in the first stage, while others wait in the queue of the second one, which no lease hides.
         log.wait_for(2)
-        # The value 0 is held in the first stage, while others have come to the second one and its queue.
+        eventually(lambda: waiting(engine, "second")[0] > 0)
         family = [process.pid, *[child.pid for child in children(process.pid)]]
         for pid in family:
             kill(pid)
         process.wait()
         eventually(lambda: not any(alive(pid) for pid in family[1:]))
-    engine = Engine([Task(first, input=True, workers=2), second], domain="t", broker=SQLite(db), visibility_timeout=6)
     found = list(engine.map(range(1_000), key=str, ordered=True, resume=True))
     assert found == list(range(1_000))
 
