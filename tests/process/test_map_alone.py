@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import itertools
 import os
 import signal
 import textwrap
@@ -25,7 +24,7 @@ from sqspipes_mp import (
 from sqspipes_mp.cli.exits import Exit, judge
 from sqspipes_mp.dead import redrive
 from tests.brokers import sqs_at
-from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, values
+from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, values, waiting
 from tests.standin import StandIn
 
 HOLDER = textwrap.dedent("""
@@ -228,6 +227,7 @@ def test_what_the_user_forks_does_not_hold_it(db: Path, gate: Gate) -> None:
     try:
         # It closes it among its first steps.
         eventually(lambda: not holders(f"{db}-t.lock", [child]))
+        assert alive(child)
         results.close()
         engine_at(db).purge()
     finally:
@@ -282,7 +282,7 @@ def test_what_others_put_meanwhile_goes_back_and_ends_it(db: Path) -> None:
     def source():
         yield 1
         engine.put("a stranger's")
-        yield from itertools.count(2)
+        yield from range(2, 3_000)
 
     with pytest.raises(UnknownResult, match=r"a result of the message [0-9a-f]{64} came, which this map neither fed") as caught:
         list(engine.map(source()))
@@ -299,7 +299,7 @@ def test_on_sqs_too(server: StandIn) -> None:
     def source():
         yield 1
         engine.put("a stranger's")
-        yield from itertools.count(2)
+        yield from range(2, 3_000)
 
     with pytest.raises(UnknownResult):
         list(engine.map(source()))
@@ -366,12 +366,12 @@ def test_an_interrupted_read_hands_out_the_result_at_the_next_call(db: Path, log
 def test_a_result_that_could_not_be_read_is_handed_out_when_it_comes_again(db: Path, log: Log) -> None:
     engine = Engine([Task(fussy, input=True, args=(log, LookupError))], domain="t", broker=SQLite(db), visibility_timeout=2)
     engine.put(1)
-    with engine.run(iterate=True) as results:
+    with engine.run(iterate=True, until="drained", idle=0.0) as results:
         with pytest.raises(LookupError):
             next(results)
         [supervisor] = direct_children()
         kill(direct_children(supervisor)[-1])
-        assert next(results) == "loaded"
+        assert list(results) == ["loaded"]
 
 
 # --- what can be resumed ---
@@ -412,15 +412,14 @@ BLOCKED = textwrap.dedent("""
     from tests.gates import Gate, Log
 
     def first(value, log, gate):
-        if value == 5:
+        if value == 0:
             log.note(value)
             gate.wait()
         return value
 
     def second(value, log, gate):
-        if value != 0:
-            log.note(value)
-            gate.wait()
+        log.note(value)
+        gate.wait()
         return value
 
     if __name__ == "__main__":
@@ -446,17 +445,17 @@ def test_in_order_a_killed_workers_lease_is_waited_for_at_the_limit(
     # So that one gulp goes far past the limit, however much the killed workers held.
     monkeypatch.setattr("sqspipes_mp.mapping._CHUNK", 400)
     with program(tmp_path, BLOCKED, db, log.path, gate.path) as process:
+        engine = Engine([Task(first, input=True, workers=2), second], domain="t", broker=SQLite(db), visibility_timeout=6)
+        # The value 0 is held in the first stage, while others wait in the queue of the second one, which no lease hides.
         log.wait_for(2)
-        # The value 5 is held in the first stage, while the others have come to the second one or its queue.
+        eventually(lambda: waiting(engine, "second")[0] > 0)
         family = [process.pid, *[child.pid for child in children(process.pid)]]
         for pid in family:
             kill(pid)
         process.wait()
         eventually(lambda: not any(alive(pid) for pid in family[1:]))
-    engine = Engine([Task(first, input=True, workers=2), second], domain="t", broker=SQLite(db), visibility_timeout=6)
     found = list(engine.map(range(1_000), key=str, ordered=True, resume=True))
-    assert found == list(range(found[0], 1_000))
-    assert found[0] in (0, 1)
+    assert found == list(range(1_000))
 
 
 @pytest.mark.parametrize("asked", [{"ordered": True}, {"with_input": True}, {"ordered": True, "with_input": True}])
