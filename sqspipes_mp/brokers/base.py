@@ -54,7 +54,7 @@ class Handle(NamedTuple):
 class Received:
     """One delivery.
 
-    ``receives`` counts deliveries (1 at the first; releases count too), ``charges`` the failed attempts where the
+    ``receives`` counts deliveries (1 at the first; releases count too; 0 where the service does not say), ``charges`` the failed attempts where the
     broker itself keeps them (SQLite; 0 on SQS), ``sent_at`` is in epoch seconds, ``failure`` the text of
     ``FAILURE_ATTRIBUTE`` where the message has one.
     """

@@ -17,7 +17,8 @@ def received(queue: str, message: Mapping[str, Any]) -> Received:
     return Received(
         handle=Handle(queue, message["ReceiptHandle"], message["MessageId"]),
         body=message["Body"],
-        receives=int(attributes.get("ApproximateReceiveCount", 1)),
+        # Some emulators do not count; taking that for a first delivery would forget every attempt there was.
+        receives=int(attributes.get("ApproximateReceiveCount", 0)),
         charges=0,
         group=attributes.get("MessageGroupId"),
         sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,

@@ -129,7 +129,7 @@ class Station:
     def open_lease(self, received: Received, asked_at: float, visibility: float) -> tuple[int, int, float]:
         """Write a lease before its message can run. Returns (lease, attempts charged before, deadline)."""
         failed = received.charges
-        if received.receives > 1:
+        if received.receives != 1:
             failed = max(failed, self.board.charges(id_digest(received.handle.message_id)))
         lease = self._free.popleft()
         now, until = time.monotonic(), asked_at + visibility
