@@ -15,7 +15,8 @@ ONE_GROUP, ONE_GROUP_BACKOFF = "-", 1.0
 def is_last(attempt: int, receives: int, max_attempts: int) -> bool:
     """Tell whether failed attempt number ``attempt`` was the last.
 
-    ``receives``: deliveries of the message so far, with releases; 0 where the broker keeps the attempts itself.
+    ``receives``: deliveries of the message so far, with releases; 0 where the broker keeps the attempts itself, or does
+    not count deliveries.
     """
     return attempt >= max_attempts or receives >= RECEIVES_PER_ATTEMPT * max_attempts
 

@@ -20,6 +20,7 @@ def received(queue: str, message: Mapping[str, Any]) -> Received:
     return Received(
         handle=Handle(queue, message["ReceiptHandle"], message["MessageId"]),
         body=message["Body"],
+        # Some emulators do not count; taking that for a first delivery would forget every attempt there was.
         receives=int(attributes.get("ApproximateReceiveCount", 0)),
         charges=0,
         group=attributes.get("MessageGroupId"),

@@ -152,22 +152,25 @@ class Intake(threading.Thread):
         """Have this worker replaced, and leave to others what it received along with ``one``, which it cannot decode.
 
         Other messages may be what fills the memory, so nothing is charged; what limits the tries of ``one`` is the
-        number of deliveries, and their backoff keeps it away from workers and neighbours meanwhile.
+        number of deliveries, and their backoff keeps it away from workers and neighbours meanwhile. Where nobody counts
+        deliveries, ``one`` is charged, or it would come for ever.
         """
         self._lifetime.recycle("MemoryError", starved=True)
         received, name = one.received, self._station.stage.name
-        if is_last(one.failed, received.receives, self._station.stage.task.max_attempts):
-            reason = MemoryError(f"there was no memory to decode its body, at delivery number {received.receives}")
+        uncounted = not received.receives
+        delivery = one.attempt if uncounted else received.receives
+        if is_last(one.attempt if uncounted else one.failed, received.receives, self._station.stage.task.max_attempts):
+            reason = MemoryError(f"there was no memory to decode its body, at delivery number {delivery}")
             reason.__cause__ = error
             self._outbox.bury(one, reason)
         else:
-            delay = pause(max(1, received.receives), received.group, random.uniform)
+            delay = pause(delivery, received.group, random.uniform)
             log.warning(
                 "%s: there was no memory to decode message %s (%d characters, delivery number %d); it is visible again "
                 "in %.1f s, and this worker is replaced",
-                name, received.handle.message_id, len(received.body), received.receives, delay,
+                name, received.handle.message_id, len(received.body), delivery, delay,
             )  # fmt: skip
-            self._outbox.put(GiveBack((one,), delay))
+            self._outbox.put(GiveBack((one,), delay, charge=uncounted))
         if others := (*before, *after):
             self._outbox.put(GiveBack(others, 0.0))
 

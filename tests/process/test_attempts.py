@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, Engine, Task
+from sqspipes_mp.message import Message, decode
+from tests.brokers import sqs_at
 from tests.gates import drain, feed
+from tests.standin.client import standin
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +90,39 @@ def test_a_run_counts_attempts_itself_and_dead_letters_at_the_last(
     assert json.loads(letter.body)["value"] == "poison"
     assert (letter.failure.error, letter.failure.attempts) == (error, 2)
     assert (summary.done, summary.failed, summary.dead) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize(
+    ("method", "limits", "error"),
+    [(bad_luck, {}, "ValueError"), (death, {}, "WorkerLost"), (hang, {"timeout": 0.3}, "TaskTimeout")],
+)
+def test_attempts_are_counted_where_the_service_counts_no_deliveries(
+    lean: bool, method: Any, limits: dict[str, Any], error: str
+) -> None:
+    with standin(uncounted=1) as server:
+        engine = stage(sqs_at(server.url, lean=lean), method, **limits)
+        feed(engine, "work", ["poison", "innocent"])
+        summary = drain(engine, "work")["work"]
+        [letter] = engine.dead_letters()
+    assert json.loads(letter.body)["value"] == "poison"
+    assert (letter.failure.error, letter.failure.attempts) == (error, 2)
+    assert (summary.done, summary.failed, summary.dead) == (1, 2, 1)
+
+
+def test_a_message_that_cannot_be_decoded_for_want_of_memory_ends_there_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def starve(body: str, ident: str) -> Message:
+        if "poison" in body:
+            raise MemoryError
+        return decode(body, ident)
+
+    monkeypatch.setattr("sqspipes_mp.worker.intake.decode", starve)
+    with standin(uncounted=1) as server:
+        engine = stage(sqs_at(server.url), bad_luck)
+        feed(engine, "work", ["poison"])
+        summary = drain(engine, "work")["work"]
+        [letter] = engine.dead_letters()
+    assert (letter.failure.error, summary.done, summary.dead) == ("MemoryError", 0, 1)
+    assert "delivery number 2" in letter.failure.text

@@ -24,6 +24,8 @@ def receive_message(service: Service, call: Call) -> str | None:
     attempt = request.get("ReceiveRequestAttemptId")
     rules.check_receive(attempt, fifo=queue.fifo)
     system = frozenset(request.get("MessageSystemAttributeNames") or request.get("AttributeNames") or ())
+    if service.options.uncounted:
+        system -= {"ApproximateReceiveCount", "All"}
     wanted = request.get("MessageAttributeNames") or ()
 
     def shown(found: Deliveries) -> str:
