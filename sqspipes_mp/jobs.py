@@ -99,7 +99,7 @@ def plan_job(
 def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
     """Look at what is in the queues, before anything runs: nothing, or what an interrupted map has left, dead or alive.
 
-    Left by it counts what comes of a value that was sent with a key, by a map or a ``put``: the iterable may come to it.
+    Left by it counts what comes of a value that was sent with a key, by ``map`` or ``put``: the iterable may reach it.
     Raises ``QueuesNotEmpty``.
     """
     ledger = Ledger(ordered=job.ordered, inputs=job.with_input)

@@ -1,3 +1,3 @@
 """The version of the package (any process)."""
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
