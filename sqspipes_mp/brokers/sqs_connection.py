@@ -157,16 +157,16 @@ class SqsConnection:
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
         """Send to the dead-letter queues, then delete the originals of what was accepted."""
-        unsent, errors, refused = self._batches.send([of_letter(key, letter) for key, letter in enumerate(letters)])
-        if again := [(key, letters[key]) for key in refused if letters[key].failure is not None]:
-            # The queue's own limit leaves no room for the reason; whoever dead-letters a message has logged it.
-            bare = {key for key, _ in again}
-            still_unsent, more, still = self._batches.send(
-                [of_letter(key, replace(each, failure=None)) for key, each in again]
-            )
-            unsent = unsent - bare | still_unsent
-            errors += more
-            refused = {key: error for key, error in refused.items() if key not in bare} | still
+        tried = list(letters)
+        unsent, errors, refused = self._batches.send([of_letter(key, letter) for key, letter in enumerate(tried)])
+        # The queue's own limit leaves no room for the reason, say; whoever dead-letters a message has logged it.
+        for lighter in (_without_reason, _without_attributes):
+            if again := {key for key in refused if lighter(tried[key]) != tried[key]}:
+                tried = [lighter(each) if key in again else each for key, each in enumerate(tried)]
+                still_unsent, more, still = self._batches.send([of_letter(key, tried[key]) for key in sorted(again)])
+                unsent = unsent - again | still_unsent
+                errors += more
+                refused = {key: error for key, error in refused.items() if key not in again} | still
         errors += [BrokerError(str(error)) for error in refused.values()]
         return self._delete([letter.handle for key, letter in enumerate(letters) if key not in unsent], errors)
 
@@ -241,6 +241,15 @@ class SqsConnection:
                 case _:
                     errors.append(self._calls.error(fault, operation, handle.queue))
         return stale, beyond, errors
+
+
+def _without_reason(letter: DeadLetter) -> DeadLetter:
+    return replace(letter, failure=None)
+
+
+def _without_attributes(letter: DeadLetter) -> DeadLetter:
+    """Return the body alone, which is better than no letter: SQS refuses names that only AWS may give."""
+    return replace(letter, attributes=())
 
 
 def _raise(errors: Sequence[BrokerError]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sqspipes_mp.brokers import sqs_errors
+from sqspipes_mp.brokers.attributes import Attribute
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle, Output, QueueSpec
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
@@ -345,6 +346,26 @@ def test_dead_letter_whose_queue_has_no_room_for_the_reason_goes_without() -> No
         connection.dead_letter([DeadLetter(handle(n), "q--dead", n, n, failure="{}") for n in "ab"])
     assert bodies(wire.requests("SendMessageBatch")) == [["a", "b"], ["a"]]
     assert receipts(wire) == [["receipt-a", "receipt-b"]]
+
+
+def test_dead_letter_with_attributes_that_are_refused_goes_without_rather_than_not_at_all() -> None:
+    told = (Attribute("AWS.only", "String", "x"),)
+    with connected(refusing("a", unless_bare=True)) as (wire, connection):
+        connection.dead_letter([DeadLetter(handle(n), "q--dead", n, n, "{}", attributes=told) for n in "ab"])
+    sent = wire.requests("SendMessageBatch")
+    assert bodies(sent) == [["a", "b"], ["a"], ["a"]]
+    assert [list(each["Entries"][0].get("MessageAttributes", ())) for each in sent] == [
+        ["AWS.only", "sqspipes_mp.failure"],
+        ["AWS.only"],
+        [],
+    ]
+    assert receipts(wire) == [["receipt-a", "receipt-b"]]
+
+
+def test_dead_letter_refused_once_for_what_it_is_is_not_sent_again_the_same() -> None:
+    with connected(refusing("a")) as (wire, connection), pytest.raises(BrokerError, match="q--dead"):
+        connection.dead_letter([DeadLetter(handle("a"), "q--dead", "a", "a", failure="{}")])
+    assert bodies(wire.requests("SendMessageBatch")) == [["a"], ["a"]]
 
 
 def test_closed_connection_says_so() -> None:

@@ -1,15 +1,18 @@
 """``run(iterate=True)``: when a result counts as done, backpressure, every way to close it."""
 
 import gc
+import json
 import os
 import signal
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
-from sqspipes_mp import ConfigError, EmptyTaskOutput, Engine, OutputError, SupervisorLost, Task, control
+from sqspipes_mp import SQS, ConfigError, EmptyTaskOutput, Engine, OutputError, SupervisorLost, Task, control
+from sqspipes_mp.brokers.base import Completion, Output
 from tests.gates import (
     Gate,
     Log,
@@ -47,6 +50,23 @@ def one_stage(db: Path, count: int, *args: object, method=noted, **settings: obj
     engine = engine_at(db, [source, Task(method, name="work", args=args)], **settings)
     feed(engine, "work", list(range(count)))
     return engine
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+def test_a_copied_hop_hides_no_result_where_the_queue_does_not_vouch_for_it(sqs: SQS, fifo: bool) -> None:
+    engine = Engine([source, Task(same, name="work")], domain="t", broker=sqs, fifo=fifo)
+    meta = {"id": "copied", "hop": "0a" * 32}
+    # FIFO drops the second by its deduplication id, which is the hop.
+    count = 1 if fifo else 3
+    queue = engine.pipeline.stage("work").inputs[-1]
+    sqs.check()
+    with closing(sqs.open()) as connection:
+        connection.ensure(engine.pipeline.queues, create=True)
+        for value in range(3):
+            body = json.dumps({"meta": meta, "value": value})
+            connection.complete([Completion(None, (Output(queue, body, meta["hop"], meta["hop"] if fifo else None),))])
+    with engine.run(iterate=True, only="work", until="drained", idle=0.0) as results:
+        assert sorted(results) == list(range(count))
 
 
 def test_break_gives_the_last_result_again_and_no_earlier_one(db: Path) -> None:
