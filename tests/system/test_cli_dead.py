@@ -53,8 +53,8 @@ class Signalled:
         connection = self.broker.open(**settings)
         receive = connection.receive
 
-        def signalled(*args):
-            found = receive(*args)
+        def signalled(*args, **options):
+            found = receive(*args, **options)
             if found and self.number:
                 number, self.number = self.number, None
                 os.kill(os.getpid(), number)
