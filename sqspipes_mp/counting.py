@@ -105,7 +105,7 @@ class Ledger:
 
     @property
     def lined(self) -> bool:
-        """Whether a value stands in the line whose turn will come."""
+        """Whether the line, in which results keep the order of the values, has any value."""
         return bool(self._line)
 
     # -- values -------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Iteration(Iterator[Any]):
     acknowledged come again in the next run. Not for several threads at once.
     """
 
-    #: What keeps others from doing the same: the supervisor holds it, too.
+    #: The map's lock, which the supervisor holds as well.
     _lock: MapLock | None = None
 
     def __init__(

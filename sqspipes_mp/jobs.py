@@ -99,7 +99,8 @@ def plan_job(
 def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
     """Look at what is in the queues, before anything runs: nothing, or what an interrupted map has left, dead or alive.
 
-    Left by it counts what comes of a value that was sent with a key, by ``map`` or ``put``: the iterable may reach it.
+    A message counts as left by it where its value was sent with a key, by ``map`` or ``put``: the iterable may come to
+    it.
     Raises ``QueuesNotEmpty``.
     """
     ledger = Ledger(ordered=job.ordered, inputs=job.with_input)
@@ -126,7 +127,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
         left: list[tuple[str, str]] = []
         for name in queues:
             for body, ident, _ in connection.bodies(name):
-                # What is no envelope gives no result, only a dead letter.
+                # An undecodable body gives no result, only a dead letter.
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     left.append((token(message.id), message.parent))
@@ -160,10 +161,9 @@ def _dead_error(queue: str, text: str | None) -> RemoteError:
 
 def cure(job: Job, broker: Broker) -> str:
     """Say what can be done about messages that are left, in this very case."""
-    resumable = isinstance(broker, SQLite) and job.feeder.keyed
-    if not resumable:
-        return _clearing(job)
     clearing = _clearing(job)
+    if not (isinstance(broker, SQLite) and job.feeder.keyed):
+        return clearing
     return f"Continue an interrupted map that had this key with resume=True, {clearing[0].lower()}{clearing[1:]}"
 
 

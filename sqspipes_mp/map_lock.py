@@ -25,7 +25,7 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.errors import BrokerError, MapRunning
 
-#: What is read of the text at most, bytes.
+#: Longest text of a lock file that is read, bytes.
 _MOST = 500
 
 

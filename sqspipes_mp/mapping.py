@@ -65,8 +65,9 @@ class Mapping(Iteration):
         self._sending: list[Item] | None = None
         #: Values that were read past the limit, in search of another's, and wait for room; the first one is new.
         self._waiting: list[Item] = []
-        #: What was read behind them and could not be sent at all, and whether the iterable has ended behind them.
+        #: The value read behind them that could not be sent at all, with its error.
         self._refused: tuple[Any, Exception] | None = None
+        #: Whether the iterable has ended behind them.
         self._read_all = False
         self._hand: Hand | None = None
         #: The message of a result that this map has not made: it ends, lest that be acknowledged.

@@ -33,9 +33,6 @@ from sqspipes_mp.brokers.sqs_errors import Kind
 from sqspipes_mp.brokers.sqs_queues import Queues
 from sqspipes_mp.errors import BrokerError
 
-#: Asked for with every message.
-SYSTEM_ATTRIBUTES = ["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"]
-
 
 class SqsConnection:
     """What ``SQS.open()`` returns; any thread of the process that opened it may call it."""
@@ -207,7 +204,7 @@ class SqsConnection:
             "MaxNumberOfMessages": max(1, min(MAX_ENTRIES, max_messages)),
             "WaitTimeSeconds": wait,
             "VisibilityTimeout": max(1, visibility(hidden)),
-            "MessageSystemAttributeNames": SYSTEM_ATTRIBUTES,
+            "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
             # Those of others are asked for where others send: they would make every reply longer.
             "MessageAttributeNames": ["All" if attributes else FAILURE_ATTRIBUTE],
         }

@@ -52,17 +52,22 @@ class MemoryWatch:
         seen = self._seen.get(slot)
         return 0 if seen is None else max(0, private_bytes(seen.pid) - seen.baseline)
 
-    def own(self, slot: int, before: int) -> int:
-        """Return the bytes a worker grew by since it had ``before``; all it gained where that is not known (0)."""
+    def own(self, slot: int, before: int | None) -> int:
+        """Return the bytes by which a running call made its worker grow, which had ``before`` when the call began.
+
+        None: no call runs, so it is 0. Where ``before`` is not known (0) it is all that the worker has gained.
+        """
+        if before is None:
+            return 0
         seen = self._seen.get(slot)
         if seen is None or not before:
             return self.gained(slot)
         return max(0, memory_of(seen.pid) - before)
 
-    def look(self, slot: int, stage: int, now: float, before: int) -> str | None:
+    def look(self, slot: int, stage: int, now: float, before: int | None) -> str | None:
         """Return "replace" (once) or "kill" for a worker over its limit, else None; at most one look a second.
 
-        ``before``: bytes it had when its running call began. It is killed only for growth that is this call's own.
+        ``before``: as of ``own``. It is killed only for growth that is the running call's own.
         """
         seen, limit = self._seen.get(slot), self._limits.get(stage)
         if seen is None or limit is None or now - seen.looked_at < LOOK_EVERY:

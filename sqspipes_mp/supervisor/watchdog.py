@@ -10,7 +10,6 @@ import time
 
 from sqspipes_mp.control import Kind
 from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.memory import memory_of
 from sqspipes_mp.region import Cause
 from sqspipes_mp.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
 from sqspipes_mp.stack import DUMP
@@ -152,7 +151,7 @@ class Watchdog:
         verdict = self._memory.look(place.slot, place.seat.stage, now, before)
         if verdict == "replace":
             self._lines.tell(place.child.channel, Kind.RECYCLE, {"reason": "max_memory"})
-        elif verdict == "kill" and place.cause is None and started:
+        elif verdict == "kill" and place.cause is None:
             lease = self._blame(place, started, Cause.MEMORY)
             if not self._still_runs(place, started, lease):
                 # What runs there now must not pay; the next look asks for a replacement.
@@ -161,14 +160,11 @@ class Watchdog:
             log.warning("%s (pid %d) is far over its max_memory; killing it", self._crew.name(place), place.child.pid)
             place.child.kill()
 
-    def _call(self, place: Place) -> tuple[int, int]:
-        """Return when a worker's running call began (monotonic ns, 0: none runs), and the bytes it had then."""
+    def _call(self, place: Place) -> tuple[int, int | None]:
+        """Return when a worker's running call began (monotonic ns), and the bytes it had then; 0, None: none runs."""
         board = self._crew.board
-        started, before = board.get(place.slot, CALL_STARTED), board.get(place.slot, CALL_MEMORY)
-        if started:
-            return started, before
-        # Between two calls it is its own memory of now: nothing that it has is a running call's.
-        return 0, memory_of(place.child.pid) if place.child is not None else 0
+        started = board.get(place.slot, CALL_STARTED)
+        return started, board.get(place.slot, CALL_MEMORY) if started else None
 
     def _mind_container(self, now: float) -> None:
         """Make room before the kernel does, which may kill the whole container; where a worker has much of it."""
@@ -201,7 +197,7 @@ class Watchdog:
     def _to_blame(self, place: Place, gained: int, fill: Fill) -> Cause:
         """Have the running call pay only where it is the reason: beside a large neighbour any would die."""
         started, before = self._call(place)
-        if not started or not has_most(min(gained, self._memory.own(place.slot, before)), fill):
+        if not has_most(min(gained, self._memory.own(place.slot, before)), fill):
             return Cause.ROOM
         lease = self._blame(place, started, Cause.FULL)
         return Cause.FULL if self._still_runs(place, started, lease) else Cause.ROOM

@@ -29,8 +29,7 @@ def decide_on(error: BaseException, delivery: Delivery, station: Station) -> tup
     return decide(
         error,
         attempt=delivery.attempt,
-        # Receives count what was given back, too: the last resort where nothing counts attempts for good.
-        receives=0 if station.connection.keeps_charges else delivery.received.receives,
+        receives=_receives(delivery, station),
         max_attempts=task.max_attempts,
         on_error=station.on_error,
         group=delivery.received.group,
@@ -40,10 +39,15 @@ def decide_on(error: BaseException, delivery: Delivery, station: Station) -> tup
 
 def decide_on_late(delivery: Delivery, station: Station) -> Decision:
     """Return what becomes of a message whose call was late: charged in every mode, no policy of the user's is asked."""
-    receives = 0 if station.connection.keeps_charges else delivery.received.receives
-    if is_last(delivery.attempt, receives, station.stage.task.max_attempts):
+    if is_last(delivery.attempt, _receives(delivery, station), station.stage.task.max_attempts):
         return Decision("dead")
     return Decision("retry", pause(delivery.attempt, delivery.received.group, random.uniform))
+
+
+def _receives(delivery: Delivery, station: Station) -> int:
+    """Return the deliveries of a message so far; 0 where the broker keeps the attempts itself."""
+    # Receives count releases, too: the last resort where nothing counts attempts for good.
+    return 0 if station.connection.keeps_charges else delivery.received.receives
 
 
 def letter_of(error: BaseException, delivery: Delivery, station: Station) -> DeadLetter:

@@ -1,9 +1,13 @@
+import contextlib
 import random
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp import ConfigError, Reject, Retry
+from sqspipes_mp.worker.caller import Caller, Late
 from sqspipes_mp.worker.lifetime import drawn
 from sqspipes_mp.worker.prefetch import ask, wanted
 from sqspipes_mp.worker.ready import Ready
@@ -183,3 +187,14 @@ def test_a_worker_that_got_its_first_message_without_waiting_is_not_idle_while_i
     assert ready.take() is None
     # Else a second message would wait unstarted behind a long call, whatever prefetch says.
     assert not ready.idle
+
+
+@pytest.mark.parametrize(("milliseconds", "credit", "late"), [(499, 0, False), (501, 0, True), (900, 500, False), (1001, 500, True)])
+def test_a_call_is_late_from_the_first_millisecond_after_its_timeout(milliseconds, credit, late):
+    caller = Caller.__new__(Caller)
+    caller._limit = 0.5 * 1e9
+    board = SimpleNamespace(credit=lambda started: credit * 1_000_000)
+    # A call that the supervisor has marked is known to it: no word of a stop is waited for.
+    caller._station = SimpleNamespace(board=board, region=SimpleNamespace(blamed=True))
+    with pytest.raises(Late) if late else contextlib.nullcontext():
+        caller._check_late(1, milliseconds * 1_000_000)
