@@ -235,13 +235,18 @@ class Engine(Feedable):
         return look(self.whole, self.broker)
 
     def purge(self) -> None:
-        """Remove every message of exactly this pipeline's queues, dead letters included."""
+        """Remove every message of exactly this pipeline's queues, dead letters included.
+
+        Raises ``ConfigError`` where one of them is another pipeline's own (SQLite knows).
+        """
         with opened(self.broker) as connection:
+            connection.check_owners(self.whole.queues)
             connection.purge(self._existing(connection))
 
     def delete(self) -> None:
-        """Delete exactly this pipeline's queues."""
+        """Delete exactly this pipeline's queues. Raises ``ConfigError`` as ``purge`` does."""
         with opened(self.broker) as connection:
+            connection.check_owners(self.whole.queues)
             connection.delete(self.whole.queue_names())
 
     def _existing(self, connection: Connection) -> list[str]:
