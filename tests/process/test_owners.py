@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import ConfigError, Engine, Task
-from tests.gates import query
+from tests.gates import ended, program, query
 
 
 def work(value):
@@ -132,3 +132,55 @@ def test_an_owner_holds_for_the_queue_it_was_written_for(db: Path) -> None:
     file.close()
     second.put(1)
     assert second.run(until="drained", idle=0)["tell"].done == 1
+
+
+RENAMED = """
+import logging, sys
+from sqspipes_mp import Engine, Reject, Task
+
+def fails(value):
+    raise Reject("no") if value == 2 else ValueError("not yet")
+
+logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
+broker = f"sqlite:///{sys.argv[1]}"
+def work(value):
+    return value
+def pipeline(name, domain="app", **more):
+    return Engine([Task(work, name=name, input=True, priorities=2), Task(fails, name="end")], domain=domain, broker=broker, **more)
+old, new = pipeline("old"), pipeline("new")
+"""
+
+
+def test_what_a_renamed_stage_leaves_is_told_at_boot(tmp_path: Path, db: Path) -> None:
+    text = RENAMED + (
+        "old.put_many([1, 2, 3], priority=lambda value: value % 2)\n"
+        "old.run(only='old', until='drained', idle=0)\n"
+        "new.run(until='drained', idle=0)\n"
+        "print('told', file=sys.stderr)\n"
+        "new.broker.open().delete(['app-old', 'app-old--p1', 'app-old--dead'])\n"
+        "new.run(until='drained', idle=0)\n"
+    )
+    with program(tmp_path, text, db) as process:
+        code, _, errors = ended(process)
+    assert code == 0, errors
+    told, after = errors.split("told\n")
+    assert told.count("no task of this pipeline") == 1
+    for part in ("app: 3 messages and 0 dead letters", "app-old (1), app-old--p1 (2)", "old name", "engine.broker.open().delete(["):
+        assert part in told
+    assert "no task of this pipeline" not in after
+
+
+def test_stranded_dead_letters_are_counted_apart_and_other_domains_left_alone(tmp_path: Path, db: Path) -> None:
+    text = RENAMED + (
+        "other = pipeline('y', domain='app-x')\n"
+        "other.put(1)\nother.run(only='y', until='drained', idle=0)\n"
+        "gone = Engine([Task(fails, name='gone', input=True)], domain='app', broker=broker)\n"
+        "gone.put(2)\ngone.run(until='drained', idle=0)\n"
+        "new.run(until='drained', idle=0)\n"
+    )
+    with program(tmp_path, text, db) as process:
+        code, _, errors = ended(process)
+    assert code == 0, errors
+    assert "WARNING app: 0 messages and 1 dead letters" in errors
+    assert "app-gone--dead (1)" in errors
+    assert "app-x" not in errors

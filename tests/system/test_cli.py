@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -210,6 +212,31 @@ def test_a_failure_is_one_json_object_too(cli: Cli) -> None:
     last = json.loads(result.stderr.splitlines()[-1])
     assert (result.returncode, last["level"]) == (1, "ERROR")
     assert "ValueError: no luck" in last["exc"]
+
+
+def test_the_command_that_a_failed_run_names_finishes_only_what_is_left(cli: Cli, folder: Path) -> None:
+    """Run again as it was, the source would make everything once more; the same is told where it begins."""
+    broker = f"sqlite:///{folder}/other file.db"
+    failed = cli("run", "words:failing", "--until", "drained", "--broker", broker)
+    named = re.search(r"sqspipes-mp (run .* --idle 1)", failed.stderr.splitlines()[-1])
+    assert named is not None
+    words = shlex.split(named[1])
+    assert words == [
+        "run", "words:failing", "--broker", broker, "--only", "fails", "--until", "drained", "--idle", "1",
+    ]  # fmt: skip
+    program = folder / "words.py"
+    program.write_text(program.read_text().replace('raise ValueError("no luck")', "tell(value)"))
+    finished = cli(*words)
+    assert (finished.returncode, values(finished)) == (0, [0, 1, 2, 3, 4])
+    assert "earlier run" not in finished.stderr
+
+
+def test_where_a_source_begins_among_what_an_earlier_run_left_the_other_run_is_named(cli: Cli) -> None:
+    cli("run", "words:failing")
+    again = cli("run", "words:failing")
+    told = [line for line in again.stderr.splitlines() if "WARNING" in line and "earlier run" in line]
+    assert len(told) == 1
+    assert "--only fails --until drained --idle 1" in told[0]
 
 
 @pytest.mark.parametrize("target", ["words:exiting", "words:interrupting"])
