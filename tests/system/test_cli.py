@@ -410,6 +410,35 @@ def test_purge_and_delete_name_what_they_touch_and_touch_nothing_else(cli: Cli) 
     assert "nothing to delete" in cli("delete", "words:make", "--yes").stdout
 
 
+def test_another_pipelines_queues_are_refused_before_anything_is_asked(cli: Cli, folder: Path) -> None:
+    with (folder / "words.py").open("a") as more:
+        more.write("""
+one = Engine([Task(double, name="x-y", input=True), tell], domain="app", broker=db)
+other = Engine([Task(double, name="y", input=True), tell], domain="app-x", broker=db)
+one.put(1)
+""")
+    assert cli("run", "words:one", "--only", "x-y", "--until", "drained", "--idle", "0").returncode == 0
+    for verb in ("purge", "delete"):
+        refused = cli(verb, "words:other")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "queue 'app-x-y' in" in refused.stderr
+    assert cli("run", "words:other").returncode == 2
+    assert status(cli, "words:one")["tell"][0] >= 1
+
+
+@pytest.mark.parametrize("verb", ["purge", "delete"])
+def test_at_sqs_the_exact_queues_are_listed_before_the_question(cli: Cli, moto_url: str, verb: str) -> None:
+    """SQS does not know whose a queue is, so the list is what can be checked."""
+    broker = ("--broker", f"sqs://us-east-1?endpoint_url={moto_url}")
+    assert cli("run", "words:engine", "--only", "numbers", *broker).returncode == 0
+    asked = cli(verb, "words:engine", *broker)
+    assert asked.returncode == 2
+    assert [line.split()[0] for line in asked.stdout.splitlines() if line.startswith("words-")] == [
+        "words-double--dead", "words-numbers",
+    ]  # fmt: skip
+    assert cli("delete", "words:engine", "--yes", *broker).returncode == 0
+
+
 @pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, 0), ("n", 1, 5), ("", 1, 5)])
 def test_the_answer_decides(cli: Cli, folder: Path, answer: str, code: int, left: int) -> None:
     cli("run", "words:engine", "--only", "numbers")
