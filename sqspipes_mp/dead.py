@@ -258,6 +258,8 @@ def _move(
     stages = _stages(pipeline, broker, None)
 
     def work(hands: _Hands) -> Moved:
+        if stages:
+            hands.connection.check_owners(pipeline.queues)
         found, total = hands.receive(stages)
         hidden = max(0, total - len(found))
         if ids is not None and not hands.stopped.is_set():

@@ -238,14 +238,17 @@ class Engine(Feedable):
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included.
 
-        Raises ``MapRunning`` while a map of it is under way (SQLite).
+        Raises ``MapRunning`` while a map of it is under way, and ``ConfigError`` where one of the queues is another
+        pipeline's own (both on SQLite, which knows).
         """
         with no_map(self.broker, self.domain, "purge"), opened(self.broker) as connection:
+            connection.check_owners(self.whole.queues)
             connection.purge(self._existing(connection))
 
     def delete(self) -> None:
-        """Delete exactly this pipeline's queues. Raises ``MapRunning`` while a map of it is under way (SQLite)."""
+        """Delete exactly this pipeline's queues. Raises as ``purge`` does."""
         with no_map(self.broker, self.domain, "delete"), opened(self.broker) as connection:
+            connection.check_owners(self.whole.queues)
             connection.delete(self.whole.queue_names())
 
     def _existing(self, connection: Connection) -> list[str]:

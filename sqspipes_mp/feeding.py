@@ -130,6 +130,10 @@ class Feeder:
             group = hop if wanted_group is None else group_name(wanted_group)
         return Item(value, ident, Output(levels[level], body, hop, group, self._delay))
 
+    def check(self, connection: Connection) -> None:
+        """Raise ``ConfigError`` where the queues that are fed are another pipeline's."""
+        connection.check_owners(self.queues)
+
     def send(self, connection: Connection, items: list[Item]) -> list[Item]:
         """Send a batch; returns those that were dropped because their key was seen before (SQLite).
 
@@ -159,6 +163,7 @@ class Feeder:
 def put(feeder: Feeder, connection: Connection, value: Any) -> str:
     """Send one value; returns its id."""
     item = feeder.item(value)
+    feeder.check(connection)
     feeder.send(connection, [item])
     return item.id
 
@@ -170,6 +175,7 @@ def put_many(
 
     Raises ``PutError``, and whatever ``values`` and ``progress`` raise, with a note that tells what was sent.
     """
+    feeder.check(connection)
     tally = Tally()
     try:
         for batch in _batches(feeder, values, max(BATCH, connection.batch), tally):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import QueueSpec
@@ -145,7 +146,7 @@ def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipel
         inputs = outputs
     _check_collisions(stages)
     _check_lengths(stages, domain)
-    return Pipeline(domain=domain, fifo=fifo, stages=tuple(stages), queues=_specs(stages, fifo, visibility))
+    return Pipeline(domain=domain, fifo=fifo, stages=tuple(stages), queues=_specs(stages, domain, fifo, visibility))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +259,9 @@ def _check_lengths(stages: list[Stage], domain: str) -> None:
                 )
 
 
-def _specs(stages: list[Stage], fifo: bool, visibility: float) -> tuple[QueueSpec, ...]:
-    dead = [QueueSpec(name=stage.dead, fifo=fifo, visibility=visibility) for stage in stages if stage.dead is not None]
+def _specs(stages: list[Stage], domain: str, fifo: bool, visibility: float) -> tuple[QueueSpec, ...]:
+    own = partial(QueueSpec, fifo=fifo, visibility=visibility, domain=domain)
+    dead = [own(name=stage.dead) for stage in stages if stage.dead is not None]
     live = []
     for stage in stages:
         for name in reversed(stage.inputs):
@@ -267,7 +269,7 @@ def _specs(stages: list[Stage], fifo: bool, visibility: float) -> tuple[QueueSpe
                 # Others' queue: nothing of it is set, so it redrives nowhere of ours, whatever it is told.
                 live.append(QueueSpec(name=name, fifo=name.endswith(".fifo"), visibility=visibility, owned=False))
             else:
-                live.append(QueueSpec(name=name, fifo=fifo, visibility=visibility, dead=stage.dead))
+                live.append(own(name=name, dead=stage.dead))
     return (*dead, *live)
 
 

@@ -10,7 +10,7 @@ resets, timeouts, locks) by itself with capped, jittered backoff for as long as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -33,7 +33,7 @@ class QueueSpec:
 
     ``visibility``: seconds, its default visibility timeout when created. ``dead``: name of the dead-letter queue
     it redrives to as a last resort (None for dead-letter queues). ``owned``: False for a queue of others, which is
-    never created, purged or deleted.
+    never created, purged or deleted. ``domain``: of the pipeline whose own queue it is; None: of nobody in particular.
     """
 
     name: str
@@ -41,6 +41,7 @@ class QueueSpec:
     visibility: float
     dead: str | None = None
     owned: bool = True
+    domain: str | None = None
 
 
 class Handle(NamedTuple):
@@ -145,6 +146,14 @@ class Depth:
         return not (self.visible or self.in_flight or self.delayed)
 
 
+class Stray(NamedTuple):
+    """A queue of a domain that no task of its pipeline uses; ``owned``: the broker knows that it is the domain's."""
+
+    queue: str
+    messages: int
+    owned: bool
+
+
 class Wallet(Protocol):
     """A text that all processes of one engine share: the keeper writes it, the workers read it."""
 
@@ -177,7 +186,16 @@ class Connection(Protocol):
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create what is missing (``create``) or raise ``QueueMissing``; warn of attributes that differ.
 
-        Dead-letter queues come before those that redrive to them.
+        Dead-letter queues come before those that redrive to them. Raises ``ConfigError`` as ``check_owners`` does.
+        """
+
+    def check_owners(self, queues: Sequence[QueueSpec]) -> None:
+        """Raise ``ConfigError`` where one of these is another pipeline's own, as far as the broker knows (SQLite)."""
+
+    def strays(self, domain: str, known: Collection[str]) -> list[Stray]:
+        """Return a domain's queues besides the known ones that hold messages (SQLite; SQS: none).
+
+        SQS would need the right to list all queues.
         """
 
     def receive(

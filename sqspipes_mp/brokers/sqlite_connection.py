@@ -2,11 +2,18 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
-from sqspipes_mp.brokers import sqlite_complete, sqlite_keys, sqlite_leases, sqlite_queues, sqlite_take
-from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received
+from sqspipes_mp.brokers import (
+    sqlite_complete,
+    sqlite_keys,
+    sqlite_leases,
+    sqlite_owners,
+    sqlite_queues,
+    sqlite_take,
+)
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received, Stray
 from sqspipes_mp.brokers.sqlite_file import File
 from sqspipes_mp.brokers.sqlite_session import Session
 from sqspipes_mp.brokers.wake import Waiter
@@ -42,13 +49,13 @@ class SQLiteConnection:
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create what is missing (``create``) or raise ``QueueMissing``; warn of attributes that differ.
 
-        Raises ``BrokerError`` for a queue that exists with the other type.
+        Raises ``BrokerError`` for a queue that exists with the other type, ``ConfigError`` for another pipeline's.
         """
-        absent = self._file.read(lambda session: _absent(session, queues))
+        absent, ownerless = self._file.read(partial(self._unmade, queues))
         if absent and not create:
             raise QueueMissing(absent[0].name, "Create it first, or run with create_queues=True")
-        if absent:
-            self._file.write(lambda session: sqlite_queues.create(session, absent))
+        if absent or ownerless:
+            self._file.write(partial(self._make, absent, queues))
         new = {spec.name for spec in absent}
         for spec in queues:
             if spec.owned and spec.name not in new and spec.name not in self._warned:
@@ -56,6 +63,14 @@ class SQLiteConnection:
                 if texts:
                     self._warned.add(spec.name)
                     _log.warning("queue %s is used as it is: %s", spec.name, "; ".join(texts))
+
+    def check_owners(self, queues: Sequence[QueueSpec]) -> None:
+        """Raise ``ConfigError`` where one of these is another pipeline's own."""
+        self._file.read(lambda session: sqlite_owners.check(session, queues, self._file.file))
+
+    def strays(self, domain: str, known: Collection[str]) -> list[Stray]:
+        """Return a domain's queues besides the known ones that hold messages."""
+        return self._file.read(lambda session: sqlite_owners.strays(session, domain, known))
 
     def receive(
         self,
@@ -183,6 +198,16 @@ class SQLiteConnection:
         taken = self._file.write(lambda session: sqlite_take.take(session, queues, max_messages, visibility))
         return taken, _OUTRUN
 
+    def _unmade(self, specs: Sequence[QueueSpec], session: Session) -> tuple[list[QueueSpec], list[QueueSpec]]:
+        session.refresh()
+        # The owner first: of a queue of the other type it says more.
+        ownerless = sqlite_owners.check(session, specs, self._file.file)
+        return sqlite_queues.missing(session, specs), ownerless
+
+    def _make(self, absent: Sequence[QueueSpec], specs: Sequence[QueueSpec], session: Session) -> None:
+        sqlite_queues.create(session, absent)
+        sqlite_owners.adopt(session, specs, self._file.file)
+
     def _clear(self) -> None:
         while self._file.write(sqlite_queues.clear):
             pass
@@ -194,8 +219,3 @@ class SQLiteConnection:
         # Two threads at once would do no harm.
         self._tidy_at = now + _TIDY_EVERY
         self._file.write(sqlite_queues.tidy)
-
-
-def _absent(session: Session, specs: Sequence[QueueSpec]) -> list[QueueSpec]:
-    session.refresh()
-    return sqlite_queues.missing(session, specs)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqspipes_mp.brokers import sqlite_groups, sqlite_keys
+from sqspipes_mp.brokers import sqlite_groups, sqlite_keys, sqlite_owners
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import Depth, QueueSpec
 from sqspipes_mp.brokers.sqlite_session import Session, as_text
@@ -92,6 +92,7 @@ def empty(session: Session, names: Sequence[str], *, delete: bool) -> None:
             continue
         number = session.changed()
         if delete:
+            sqlite_owners.forget(session, name)
             session.db.execute(sql.DELETE_QUEUE, (queue.id,))
         else:
             session.db.execute(sql.RENUMBER_QUEUE, (number, queue.id))

@@ -8,6 +8,7 @@ a busy worker each of those is a switch to the thread that runs the user's funct
 ``keys``      hop ids that were accepted before. One lives until ``expires``, or as long as its ``stream`` lives.
 ``streams``   inputs whose outputs came in several calls: alive until the input is deleted, then until ``expires``.
 ``garbage``   ids of purged and deleted queues whose rows are still to be removed.
+``owners``    whose the queues are; made by its first row, see ``sqlite_owners``.
 ``clocks``    see ``sqlite_session``: milliseconds to add to this boot's monotonic clock.
 
 All times are integer milliseconds of that one clock. ``visible_at``, ``receives`` and ``streamed`` keep their stored
@@ -119,6 +120,16 @@ DELETE_QUEUE = "DELETE FROM queues WHERE id = ?"
 BODIES = "SELECT body, seq, failure FROM messages WHERE queue = ?"
 COUNT_VISIBLE = "SELECT count(*) FROM messages WHERE queue = ? AND visible_at <= ?"
 COUNT_HIDDEN = "SELECT count(*), coalesce(sum(receives > 0), 0) FROM messages WHERE queue = ? AND visible_at > ?"
+
+# Owners of queues.
+HAS_OWNERS = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'owners'"
+CREATE_OWNERS = """CREATE TABLE IF NOT EXISTS owners (
+    queue TEXT PRIMARY KEY, domain TEXT NOT NULL, created_at INTEGER NOT NULL
+) WITHOUT ROWID"""
+OWNERS = "SELECT q.name, o.domain FROM queues AS q JOIN owners AS o ON o.queue = q.name AND o.created_at = q.created_at"
+OWN = "INSERT OR REPLACE INTO owners (queue, domain, created_at) SELECT name, ?, created_at FROM queues WHERE name = ?"
+DISOWN = "DELETE FROM owners WHERE queue = ?"
+COUNT = "SELECT count(*) FROM messages WHERE queue = ?"
 
 # Rows of purged and deleted queues, and of messages past their retention.
 ADD_GARBAGE = "INSERT OR IGNORE INTO garbage (queue) VALUES (?)"

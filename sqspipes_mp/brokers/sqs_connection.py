@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from sqspipes_mp.brokers.base import (
     OutputsRefused,
     QueueSpec,
     Received,
+    Stray,
 )
 from sqspipes_mp.brokers.sqs_answers import received
 from sqspipes_mp.brokers.sqs_attributes import MAX_WAIT
@@ -59,6 +60,13 @@ class SqsConnection:
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create what is missing or raise ``QueueMissing``; warn once per queue of what it has otherwise."""
         self._queues.ensure(queues, create=create)
+
+    def check_owners(self, queues: Sequence[QueueSpec]) -> None:
+        """Do nothing: SQS knows an account, not a pipeline."""
+
+    def strays(self, domain: str, known: Collection[str]) -> list[Stray]:  # noqa: ARG002  (the port's)
+        """Return nothing: only the right to list all queues would tell, and that is never needed."""
+        return []
 
     def receive(
         self, queues: Sequence[str], max_messages: int, wait: float, visibility: float, *, attributes: bool = False

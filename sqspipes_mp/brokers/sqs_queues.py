@@ -155,7 +155,7 @@ class Queues:
     def _compare(self, spec: QueueSpec, found: Mapping[str, str]) -> None:
         texts = differences(self._wanted(spec), found)
         if texts:
-            logger.warning("queue %s exists and is used as it is: %s", spec.name, "; ".join(texts))
+            logger.warning("queue %s exists and is used as it is: %s%s", spec.name, "; ".join(texts), _suspicion(spec))
 
     def _attributes(self, queue: str) -> dict[str, str]:
         url = self.find(queue, boot=True)
@@ -179,3 +179,13 @@ class Queues:
                     raise
                 self._calls.pause(NEW_QUEUE_WAIT)
         return self._arns[queue]
+
+
+def _suspicion(spec: QueueSpec) -> str:
+    """Say what else a queue that differs may be than an older one of this pipeline; SQS does not know whose it is."""
+    if spec.domain is None:
+        return ""
+    return (
+        f". If it is another pipeline's, rename this one's domain ({spec.domain!r}) or task: two pairs of domain and "
+        "task may join to the same name, and purge would empty both"
+    )

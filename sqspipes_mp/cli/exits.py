@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from sqspipes_mp.control import BOOT_NOTE
 from sqspipes_mp.errors import BootError, BrokerError, ConfigError, MapRunning, RestartLimit
+from sqspipes_mp.leftovers import LEFT_NOTE
 
 
 class Exit(IntEnum):
@@ -41,19 +42,27 @@ class Ending:
     traceback: BaseException | None = None
 
 
-def judge(error: BaseException) -> Ending | None:
-    """Return how a command ends that raised ``error``; None: it is no business of ours (argparse's exit)."""
+def judge(error: BaseException, finish: str = "") -> Ending | None:
+    """Return how a command ends that raised ``error``; None: it is no business of ours (argparse's exit).
+
+    ``finish``: the command that finishes only what a run with a source has left.
+    """
     if isinstance(error, Refused):
         return Ending(error.code, error.message, error.__cause__)
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     if any(note.startswith(("in stage ", "in the keeper, ")) for note in notes):
-        return _of_a_child(error, booting=BOOT_NOTE in notes, held=any(", message " in note for note in notes))
+        return _of_a_child(
+            error,
+            booting=BOOT_NOTE in notes,
+            held=any(", message " in note for note in notes),
+            finish=finish if _begins_anew(notes) else "",
+        )
     if isinstance(error, (KeyboardInterrupt, Stopped)):
         return Ending(Exit.DONE)
     if isinstance(error, SystemExit):
         return None
     if isinstance(error, RestartLimit):
-        return Ending(Exit.RESTARTS, str(error))
+        return Ending(Exit.RESTARTS, ". ".join([str(error), *([_finishing(finish)] if _begins_anew(notes) else [])]))
     if isinstance(error, ConfigError):
         return Ending(Exit.USAGE, "\n".join([str(error), *notes]))
     if isinstance(error, MapRunning):
@@ -63,7 +72,7 @@ def judge(error: BaseException) -> Ending | None:
     return Ending(Exit.FAILED, "this is not a task's exception but the engine's; please report it", error)
 
 
-def _of_a_child(error: BaseException, *, booting: bool, held: bool) -> Ending:
+def _of_a_child(error: BaseException, *, booting: bool, held: bool, finish: str) -> Ending:
     if booting and isinstance(error, (BrokerError, ConfigError)):
         return Ending(Exit.BOOT, f"the queues could not be used: {error}")
     if booting:
@@ -72,9 +81,20 @@ def _of_a_child(error: BaseException, *, booting: bool, held: bool) -> Ending:
         return Ending(Exit.FAILED, f"the queues cannot be used any more: {error}")
     # A source has no message.
     what = "a task failed; its message is back in its queue, or dead-lettered after its last attempt. "
+    again = _finishing(finish) if finish else "Correct the task and run again"
     return Ending(
         Exit.FAILED,
-        f"{what if held else 'a task failed. '}"
-        "Correct the task and run again, or go on despite failures: --on-error retry, --on-error reject",
+        f"{what if held else 'a task failed. '}{again}, or go on despite failures: --on-error retry, --on-error reject",
         error,
+    )
+
+
+def _begins_anew(notes: list[str]) -> bool:
+    return any(note.startswith(LEFT_NOTE) for note in notes)
+
+
+def _finishing(command: str) -> str:
+    return (
+        f"Correct the task; run again, the source begins anew and makes everything once more, so finish what is in the "
+        f"queues first: {command}"
     )

@@ -64,7 +64,7 @@ back to its queue; a second one kills.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. ``argv``: without the program's name; default: the process's."""
     with _stopped_by(signal.SIGTERM):
-        console = Console()
+        console, flags = Console(), Namespace()
         try:
             flags = _parser().parse_args(argv)
             command: Command = flags.command
@@ -72,17 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except BrokenPipeError as error:
             if getattr(error, "__notes__", None):
-                return _end(error, console)
+                return _end(error, console, flags)
             # Whoever read our output has gone; what the interpreter flushes at its end has to go somewhere, too.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return Exit.DONE
         except BaseException as error:
-            return _end(error, console)
+            return _end(error, console, flags)
         return code
 
 
-def _end(error: BaseException, console: Console) -> int:
-    ending = judge(error)
+def _end(error: BaseException, console: Console, flags: Namespace) -> int:
+    ending = judge(error, getattr(flags, "finish", ""))
     if ending is None:
         raise error
     if ending.traceback is not None:

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqspipes_mp.admin import PipelineStats, QueueStats, StageStats
+from sqspipes_mp.admin import PipelineStats, QueueStats, StageStats, opened
 from sqspipes_mp.brokers.base import Depth
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import CHOICE
@@ -106,6 +106,8 @@ def _announce(engine: Engine, verb: str, what: str) -> list[str]:
     if not names:
         print(f"{place} has no queues: nothing to {verb}.")
         return []
+    with opened(engine.broker) as connection:
+        connection.check_owners(engine.whole.queues)
     rows = [(name, _total(found[name])) for name in names]
     print(f"{what}; {place}:\n\n{table(('queue', 'messages'), rows)}\n", flush=True)
     return names

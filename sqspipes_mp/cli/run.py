@@ -10,13 +10,14 @@ from sqspipes_mp.cli.exits import Exit
 from sqspipes_mp.cli.loading import load
 from sqspipes_mp.cli.options import run_options, task_names, worker_counts
 from sqspipes_mp.cli.table import table
+from sqspipes_mp.leftovers import behind_source, finishing_command
 from sqspipes_mp.plan import Settings, make_plan
 from sqspipes_mp.runtimes import duration
 from sqspipes_mp.summary import Summary
 
 
 def run(flags: Namespace, console: Console) -> Exit:
-    """Run the engine until it ends. Raises what it raises."""
+    """Run the engine until it ends. Raises what it raises; ``flags.finish`` is then what finishes what it has left."""
     options = run_options(flags, os.environ)
     console.configure(options.log_level, options.log_format)
     engine = load(flags.target)
@@ -27,6 +28,7 @@ def run(flags: Namespace, console: Console) -> Exit:
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
     plan = make_plan(engine.pipeline, Settings(), only=only, workers=workers, until=options.until, idle=options.idle)
+    flags.finish = finishing_command(behind_source(plan), flags.target, flags.broker)
     with console.held():
         engine.broker.check()
         names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)

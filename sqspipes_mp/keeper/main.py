@@ -25,7 +25,7 @@ from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.killed import killed_header, killed_letter
 from sqspipes_mp.keeper.leases import due
-from sqspipes_mp.keeper.waiting import WaitCount, tell_left
+from sqspipes_mp.keeper.waiting import WaitCount, tell_left, tell_strays
 from sqspipes_mp.lease import Lease
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.pipeline import Stage
@@ -63,6 +63,7 @@ def keeper_main(orders: Assignment, *, boots: bool) -> None:
             with closing(orders.broker.open()) as connection:
                 connection.ensure(plan.pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
                 tell_left(plan, connection)
+                tell_strays(plan, connection)
         connection = orders.broker.open(patience=plan.keeper_patience, wallet=orders.board.wallet)
         connection.tend()
     except BaseException as error:

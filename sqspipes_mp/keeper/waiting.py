@@ -1,13 +1,17 @@
-"""How much waits for each stage, counted where somebody is shown the progress (keeper)."""
+"""What waits: of an earlier run, told at boot; for each stage, where somebody is shown the progress (keeper)."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from sqspipes_mp.brokers.base import Connection
-from sqspipes_mp.errors import BrokerBusy, BrokerError
+from sqspipes_mp.errors import BrokerBusy, BrokerError, ConfigError
+from sqspipes_mp.leftovers import behind_source, finishing_call, finishing_flags
+from sqspipes_mp.pipeline import build
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.scoreboard import WAITING, Scoreboard
 
@@ -18,9 +22,9 @@ _OFTEN = 1.0
 
 
 def tell_left(plan: RunPlan, connection: Connection) -> None:
-    """Say what an earlier run has left where a source is about to send all it has: it will be done besides."""
+    """Say what an earlier run has left where a source begins: it will be done besides what the source makes."""
     source = plan.source
-    if source is None or not source.ends:
+    if source is None:
         return
     names = {*source.outputs, *(name for index in plan.selected for name in plan.inputs[index])}
     try:
@@ -29,15 +33,52 @@ def tell_left(plan: RunPlan, connection: Connection) -> None:
         # Nobody needs this number to work.
         return
     count = sum(depth.visible + depth.in_flight + depth.delayed for depth in depths)
-    if count:
-        # Where others work on the same queues that is how it should be.
-        alone = len(plan.selected) == len(plan.pipeline.stages)
-        log.log(
-            logging.WARNING if alone else logging.INFO,
-            "%s: messages of an earlier run are still in the queues (%d); they are done besides what the source %s "
-            "makes now. Where that would be done twice, stop and purge() first",
-            plan.pipeline.domain, count, source.name,
-        )  # fmt: skip
+    if not count:
+        return
+    here = behind_source(plan)
+    # Where others work on what the source makes, messages in the queues are how it should be.
+    behind = here or tuple(stage.name for stage in plan.pipeline.stages[1:])
+    log.log(
+        logging.WARNING if here else logging.INFO,
+        "%s: messages of an earlier run are still in the queues (%d); they are done besides what the source %s makes "
+        "now, which begins anew. Where that would be done twice, stop. To finish only those: %s, on the command line "
+        "%s; to drop them: purge()",
+        plan.pipeline.domain, count, source.name, finishing_call(plan, behind), finishing_flags(behind),
+    )  # fmt: skip
+
+
+def tell_strays(plan: RunPlan, connection: Connection) -> None:
+    """Say what is in queues of this domain that no task uses: "drained" does not mean those."""
+    found = connection.strays(plan.pipeline.domain, _known(plan))
+    if not found:
+        return
+    letters = sum(stray.messages for stray in found if _is_dead(stray.queue))
+    messages = sum(stray.messages for stray in found) - letters
+    owned = [stray.queue for stray in found if stray.owned]
+    log.warning(
+        "%s: %d messages and %d dead letters are in queues that no task of this pipeline uses, and stay there: %s. "
+        "Perhaps a task was renamed or removed. To finish them, give it its old name back, run until drained, and "
+        "rename it then; %s",
+        plan.pipeline.domain, messages, letters, ", ".join(f"{stray.queue} ({stray.messages})" for stray in found),
+        f"to drop them: engine.broker.open().delete({owned})" if len(owned) == len(found)
+        else "some are from before 0.1.1, whose file does not tell whose they are: they may be another domain's",
+    )  # fmt: skip
+
+
+def _known(plan: RunPlan) -> set[str]:
+    pipeline, known = plan.pipeline, set(plan.queue_names)
+    if pipeline.stages[0].is_source:
+        # What only map makes of a source, where it was used: status and purge() know of these.
+        first, *others = (stage.task for stage in pipeline.stages)
+        with contextlib.suppress(ConfigError):
+            fed = [replace(first, input=True), *others]
+            whole = build(fed, domain=pipeline.domain, fifo=pipeline.fifo, visibility=plan.settings.visibility)
+            known.update(whole.queue_names())
+    return known
+
+
+def _is_dead(queue: str) -> bool:
+    return queue.removesuffix(".fifo").endswith("--dead")
 
 
 class WaitCount:

@@ -24,6 +24,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.errors import BootError, RestartLimit, StartRefused
+from sqspipes_mp.leftovers import left_note
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.progress import Progress
 from sqspipes_mp.region import Cause
@@ -96,7 +97,9 @@ class Supervisor:
         seconds = time.monotonic() - self._began
         summary = summarize(self._plan, self._board, ending.reason, seconds)
         log.info("stopped (%s) after %.1f s: %s", ending.reason, seconds, "; ".join(map(str, summary.stages)))
-        return Outcome(summary, ending.report, ending.error, self._orders.signal)
+        source = self._plan.source
+        note = left_note(self._plan) if source is not None and summary[source.name].done else None
+        return Outcome(summary, ending.report, ending.error, self._orders.signal, note)
 
     def _turn(self) -> None:
         now = time.monotonic()

@@ -12,12 +12,16 @@ from sqspipes_mp.summary import Summary
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``report``: a child's exception; ``error``: the engine's own; ``signal``: the signal that ended the run."""
+    """``report``: a child's exception; ``error``: the engine's own; ``signal``: the signal that ended the run.
+
+    ``note``: what the exception of a failed run is to say besides.
+    """
 
     summary: Summary
     report: Report | None = None
     error: SqsPipesError | None = None
     signal: int | None = None
+    note: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -30,10 +34,11 @@ class Outcome:
         For the public method to raise itself: each function it passes through is one more frame that the user reads
         before those of the task.
         """
-        if self.report is not None:
-            return rebuild(self.report)
-        if self.error is not None:
-            return self.error
+        error = rebuild(self.report) if self.report is not None else self.error
+        if error is not None:
+            if self.note is not None:
+                error.add_note(self.note)
+            return error
         interrupt = KeyboardInterrupt()
         interrupt.summary = self.summary  # type: ignore[attr-defined]
         return interrupt

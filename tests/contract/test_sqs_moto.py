@@ -3,6 +3,7 @@
 import json
 import logging
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import botocore.session
@@ -68,6 +69,21 @@ def test_shorter_retention_is_warned_of_in_days(moto: Bench, client: Any, caplog
     assert len(caplog.messages) == 1
     assert "4 days, not 14" in caplog.messages[0]
     assert "ReceiveMessageWaitTimeSeconds is 0, not 20" in caplog.messages[0]
+
+
+def test_a_queue_that_differs_may_be_another_pipelines(moto: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """SQS does not say whose a queue is: the pair that joins to the same name is named as the likely cause."""
+    end = uuid.uuid4().hex
+    moto.made.append(f"app-x-{end}")
+    spec = QueueSpec(name=f"app-x-{end}", fifo=False, visibility=30, domain="app")
+    moto.connection.ensure([spec], create=True)
+    with caplog.at_level(logging.WARNING):
+        moto.connection.ensure([replace(spec, visibility=60, domain="app-x")], create=True)
+        moto.connection.check_owners([replace(spec, domain="app-x")])
+    (message,) = caplog.messages
+    assert "VisibilityTimeout is 30, not 60" in message
+    assert "If it is another pipeline's, rename this one's domain ('app-x') or task" in message
+    assert moto.connection.strays("app", ()) == []
 
 
 def test_failure_travels_as_an_attribute(moto: Bench, client: Any, fifo: bool) -> None:

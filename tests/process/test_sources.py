@@ -281,6 +281,53 @@ def test_what_an_earlier_run_left_is_told_where_the_source_begins_anew(tmp_path:
         ("INFO", "3"),
         ("WARNING", "6"),
     ]
+    assert """run(only=['taken'], until="drained", idle=1), on the command line --only taken --until drained""" in errors
+
+
+FINISHED = """
+import sys
+from tests.process.test_sources import *
+engine = engine_at(sys.argv[1], [few, Task(broken, name="work"), told])
+try:
+    engine.run()
+except ValueError as error:
+    call = re.search(r"run\\(only=.*?\\)", "".join(error.__notes__))[0]
+    left = engine.stats()["work"].visible
+    working = engine_at(sys.argv[1], [few, Task(taken_on, name="work"), told])
+    made = eval(f"working.{call}")
+    print(call, left > 0, left == (len(list(made)) if "iterate" in call else made["tell"].done))
+"""
+
+
+def broken(value):
+    raise ValueError(value)
+
+
+def taken_on(value):
+    return value * 10
+
+
+told = Task(sink, name="tell")
+
+
+@pytest.mark.parametrize("iterate", [False, True])
+def test_the_run_that_the_exception_names_finishes_only_what_is_left(tmp_path: Path, db: Path, iterate: bool) -> None:
+    text = FINISHED
+    if iterate:
+        text = text.replace("engine.run()", "list(engine.run(iterate=True))")
+    with program(tmp_path, text, db) as process:
+        code, out, errors = ended(process)
+    assert code == 0, errors
+    wanted = "iterate=True, " if iterate else ""
+    assert out == f"""run(only=['work', 'tell'], {wanted}until="drained", idle=1) True True\n"""
+
+
+def test_a_pipeline_that_is_fed_names_no_other_run(db: Path) -> None:
+    engine = engine_at(db, [Task(broken, input=True), sink])
+    engine.put(1)
+    with pytest.raises(ValueError) as caught:
+        engine.run()
+    assert not any("begins anew" in note for note in caught.value.__notes__)
 
 
 def few():

@@ -144,7 +144,7 @@ if __name__ == "__main__":
 def test_a_programs_own_functions_and_exceptions_work(tmp_path: Path, db: Path, method: str, fails: bool) -> None:
     with program(tmp_path, SCRIPT, db, method, *(["fail"] if fails else [])) as process:
         code, output, errors = ended(process)
-    assert (code, output) == (0, "odd 3 1\n" if fails else "[0, 1, 2, 3, 4]\n"), errors
+    assert (code, output) == (0, "odd 3 2\n" if fails else "[0, 1, 2, 3, 4]\n"), errors
 
 
 def note_setup(log: Log) -> None:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -212,6 +214,31 @@ def test_a_failure_is_one_json_object_too(cli: Cli) -> None:
     assert "ValueError: no luck" in last["exc"]
 
 
+def test_the_command_that_a_failed_run_names_finishes_only_what_is_left(cli: Cli, folder: Path) -> None:
+    """Run again as it was, the source would make everything once more; the same is told where it begins."""
+    broker = f"sqlite:///{folder}/other file.db"
+    failed = cli("run", "words:failing", "--until", "drained", "--broker", broker)
+    named = re.search(r"sqspipes-mp (run .* --idle 1)", failed.stderr.splitlines()[-1])
+    assert named is not None
+    words = shlex.split(named[1])
+    assert words == [
+        "run", "words:failing", "--broker", broker, "--only", "fails", "--until", "drained", "--idle", "1",
+    ]  # fmt: skip
+    program = folder / "words.py"
+    program.write_text(program.read_text().replace('raise ValueError("no luck")', "tell(value)"))
+    finished = cli(*words)
+    assert (finished.returncode, values(finished)) == (0, [0, 1, 2, 3, 4])
+    assert "earlier run" not in finished.stderr
+
+
+def test_where_a_source_begins_among_what_an_earlier_run_left_the_other_run_is_named(cli: Cli) -> None:
+    cli("run", "words:failing")
+    again = cli("run", "words:failing")
+    told = [line for line in again.stderr.splitlines() if "WARNING" in line and "earlier run" in line]
+    assert len(told) == 1
+    assert "--only fails --until drained --idle 1" in told[0]
+
+
 @pytest.mark.parametrize("target", ["words:exiting", "words:interrupting"])
 def test_a_task_that_ends_the_program_has_failed(cli: Cli, target: str) -> None:
     assert cli("run", target, "--until", "drained").returncode == 1
@@ -381,6 +408,35 @@ def test_purge_and_delete_name_what_they_touch_and_touch_nothing_else(cli: Cli) 
     assert cli("delete", "words:make", "--yes").returncode == 0
     assert "does not exist yet" in cli("status", "words:make").stdout
     assert "nothing to delete" in cli("delete", "words:make", "--yes").stdout
+
+
+def test_another_pipelines_queues_are_refused_before_anything_is_asked(cli: Cli, folder: Path) -> None:
+    with (folder / "words.py").open("a") as more:
+        more.write("""
+one = Engine([Task(double, name="x-y", input=True), tell], domain="app", broker=db)
+other = Engine([Task(double, name="y", input=True), tell], domain="app-x", broker=db)
+one.put(1)
+""")
+    assert cli("run", "words:one", "--only", "x-y", "--until", "drained", "--idle", "0").returncode == 0
+    for verb in ("purge", "delete"):
+        refused = cli(verb, "words:other")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "queue 'app-x-y' in" in refused.stderr
+    assert cli("run", "words:other").returncode == 2
+    assert status(cli, "words:one")["tell"][0] >= 1
+
+
+@pytest.mark.parametrize("verb", ["purge", "delete"])
+def test_at_sqs_the_exact_queues_are_listed_before_the_question(cli: Cli, moto_url: str, verb: str) -> None:
+    """SQS does not know whose a queue is, so the list is what can be checked."""
+    broker = ("--broker", f"sqs://us-east-1?endpoint_url={moto_url}")
+    assert cli("run", "words:engine", "--only", "numbers", *broker).returncode == 0
+    asked = cli(verb, "words:engine", *broker)
+    assert asked.returncode == 2
+    assert [line.split()[0] for line in asked.stdout.splitlines() if line.startswith("words-")] == [
+        "words-double--dead", "words-numbers",
+    ]  # fmt: skip
+    assert cli("delete", "words:engine", "--yes", *broker).returncode == 0
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, 0), ("n", 1, 5), ("", 1, 5)])

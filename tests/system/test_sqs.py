@@ -138,3 +138,29 @@ def wait_for_the_broker(moto: SQS) -> None:
         connection.complete([Completion(None, (Output("sqs-clock", "tick", "tick", delay=9),))])
         eventually(lambda: connection.receive(["sqs-clock"], 1, 20, 30))
         connection.delete(["sqs-clock"])
+
+
+LEFT_AT_SQS = """
+import logging, sys
+from sqspipes_mp import Engine, Task
+from tests.brokers import sqs_at
+from tests.system.test_sqs import numbers
+def end(value):
+    pass
+logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
+engine = Engine([numbers, Task(end)], domain="left-at-sqs", broker=sqs_at(sys.argv[1]))
+engine.run(only="numbers")
+engine.run(until="drained")
+print("counted")
+print(engine.run(only=["end"], until="drained", idle=0)["end"].done)
+engine.delete()
+"""
+
+
+def test_a_source_that_begins_among_what_is_left_names_the_run_that_finishes_it(tmp_path: Path, moto_url: str) -> None:
+    with program(tmp_path, LEFT_AT_SQS, moto_url) as process:
+        code, out, errors = ended(process)
+    assert (code, out) == (0, "counted\n0\n")
+    (told,) = (line for line in errors.splitlines() if line.startswith("WARNING left-at-sqs: messages of an earlier"))
+    assert "(12)" in told
+    assert """run(only=['end'], until="drained", idle=1)""" in told

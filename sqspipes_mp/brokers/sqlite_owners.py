@@ -1,0 +1,69 @@
+"""Whose a queue of the file is: names are joined from domain and task, so two pipelines can name one (any process).
+
+The table is made when the first owner is written, so that files of 0.1.0 stay readable to both. An owner holds for the
+queue that was created at that very moment: 0.1.0 deletes and creates queues without knowing of owners.
+"""
+
+from collections.abc import Collection, Sequence
+
+from sqspipes_mp.brokers import sqlite_schema as sql
+from sqspipes_mp.brokers.base import QueueSpec, Stray
+from sqspipes_mp.brokers.sqlite_session import Session
+from sqspipes_mp.errors import ConfigError
+
+
+def check(session: Session, specs: Sequence[QueueSpec], file: str) -> list[QueueSpec]:
+    """Raise ``ConfigError`` for a queue of another pipeline; return the pipeline's own that have no owner yet.
+
+    Queues that do not exist are among these.
+    """
+    # A dead-letter queue last: the name of the queue before it says more.
+    own = sorted((spec for spec in specs if spec.owned and spec.domain is not None), key=lambda spec: spec.dead is None)
+    owners = _owners(session) if own else {}
+    for spec in own:
+        owner = owners.get(spec.name, spec.domain)
+        if owner != spec.domain:
+            raise ConfigError(
+                "Engine(domain)",
+                spec.domain,
+                f"another one here: queue {spec.name!r} in {file} belongs to the pipeline of domain {owner!r}, whose "
+                "domain and task names join to the same name",
+                "Rename the domain or the task, or give this pipeline a file of its own",
+            )
+    return [spec for spec in own if spec.name not in owners]
+
+
+def adopt(session: Session, specs: Sequence[QueueSpec], file: str) -> None:
+    """Write down whose these queues are, which exist (inside a write transaction); raises as ``check`` does."""
+    session.db.execute(sql.CREATE_OWNERS)
+    for spec in check(session, specs, file):
+        session.db.execute(sql.OWN, (spec.domain, spec.name))
+
+
+def forget(session: Session, name: str) -> None:
+    """Strike out the owner of a queue that is being deleted (inside a write transaction)."""
+    if _kept(session):
+        session.db.execute(sql.DISOWN, (name,))
+
+
+def strays(session: Session, domain: str, known: Collection[str]) -> list[Stray]:
+    """Return the queues of a domain besides the known ones that hold messages.
+
+    A queue without an owner is among them where its name begins with the domain's.
+    """
+    session.refresh()
+    owners = _owners(session)
+    found = [
+        Stray(name, session.db.execute(sql.COUNT, (session.queues[name].id,)).fetchone()[0], owned=name in owners)
+        for name in sorted(session.queues)
+        if name not in known and name.startswith(f"{domain}-") and owners.get(name, domain) == domain
+    ]
+    return [stray for stray in found if stray.messages]
+
+
+def _owners(session: Session) -> dict[str, str]:
+    return dict(session.db.execute(sql.OWNERS).fetchall()) if _kept(session) else {}
+
+
+def _kept(session: Session) -> bool:
+    return bool(session.db.execute(sql.HAS_OWNERS).fetchone()[0])

@@ -1,0 +1,50 @@
+"""What a run with a source leaves in the queues, and the run that finishes only that. Pure; any process.
+
+A source that is started again begins anew: what it made before, it makes once more.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from sqspipes_mp.plan import RunPlan
+
+#: What the note on a failed run's exception begins with.
+LEFT_NOTE = "run again, the source "
+
+
+def behind_source(plan: RunPlan) -> tuple[str, ...]:
+    """Return the tasks that run here behind a source that runs here, too; none where there is no such source."""
+    if plan.source is None:
+        return ()
+    return tuple(plan.pipeline.stages[index].name for index in plan.selected if index != plan.source.index)
+
+
+def finishing_call(plan: RunPlan, names: Sequence[str]) -> str:
+    """Return the call that runs these tasks until nothing is left for them; iterating, where the plan does."""
+    # What the last one returns would be dropped without.
+    iterating = "iterate=True, " if plan.sink is not None else ""
+    return f'run(only={list(names)}, {iterating}until="drained", idle=1)'
+
+
+def finishing_flags(names: Sequence[str]) -> str:
+    """Return the flags of ``sqspipes-mp run`` for the same."""
+    return " ".join([*(f"--only {name}" for name in names), "--until drained --idle 1"])
+
+
+def finishing_command(names: Sequence[str], target: str, broker: str | None) -> str:
+    """Return the whole command; ``broker``: the one that was named on the command line."""
+    where = [] if broker is None else [f"--broker {shlex.quote(broker)}"]
+    return " ".join([f"sqspipes-mp run {shlex.quote(target)}", *where, finishing_flags(names)])
+
+
+def left_note(plan: RunPlan) -> str | None:
+    """Return the note for the exception of a failed run whose source had made something; None: nothing to say."""
+    names = behind_source(plan)
+    if plan.source is None or not names:
+        return None
+    return (
+        f"{LEFT_NOTE}{plan.source.name!r} begins anew and makes everything once more. To finish only what is in the "
+        f"queues, without what it had not made yet: {finishing_call(plan, names)}; to drop that: purge()"
+    )
