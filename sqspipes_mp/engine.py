@@ -23,7 +23,7 @@ from sqspipes_mp.feedable import Feedable
 from sqspipes_mp.jobs import fed_pipeline
 from sqspipes_mp.map_lock import no_map
 from sqspipes_mp.pipeline import Pipeline, build
-from sqspipes_mp.plan import MIN_VISIBILITY, Settings, check_flag, make_plan, number
+from sqspipes_mp.plan import MIN_VISIBILITY, Settings, check_flag, check_timeouts, make_plan, number
 from sqspipes_mp.progress import check as check_progress
 from sqspipes_mp.rehearsal import rehearse
 from sqspipes_mp.runs import Runs
@@ -104,7 +104,7 @@ class Engine(Feedable):
         self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
         if broker is not None:
-            resolve(self._wanted, domain, {})
+            check_timeouts(self._pipeline, resolve(self._wanted, domain, {}).longest_hold)
         #: Whether the constructor was given one; the environment gives way to that.
         self.on_error_given = on_error is not _RAISE
         self._broker: Broker | None = None
@@ -149,7 +149,7 @@ class Engine(Feedable):
         if broker is not None:
             self._broker = None
             self._wanted = parse(broker) if isinstance(broker, str) else broker
-            resolve(self._wanted, self.domain, {})
+            check_timeouts(self._pipeline, resolve(self._wanted, self.domain, {}).longest_hold)
 
     def run(
         self,
@@ -208,6 +208,7 @@ class Engine(Feedable):
         self._runs.check_beside(plan)
         broker = self.broker
         broker.check()
+        check_timeouts(plan.pipeline, broker.longest_hold)
         if plan.sink is not None:
             return self._runs.iterate(plan, broker, self, progress=progress)
         outcome = self._runs.run(plan, broker, progress)

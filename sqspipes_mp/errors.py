@@ -38,6 +38,8 @@ from typing import Any
 
 #: Why a call failed that its worker, or the supervisor, found over its timeout.
 LATE = "the call outlived the task's timeout"
+#: Why a call failed that had its message until others were about to get it.
+HELD = "the call had its message for nearly as long as SQS lets one be in flight, 12 hours from its receive"
 #: What a program needs whose children are fresh processes.
 GUARD = 'With spawn and forkserver a child imports the program again: start the engine under if __name__ == "__main__":'
 

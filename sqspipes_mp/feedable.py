@@ -16,7 +16,7 @@ from sqspipes_mp.jobs import plan_job, survey
 from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.mapping import Mapping
 from sqspipes_mp.pipeline import Pipeline
-from sqspipes_mp.plan import Settings
+from sqspipes_mp.plan import Settings, check_timeouts
 from sqspipes_mp.progress import check as check_progress
 from sqspipes_mp.runs import Runs
 
@@ -136,6 +136,7 @@ class Feedable(ABC):
         self._runs.check_beside(plan)
         broker = self.broker
         broker.check()
+        check_timeouts(plan.pipeline, broker.longest_hold)
         # Of a resumed one nobody knows how many will be skipped.
         total = len(values) if isinstance(values, Sized) and not resume else None
         # Before the look at the queues: what is found there must be no other map's.

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
 from sqspipes_mp.brokers.base import Handle
+
+#: Where a queue service limits how long a message can be in flight, as SQS does (12 hours from its receive): seconds
+#: before that from which its lease is not extended, and at which a call that still has it is killed, so that there is
+#: time to judge it; at most that share of the limit.
+_UNEXTENDED, _KILLED = (60.0, 1 / 20), (120.0, 1 / 10)
 
 
 class LeaseState(IntEnum):
@@ -44,3 +50,17 @@ class Lease:
     lost: bool
     charged: bool = False
     company: bool = False
+
+
+def extended_until(lease: Lease, longest: float | None) -> float:
+    """Return the time past which a lease cannot be extended (``lease_now``), by its broker's ``longest_hold``."""
+    return _before_the_end(lease, longest, *_UNEXTENDED)
+
+
+def killed_at(lease: Lease, longest: float | None) -> float:
+    """Return when a call that still has the message is killed for that (``lease_now``); infinite without a limit."""
+    return _before_the_end(lease, longest, *_KILLED)
+
+
+def _before_the_end(lease: Lease, longest: float | None, seconds: float, share: float) -> float:
+    return math.inf if longest is None else lease.received_at + longest - min(seconds, longest * share)

@@ -110,6 +110,19 @@ class RunPlan:
         return first if first.is_source and 0 in self.selected else None
 
 
+def check_timeouts(pipeline: Pipeline, longest: float | None) -> None:
+    """Refuse a timeout beyond what the broker can keep a message for (its ``longest_hold``). Raises ``ConfigError``."""
+    for stage in pipeline.stages:
+        timeout = stage.task.timeout
+        if longest is not None and timeout is not None and timeout > longest and not stage.is_source:
+            raise ConfigError(
+                f"Task({stage.name!r}).timeout",
+                timeout,
+                f"at most {longest:g} s ({longest / 3600:g} h) on SQS, which lets no message be in flight for longer",
+                "Make its calls shorter (one message for each part of the work), or use SQLite, which has no limit",
+            )
+
+
 def make_plan(
     pipeline: Pipeline,
     settings: Settings,

@@ -73,6 +73,11 @@ class Cause(IntEnum):
     CUT = 4  # killed: shutdown grace was over; nobody's fault
     FULL = 5  # killed: the container was nearly full of what this worker has gained
     ROOM = 6  # killed to make room in the container; no more its fault than others'
+    HOLD = 7  # killed: a call had its message for nearly as long as the queue service lets one be in flight
+
+
+#: A call that is blamed for one of these does not count, whatever it gives.
+_LATE = frozenset({Cause.TIMEOUT, Cause.HOLD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +172,17 @@ class Region:
 
     @property
     def blamed(self) -> Blame | None:
-        """The call that its worker was, or is about to be, killed for; None where no single call is to blame."""
+        """The call that its worker was, or is about to be, killed for; None where no single call is to blame.
+
+        A call that came back by itself is blamed no longer once its lease is over.
+        """
         word = self._words[_BLAMED]
-        return Blame((word & 0xFFFF) - 1, word >> 32, Cause(word >> 16 & 0xFFFF)) if word else None
+        if not word:
+            return None
+        blame = Blame((word & 0xFFFF) - 1, word >> 32, Cause(word >> 16 & 0xFFFF))
+        base = _HEADER + blame.index * _ENTRY
+        held = self._view[base + _STATE] != LeaseState.FREE
+        return blame if held and _U32.unpack_from(self._view, base)[0] == blame.generation else None
 
     @property
     def stack(self) -> str:
@@ -271,12 +284,14 @@ class Region:
         """Have the clock of a paused call go on as if it had begun at ``started``."""
         _F64.pack_into(self._view, _HEADER + index * _ENTRY + _STARTED, started)
 
-    def is_late(self, index: int) -> bool:
-        """Tell whether the supervisor has marked the call of entry ``index`` as late."""
+    def late_for(self, index: int) -> Cause | None:
+        """Return why the supervisor has marked the call of entry ``index`` as late; None: it has not."""
         word = self._words[_BLAMED]
-        if not word or (word & 0xFFFF) != index + 1 or Cause(word >> 16 & 0xFFFF) is not Cause.TIMEOUT:
-            return False
-        return bool(_U32.unpack_from(self._view, _HEADER + index * _ENTRY)[0] == word >> 32)
+        if not word or (word & 0xFFFF) != index + 1:
+            return None
+        cause = Cause(word >> 16 & 0xFFFF)
+        same = _U32.unpack_from(self._view, _HEADER + index * _ENTRY)[0] == word >> 32
+        return cause if same and cause in _LATE else None
 
     def lost(self, index: int) -> bool:
         """Tell whether the keeper found the lease at ``index`` lost."""

@@ -264,6 +264,10 @@ class Connection(Protocol):
 class Broker(Protocol):
     """What the user writes down; picklable, opens nothing until asked."""
 
+    @property
+    def longest_hold(self) -> float | None:
+        """Seconds from its receive for which a message can be kept from others; None: for ever."""
+
     def check(self) -> None:
         """Raise ``ConfigError`` for what can be known to be wrong without the network; called at first use."""
 

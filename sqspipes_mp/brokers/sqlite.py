@@ -50,6 +50,10 @@ class SQLite:
         """Tell whether the file is a temporary one, to be removed by ``cleanup``."""
         return self.path is None
 
+    @property
+    def longest_hold(self) -> None:
+        """A lease in a file can be extended for ever."""
+
     def check(self) -> None:
         """Resolve the path, in the process that forks. Raises ``ConfigError`` for one that cannot be used."""
         if self.file is None:

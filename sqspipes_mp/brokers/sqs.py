@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqspipes_mp.brokers.base import Wallet
+from sqspipes_mp.brokers.base import MAX_VISIBILITY, Wallet
 from sqspipes_mp.brokers.sqs_calls import Calls, Clients
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from sqspipes_mp.brokers.sqs_fit import switched_off, target_of
@@ -83,6 +83,8 @@ class SQS:
     kms_key: str | None = field(default=None, repr=False)
     tags: Mapping[str, str] | None = field(default=None, repr=False)
     lean: bool = True
+    #: Seconds for which a message can be in flight, counted from its receive.
+    longest_hold: float = field(default=MAX_VISIBILITY, init=False, repr=False)
     _settle: float = field(default=60.0, init=False, repr=False)
     _purge_window: float = field(default=60.0, init=False, repr=False)
 

@@ -13,7 +13,7 @@ from sqspipes_mp.brokers.attributes import Attribute
 from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.control import describe_death
 from sqspipes_mp.counting import mark, token
-from sqspipes_mp.errors import LATE, DecodeError
+from sqspipes_mp.errors import HELD, LATE, DecodeError
 from sqspipes_mp.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.message import decode, envelope
@@ -25,6 +25,7 @@ log = logging.getLogger("sqspipes_mp.keeper")
 
 _REASON = {
     Cause.TIMEOUT: ("TaskTimeout", LATE),
+    Cause.HOLD: ("TaskTimeout", HELD),
     Cause.MEMORY: ("WorkerLost", "the worker was over its memory limit"),
     Cause.FULL: (
         "WorkerLost",

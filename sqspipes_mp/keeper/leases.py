@@ -6,13 +6,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sqspipes_mp.brokers.base import MAX_VISIBILITY
-from sqspipes_mp.lease import Lease, LeaseState
+from sqspipes_mp.lease import Lease, LeaseState, extended_until
 
 #: Its worker is deleting a SENT one and changing a CLOSING one: extending it now would undo that.
 _KEPT = frozenset({LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED})
-#: SQS refuses what goes past 12 hours from the receive; keep clear of it, seconds.
-_MARGIN = 60.0
 #: Less than this is no extension, seconds.
 _WORTH = 0.01
 
@@ -32,6 +29,7 @@ def due(
     visibility: float,
     first: float,
     timeout: float | None,
+    longest: float | None,
     ahead: float = 0.0,
     credit: Callable[[float], float] = lambda _: 0.0,
 ) -> tuple[list[Extension], float]:
@@ -43,6 +41,7 @@ def due(
         visibility: what a lease is extended to, seconds.
         first: what the receive asked for, seconds.
         timeout: the task's, seconds: a running call's lease never outlives it by more than it takes to kill it.
+        longest: the broker's ``longest_hold``.
         ahead: seconds by which that clock is ahead of the monotonic one, in which calls are timed.
         credit: seconds that a call begun at a time (monotonic s) has beyond it, the engine having been stopped.
     """
@@ -55,7 +54,7 @@ def due(
         if now < at:
             again = min(again, at)
             continue
-        until = min(now + visibility, _cap(lease, timeout, visibility, ahead, credit))
+        until = min(now + visibility, _cap(lease, timeout, visibility, longest, ahead, credit))
         # What has reached its cap ends there; one that is only late is tried, its receipt may still be good.
         if until > max(lease.deadline, now) + _WORTH:
             # Rounded up: what falls short of its cap would be due again at every look.
@@ -65,10 +64,15 @@ def due(
 
 
 def _cap(
-    lease: Lease, timeout: float | None, visibility: float, ahead: float, credit: Callable[[float], float]
+    lease: Lease,
+    timeout: float | None,
+    visibility: float,
+    longest: float | None,
+    ahead: float,
+    credit: Callable[[float], float],
 ) -> float:
     """Return the time past which a lease is not extended."""
-    cap = lease.received_at + MAX_VISIBILITY - _MARGIN
+    cap = extended_until(lease, longest)
     if timeout is not None and lease.state is LeaseState.RUNNING and not lease.company:
         # Its worker is killed at started_at + timeout; judging it may take the keeper a few turns. Not a batch's: its
         # results may wait for a slow caller or queue one by one, long after the call.

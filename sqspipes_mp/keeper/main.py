@@ -101,6 +101,7 @@ class Keeper:
         self._channel = channel
         self._queues = orders.plan.queue_names
         self._visibility = orders.plan.settings.visibility
+        self._longest = orders.broker.longest_hold
         self._rest = min(_LONGEST_REST, self._visibility * _REST_SHARE)
         self._watch: DrainWatch | None = None
         self._waiting = WaitCount(orders.plan, orders.board, connection, self._beat)
@@ -179,6 +180,7 @@ class Keeper:
                 visibility=self._visibility,
                 first=self._plan.first_lease,
                 timeout=stage.task.timeout,
+                longest=self._longest,
                 ahead=ahead,
                 credit=lambda started: self._board.credit(int(started * 1e9)) / 1e9,
             )
@@ -256,6 +258,9 @@ class Keeper:
         body = region.body(lease, self._plan.calls)
         receives = 0 if self._connection.keeps_charges else lease.receives
         last = is_last(attempt, receives, stage.task.max_attempts)
+        if cause is Cause.HOLD and receives >= stage.task.max_attempts:
+            # Each attempt takes half a day, and a deployment forgets the charges: counting them might never end.
+            last = True
         # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.
         if last and body is not None and stage.dead is not None:
             if self._plan.counted:

@@ -28,10 +28,11 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 #: How long to wait for the keeper when every region still has to be judged, seconds.
 _NO_REGION = 0.05
 #: Deaths that are charged to what was running.
-_CHARGED = frozenset({Cause.CRASH, Cause.TIMEOUT, Cause.MEMORY, Cause.FULL})
+_CHARGED = frozenset({Cause.CRASH, Cause.TIMEOUT, Cause.HOLD, Cause.MEMORY, Cause.FULL})
 #: What is said of a death where the exit code would only say that it was killed.
 _TEXTS = {
     Cause.TIMEOUT: "killed: its call outlived the task's timeout",
+    Cause.HOLD: "killed: its call had its message for nearly as long as the queue service allows",
     Cause.MEMORY: "killed: memory limit",
     Cause.FULL: "killed: it had most of the container's memory, which was nearly full",
     Cause.ROOM: "killed to make room: the container's memory was nearly full",
@@ -60,10 +61,12 @@ class Place:
     #: Its worker goes because it had no memory for the messages themselves.
     starved: bool = False
     cause: Cause | None = None
-    #: The late call: when it began (monotonic ns) and its lease, where it has one of its own.
+    #: The late call: when it began (monotonic ns; 0: its lease alone tells) and its lease, where it has one of its own.
     late: tuple[int, Lease | None] = (0, None)
     kill_at: float | None = None
     kill_by: float = 0.0
+    #: When to look again for how long its messages have been in flight (monotonic s).
+    hold_look_at: float = 0.0
     stack: StackFile | None = None
     boot_report: Report | None = None
 
@@ -101,6 +104,8 @@ class Crew:
         self.places = [Place(slot, seat) for slot, seat in enumerate(plan.seats)]
         self.policies = {index: RestartPolicy() for index in plan.selected}
         self._broker = broker
+        #: The broker's ``longest_hold``.
+        self.longest_hold = broker.longest_hold
         self._context = context
         self._mains = mains
         #: Descriptors of this process that are no child's business, beside those of the children.

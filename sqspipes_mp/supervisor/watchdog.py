@@ -8,8 +8,9 @@ import math
 import os
 import time
 
+from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import Kind
-from sqspipes_mp.lease import Lease, LeaseState
+from sqspipes_mp.lease import Lease, LeaseState, killed_at
 from sqspipes_mp.region import Cause
 from sqspipes_mp.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
 from sqspipes_mp.stack import DUMP
@@ -28,8 +29,18 @@ _LAST_WORDS, _SILENCE = 0.05, 1.0
 _KEEPER_BOOT = 60.0
 #: How long a child may take to exit after it said BYE (threads of the user's that do not end), seconds.
 _BYE_GRACE = 2.0
+#: Seconds between two looks for messages that have been in flight for nearly as long as they can, at most this share of
+#: that time: what was received later can be due earlier only by as much.
+_HOLD_LOOK, _HOLD_SHARE = 60.0, 1 / 40
 #: What is said before anything is done about that.
 _FULL = "the container's memory is %.0f%% full; %s"
+
+#: What is said of a call that is killed for SQS's limit, with the cure.
+_HELD = (
+    "%s (pid %d): a call has had its message for nearly %g h, the longest that SQS lets one be in flight; killing it: "
+    "others would get the message and run it again, for ever. Make its calls shorter (one message for each part of the "
+    "work, or a stage for each step), or use SQLite, which has no such limit"
+)
 
 
 class Watchdog:
@@ -57,6 +68,8 @@ class Watchdog:
         times += [since + _BYE_GRACE for since in leaving if since is not None]
         for place in self._crew.places:
             timeout = self._crew.stage(place).task.timeout
+            if self._crew.longest_hold is not None and place.child is not None and place.hold_look_at > now:
+                times.append(place.hold_look_at)
             if place.kill_at is not None and place.child is not None:
                 times.append(place.kill_at)
             elif timeout is not None and place.child is not None:
@@ -73,6 +86,7 @@ class Watchdog:
             if place.child is None:
                 continue
             self._mind_call(place, now)
+            self._mind_hold(place, now)
             if place.kill_at is not None and now >= place.kill_at:
                 self._kill_late(place, place.child, now)
             if self._memory.wanted:
@@ -100,8 +114,37 @@ class Watchdog:
             return
         place.cause, place.late = Cause.TIMEOUT, (started, late)
         log.warning("%s (pid %d): a call ran over %g s; killing it", self._crew.name(place), place.child.pid, timeout)
+        self._ask_for_stack(place, place.child)
+
+    def _mind_hold(self, place: Place, now: float) -> None:
+        """Kill a call whose message could not be kept from others any longer: they would run it again, for ever."""
+        longest = self._crew.longest_hold
+        if longest is None or place.cause is not None or now < place.hold_look_at:
+            return
+        assert place.child is not None
+        assert place.region is not None
+        place.hold_look_at = now + min(_HOLD_LOOK, longest * _HOLD_SHARE)
+        running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
+        if not running:
+            return
+        oldest = min(running, key=lambda lease: lease.received_at)
+        left = killed_at(oldest, longest) - lease_now()
+        if left > 0:
+            place.hold_look_at = min(place.hold_look_at, now + left)
+            return
+        if oldest.company:
+            place.late = self._crew.board.get(place.slot, CALL_STARTED), None
+        else:
+            place.region.blame(oldest, Cause.HOLD)
+            place.late = 0, oldest
+        place.cause = Cause.HOLD
+        log.warning(_HELD, self._crew.name(place), place.child.pid, longest / 3600)
+        self._ask_for_stack(place, place.child)
+
+    def _ask_for_stack(self, place: Place, child: Child) -> None:
+        """Have a worker say what it is doing; it is killed soon after."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(place.child.pid, DUMP)
+            os.kill(child.pid, DUMP)
         asked = time.monotonic()
         place.kill_at, place.kill_by = asked + _LAST_WORDS, asked + _SILENCE
 
@@ -140,9 +183,12 @@ class Watchdog:
         return lease
 
     def _still_runs(self, place: Place, started: int, lease: Lease | None) -> bool:
-        """Tell whether a call that was to be killed runs still; what runs there now may be another."""
+        """Tell whether a call that was to be killed runs still; what runs there now may be another.
+
+        ``started``: when it began (monotonic ns); 0: its lease alone tells.
+        """
         assert place.region is not None
-        same = self._crew.board.get(place.slot, CALL_STARTED) == started
+        same = not started or self._crew.board.get(place.slot, CALL_STARTED) == started
         return same and (lease is None or place.region.runs(lease))
 
     def _mind_memory(self, place: Place, now: float) -> None:

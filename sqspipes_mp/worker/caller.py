@@ -30,10 +30,10 @@ _NO_ATTRIBUTES: Mapping[str, str | bytes] = MappingProxyType({})
 
 
 class Late(Exception):
-    """A call came back after its task's timeout: whatever it gave or raised does not count."""
+    """A call came back when it was too late: whatever it gave or raised does not count. Its text says why."""
 
-    def __init__(self) -> None:
-        super().__init__(LATE)
+    def __init__(self, why: str = LATE) -> None:
+        super().__init__(why)
 
 
 class Caller:

@@ -14,8 +14,9 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.current import set_current
-from sqspipes_mp.errors import LATE, BrokerError, TaskTimeout
+from sqspipes_mp.errors import HELD, LATE, BrokerError, TaskTimeout
 from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.region import Cause
 from sqspipes_mp.report_text import short_id
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.scoreboard import FAILED
@@ -129,8 +130,8 @@ class Runner:
             station.fault(fault.__cause__ or fault)
             station.drain()
             passed = False
-        except Late:
-            self.late(delivery)
+        except Late as late:
+            self._late(delivery, str(late))
             passed = False
         except BaseException as error:
             # Whatever the user's code raises, SystemExit and KeyboardInterrupt included, is the message's failure.
@@ -254,8 +255,8 @@ class Runner:
             station.count(DROPPED_COUNT, dropped)
         station.region.set_state(delivery.lease, LeaseState.DONE)
         # In this order: the supervisor marks the call, then looks whether it runs, and leaves what is done to us.
-        if station.region.is_late(delivery.lease):
-            raise Late
+        if cause := station.region.late_for(delivery.lease):
+            raise Late(HELD if cause is Cause.HOLD else LATE)
         callbacks: tuple[TaskCallback, ...] = tuple(item.callback for item in products if item.callback is not None)
         done = Done(completion, delivery, callbacks)
         self._count(delivery, completion.outputs)
@@ -287,10 +288,10 @@ class Runner:
         if self._counted:
             self._children.setdefault(delivery.lease, []).extend([mark(output.hop) for output in outputs])
 
-    def late(self, delivery: Delivery) -> None:
-        """Charge a call that came back after its timeout, as the keeper does with one that was killed for it."""
+    def _late(self, delivery: Delivery, why: str) -> None:
+        """Charge a call that came back too late, as the keeper does with one that was killed for it."""
         station = self._station
-        error = TaskTimeout(station.stage.name, os.getpid(), LATE)
+        error = TaskTimeout(station.stage.name, os.getpid(), why)
         self._settle_failure(delivery, error, decide_on_late(delivery, station))
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:

@@ -44,6 +44,8 @@ elsewhere = Engine([numbers, fails, tell], domain="parts")
 class Signalled:
     '''A broker that sends this process a signal once, when it has just received something.'''
 
+    longest_hold = None
+
     def __init__(self, number):
         self.number = number
         self.broker = SQLite("w.db")

@@ -30,8 +30,8 @@ _LEASE = Lease(
 )
 
 
-def _due(*leases, now, timeout=None, visibility=60.0):
-    return due(leases, now, visibility=visibility, first=15.0, timeout=timeout)
+def _due(*leases, now, timeout=None, visibility=60.0, longest=MAX_VISIBILITY):
+    return due(leases, now, visibility=visibility, first=15.0, timeout=timeout, longest=longest)
 
 
 def test_a_fresh_lease_is_due_at_half_of_what_the_receive_asked_for():
@@ -80,6 +80,8 @@ def test_a_timeout_does_not_cap_what_has_not_started():
 def test_nothing_is_extended_past_twelve_hours():
     old = replace(_LEASE, received_at=0.0, deadline=MAX_VISIBILITY - 20, extended=True)
     assert _due(old, now=MAX_VISIBILITY - 50)[0] == []
+    # That limit is SQS's alone.
+    assert len(_due(old, now=MAX_VISIBILITY - 50, longest=None)[0]) == 1
 
 
 @given(

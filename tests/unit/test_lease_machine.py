@@ -545,7 +545,8 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def start_keeper(self) -> None:
         def run(puppet: Puppet) -> None:
-            orders = Assignment(plan=self.plan, broker=None, board=WatchedBoard(self.board, self, puppet), birth=None)
+            broker = SimpleNamespace(longest_hold=MAX_VISIBILITY)
+            orders = Assignment(plan=self.plan, broker=broker, board=WatchedBoard(self.board, self, puppet), birth=None)
             channel = SimpleNamespace(send=lambda kind: None)
             keeper = keeper_main.Keeper(orders, KeepersConnection(self, puppet), channel)
 
@@ -839,7 +840,7 @@ class LeaseMachine(RuleBasedStateMachine):
         verb, subject = choices[data.draw(st.integers(0, len(choices) - 1))]
         if verb == "finish":
             worker.region.set_state(subject.lease, LeaseState.DONE)
-            if not worker.region.is_late(subject.lease):
+            if not worker.region.late_for(subject.lease):
                 return
             verb = "fail"
         if verb != "go on":
@@ -963,7 +964,10 @@ def kept(
     """Let the keeper look whenever ``due`` asks for it; return (when, until when) of its extensions."""
     now, made = lease.received_at, []
     while now < until:
-        extensions, again = due([lease], now, visibility=visibility, first=min(visibility, 15.0), timeout=timeout)
+        first = min(visibility, 15.0)
+        extensions, again = due(
+            [lease], now, visibility=visibility, first=first, timeout=timeout, longest=MAX_VISIBILITY
+        )
         for extension in extensions:
             assert lease.deadline >= now, "too late"
             lease = replace(lease, deadline=now + delay + extension.seconds, extended=True)
@@ -1007,9 +1011,9 @@ def test_a_lease_is_kept_to_its_cap_and_not_beyond(
 
 def test_a_lease_found_past_its_cap_is_left_to_end() -> None:
     lease = replace(FRESH, deadline=15.0, started_at=1.0)
-    assert due([lease], 120.0, visibility=60.0, first=15.0, timeout=5.0)[0] == []
+    assert due([lease], 120.0, visibility=60.0, first=15.0, timeout=5.0, longest=MAX_VISIBILITY)[0] == []
     # One that is only late, and has not reached its cap, is tried: its receipt may still be good.
-    assert len(due([lease], 30.0, visibility=60.0, first=15.0, timeout=5.0)[0]) == 1
+    assert len(due([lease], 30.0, visibility=60.0, first=15.0, timeout=5.0, longest=MAX_VISIBILITY)[0]) == 1
 
 
 # --- torn reads ---
