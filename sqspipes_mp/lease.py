@@ -22,9 +22,10 @@ class LeaseState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A consistent copy of one entry. Times are monotonic seconds, except ``sent_at`` (epoch).
+    """A consistent copy of one entry. ``received_at`` and ``deadline`` are times of the leases' clock (``clock``).
 
-    ``started_at``: infinite while a generator waits for what it gave to be sent; that counts towards no timeout.
+    ``sent_at``: epoch seconds. ``started_at``: monotonic seconds; infinite while a generator waits for what it gave to
+    be sent, which counts towards no timeout.
     ``company``: its call has other messages as well (a batch), so that none of them can be told guilty.
     """
 

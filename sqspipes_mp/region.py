@@ -35,7 +35,7 @@ _STATE = _CRC_AT + 8  # worker: a byte
 _COMPANY = _CRC_AT + 9  # worker: a byte, 1 where one call has several messages (a batch)
 _STARTED = _CRC_AT + 16  # worker: monotonic s, when the function began; infinite while it is kept waiting
 _KEPT_GENERATION = _CRC_AT + 24  # keeper: which generation the two below speak of
-_KEPT_UNTIL = _CRC_AT + 32  # keeper: monotonic s until which the lease was extended
+_KEPT_UNTIL = _CRC_AT + 32  # keeper: until when the lease was extended (lease_now)
 _KEPT_LOST = _CRC_AT + 40  # keeper: a byte
 _KEPT_CHARGED = _CRC_AT + 48  # keeper: which generation was charged with its worker's death
 _U32 = struct.Struct("<I")
@@ -151,7 +151,7 @@ class Region:
         self._words[_JUDGED] = self._words[_ASSIGNED]
 
     def keep(self, lease: Lease, until: float) -> None:
-        """Note that a lease was extended to ``until`` (monotonic s)."""
+        """Note that a lease was extended to ``until`` (``lease_now``)."""
         base = _HEADER + lease.index * _ENTRY
         _F64.pack_into(self._view, base + _KEPT_UNTIL, until)
         self._view[base + _KEPT_LOST] = 0
@@ -239,7 +239,7 @@ class Region:
         return bool(same and self._view[base + _KEPT_LOST])
 
     def deadline(self, index: int) -> float:
-        """Return the monotonic time until which the lease at ``index`` is known to hold."""
+        """Return until when (``lease_now``) the lease at ``index`` is known to hold."""
         lease = self.read(index)
         return lease.deadline if lease else 0.0
 

@@ -56,7 +56,8 @@ class Received:
 
     ``receives`` counts deliveries (1 at the first; releases count too), ``charges`` the failed attempts where the
     broker itself keeps them (SQLite; 0 on SQS), ``sent_at`` is in epoch seconds, ``failure`` the text of
-    ``FAILURE_ATTRIBUTE`` where the message has one.
+    ``FAILURE_ATTRIBUTE`` where the message has one. ``leased_at``: when its lease began, on the clock that leases are
+    judged by (``clock``); None where only the service knows.
     """
 
     handle: Handle
@@ -66,6 +67,7 @@ class Received:
     group: str | None
     sent_at: float
     failure: str | None = None
+    leased_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

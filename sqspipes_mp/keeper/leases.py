@@ -26,17 +26,25 @@ class Extension:
 
 
 def due(
-    leases: Iterable[Lease], now: float, *, visibility: float, first: float, timeout: float | None
+    leases: Iterable[Lease],
+    now: float,
+    *,
+    visibility: float,
+    first: float,
+    timeout: float | None,
+    monotonic: float | None = None,
 ) -> tuple[list[Extension], float]:
-    """Return the extensions to make now and the time (monotonic s) of the next look.
+    """Return the extensions to make now and the time of the next look.
 
     Args:
         leases: of live workers of one stage.
-        now: monotonic seconds.
+        now: by the clock that leases are judged by.
         visibility: what a lease is extended to, seconds.
         first: what the receive asked for, seconds.
         timeout: the task's, seconds: a running call's lease never outlives it by more than it takes to kill it.
+        monotonic: the same moment by the clock that calls are timed by; None: both clocks show the same.
     """
+    ahead = 0.0 if monotonic is None else now - monotonic
     extensions: list[Extension] = []
     again = now + visibility / 4
     for lease in leases:
@@ -46,7 +54,7 @@ def due(
         if now < at:
             again = min(again, at)
             continue
-        until = min(now + visibility, _cap(lease, timeout, visibility))
+        until = min(now + visibility, _cap(lease, timeout, visibility, ahead))
         # What has reached its cap ends there; one that is only late is tried, its receipt may still be good.
         if until > max(lease.deadline, now) + _WORTH:
             # Rounded up: what falls short of its cap would be due again at every look.
@@ -55,11 +63,11 @@ def due(
     return extensions, again
 
 
-def _cap(lease: Lease, timeout: float | None, visibility: float) -> float:
+def _cap(lease: Lease, timeout: float | None, visibility: float, ahead: float) -> float:
     """Return the time past which a lease is not extended."""
     cap = lease.received_at + MAX_VISIBILITY - _MARGIN
     if timeout is not None and lease.state is LeaseState.RUNNING and not lease.company:
         # Its worker is killed at started_at + timeout; judging it may take the keeper a few turns. Not a batch's: its
         # results may wait for a slow caller or queue one by one, long after the call.
-        cap = min(cap, lease.started_at + timeout + visibility / 2)
+        cap = min(cap, lease.started_at + ahead + timeout + visibility / 2)
     return cap

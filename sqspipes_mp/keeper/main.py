@@ -18,6 +18,7 @@ from dataclasses import replace
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.attempts import is_last, pause
 from sqspipes_mp.brokers.base import Completion, Connection
+from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.keeper.drained import DrainWatch
@@ -160,7 +161,8 @@ class Keeper:
 
     # -- heartbeats ---------------------------------------------------------------------------------------------
 
-    def _extend_due(self, now: float) -> float:
+    def _extend_due(self, monotonic: float) -> float:
+        now = lease_now()
         again = now + self._visibility / 4
         due_by_seconds: dict[int, list[tuple[Region, Lease]]] = {}
         for index in range(self._board.regions):
@@ -174,6 +176,7 @@ class Keeper:
                 visibility=self._visibility,
                 first=self._plan.first_lease,
                 timeout=stage.task.timeout,
+                monotonic=monotonic,
             )
             again = min(again, look)
             for extension in extensions:
@@ -182,7 +185,7 @@ class Keeper:
             # Call by call, so that what was extended is noted though the next call may fail.
             for start in range(0, len(leases), _AT_ONCE):
                 self._extend(leases[start : start + _AT_ONCE], seconds)
-        return again
+        return monotonic + again - now
 
     def _extend(self, leases: list[tuple[Region, Lease]], seconds: int) -> None:
         # Between the look and the call its worker may have begun to close a lease: ask again just before.
@@ -190,7 +193,7 @@ class Keeper:
         if not current:
             return
         self._beat()
-        now = time.monotonic()
+        now = lease_now()
         stale = set(self._connection.extend([lease.handle for _, lease in current], seconds))
         for region, lease in current:
             if lease.handle in stale:

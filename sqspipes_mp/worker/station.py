@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Connection, Received
+from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import Channel, Kind, ParentGone
 from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.lifeline import orphaned
@@ -126,13 +126,13 @@ class Station:
         """How many more leases fit on the scoreboard."""
         return len(self._free)
 
-    def open_lease(self, received: Received, asked_at: float, visibility: float) -> tuple[int, int, float]:
+    def open_lease(self, received: Received, leased_at: float, visibility: float) -> tuple[int, int, float]:
         """Write a lease before its message can run. Returns (lease, attempts charged before, deadline)."""
         failed = received.charges
         if received.receives > 1:
             failed = max(failed, self.board.charges(id_digest(received.handle.message_id)))
         lease = self._free.popleft()
-        now, until = time.monotonic(), asked_at + visibility
+        now, until = lease_now(), leased_at + visibility
         self.region.write(
             lease,
             self._queues.get(received.handle.queue, 0),
@@ -156,7 +156,7 @@ class Station:
 
     def holds(self, delivery: Delivery) -> bool:
         """Tell whether the message is still ours, as far as can be known without asking the broker."""
-        now = time.monotonic()
+        now = lease_now()
         if now < delivery.until and not self.fifo:
             return True
         return not self.region.lost(delivery.lease) and now < self.region.deadline(delivery.lease)

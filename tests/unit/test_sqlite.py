@@ -38,20 +38,9 @@ def test_no_statement_scans_what_can_be_long(connection: SQLiteConnection, path:
     holes = max(statement.count("?"), 1) if "?1" not in statement else 5
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * holes * ("?" in statement))]
     db.close()
-    # Reading messages in the order of their primary key, up to a limit, is no search for anything.
-    ordered = statement == sqlite_schema.OLDEST
     scans = [step for step in plan if step.startswith("SCAN") and "CONSTANT" not in step]
-    assert [step for step in scans if step.split()[1] in {"messages", "groups", "keys"} and not ordered] == []
+    assert [step for step in scans if step.split()[1] in {"messages", "groups", "keys"}] == []
     assert not any("TEMP B-TREE" in step for step in plan)
-    # Half of the key means every key of the queue.
-    assert statement.startswith("SELECT") or not any(step.endswith("(queue=?)") and " keys " in step for step in plan)
-
-
-def test_receive_finds_the_earliest_through_an_index(connection: SQLiteConnection, path: Path) -> None:
-    (step,) = look(path, "EXPLAIN QUERY PLAN " + sqlite_schema.DUE.replace("?", "1"))
-    assert "USING INDEX due (queue=? AND visible_at<?)" in str(step[3])
-    (step,) = look(path, "EXPLAIN QUERY PLAN " + sqlite_schema.READY.replace("?", "1"))
-    assert "INDEX ready (queue=? AND ready_at<?)" in str(step[3])
 
 
 def test_constructing_touches_nothing(path: Path) -> None:
