@@ -3,7 +3,6 @@
 import ctypes
 import multiprocessing
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp.brokers import sqlite_program
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Output, QueueSpec
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
@@ -45,7 +43,9 @@ def take(connection: SQLiteConnection, n: int) -> None:
 
 def complete(connection: SQLiteConnection, n: int) -> None:
     found = connection.receive(["in.fifo", "in"], 4, 0.0, 600.0)
-    connection.complete([Completion(each.handle, (Output("out.fifo", "{}", f"{n}-{m}"),)) for m, each in enumerate(found)])
+    connection.complete(
+        [Completion(each.handle, (Output("out.fifo", "{}", f"{n}-{m}"),)) for m, each in enumerate(found)]
+    )
     if not found:
         fill(connection, n)
 
