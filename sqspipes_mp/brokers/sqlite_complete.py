@@ -12,6 +12,37 @@ _FRESH = "SELECT place FROM leases WHERE fresh"
 
 def complete(session: Session, completions: Sequence[Completion]) -> list[Handle]:
     """Send and delete; nothing is sent for a stale receipt, nor for what follows it in its FIFO group. Returns both."""
+    plain = _plain(session, completions)
+    if plain is None or not session.pass_on(plain):
+        _run(session, completions)
+    found = sqlite_leases.found(session)
+    handles = {place: completion.input for place, completion in enumerate(completions)}
+    return list(dict.fromkeys(handle for place, handle in handles.items() if handle and place not in found))
+
+
+def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | None:
+    """Return the rows of ``pass``, if these completions are of the kind that it serves."""
+    rows: list[Row] = []
+    seen: set[int] = set()
+    sent = 0
+    for place, completion in enumerate(completions):
+        known = completion.last and completion.input and sqlite_leases.parse(session, completion.input)
+        if not known or known[0] in seen or known[2].fifo:
+            return None
+        seq, receives, queue = known
+        seen.add(seq)
+        if not completion.outputs:
+            rows.append((place, seq, receives, queue.id, None, 0, 0, None))
+        for output in completion.outputs:
+            target = session.queue(output.queue)
+            if target.fifo:
+                return None
+            rows.append((place, seq, receives, queue.id, target.id, int(output.delay * 1000), sent, output.body))
+            sent += 1
+    return rows
+
+
+def _run(session: Session, completions: Sequence[Completion]) -> None:
     rows: list[Row] = []
     sent = 0
     for place, completion in enumerate(completions):
@@ -30,9 +61,6 @@ def complete(session: Session, completions: Sequence[Completion]) -> list[Handle
             rows.append(row(Step.REMOVE, place))
     rows.append(row(Step.CLOSE, number=sent))
     session.run(Program.COMPLETE, rows)
-    found = sqlite_leases.found(session)
-    handles = {place: completion.input for place, completion in enumerate(completions)}
-    return list(dict.fromkeys(handle for place, handle in handles.items() if handle and place not in found))
 
 
 def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[int]:

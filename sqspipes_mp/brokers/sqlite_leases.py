@@ -8,10 +8,19 @@ from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import DeadLetter, Handle
 from sqspipes_mp.brokers.sqlite_program import Program, Row, Step, row
-from sqspipes_mp.brokers.sqlite_session import Session
+from sqspipes_mp.brokers.sqlite_session import Queue, Session
 from sqspipes_mp.message import moved_id
 
 _FOUND = "SELECT place FROM leases WHERE seq IS NOT NULL"
+
+
+def parse(session: Session, handle: Handle) -> tuple[int, int, Queue] | None:
+    """Return number, delivery and queue of a receipt; None for one that was never given."""
+    number, _, delivery = handle.receipt.partition("-")
+    queue = session.queues.get(handle.queue)
+    if queue is None or not (number.isdecimal() and delivery.isdecimal() and delivery != "0"):
+        return None
+    return int(number), int(delivery), queue
 
 
 def find(session: Session, place: int, handle: Handle, *, in_order: bool = False) -> list[Row]:
@@ -19,11 +28,10 @@ def find(session: Session, place: int, handle: Handle, *, in_order: bool = False
 
     ``in_order``: not if an earlier one of these steps found its FIFO group to be somebody else's by now.
     """
-    number, _, delivery = handle.receipt.partition("-")
-    queue = session.queues.get(handle.queue)
-    if queue is None or not (number.isdecimal() and delivery.isdecimal() and delivery != "0"):
+    known = parse(session, handle)
+    if known is None:
         return []
-    seq, receives = int(number), int(delivery)
+    seq, receives, queue = known
     return [row(Step.FIND, place, queue=queue.id, fifo=queue.fifo, seq=seq, receives=receives, flag=in_order)]
 
 

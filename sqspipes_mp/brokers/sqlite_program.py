@@ -30,6 +30,8 @@ _AT_ONCE = 20
 _OLDEST = 100
 #: What a transaction fails with whose caller knows an older list of queues.
 CHANGED = "sqspipes_mp: the queues are others now"
+#: What a program fails with that is only for messages without a stream.
+STREAMED = "sqspipes_mp: there is a stream"
 
 
 class Step(IntEnum):
@@ -64,6 +66,8 @@ class Key(IntEnum):
 _NUMBERS = ("queue", "fifo", "seq", "receives", "flag", "millis", "number")
 _TEXTS = ("hop", "grp", "origin", "source", "failure", "body")
 _COLUMNS = ("kind", "place", *_NUMBERS, *_TEXTS)
+#: Columns of a row for ``pass``, one for each output and one for an input without: ``flag`` is the input's queue.
+_PASS = ("place", "seq", "receives", "flag", "queue", "millis", "number", "body")
 Row = tuple[Any, ...]
 
 
@@ -220,6 +224,22 @@ CREATE TEMP TRIGGER remove INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step
         WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place AND streamed);
     INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE place = NEW.place AND grp IS NOT NULL;
 END;
+-- The way of nearly all messages, on standard queues: by sets, at a third of the cost of row by row.
+CREATE TEMP VIEW passing AS SELECT 0 AS now, 0 AS generation;
+CREATE TEMP TRIGGER pass INSTEAD OF INSERT ON passing BEGIN
+    SELECT RAISE(ABORT, '{CHANGED}') FROM meta WHERE generation != NEW.generation;
+    DELETE FROM leases;
+    INSERT OR IGNORE INTO leases (place, seq, streamed) SELECT s.place, m.seq, m.streamed
+        FROM staged AS s CROSS JOIN messages AS m ON m.seq = s.seq WHERE m.queue = s.flag AND m.receives = s.receives;
+    SELECT RAISE(ABORT, '{STREAMED}') FROM leases WHERE streamed;
+    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, body)
+        SELECT (SELECT next_seq FROM meta) + s.number, s.queue, NEW.now + s.millis, 0, 0, 0, NEW.now, s.body
+        FROM staged AS s WHERE s.queue IS NOT NULL AND s.place IN (SELECT place FROM leases);
+    DELETE FROM messages WHERE seq IN (SELECT seq FROM leases);
+    UPDATE meta SET next_seq = next_seq + (SELECT max(number) + 1 FROM staged)
+        WHERE EXISTS (SELECT 1 FROM staged WHERE queue IS NOT NULL);
+    DELETE FROM staged;
+END;
 CREATE TEMP TRIGGER extend INSTEAD OF INSERT ON extending WHEN NEW.kind = {Step.EXTEND} BEGIN
     UPDATE messages SET visible_at = NEW.now + NEW.millis, charges = charges + NEW.flag
         WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place);
@@ -321,7 +341,16 @@ def run(db: sqlite3.Connection, program: Program, rows: Sequence[Row], clock: Ca
     return now
 
 
+def pass_on(db: sqlite3.Connection, rows: Sequence[Row], generation: int, clock: Callable[[], int]) -> None:
+    """Run ``pass``; each row has the columns ``_PASS``."""
+    db.execute("DELETE FROM staged")
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        db.execute(_stage(len(some), _PASS), tuple(chain.from_iterable(some)))
+    db.execute("INSERT INTO passing VALUES (?, ?)", (clock(), generation))
+
+
 @cache
-def _stage(count: int) -> str:
-    one = f"({', '.join('?' * len(_COLUMNS))})"
-    return f"INSERT INTO staged ({', '.join(_COLUMNS)}) VALUES {', '.join([one] * count)}"  # noqa: S608
+def _stage(count: int, columns: tuple[str, ...] = _COLUMNS) -> str:
+    one = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO staged ({', '.join(columns)}) VALUES {', '.join([one] * count)}"  # noqa: S608

@@ -88,6 +88,18 @@ class Session:
                 raise QueuesChanged from None
             raise
 
+    def pass_on(self, rows: Sequence[Row]) -> bool:
+        """Send and delete what needs no more than that; False: it does, and nothing was done."""
+        try:
+            sqlite_program.pass_on(self.db, rows, self.generation, self.now)
+        except sqlite3.IntegrityError as error:
+            if str(error) == sqlite_program.CHANGED:
+                raise QueuesChanged from None
+            if str(error) == sqlite_program.STREAMED:
+                return False
+            raise
+        return True
+
     def queue(self, name: str) -> Queue:
         """Return a queue of the file as of the last transaction or look."""
         try:
