@@ -11,16 +11,19 @@ from tests.gates import Log
 #: Seconds: several times as long as the leases.
 KEPT = 5.0
 VISIBILITY = 2.0
-#: Values whose call keeps the GIL, after hundreds whose results are on their way out.
-LONG = {300, 900}
+#: Values whose call keeps the GIL, while results of those before are on their way out.
+LONG = {200, 600, 1000, 1400}
 
 
 def work(value: int, log: Log) -> int:
     log.note(f"{value} {time.monotonic()}")
     if value in LONG:
         ctypes.PyDLL(None).usleep(int(KEPT * 1_000_000))
-    else:
-        time.sleep(0.005)
+        return value
+    # Without letting go of the GIL: the worker's other threads are nearly always about to do something.
+    until = time.monotonic() + 0.005
+    while time.monotonic() < until:
+        pass
     return value
 
 
