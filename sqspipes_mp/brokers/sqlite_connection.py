@@ -18,7 +18,7 @@ _TIDY_EVERY = 10.0
 #: Seconds until the next look after another process was quicker.
 _OUTRUN = 0.001
 #: Seconds until the next look in any case: a process that cannot get the GIL announces what it has sent late.
-_LONGEST_REST = 2.0
+_LONGEST_REST = 5.0
 
 
 class SQLiteConnection:
