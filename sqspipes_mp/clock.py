@@ -5,7 +5,6 @@ a lease of thirty seconds for a good one. The same goes for CPython's ``time.mon
 where ``CLOCK_MONOTONIC`` itself goes on. How long a call runs is counted by ``time.monotonic``.
 """
 
-import sys
 import time
 
 #: CLOCK_BOOTTIME is Linux's alone.
@@ -24,4 +23,4 @@ def lease_now() -> float:
 
 def slept(since: float, since_monotonic: float) -> float:
     """Return how many seconds the machine has slept since a moment, given on both clocks."""
-    return max(0.0, (lease_now() - since) - (time.monotonic() - since_monotonic)) if sys.platform == "linux" else 0.0
+    return max(0.0, (lease_now() - since) - (time.monotonic() - since_monotonic))
