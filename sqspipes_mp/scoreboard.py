@@ -1,8 +1,9 @@
 """Shared memory all processes of one engine see: slots, counters, source positions, lease regions (any process).
 
-No locks: every field has one writer, named beside it, and is one aligned word. It outlives any worker, so a
-replacement goes on with its predecessor's counters and source position, and the keeper finds a dead worker's leases.
-It is an anonymous file (no name to leak) mapped by all; forkserver and spawn children get its descriptor.
+No locks that anybody waits for: every field has one writer, named beside it, and is one aligned word. It outlives any
+worker, so a replacement goes on with its predecessor's counters and source position, and the keeper finds a dead
+worker's leases. It is an anonymous file (no name to leak) mapped by all; forkserver and spawn children get its
+descriptor.
 
 ::
 
@@ -17,8 +18,9 @@ import mmap
 import os
 import struct
 import tempfile
+import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from typing import Any
 
@@ -36,6 +38,9 @@ _CHARGES = 512
 _CHARGE_BYTES = _CHARGES * _CHARGE.size
 #: In a charge entry, beside the count: its message ran beside others when their worker died, so it runs alone.
 _ALONE = 1 << 63
+#: Turns of calls: nanoseconds for each byte locked, and bits for the time, above which is the stage.
+_TURN = 1_000
+_STAGE_BITS = 52
 
 # Slot fields and who writes them.
 STATE = 0  # worker: one of the S_* below
@@ -69,7 +74,7 @@ _STOOD_STILL = 7  # supervisor: ns that calls begun before that have more
 WATCHES_MEMORY = 5  # supervisor: 1 where it may kill a worker for its memory, before any worker begins
 
 # Stage fields.
-NEXT_CALL = 0  # whoever holds the stage's record lock: monotonic ns before which the next call may not begin
+NEXT_CALL = 0  # any worker: monotonic ns at which the next turn may be free; a hint
 KEEPER_RELEASED = 1  # keeper: messages of dead workers given back
 KEEPER_CHARGED = 2  # keeper: of these, charged with an attempt
 KEEPER_DEAD = 3  # keeper: of these, dead-lettered
@@ -101,6 +106,9 @@ class Scoreboard:
         self._view = memoryview(self._map)
         self._words = self._view[: self._charges_at].cast("Q")
         self._looked_at: dict[int, Region] = {}
+        self._turning = threading.Lock()
+        #: Until when this process has turns, by stage (monotonic ns).
+        self._taken_until: dict[int, int] = {}
 
     @classmethod
     def create(cls, stages: int, slots: int, calls: int = 1) -> Scoreboard:
@@ -182,29 +190,47 @@ class Scoreboard:
     def reserve_call(self, stage: int, now: int, gap: Callable[[], int]) -> int:
         """Take the stage's next turn and return when it is; all times are monotonic ns.
 
-        A kernel record lock guards it: it dies with its holder, and several workers share one interval.
+        A turn is a kernel record lock on its time (a byte for each us): two of them cannot overlap, it is taken in one
+        call that waits for nobody, and it dies with its holder. The word only says where to look first.
         """
         word = self._stage_at + stage * _STAGE_WORDS + NEXT_CALL
-        with self._locked(word):
-            at = max(now, self._words[word])
-            self._words[word] = at + gap()
-        return at
+        length = -(-gap() // _TURN)
+        if length <= 0:
+            return max(now, self._words[word])
+        first = (stage + 1) << _STAGE_BITS
+        with self._turning:
+            # A process's own locks do not keep it out.
+            at = -(-max(now, self._words[word], self._taken_until.get(stage, 0)) // _TURN)
+            while not self._try_lock(first + at, length):
+                at = max(at + length, -(-self._words[word] // _TURN))
+            until = self._taken_until[stage] = (at + length) * _TURN
+            self._words[word] = max(self._words[word], until)
+            if (past := now // _TURN) > 0:
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, past, first)
+        return at * _TURN
 
     def leave(self, slot: int, others: Sequence[int]) -> bool:
-        """Let a worker go for a planned restart, and note it, unless one of the others of its stage is away by now."""
-        with self._locked(self._slot_at + min(slot, *others) * _SLOT_WORDS + STATE):
+        """Let a worker go for a planned restart, and note it, unless one of the others of its stage is away by now.
+
+        Nor while another of them is just asking: waiting for that one would be waiting for its GIL.
+        """
+        place = (self._slot_at + min(slot, *others) * _SLOT_WORDS + STATE) * _WORD
+        if not self._try_lock(place, _WORD):
+            return False
+        try:
             there = all(self.get(other, STATE) == S_READY for other in others)
             if there:
                 self.put(slot, STATE, S_DRAINING)
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORD, place)
         return there
 
-    @contextlib.contextmanager
-    def _locked(self, word: int) -> Iterator[None]:
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORD, word * _WORD)
+    def _try_lock(self, start: int, length: int) -> bool:
         try:
-            yield
-        finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORD, word * _WORD)
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
 
     # -- slots --------------------------------------------------------------------------------------------------
 

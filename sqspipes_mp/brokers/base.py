@@ -59,6 +59,7 @@ class Received:
     ``receives`` counts deliveries (1 at the first; releases count too; 0: the service does not say), ``charges`` the
     failed attempts where the broker itself keeps them (SQLite; 0 on SQS), ``sent_at`` is in epoch seconds, ``failure``
     the text of ``FAILURE_ATTRIBUTE`` where the message has one, ``attributes`` the sender's where they were asked for.
+    ``leased_at``: when its lease began (``lease_now``); None where only the service knows.
     """
 
     handle: Handle
@@ -69,6 +70,7 @@ class Received:
     sent_at: float
     failure: str | None = None
     attributes: tuple[Attribute, ...] = ()
+    leased_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,95 +1,100 @@
-"""Sending outputs and deleting their inputs, all at once or not at all (inside a write transaction)."""
+"""Sending outputs and deleting their inputs, all at once or not at all."""
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Collection, Iterable, Sequence
 
-from sqspipes_mp.brokers import sqlite_groups, sqlite_keys, sqlite_leases
+from sqspipes_mp.brokers import sqlite_leases
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import Completion, Handle, Output
-from sqspipes_mp.brokers.sqlite_leases import Lease
-from sqspipes_mp.brokers.sqlite_session import Queue, Session
+from sqspipes_mp.brokers.sqlite_program import Key, Program, Row, Step, row
+from sqspipes_mp.brokers.sqlite_session import Session
 
-#: Expired hop ids forgotten for each one recorded: more than one, so that they cannot pile up.
-_SWEEP = 2
-
-Row = tuple[int, int, int, int, int | None, str]
+_FRESH = "SELECT place FROM leases WHERE fresh"
 
 
 def complete(session: Session, completions: Sequence[Completion]) -> list[Handle]:
     """Send and delete; nothing is sent for a stale receipt, nor for what follows it in its FIFO group. Returns both."""
-    now = session.now()
-    strays: dict[Handle, int] = {}
-    leases = sqlite_leases.find(session, [completion.input for completion in completions if completion.input], strays)
-    held_up: set[int | None] = set()
-    stale: dict[Handle, None] = {}
-    done: list[Lease] = []
+    plain = _plain(session, completions)
+    if plain is None or not session.pass_on(plain):
+        _run(session, completions)
+    found = sqlite_leases.found(session)
+    handles = {place: completion.input for place, completion in enumerate(completions)}
+    return list(dict.fromkeys(handle for place, handle in handles.items() if handle and place not in found))
+
+
+def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | None:
+    """Return the rows of ``pass``, if these completions are of the kind that it serves."""
     rows: list[Row] = []
-    keyed = 0
-    for completion in completions:
-        lease = None
-        handle = completion.input
-        if handle is not None:
-            lease = leases.get(handle)
-            if handle in strays:
-                held_up.add(strays[handle])
-            if lease is None or lease.group in held_up:
-                stale[handle] = None
-                continue
-            if not (completion.last or lease.streamed):
-                sqlite_keys.start_stream(session, lease.seq, lease.queue.id)
-                lease.streamed = True
+    seen: set[int] = set()
+    sent = 0
+    for place, completion in enumerate(completions):
+        known = completion.last and completion.input and sqlite_leases.parse(session, completion.input)
+        if not known or known[0] in seen or known[2].fifo:
+            return None
+        seq, receives, queue = known
+        seen.add(seq)
+        if not completion.outputs:
+            rows.append((place, seq, receives, queue.id, None, 0, 0, None))
         for output in completion.outputs:
-            queue = session.queue(output.queue)
-            if lease is None or lease.streamed or queue.fifo:
-                keyed += 1
-                if not _is_new(session, queue, output, lease, now, again=completion.again):
-                    continue
-            rows.append(_row(session, queue, output, now))
-        if handle is not None and lease is not None and completion.last:
-            done.append(leases.pop(handle))
-    if rows:
-        _send(session, rows)
-    if done:
-        sqlite_leases.remove(session, done, now)
-    if keyed:
-        sqlite_keys.sweep(session, now, _SWEEP * keyed)
-    return list(stale)
+            target = session.queue(output.queue)
+            if target.fifo:
+                return None
+            rows.append((place, seq, receives, queue.id, target.id, int(output.delay * 1000), sent, output.body))
+            sent += 1
+    return rows
+
+
+def _run(session: Session, completions: Sequence[Completion]) -> None:
+    rows: list[Row] = []
+    sent = 0
+    for place, completion in enumerate(completions):
+        handle = completion.input
+        if handle is None:
+            rows.append(row(Step.SOURCE, place))
+        else:
+            rows += sqlite_leases.find(session, place, handle, in_order=True)
+            if not completion.last:
+                rows.append(row(Step.STREAM, place))
+        key = Key.AGAIN if completion.again else Key.WINDOW
+        for output in completion.outputs:
+            rows.append(_send(session, place, output, sent, key))
+            sent += 1
+        if handle is not None and completion.last:
+            rows.append(row(Step.REMOVE, place))
+    rows.append(row(Step.CLOSE, number=sent))
+    session.run(Program.COMPLETE, rows)
 
 
 def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
     """Send what has no input; a hop id that is ``keyed`` is remembered until its queue is purged."""
-    now = session.now()
     rows: list[Row] = []
-    seen: list[int] = []
+    key = Key.FOREVER if keyed else Key.NONE
     for place, output in enumerate(outputs):
-        queue = session.queue(output.queue)
-        if keyed and not sqlite_keys.remember(session, queue.id, output.hop, None, None, now):
-            seen.append(place)
-        else:
-            rows.append(_row(session, queue, output, now))
-    if rows:
-        _send(session, rows)
-    return seen
+        rows += (row(Step.SOURCE, place), _send(session, place, output, place, key))
+    rows.append(row(Step.CLOSE, number=len(outputs)))
+    session.run(Program.COMPLETE, rows)
+    fresh = {place for (place,) in session.db.execute(_FRESH)}
+    return [place for place in range(len(outputs)) if place not in fresh]
 
 
-def _send(session: Session, rows: Sequence[Row]) -> None:
-    for start in range(0, len(rows), sql.AT_ONCE):
-        some = rows[start : start + sql.AT_ONCE]
-        session.db.execute(sql.send(len(some)), tuple(chain.from_iterable(some)))
-    session.ring = True
+def keyed(session: Session, queues: Collection[str], hops: Iterable[str]) -> set[str]:
+    """Return those of the hop ids that were fed to one of the queues with a key."""
+    session.refresh()
+    numbers = [session.queues[name].id for name in queues if name in session.queues]
+    return {hop for hop in hops if any(session.db.execute(sql.KEYED, (number, hop)).fetchone() for number in numbers)}
 
 
-def _is_new(session: Session, queue: Queue, output: Output, lease: Lease | None, now: int, *, again: bool) -> bool:
-    if lease is not None and lease.streamed:
-        return sqlite_keys.remember(session, queue.id, output.hop, lease.seq, None, now)
-    expires = now + (sqlite_keys.AGAIN if again else sqlite_keys.WINDOW)
-    return sqlite_keys.remember(session, queue.id, output.hop, None, expires, now)
-
-
-def _row(session: Session, queue: Queue, output: Output, now: int) -> Row:
-    seq = session.next_seq
-    session.next_seq = seq + 1
-    visible_at = now + int(output.delay * 1000) if output.delay else now
-    # SQS refuses a FIFO send without a group; a group of its own serves such a message best.
-    group = sqlite_groups.join(session, queue.id, output.group or output.hop, seq, visible_at) if queue.fifo else None
-    return seq, queue.id, visible_at, now, group, output.body
+def _send(session: Session, place: int, output: Output, number: int, key: Key) -> Row:
+    queue = session.queue(output.queue)
+    return row(
+        Step.OUTPUT,
+        place,
+        queue=queue.id,
+        fifo=queue.fifo,
+        flag=key,
+        millis=int(output.delay * 1000) if output.delay else 0,
+        number=number,
+        hop=output.hop,
+        # SQS refuses a FIFO send without a group; a group of its own serves such a message best.
+        grp=(output.group or output.hop) if queue.fifo else None,
+        body=output.body,
+    )

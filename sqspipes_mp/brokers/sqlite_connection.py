@@ -5,14 +5,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
-from sqspipes_mp.brokers import (
-    sqlite_complete,
-    sqlite_keys,
-    sqlite_leases,
-    sqlite_owners,
-    sqlite_queues,
-    sqlite_take,
-)
+from sqspipes_mp.brokers import sqlite_complete, sqlite_leases, sqlite_owners, sqlite_queues, sqlite_take
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received, Stray
 from sqspipes_mp.brokers.sqlite_file import File
 from sqspipes_mp.brokers.sqlite_session import Session
@@ -24,6 +17,8 @@ _log = logging.getLogger("sqspipes_mp.brokers.sqlite")
 _TIDY_EVERY = 10.0
 #: Seconds until the next look after another process was quicker.
 _OUTRUN = 0.001
+#: Seconds until the next look in any case: a process that cannot get the GIL announces what it has sent late.
+_LONGEST_REST = 5.0
 
 
 class SQLiteConnection:
@@ -55,7 +50,7 @@ class SQLiteConnection:
         if absent and not create:
             raise QueueMissing(absent[0].name, "Create it first, or run with create_queues=True")
         if absent or ownerless:
-            self._file.write(partial(self._make, absent, queues))
+            self._file.write(partial(self._make, absent, queues), ring=bool(absent))
         new = {spec.name for spec in absent}
         for spec in queues:
             if spec.owned and spec.name not in new and spec.name not in self._warned:
@@ -108,7 +103,9 @@ class SQLiteConnection:
         """
         if not completions:
             return []
-        stale = self._file.write(lambda session: sqlite_complete.complete(session, completions))
+        # A FIFO group goes on when one of it is gone.
+        ring = any(each.outputs or (each.input and each.input.queue.endswith(".fifo")) for each in completions)
+        stale = self._file.write(lambda session: sqlite_complete.complete(session, completions), ring=ring)
         if any(completion.input is None and completion.outputs for completion in completions):
             self._file.sync()
         self._tidy()
@@ -118,26 +115,28 @@ class SQLiteConnection:
         """Send messages that have no input in one transaction; returns the places of those seen before, dropped."""
         if not outputs:
             return []
-        seen = self._file.write(lambda session: sqlite_complete.feed(session, outputs, keyed=keyed))
+        seen = self._file.write(lambda session: sqlite_complete.feed(session, outputs, keyed=keyed), ring=True)
         self._file.sync()
         self._tidy()
         return seen
 
     def keyed(self, queues: Sequence[str], hops: Sequence[str]) -> set[str]:
         """Return those of the hop ids that were fed to one of the queues with a key, which the file never forgets."""
-        return self._file.read(lambda session: sqlite_keys.keyed(session, queues, hops))
+        return self._file.read(lambda session: sqlite_complete.keyed(session, queues, hops))
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
         """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale."""
         if not handles:
             return []
-        return self._file.write(lambda session: sqlite_leases.extend(session, handles, seconds, charge=charge))
+        return self._file.write(
+            lambda session: sqlite_leases.extend(session, handles, seconds, charge=charge), ring=True
+        )
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
         """Move deliveries to their dead-letter queues in one transaction. Returns the stale ones."""
         if not letters:
             return []
-        return self._file.write(lambda session: sqlite_leases.dead_letter(session, letters))
+        return self._file.write(lambda session: sqlite_leases.dead_letter(session, letters), ring=True)
 
     def depth(self, queue: str) -> Depth:
         """Count one queue, exactly. Raises ``QueueMissing``."""
@@ -153,12 +152,12 @@ class SQLiteConnection:
 
     def purge(self, queues: Sequence[str]) -> None:
         """Remove all messages of these queues, and forget their hop ids; missing queues are fine."""
-        self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=False))
+        self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=False), ring=True)
         self._clear()
 
     def delete(self, queues: Sequence[str]) -> None:
         """Delete these queues; missing ones are fine."""
-        self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=True))
+        self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=True), ring=True)
         self._clear()
 
     def tend(self) -> None:
@@ -187,7 +186,7 @@ class SQLiteConnection:
                     return taken
                 # Opened anew meanwhile (a fork): the bell may be on a file that is gone.
                 if ear.opened == self._file.opened:
-                    ear.wait(min(remaining, due))
+                    ear.wait(min(remaining, due, _LONGEST_REST))
         return []
 
     def _try(self, queues: Sequence[str], max_messages: int, visibility: float) -> tuple[list[Received], float]:
@@ -195,7 +194,9 @@ class SQLiteConnection:
         due = self._file.read(lambda session: session.look(queues))
         if due > 0:
             return [], due
-        taken = self._file.write(lambda session: sqlite_take.take(session, queues, max_messages, visibility))
+        taken, moved = self._file.write(lambda session: sqlite_take.take(session, queues, max_messages, visibility))
+        if moved:
+            self._file.ring()
         return taken, _OUTRUN
 
     def _unmade(self, specs: Sequence[QueueSpec], session: Session) -> tuple[list[QueueSpec], list[QueueSpec]]:

@@ -3,30 +3,27 @@
 One handle serves all threads of a process: writers exclude each other anyway, and a second handle's commits would
 empty the first one's page cache.
 
-Writers of all processes queue for a kernel lock (``flock``) rather than for SQLite's own, whose losers sleep up to
-100 ms at a time. It is taken on the -wal file, which exists while any handle is open and holds no locks of SQLite's:
-closing a descriptor of the database file itself would drop those. The kernel drops ours with its process.
+A process holds the file's write lock only inside of one call into C (see ``sqlite_program``), never while a thread of
+it waits for Python's lock. Losers of a race for it wait in C, too (SQLite's busy handler), a tenth of a second at most.
 
 A commit that gives others something to receive is announced by closing a *writable* descriptor of the -wal file,
 opened before the commit: waiting processes watch for just that (see ``wake``), and the kernel closes it even for
 a process that is killed between its commit and the announcement.
 """
 
-import contextlib
-import fcntl
 import logging
 import os
 import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from sqspipes_mp.brokers import sqlite_errors, sqlite_fork
-from sqspipes_mp.brokers.sqlite_session import Session
-from sqspipes_mp.errors import BrokerBusy, BrokerError
+from sqspipes_mp.brokers.sqlite_session import QueuesChanged, Session
+from sqspipes_mp.errors import BrokerBusy, BrokerError, QueueMissing
 
 T = TypeVar("T")
 
@@ -63,9 +60,13 @@ class File:
         """Run a job that only reads, outside any transaction."""
         return self._retry(lambda: self._read(job))
 
-    def write(self, job: Callable[[Session], T]) -> T:
-        """Run a job in one write transaction; it may run again after a fault."""
-        return self._retry(lambda: self._write(job))
+    def write(self, job: Callable[[Session], T], *, ring: bool = False) -> T:
+        """Run a job of transactions in one statement each; it may run again after a fault. ``ring``: wake receivers."""
+        return self._retry(lambda: self._write(job, ring=ring))
+
+    def ring(self) -> None:
+        """Wake whoever waits for something to receive."""
+        self.write(lambda _: None, ring=True)
 
     def sync(self) -> None:
         """Return when everything committed before is safe from a power cut.
@@ -108,35 +109,28 @@ class File:
             self._check_place(self._log_path.stat())
             return job(session)
 
-    def _write(self, job: Callable[[Session], T]) -> T:
+    def _write(self, job: Callable[[Session], T], *, ring: bool) -> T:
         with self._mutex:
             session = self._open()
-            with self._turn():
-                return self._transact(session, job)
+            self._check_place(self._log_path.stat())
+            bell = os.open(self.wal, os.O_WRONLY | os.O_CLOEXEC) if ring else -1
+            try:
+                return self._current(session, job)
+            finally:
+                if bell >= 0:
+                    os.close(bell)
 
-    def _transact(self, session: Session, job: Callable[[Session], T]) -> T:
-        bell = -1
-        try:
-            session.begin()
-            result = job(session)
-            session.save()
-            if session.ring:
-                bell = os.open(self.wal, os.O_WRONLY | os.O_CLOEXEC)
-            session.db.execute("COMMIT")
-        except BaseException:
-            self._roll_back(session)
-            raise
-        finally:
-            if bell >= 0:
-                os.close(bell)
-        return result
-
-    def _roll_back(self, session: Session) -> None:
-        try:
-            session.rollback()
-        except sqlite3.Error:
-            # The fault that led here is about to be raised; a new handle starts clean.
-            self._drop()
+    def _current(self, session: Session, job: Callable[[Session], T]) -> T:
+        if session.generation < 0:
+            session.refresh()
+        while True:
+            known = session.generation
+            try:
+                return job(session)
+            except (QueuesChanged, QueueMissing):
+                session.refresh()
+                if session.generation == known:
+                    raise
 
     def _open(self) -> Session:
         if self._session is None:
@@ -158,34 +152,6 @@ class File:
         session, self._session = self._session, None
         if session is not None:
             session.close()
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        turn = os.open(self.wal, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._queue_up(turn)
-            self._check_place(os.fstat(turn))
-            yield
-        finally:
-            # Not by closing alone: a process the user's function forked meanwhile may have inherited the descriptor.
-            with contextlib.suppress(OSError):
-                fcntl.flock(turn, fcntl.LOCK_UN)
-            os.close(turn)
-
-    def _queue_up(self, turn: int) -> None:
-        if self._patience is None:
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            return
-        # The kernel's queue has no deadline: whoever has one stands beside it and asks.
-        until = time.monotonic() + self._patience
-        while True:
-            try:
-                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until or self._closed.wait(_SHORTEST_WAIT):
-                    raise BrokerBusy(f"{self.file}: another process has kept it for {self._patience:g} s") from None
-            else:
-                return
 
     def _check_place(self, found: os.stat_result) -> None:
         # It cannot change under an open session, unless someone moves or removes the files.

@@ -34,16 +34,17 @@ def check(session: Session, specs: Sequence[QueueSpec], file: str) -> list[Queue
 
 
 def adopt(session: Session, specs: Sequence[QueueSpec], file: str) -> None:
-    """Write down whose these queues are, which exist (inside a write transaction); raises as ``check`` does."""
+    """Write down whose these queues are, which exist; raises as ``check`` does, also where another was quicker."""
     session.db.execute(sql.CREATE_OWNERS)
     for spec in check(session, specs, file):
         session.db.execute(sql.OWN, (spec.domain, spec.name))
+    check(session, specs, file)
 
 
-def forget(session: Session, name: str) -> None:
-    """Strike out the owner of a queue that is being deleted (inside a write transaction)."""
+def forget(session: Session) -> None:
+    """Strike out the owners of queues that exist no more."""
     if _kept(session):
-        session.db.execute(sql.DISOWN, (name,))
+        session.db.execute(sql.DISOWN)
 
 
 def strays(session: Session, domain: str, known: Collection[str]) -> list[Stray]:

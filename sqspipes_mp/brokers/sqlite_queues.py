@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 
-from sqspipes_mp.brokers import sqlite_groups, sqlite_keys, sqlite_owners
+from sqspipes_mp.brokers import sqlite_owners, sqlite_program
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import Depth, QueueSpec
+from sqspipes_mp.brokers.sqlite_program import Program, Step, row
 from sqspipes_mp.brokers.sqlite_session import Session, as_text
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
-#: Milliseconds a message is kept: SQS's longest retention (Amazon SQS API Reference, CreateQueue).
-RETENTION = 14 * 86_400_000
 #: Rows cleared away in one transaction, so that others get their turn within milliseconds.
 CHUNK = 2_000
-_OLDEST = 100
 
 
 def missing(session: Session, specs: Sequence[QueueSpec]) -> list[QueueSpec]:
@@ -32,14 +30,14 @@ def _type(fifo: bool) -> str:
 
 
 def create(session: Session, specs: Sequence[QueueSpec]) -> None:
-    """Create the queues the file does not have (inside a write transaction)."""
-    now = session.now()
+    """Create the queues the file does not have."""
+    rows = []
     for spec in missing(session, specs):
         if not spec.owned:
             raise QueueMissing(spec.name, "It is not the pipeline's own, so it is never created here: create it first")
-        row = (session.changed(), spec.name, spec.fifo, spec.visibility, spec.dead, now, RETENTION)
-        session.db.execute(sql.CREATE_QUEUE, row)
-    session.reload()
+        rows.append(row(Step.CREATE, hop=spec.name, grp=spec.dead, body=spec.visibility, fifo=spec.fifo))
+    if rows:
+        session.run(Program.TEND, [*rows, row(Step.CLOSE)])
 
 
 def differences(session: Session, spec: QueueSpec) -> list[str]:
@@ -81,56 +79,34 @@ def existing(session: Session, name: str) -> str:
 
 
 def empty(session: Session, names: Sequence[str], *, delete: bool) -> None:
-    """Empty queues at once, keys included, by giving them a new number (inside a write transaction).
-
-    The rows under the old one are garbage, which ``clear`` removes piece by piece, in whichever process.
-    """
-    expires = session.now() + sqlite_keys.WINDOW
-    for name in names:
-        queue = session.queues.get(name)
-        if queue is None:
-            continue
-        number = session.changed()
-        if delete:
-            sqlite_owners.forget(session, name)
-            session.db.execute(sql.DELETE_QUEUE, (queue.id,))
-        else:
-            session.db.execute(sql.RENUMBER_QUEUE, (number, queue.id))
-        session.db.execute(sql.END_STREAMS, (expires, queue.id))
-        session.db.execute(sql.ADD_GARBAGE, (queue.id,))
-    session.reload()
+    """Empty queues at once, keys included; ``clear`` removes what was in them piece by piece, in whichever process."""
+    session.refresh()
+    found = [session.queues[name] for name in names if name in session.queues]
+    if found:
+        session.run(Program.TEND, [*(row(Step.EMPTY, queue=queue.id, flag=delete) for queue in found), row(Step.CLOSE)])
+    if delete:
+        sqlite_owners.forget(session)
 
 
 def clear(session: Session) -> bool:
-    """Remove a piece of the garbage; False when there is none (inside a write transaction)."""
-    row = session.db.execute(sql.GARBAGE).fetchone()
-    if row is None:
+    """Remove a piece of the garbage; False when there is none."""
+    found = session.db.execute(sql.GARBAGE).fetchone()
+    if found is None:
         return False
+    queue: int = found[0]
     for statement in (sql.SWEEP_MESSAGES, sql.SWEEP_GROUPS):
-        if session.db.execute(statement, (row[0], CHUNK)).rowcount:
+        if session.db.execute(statement, (queue, CHUNK)).rowcount:
             return True
-    if sqlite_keys.forget_queue(session, row[0], CHUNK):
+    if session.db.execute(sql.QUEUE_KEYS, (queue, 1)).fetchone():
+        session.db.execute(sqlite_program.FORGET_QUEUE, (queue, CHUNK))
         return True
-    session.db.execute(sql.DROP_GARBAGE, row)
+    # Nothing is added any more to a queue that has lost its number.
+    session.db.execute(sql.DROP_GARBAGE, (queue,))
     return True
 
 
 def tidy(session: Session) -> None:
-    """Clear away a bounded amount of whatever is past its time (inside a write transaction)."""
-    now = session.now()
-    session.db.execute(sql.TICK, (now, session.boot))
-    sqlite_keys.sweep(session, now, CHUNK)
+    """Clear away a bounded amount of whatever is past its time."""
+    session.db.execute(sql.TICK, (session.now(), session.boot))
+    session.run(Program.TEND, [row(Step.SWEEP, number=CHUNK), row(Step.RETIRE), row(Step.CLOSE)])
     clear(session)
-    for seq, queue_id, group, streamed, sent_at, visible_at, receives in session.db.execute(
-        sql.OLDEST, (_OLDEST,)
-    ).fetchall():
-        queue = session.by_id.get(queue_id)
-        if now - sent_at < (queue.retention if queue else RETENTION):
-            break
-        if receives and visible_at > now:
-            continue
-        session.each(sql.DELETE, [seq])
-        if streamed:
-            sqlite_keys.end_stream(session, seq, now)
-        if group is not None:
-            sqlite_groups.settle(session, [group])

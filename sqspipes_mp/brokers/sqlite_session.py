@@ -1,8 +1,8 @@
 """One open handle of the SQLite file: its tables, its clock, its queues (any process, one thread at a time).
 
-The clock is the machine's monotonic one, shifted to epoch time by a number the file keeps per boot. All processes of
-a boot therefore read the same clock, setting the wall clock neither ends nor prolongs a lease, and a new boot goes on
-where the last one stopped. It stands still while the machine sleeps, as the workers holding the leases do.
+The clock is the one that leases are judged by (``clock``), shifted to epoch time by a number the file keeps per boot.
+All processes of a boot therefore read the same clock, setting the wall clock neither ends nor prolongs a lease, and a
+new boot goes on where the last one stopped.
 """
 
 import ctypes
@@ -15,13 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+from sqspipes_mp.brokers import sqlite_program
 from sqspipes_mp.brokers import sqlite_schema as sql
+from sqspipes_mp.brokers.sqlite_program import Program, Row, Step, row
+from sqspipes_mp.clock import lease_now, lease_now_ns
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
-#: Milliseconds SQLite itself waits for a lock: a backstop, since writers queue for the kernel lock first.
-_BUSY_TIMEOUT = 2_000
+#: Milliseconds SQLite itself waits for a lock: no longer, since a transaction is as of the moment before.
+_BUSY_TIMEOUT = 100
 _BOOTS_KEPT = 8
-_NOBODY = (0,) * sql.AT_ONCE
+
+
+class QueuesChanged(Exception):
+    """The list of queues is another one than this process knows; nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,48 +61,44 @@ class Session:
             self.token: str = self.db.execute("SELECT token FROM meta").fetchone()[0]
             self.boot = _boot_id()
             self._shift = _read_shift(self.db, self.boot)
+            sqlite_program.install(self.db)
         except BaseException:
             self.db.close()
             raise
+        #: Which list of queues is known here; -1: none.
         self.generation = -1
-        self.next_seq = 0
         self.queues: dict[str, Queue] = {}
         self.by_id: dict[int, Queue] = {}
-        self.groups: dict[tuple[int, str], int] = {}
-        self.ring = False
-        self._before = (-1, 0)
         self._looks: dict[tuple[str, ...], tuple[str, list[int]]] = {}
 
     def now(self) -> int:
         """Return the file's time in milliseconds."""
         return _ticks(self.boot) + self._shift
 
-    def begin(self) -> None:
-        """Begin a write transaction."""
-        self.db.execute("BEGIN IMMEDIATE")
-        self._before = generation, self.next_seq = self.db.execute(sql.META).fetchone()
-        self.ring = False
-        self.groups.clear()
-        if generation != self.generation:
-            self._reload(generation)
+    def leased(self, now: int) -> float:
+        """Return the file's time ``now`` on the clock that leases are judged by."""
+        return lease_now() - (self.now() - now) / 1000
 
-    def save(self) -> None:
-        """Write back what the transaction changed of the file's counters."""
-        if (self.generation, self.next_seq) != self._before:
-            self.db.execute(sql.SET_META, (self.generation, self.next_seq))
+    def run(self, program: Program, rows: Sequence[Row]) -> int:
+        """Run steps in one transaction; returns the time it is of. Raises ``QueuesChanged``."""
+        try:
+            return sqlite_program.run(self.db, program, [row(Step.OPEN, seq=self.generation), *rows], self.now)
+        except sqlite3.IntegrityError as error:
+            if str(error) == sqlite_program.CHANGED:
+                raise QueuesChanged from None
+            raise
 
-    def rollback(self) -> None:
-        """Undo the transaction and what was cached in it."""
-        self.generation = -1
-        if self.db.in_transaction:
-            self.db.execute("ROLLBACK")
-
-    def each(self, statement: str, seqs: Sequence[int], *before: int) -> list[sqlite3.Cursor]:
-        """Execute a statement over messages, as many at once as it takes; ``before``: its other parameters."""
-        return [
-            self.db.execute(statement, [*before, *(some := seqs[start : start + sql.AT_ONCE]), *_NOBODY[len(some) :]])
-            for start in range(0, len(seqs), sql.AT_ONCE)
-        ]
+    def pass_on(self, rows: Sequence[Row]) -> bool:
+        """Send and delete what needs no more than that; False: it does, and nothing was done."""
+        try:
+            sqlite_program.pass_on(self.db, rows, self.generation, self.now)
+        except sqlite3.IntegrityError as error:
+            if str(error) == sqlite_program.CHANGED:
+                raise QueuesChanged from None
+            if str(error) == sqlite_program.STREAMED:
+                return False
+            raise
+        return True
 
     def queue(self, name: str) -> Queue:
         """Return a queue of the file as of the last transaction or look."""
@@ -106,15 +108,9 @@ class Session:
             cure = "It was deleted, or never created: run with create_queues=True, or see that the name is right"
             raise QueueMissing(name, cure) from None
 
-    def changed(self) -> int:
-        """Note, within a transaction, that the list of queues is another one; returns a number never used before."""
-        self.generation += 1
-        self.ring = True
-        return self.generation
-
     def refresh(self) -> None:
         """Read the list of queues anew if it changed."""
-        generation = self.db.execute(sql.META).fetchone()[0]
+        generation = self.db.execute(sql.GENERATION).fetchone()[0]
         if generation != self.generation:
             self._reload(generation)
 
@@ -136,10 +132,6 @@ class Session:
         parts += [f"({sql.LOOK_FIFO if queue.fifo else sql.LOOK_STANDARD})" for queue in queues]
         self._looks[names] = "SELECT " + ", ".join(parts), [queue.id for queue in queues]
         return self._looks[names]
-
-    def reload(self) -> None:
-        """Read the list of queues anew, within the transaction that changed it."""
-        self._reload(self.generation)
 
     def _reload(self, generation: int) -> None:
         # The generation was read before the rows: if they are newer, it is found outdated at the next look.
@@ -230,29 +222,25 @@ def _boot_id() -> str | None:
 
 def _ticks(boot: str | None) -> int:
     # Without a boot id nobody can tell whether two monotonic times are of the same boot.
-    return (time.time_ns() if boot is None else time.monotonic_ns()) // 1_000_000
+    return (time.time_ns() if boot is None else lease_now_ns()) // 1_000_000
 
 
 def _read_shift(db: sqlite3.Connection, boot: str | None) -> int:
     if boot is None:
         return 0
     query = "SELECT shift FROM clocks WHERE boot = ?"
-    row = db.execute(query, (boot,)).fetchone()
-    if row is None:
-        db.execute("BEGIN IMMEDIATE")
-        row = db.execute(query, (boot,)).fetchone() or (_add_clock(db, boot),)
-        db.execute("COMMIT")
-    shift: int = row[0]
+    found = db.execute(query, (boot,)).fetchone()
+    if found is None:
+        _add_clock(db, boot)
+        found = db.execute(query, (boot,)).fetchone()
+    shift: int = found[0]
     return shift
 
 
-def _add_clock(db: sqlite3.Connection, boot: str) -> int:
+def _add_clock(db: sqlite3.Connection, boot: str) -> None:
     # A machine that boots with its wall clock in the past must not hide every message until it has caught up.
-    last = db.execute("SELECT coalesce(max(last), 0) FROM clocks").fetchone()[0]
-    now = max(time.time_ns() // 1_000_000, last)
-    shift: int = now - _ticks(boot)
-    db.execute("INSERT INTO clocks (boot, shift, last) VALUES (?, ?, ?)", (boot, shift, now))
+    wall = time.time_ns() // 1_000_000
+    db.execute(sql.ADD_CLOCK, (boot, wall, _ticks(boot), wall))
     db.execute(
         "DELETE FROM clocks WHERE boot NOT IN (SELECT boot FROM clocks ORDER BY last DESC LIMIT ?)", (_BOOTS_KEPT,)
     )
-    return shift

@@ -9,7 +9,7 @@ import time
 
 from sqspipes_mp.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.brokers.base import Completion, Received
-from sqspipes_mp.clock import lease_now
+from sqspipes_mp.clock import lease_now, slept
 from sqspipes_mp.control import Kind
 from sqspipes_mp.foreign import reader
 from sqspipes_mp.message import Message, decode
@@ -106,7 +106,7 @@ class Intake(threading.Thread):
 
     def _receive(self, count: int) -> None:
         station = self._station
-        asked_at = lease_now()
+        asked_at, leased_at = time.monotonic(), lease_now()
         batch = self._fetch(count)
         station.backlog = len(batch) >= _FULL
         if not batch:
@@ -114,9 +114,13 @@ class Intake(threading.Thread):
         if station.fifo and any(received.group == ONE_GROUP for received in batch):
             self._mind_one_group()
         if len(batch) == count:
-            self._round_trip += (lease_now() - asked_at - self._round_trip) / 8
-        # A long poll may have waited for them: their leases began some time between the request and the reply.
-        leased_at = max(asked_at, lease_now() - self._lease / 4)
+            self._round_trip += (time.monotonic() - asked_at - self._round_trip) / 8
+        leased_at = self._leased_at(batch, leased_at, asked_at)
+        if lease_now() > leased_at + self._lease * 3 / 4:
+            # The machine slept, or C code kept the GIL, with the messages on their way: nobody extends them yet, so
+            # they are about to be somebody else's, or are by now.
+            log.info("%s: %d messages came too late to be begun here", station.stage.name, len(batch))
+            return
         station.board.add(station.slot, RECEIVED, len(batch))
         deliveries: list[Delivery] = []
         unopened = iter(batch)
@@ -129,6 +133,14 @@ class Intake(threading.Thread):
             self._run_out(deliveries, short.delivery, others, short.__cause__)
         else:
             self._ready.put(deliveries)
+
+    def _leased_at(self, batch: list[Received], sent_at: float, sent_at_monotonic: float) -> float:
+        """Return when the leases of a batch began, at the earliest; the request was sent at these times."""
+        if (known := batch[0].leased_at) is not None:
+            return known
+        # A long poll may have waited for them: they began some time between the request and the reply.
+        awake = lease_now() - slept(sent_at, sent_at_monotonic)
+        return max(sent_at, awake - self._lease / 4)
 
     def _fetch(self, count: int) -> list[Received]:
         """Receive; where there is no memory for the messages, have this worker replaced, and hold none."""

@@ -252,7 +252,9 @@ class Outbox:
         self._closed(item.deliveries, RETRIED if item.charge else None)
 
     def _bury_now(self, item: Bury) -> None:
-        self._close((item.delivery,))
+        if not self._station.connection.keeps_charges:
+            # Where it is one transaction, which looks at the receipt, the keeper does no harm, and keeps it ours.
+            self._close((item.delivery,))
         stale: list[Handle] = self._station.connection.dead_letter([item.letter])
         self._station.forget_charges(item.delivery)
         self._closed((item.delivery,), None if stale else DEAD)

@@ -91,7 +91,7 @@ class Ready:
         return self._take_if(lambda delivery: delivery.received.group == group) if group is not None else []
 
     def take_older(self, than: float, received_at: Callable[[Delivery], float], *, fifo: bool) -> list[Delivery]:
-        """Take what was received before ``than`` (monotonic s), on FIFO with all that follows in the same groups."""
+        """Take what was received before ``than`` (``lease_now``), on FIFO with all that follows in the same groups."""
         if not self._deliveries or received_at(self._deliveries[0]) >= than:
             return []
         groups: set[str | None] = set()

@@ -132,13 +132,13 @@ class Station:
         """How many more leases fit on the scoreboard."""
         return len(self._free)
 
-    def open_lease(self, received: Received, asked_at: float, visibility: float) -> tuple[int, int, float]:
+    def open_lease(self, received: Received, leased_at: float, visibility: float) -> tuple[int, int, float]:
         """Write a lease before its message can run. Returns (lease, attempts charged before, deadline)."""
         failed = received.charges
         if received.receives != 1:
             failed = max(failed, self.board.charges(id_digest(received.handle.message_id)))
         lease = self._free.popleft()
-        now, until = lease_now(), asked_at + visibility
+        now, until = lease_now(), leased_at + visibility
         self.region.write(
             lease,
             self._queues.get(received.handle.queue, 0),

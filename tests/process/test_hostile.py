@@ -333,7 +333,7 @@ def test_without_memory_to_receive_workers_are_replaced_after_a_pause(
 
     def take_with_little_memory(*args):
         taken = take(*args)
-        if taken:
+        if taken[0]:
             log.note(os.getpid())
             if len(log.lines()) <= 2:
                 raise MemoryError

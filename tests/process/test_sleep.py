@@ -26,7 +26,9 @@ def test_after_a_sleep_nothing_is_sent_for_what_another_machine_has_completed(
 ) -> None:
     # Shared by all processes that are forked from here.
     slept = mmap.mmap(-1, 8)
-    asleep = SimpleNamespace(clock_gettime=lambda which: time.clock_gettime(which) + int.from_bytes(slept[:8]))
+    asleep = SimpleNamespace(
+        clock_gettime=lambda which: time.clock_gettime(which) + int.from_bytes(slept[:8]), monotonic=time.monotonic
+    )
     monkeypatch.setattr(clock, "time", asleep)
     work = Task(first_one_waits, name="work", args=(log, gate))
     machines = [
@@ -57,5 +59,5 @@ def test_after_a_sleep_nothing_is_sent_for_what_another_machine_has_completed(
 def test_a_running_calls_lease_is_kept_until_its_timeout_though_the_machine_slept_before_it_began() -> None:
     # Monotonic 100 is 400 of the leases' clock: the machine has slept for 300 s since it was started.
     lease = replace(_LEASE, state=LeaseState.RUNNING, received_at=400.0, deadline=415.0, started_at=100.0)
-    [extension], _ = due([lease], 410.0, visibility=60.0, first=15.0, timeout=20.0, ahead=300.0)
+    [extension], _ = due([lease], 410.0, visibility=60.0, first=15.0, timeout=20.0, longest=None, ahead=300.0)
     assert extension.seconds == 40

@@ -364,8 +364,10 @@ class LeaseMachine(RuleBasedStateMachine):
         self.visibility, self.timeout = which
         self.plan = PLANS[which]
         self.clock = Clock()
-        self.patches = [patch.object(keeper_main, "time", self.clock)]
-        self.patches += [patch.object(module, "lease_now", self.clock.monotonic) for module in (keeper_main, station_module)]
+        self.patches = [
+            patch.object(keeper_main, "time", self.clock),
+            *(patch.object(module, "lease_now", self.clock.monotonic) for module in (keeper_main, station_module)),
+        ]
         # Looking through all entries is most of what this test would do.
         self.patches += [patch.object(module, "LEASES", ENTRIES) for module in (region_module, station_module)]
         for each in self.patches:
@@ -673,11 +675,11 @@ class LeaseMachine(RuleBasedStateMachine):
         handles = tuple(d.received.handle for d in worker.deliveries if d.lease in running)
         together = any(region.company for lease in running if (region := worker.region.read(lease)) is not None)
         failed = tuple(
-            d.received.handle.message_id
-            for d in worker.deliveries
-            if worker.region.state(d.lease) is LeaseState.FAILED
+            d.received.handle.message_id for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.FAILED
         )
-        death = Death(worker.number, worker.region.index, cause, list(running.values()), late, together, handles, failed)
+        death = Death(
+            worker.number, worker.region.index, cause, list(running.values()), late, together, handles, failed
+        )
         for ident in death.guilty():
             self.queue.messages[ident].attempts += 1
         self.deaths.append(death)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.region import LEASES, Blame, Cause, id_digest
-from sqspipes_mp.scoreboard import DONE, Scoreboard
+from sqspipes_mp.scoreboard import DONE, NEXT_CALL, S_READY, STATE, Scoreboard
 
 
 def _write(region, index=0, ident="m", receipt="r", group=None):
@@ -175,7 +175,7 @@ def test_turns_of_one_interval_are_shared_between_processes():
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
-            turns = [board.reserve_call(0, 1_000, lambda: 10) for _ in range(50)]
+            turns = [board.reserve_call(0, 1_000_000, lambda: 10_000) for _ in range(50)]
             os.write(write, b"".join(t.to_bytes(8, "little") for t in turns))
             os._exit(0)
         os.close(write)
@@ -186,7 +186,55 @@ def test_turns_of_one_interval_are_shared_between_processes():
         data = os.read(read, 65536)
         os.close(read)
         turns += [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
-    assert sorted(turns) == [1_000 + 10 * n for n in range(200)]
+    assert sorted(turns) == [1_000_000 + 10_000 * n for n in range(200)]
+    board.close()
+
+
+def test_nobody_waits_for_a_turn_that_another_process_is_just_taking():
+    board = Scoreboard.create(2, 2)
+    here, there = os.pipe()
+    ended, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+
+        def stopped() -> int:
+            os.write(there, b"!")
+            os.read(ended, 1)
+            return 10_000
+
+        # As it stands where another of its threads keeps the GIL; and just after each of its calls.
+        assert board.reserve_call(0, 1_000_000, lambda: 10_000) == 1_000_000
+        board.set_stage(0, NEXT_CALL, 0)
+        board.reserve_call(0, 1_000_000, stopped)
+        os._exit(0)
+    assert os.read(here, 1) == b"!"
+    # The turn that was taken is not known from the word, as long as its holder has not come to write it.
+    assert board.reserve_call(0, 1_000_000, lambda: 10_000) == 1_010_000
+    assert board.reserve_call(0, 1_000_000, lambda: 10_000) == 1_020_000
+    assert board.reserve_call(1, 1_000_000, lambda: 10_000) == 1_000_000
+    os.write(end, b"!")
+    assert os.waitpid(pid, 0)[1] == 0
+    for fd in (here, there, ended, end):
+        os.close(fd)
+    board.close()
+
+
+def test_two_workers_that_ask_at_once_do_not_both_leave_nor_wait():
+    board = Scoreboard.create(1, 2)
+    for slot in range(2):
+        board.put(slot, STATE, S_READY)
+    here, there = os.pipe()
+    ended, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        board.get = lambda *_: (os.write(there, b"!"), os.read(ended, 1), S_READY)[-1]
+        os._exit(0 if board.leave(0, [1]) else 1)
+    assert os.read(here, 1) == b"!"
+    assert not board.leave(1, [0])
+    os.write(end, b"!")
+    assert os.waitpid(pid, 0)[1] == 0
+    for fd in (here, there, ended, end):
+        os.close(fd)
     board.close()
 
 

@@ -3,7 +3,7 @@ import os
 import pickle
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,9 @@ def test_no_statement_scans_what_can_be_long(connection: SQLiteConnection, path:
     holes = max(statement.count("?"), 1) if "?1" not in statement else 5
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * holes * ("?" in statement))]
     db.close()
-    # Reading messages in the order of their primary key, up to a limit, is no search for anything.
-    ordered = statement == sqlite_schema.OLDEST
     scans = [step for step in plan if step.startswith("SCAN") and "CONSTANT" not in step]
-    assert [step for step in scans if step.split()[1] in {"messages", "groups", "keys"} and not ordered] == []
+    assert [step for step in scans if step.split()[1] in {"messages", "groups", "keys"}] == []
     assert not any("TEMP B-TREE" in step for step in plan)
-    # Half of the key means every key of the queue.
-    assert statement.startswith("SELECT") or not any(step.endswith("(queue=?)") and " keys " in step for step in plan)
-
-
-def test_receive_finds_the_earliest_through_an_index(connection: SQLiteConnection, path: Path) -> None:
-    (step,) = look(path, "EXPLAIN QUERY PLAN " + sqlite_schema.DUE.replace("?", "1"))
-    assert "USING INDEX due (queue=? AND visible_at<?)" in str(step[3])
-    (step,) = look(path, "EXPLAIN QUERY PLAN " + sqlite_schema.READY.replace("?", "1"))
-    assert "INDEX ready (queue=? AND ready_at<?)" in str(step[3])
 
 
 def test_constructing_touches_nothing(path: Path) -> None:
@@ -316,3 +305,50 @@ def test_closed_says_so(path: Path) -> None:
         pass
     with pytest.raises(BrokerError, match="closed"):
         connection.depth("in")
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_no_program_costs_more_in_a_full_file(path: Path, fifo: bool) -> None:
+    name, out = ("in.fifo", "out.fifo") if fifo else ("in", "out")
+
+    def steps(connection: SQLiteConnection) -> list[int]:
+        """Return how many hundreds of SQLite's instructions each call takes."""
+        counts: list[int] = []
+
+        def counted(job: Callable[[], Any]) -> Any:
+            count = 0
+
+            def step() -> None:
+                nonlocal count
+                count += 1
+
+            connection._file.read(lambda session: session.db.set_progress_handler(step, 100))
+            result = job()
+            connection._file.read(lambda session: session.db.set_progress_handler(None, 0))
+            counts.append(count)
+            return result
+
+        counted(lambda: send(connection, name, "x", group="g"))
+        first, second, third, *_ = counted(lambda: connection.receive([name], 5, 0, 60))
+        output = Output(out, "{}", "hop", "g")
+        counted(lambda: connection.extend([first.handle], 60))
+        counted(lambda: connection.complete([Completion(first.handle, (output,), last=False)]))
+        counted(lambda: connection.complete([Completion(first.handle)]))
+        counted(lambda: connection.dead_letter([DeadLetter(second.handle, "dead", "{}", "hop", None, "{}")]))
+        counted(lambda: connection.complete([Completion(third.handle, (output,))]))
+        counted(lambda: connection.feed([Output(name, "{}", "fed", "g")], keyed=True))
+        return counts
+
+    with opened(path) as connection:
+        send(connection, name, *(f"few-{n}" for n in range(20)), group="g")
+        few = steps(connection)
+        for start in range(0, 4000, 100):
+            group = "g" if start % 200 else None
+            send(connection, name, *(f"many-{start + n}" for n in range(100)), group=group)
+            send(connection, out, *(f"many-{start + n}" for n in range(100)), group=group)
+        # What is in flight of the group stays a few messages, as a receive takes them.
+        connection.purge(["dead"])
+        look(path, "UPDATE messages SET visible_at = 0, receives = 0")
+        look(path, "UPDATE groups SET ready_at = 0")
+        many = steps(connection)
+    assert [(a, b) for a, b in zip(few, many, strict=True) if b > 2 * a + 10] == []

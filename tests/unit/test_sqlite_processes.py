@@ -83,6 +83,7 @@ def stop_in_a_transaction(pipe: Pipe, path: Path) -> None:
     assert len(take(connection, "in", 1)) == 1
 
     def job(session: Session) -> None:
+        session.db.execute("BEGIN IMMEDIATE")
         session.db.execute("DELETE FROM messages")
         pipe.send("in the transaction")
         pipe.recv()

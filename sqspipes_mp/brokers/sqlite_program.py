@@ -1,0 +1,356 @@
+"""What is done to the SQLite file under its write lock: programs of SQLite's own, each one call into C (any process).
+
+A thread that holds the write lock and needs Python's lock to go on stands as long as another thread keeps that one
+(a long regular expression, say), and every other process stands with it. So nothing here comes back to Python between
+taking the write lock and the commit: the steps of a transaction are *staged* in a temporary table of the connection,
+which locks nothing, then one INSERT into a program's view runs a trigger for each of them, and what they found is read
+from other temporary tables afterwards. The INSERT is a transaction of its own.
+"""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from enum import IntEnum, StrEnum
+from functools import cache
+from itertools import chain
+from typing import Any
+
+#: Milliseconds a hop id is remembered after its input is gone: SQS's deduplication interval (Amazon SQS Developer
+#: Guide, "Exactly-once processing in Amazon SQS").
+WINDOW = 300_000
+#: Milliseconds a hop id that may come again is remembered: longer than any run of a generator takes to be restarted.
+AGAIN = 14 * 86_400_000
+#: Milliseconds a message is kept: SQS's longest retention (Amazon SQS API Reference, CreateQueue).
+RETENTION = 14 * 86_400_000
+#: Deliveries after which a message moves to its queue's dead-letter queue by itself: SQS's highest maxReceiveCount
+#: (Amazon SQS API Reference, SetQueueAttributes, RedrivePolicy).
+MAX_RECEIVES = 1_000
+#: Rows staged by one statement: each is a switch to the thread that runs the user's function.
+_AT_ONCE = 20
+#: Messages looked at by ``RETIRE``.
+_OLDEST = 100
+#: What a transaction fails with whose caller knows an older list of queues.
+CHANGED = "sqspipes_mp: the queues are others now"
+#: What a program fails with that is only for messages without a stream.
+STREAMED = "sqspipes_mp: there is a stream"
+
+
+class Step(IntEnum):
+    """What a staged row does; the columns it uses are in brackets."""
+
+    OPEN = 0  # refuse if the list of queues is another one (seq: generation)
+    FIND = 1  # the message behind a receipt (place, queue, fifo, seq, receives; flag: in the order of its group)
+    STREAM = 2  # its outputs come in several calls (place)
+    OUTPUT = 3  # send (place, queue, fifo, number, millis: delay; flag: one of Key; hop, grp, body)
+    REMOVE = 4  # delete (place)
+    EXTEND = 5  # hide (place; millis: from now on; flag: charge)
+    BURY = 6  # move to a dead-letter queue (place, queue, fifo, number, hop, grp, origin, source, failure, body)
+    CLOSE = 7  # let groups go on, forget expired keys (number: of messages sent)
+    TAKE = 8  # receive (queue, fifo, millis: visibility, number: how many in all; seq, receives: dead queue, its fifo)
+    SOURCE = 9  # what follows has no input (place)
+    SWEEP = 10  # forget expired keys (number: how many of each kind)
+    RETIRE = 11  # delete what is past its retention
+    CREATE = 12  # a queue (fifo; hop: name, grp: dead-letter queue, body: visibility)
+    EMPTY = 13  # a queue (queue; flag: delete it as well)
+
+
+class Key(IntEnum):
+    """Whether and how long a hop id sent without an input, or to a FIFO queue, is remembered."""
+
+    WINDOW = 0
+    AGAIN = 1
+    FOREVER = 2  # as long as the queue is not purged
+    NONE = 3
+
+
+#: Columns of a staged row after kind and place.
+_NUMBERS = ("queue", "fifo", "seq", "receives", "flag", "millis", "number")
+_TEXTS = ("hop", "grp", "origin", "source", "failure", "body")
+_COLUMNS = ("kind", "place", *_NUMBERS, *_TEXTS)
+#: Columns of a row for ``pass``, one for each output and one for an input without: ``flag`` is the input's queue.
+_PASS = ("place", "seq", "receives", "flag", "queue", "millis", "number", "body")
+Row = tuple[Any, ...]
+
+
+def row(
+    kind: Step,
+    place: int = 0,
+    *,
+    queue: int | None = None,
+    fifo: bool = False,
+    seq: int | None = None,
+    receives: int = 0,
+    flag: int = 0,
+    millis: int = 0,
+    number: int = 0,
+    hop: str | None = None,
+    grp: str | None = None,
+    origin: str | None = None,
+    source: str | None = None,
+    failure: str | None = None,
+    body: Any = None,
+) -> Row:
+    """Return a row to stage."""
+    return kind, place, queue, fifo, seq, receives, flag, millis, number, hop, grp, origin, source, failure, body
+
+
+_KEYED = "(l.seq IS NULL OR l.streamed OR NEW.fifo) AND NEW.flag != 3"
+_FIRST_FRESH = "(SELECT seq FROM messages WHERE grp = NEW.id AND receives = 0 ORDER BY seq LIMIT 1)"
+
+
+def _view(view: str, *, finds: bool = False) -> str:
+    """Return a program's view, with the steps that several programs have."""
+    text = f"""
+CREATE TEMP VIEW {view} AS SELECT kind, place, {", ".join(_NUMBERS)}, 0 AS row, 0 AS now FROM staged;
+CREATE TEMP TRIGGER {view}_open INSTEAD OF INSERT ON {view} WHEN NEW.kind = {Step.OPEN} BEGIN
+    SELECT RAISE(ABORT, '{CHANGED}') FROM meta WHERE generation != NEW.seq;
+    DELETE FROM leases; DELETE FROM strays; DELETE FROM touched; DELETE FROM taken;
+END;
+CREATE TEMP TRIGGER {view}_close INSTEAD OF INSERT ON {view} WHEN NEW.kind = {Step.CLOSE} BEGIN
+    UPDATE meta SET next_seq = next_seq + NEW.number WHERE NEW.number;
+    INSERT INTO settling SELECT grp FROM touched;
+    -- Two for each one recorded, so that they cannot pile up.
+    INSERT INTO sweeping SELECT n, NEW.now FROM (SELECT 2 * count(*) AS n
+        FROM staged AS s JOIN leases AS l USING (place)
+        WHERE s.kind = {Step.OUTPUT} AND s.flag < {Key.FOREVER} AND (l.seq IS NULL OR l.streamed OR s.fifo)) WHERE n;
+    DELETE FROM staged;
+END;
+"""  # noqa: S608
+    if not finds:
+        return text
+    return f"""{text}
+CREATE TEMP TRIGGER {view}_find INSTEAD OF INSERT ON {view} WHEN NEW.kind = {Step.FIND} BEGIN
+    -- As on SQS: an expired one of a group could overtake an earlier one of it that is somebody else's now.
+    INSERT OR IGNORE INTO strays SELECT grp FROM messages
+        WHERE seq = NEW.seq AND queue = NEW.queue AND NEW.fifo AND (receives != NEW.receives OR visible_at < NEW.now);
+    INSERT INTO leases SELECT NEW.place, seq, grp, streamed, queue, charges, coalesce(first_sent_at, sent_at), 0
+        FROM messages WHERE seq = NEW.seq AND queue = NEW.queue AND receives = NEW.receives
+            AND NOT (NEW.fifo AND visible_at < NEW.now)
+            AND NOT (NEW.flag AND coalesce(grp, 0) IN (SELECT grp FROM strays));
+END;
+"""  # noqa: S608
+
+
+_SCHEMA = f"""
+CREATE TEMP TABLE staged (kind INTEGER, place INTEGER, {", ".join(f"{name} INTEGER" for name in _NUMBERS)},
+    {", ".join(f"{name} TEXT" for name in _TEXTS)});
+-- What the steps of this call found: the leases, FIFO groups that something came back to, groups to settle.
+CREATE TEMP TABLE leases (place INTEGER PRIMARY KEY, seq INTEGER, grp INTEGER, streamed INTEGER, queue INTEGER,
+    charges INTEGER, sent_at INTEGER, fresh INTEGER);
+CREATE TEMP TABLE strays (grp INTEGER PRIMARY KEY);
+CREATE TEMP TABLE touched (grp INTEGER PRIMARY KEY);
+CREATE TEMP TABLE taken (seq INTEGER, receives INTEGER, charges INTEGER, sent_at INTEGER, grp TEXT, failure TEXT,
+    body TEXT, queue INTEGER, moved INTEGER);
+CREATE TEMP TABLE budget (rest INTEGER);
+INSERT INTO budget VALUES (0);
+
+-- Works out anew when a group is ready. A group is ready when its oldest message is visible and none of it is in
+-- flight; received messages are a prefix of it, since a receive takes its first ones.
+CREATE TEMP VIEW settling AS SELECT 0 AS id;
+CREATE TEMP TRIGGER settle INSTEAD OF INSERT ON settling BEGIN
+    DELETE FROM groups WHERE id = NEW.id AND NOT EXISTS (SELECT 1 FROM messages WHERE grp = NEW.id);
+    UPDATE groups SET (head, ready_at) = (
+        SELECT m.seq, max(m.visible_at, coalesce((SELECT max(visible_at) FROM messages
+            WHERE grp = NEW.id AND seq < coalesce({_FIRST_FRESH}, 9223372036854775807)), 0))
+        FROM messages AS m WHERE m.grp = NEW.id ORDER BY m.seq LIMIT 1) WHERE id = NEW.id;
+END;
+
+-- Keys are found first and deleted one by one: for "(queue, hop) IN (SELECT ...)" SQLite reads the whole queue's.
+CREATE TEMP VIEW forgetting AS SELECT 0 AS queue, '' AS hop;
+CREATE TEMP TRIGGER forget INSTEAD OF INSERT ON forgetting BEGIN
+    DELETE FROM keys WHERE queue = NEW.queue AND hop = NEW.hop;
+    UPDATE budget SET rest = rest - 1;
+END;
+CREATE TEMP VIEW ended AS SELECT 0 AS seq;
+CREATE TEMP TRIGGER forget_stream INSTEAD OF INSERT ON ended WHEN (SELECT rest FROM budget) > 0 BEGIN
+    INSERT INTO forgetting SELECT queue, hop FROM keys WHERE stream = NEW.seq LIMIT (SELECT rest FROM budget);
+    DELETE FROM streams WHERE seq = NEW.seq AND NOT EXISTS (SELECT 1 FROM keys WHERE stream = NEW.seq);
+    UPDATE budget SET rest = rest - 1;
+END;
+CREATE TEMP VIEW sweeping AS SELECT 0 AS rest, 0 AS now;
+CREATE TEMP TRIGGER sweep INSTEAD OF INSERT ON sweeping BEGIN
+    INSERT INTO forgetting SELECT queue, hop FROM keys WHERE expires <= NEW.now ORDER BY expires LIMIT NEW.rest;
+    UPDATE budget SET rest = NEW.rest;
+    INSERT INTO ended SELECT seq FROM streams WHERE expires <= NEW.now ORDER BY expires LIMIT NEW.rest;
+END;
+
+-- Without a key: what is buried leaves its own queue in the same transaction, so it cannot come twice.
+CREATE TEMP VIEW burying AS SELECT 0 AS queue, 0 AS fifo, 0 AS seq, 0 AS now, 0 AS charges, 0 AS sent_at, '' AS grp,
+    '' AS hop, '' AS origin, '' AS source, '' AS failure, '' AS body, 0 AS old;
+CREATE TEMP TRIGGER bury INSTEAD OF INSERT ON burying BEGIN
+    INSERT OR IGNORE INTO groups (queue, name, ready_at, head)
+        SELECT NEW.queue, NEW.grp, NEW.now, NEW.seq WHERE NEW.fifo;
+    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, first_sent_at, hop, origin,
+        source, failure, body)
+    VALUES (NEW.seq, NEW.queue, NEW.now, 0, NEW.charges, 0, NEW.now,
+        CASE WHEN NEW.fifo THEN (SELECT id FROM groups WHERE queue = NEW.queue AND name = NEW.grp) END,
+        NEW.sent_at, NEW.hop, NEW.origin, NEW.source, NEW.failure, NEW.body);
+    DELETE FROM messages WHERE seq = NEW.old;
+    UPDATE streams SET expires = NEW.now + {WINDOW} WHERE seq = NEW.old;
+END;
+
+{_view("extending", finds=True)}
+{_view("moving", finds=True)}
+{_view("completing", finds=True)}
+{_view("taking")}
+{_view("tending")}
+CREATE TEMP TRIGGER source INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.SOURCE} BEGIN
+    INSERT INTO leases (place, streamed, fresh) VALUES (NEW.place, 0, 0);
+END;
+CREATE TEMP TRIGGER stream INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.STREAM} BEGIN
+    INSERT OR IGNORE INTO streams (seq, queue) SELECT seq, queue FROM leases WHERE place = NEW.place AND NOT streamed
+        AND seq IS NOT NULL;
+    UPDATE messages SET streamed = 1 WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place AND NOT streamed);
+    UPDATE leases SET streamed = 1 WHERE place = NEW.place AND seq IS NOT NULL;
+END;
+CREATE TEMP TRIGGER output INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.OUTPUT} BEGIN
+    INSERT INTO keys (queue, hop, stream, expires)
+        SELECT NEW.queue, s.hop, CASE WHEN l.streamed THEN l.seq END, CASE WHEN l.streamed OR NEW.flag = {Key.FOREVER}
+            THEN NULL ELSE NEW.now + CASE NEW.flag WHEN {Key.AGAIN} THEN {AGAIN} ELSE {WINDOW} END END
+        FROM leases AS l, staged AS s WHERE l.place = NEW.place AND s.rowid = NEW.row AND {_KEYED}
+        ON CONFLICT (queue, hop) DO UPDATE SET stream = excluded.stream, expires = excluded.expires
+            WHERE keys.expires <= NEW.now OR (SELECT s.expires FROM streams AS s WHERE s.seq = keys.stream) <= NEW.now;
+    UPDATE leases SET fresh = CASE WHEN {_KEYED.replace("l.", "")} THEN changes() ELSE 1 END WHERE place = NEW.place;
+    INSERT OR IGNORE INTO groups (queue, name, ready_at, head)
+        SELECT NEW.queue, s.grp, NEW.now + NEW.millis, (SELECT next_seq FROM meta) + NEW.number
+        FROM leases AS l, staged AS s WHERE NEW.fifo AND l.place = NEW.place AND l.fresh AND s.rowid = NEW.row;
+    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, body)
+        SELECT (SELECT next_seq FROM meta) + NEW.number, NEW.queue, NEW.now + NEW.millis, 0, 0, 0, NEW.now,
+            CASE WHEN NEW.fifo THEN (SELECT id FROM groups WHERE queue = NEW.queue AND name = s.grp) END, s.body
+        FROM leases AS l, staged AS s WHERE l.place = NEW.place AND l.fresh AND s.rowid = NEW.row;
+END;
+CREATE TEMP TRIGGER remove INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.REMOVE} BEGIN
+    DELETE FROM messages WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place);
+    UPDATE streams SET expires = NEW.now + {WINDOW}
+        WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place AND streamed);
+    INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE place = NEW.place AND grp IS NOT NULL;
+END;
+-- The way of nearly all messages, on standard queues: by sets, at a third of the cost of row by row.
+CREATE TEMP VIEW passing AS SELECT 0 AS now, 0 AS generation;
+CREATE TEMP TRIGGER pass INSTEAD OF INSERT ON passing BEGIN
+    SELECT RAISE(ABORT, '{CHANGED}') FROM meta WHERE generation != NEW.generation;
+    DELETE FROM leases;
+    INSERT OR IGNORE INTO leases (place, seq, streamed) SELECT s.place, m.seq, m.streamed
+        FROM staged AS s CROSS JOIN messages AS m ON m.seq = s.seq WHERE m.queue = s.flag AND m.receives = s.receives;
+    SELECT RAISE(ABORT, '{STREAMED}') FROM leases WHERE streamed;
+    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, body)
+        SELECT (SELECT next_seq FROM meta) + s.number, s.queue, NEW.now + s.millis, 0, 0, 0, NEW.now, s.body
+        FROM staged AS s WHERE s.queue IS NOT NULL AND s.place IN (SELECT place FROM leases);
+    DELETE FROM messages WHERE seq IN (SELECT seq FROM leases);
+    UPDATE meta SET next_seq = next_seq + (SELECT max(number) + 1 FROM staged)
+        WHERE EXISTS (SELECT 1 FROM staged WHERE queue IS NOT NULL);
+    DELETE FROM staged;
+END;
+CREATE TEMP TRIGGER extend INSTEAD OF INSERT ON extending WHEN NEW.kind = {Step.EXTEND} BEGIN
+    UPDATE messages SET visible_at = NEW.now + NEW.millis, charges = charges + NEW.flag
+        WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place);
+    INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE place = NEW.place AND grp IS NOT NULL;
+END;
+CREATE TEMP TRIGGER bury_found INSTEAD OF INSERT ON moving WHEN NEW.kind = {Step.BURY} BEGIN
+    INSERT INTO burying SELECT NEW.queue, NEW.fifo, (SELECT next_seq FROM meta) + NEW.number, NEW.now, l.charges,
+            l.sent_at, s.grp, s.hop, s.origin, s.source, s.failure, s.body, l.seq
+        FROM leases AS l, staged AS s WHERE l.place = NEW.place AND s.rowid = NEW.row;
+    INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE place = NEW.place AND grp IS NOT NULL;
+END;
+
+CREATE TEMP VIEW due_groups AS SELECT 0 AS id, '' AS name, 0 AS queue, 0 AS now, 0 AS most;
+CREATE TEMP TRIGGER take_group INSTEAD OF INSERT ON due_groups
+    WHEN NEW.most > (SELECT count(*) FROM taken WHERE NOT moved) BEGIN
+    INSERT INTO taken SELECT m.seq, m.receives, m.charges, coalesce(m.first_sent_at, m.sent_at), NEW.name, m.failure,
+            m.body, NEW.queue, 0
+        FROM messages AS m WHERE m.grp = NEW.id AND m.seq < coalesce((SELECT min(seq) FROM (SELECT seq, visible_at
+                FROM messages WHERE grp = NEW.id ORDER BY seq LIMIT NEW.most) WHERE visible_at > NEW.now),
+            9223372036854775807)
+        ORDER BY m.seq LIMIT NEW.most - (SELECT count(*) FROM taken WHERE NOT moved);
+    INSERT OR IGNORE INTO touched VALUES (NEW.id);
+END;
+CREATE TEMP TRIGGER take INSTEAD OF INSERT ON taking WHEN NEW.kind = {Step.TAKE} BEGIN
+    INSERT INTO taken SELECT seq, receives, charges, coalesce(first_sent_at, sent_at), NULL, failure, body, queue, 0
+        FROM messages WHERE NOT NEW.fifo AND queue = NEW.queue AND visible_at <= NEW.now
+        ORDER BY visible_at, receives, seq LIMIT max(0, NEW.number - (SELECT count(*) FROM taken WHERE NOT moved));
+    INSERT INTO due_groups SELECT id, name, queue, NEW.now, NEW.number FROM groups
+        WHERE NEW.fifo AND queue = NEW.queue AND ready_at <= NEW.now ORDER BY ready_at, head LIMIT NEW.number;
+    UPDATE taken SET moved = 1 WHERE queue = NEW.queue AND receives >= {MAX_RECEIVES} AND NEW.seq IS NOT NULL;
+    INSERT INTO burying SELECT NEW.seq, NEW.receives, (SELECT next_seq FROM meta) + t.rowid, NEW.now,
+            t.charges, t.sent_at, coalesce(t.grp, t.seq), NULL, NULL,
+            (SELECT name FROM queues WHERE id = NEW.queue), NULL, t.body, t.seq
+        FROM taken AS t WHERE t.moved AND t.queue = NEW.queue;
+    UPDATE meta SET next_seq = next_seq + (SELECT max(rowid) FROM taken) + 1
+        WHERE EXISTS (SELECT 1 FROM taken WHERE moved AND queue = NEW.queue);
+    UPDATE messages SET visible_at = NEW.now + NEW.millis, receives = receives + 1
+        WHERE seq IN (SELECT seq FROM taken WHERE queue = NEW.queue AND NOT moved);
+    INSERT INTO settling SELECT grp FROM touched;
+    DELETE FROM touched;
+END;
+
+CREATE TEMP TRIGGER sweep_now INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.SWEEP} BEGIN
+    INSERT INTO sweeping VALUES (NEW.number, NEW.now);
+END;
+CREATE TEMP TRIGGER retire INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.RETIRE} BEGIN
+    INSERT INTO leases (place, seq, grp, streamed) SELECT m.seq, m.seq, m.grp, m.streamed
+        FROM (SELECT seq, queue, grp, streamed, sent_at, visible_at, receives FROM messages
+            ORDER BY seq LIMIT {_OLDEST}) AS m LEFT JOIN queues AS q ON q.id = m.queue
+        WHERE NEW.now - m.sent_at >= coalesce(q.retention, {RETENTION}) AND NOT (m.receives AND m.visible_at > NEW.now);
+    DELETE FROM messages WHERE seq IN (SELECT seq FROM leases);
+    UPDATE streams SET expires = NEW.now + {WINDOW} WHERE seq IN (SELECT seq FROM leases WHERE streamed);
+    INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE grp IS NOT NULL;
+END;
+
+CREATE TEMP TRIGGER create_queue INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.CREATE} BEGIN
+    UPDATE meta SET generation = generation + 1;
+    INSERT INTO queues (id, name, fifo, visibility, dead, created_at, retention)
+        SELECT (SELECT generation FROM meta), s.hop, NEW.fifo, s.body, s.grp, NEW.now, {RETENTION}
+        FROM staged AS s WHERE s.rowid = NEW.row;
+END;
+-- A queue is emptied at once, keys included, by a new number; the rows under the old one are garbage.
+CREATE TEMP TRIGGER empty_queue INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.EMPTY} BEGIN
+    UPDATE meta SET generation = generation + 1;
+    UPDATE queues SET id = (SELECT generation FROM meta) WHERE id = NEW.queue AND NOT NEW.flag;
+    DELETE FROM queues WHERE id = NEW.queue;
+    UPDATE streams SET expires = NEW.now + {WINDOW} WHERE queue = NEW.queue AND expires IS NULL;
+    INSERT OR IGNORE INTO garbage (queue) VALUES (NEW.queue);
+END;
+"""  # noqa: S608
+_FROM = f"SELECT kind, place, {', '.join(_NUMBERS)}, rowid, ? FROM staged ORDER BY rowid"  # noqa: S608
+#: Forgets keys of a queue, up to a limit: a transaction of its own.
+FORGET_QUEUE = "INSERT INTO forgetting SELECT queue, hop FROM keys WHERE queue = ? LIMIT ?"
+
+
+class Program(StrEnum):
+    """Which steps a transaction may have: each row costs a look at every one of its program's triggers."""
+
+    COMPLETE = f"INSERT INTO completing {_FROM}"  # FIND, SOURCE, STREAM, OUTPUT, REMOVE, CLOSE
+    EXTEND = f"INSERT INTO extending {_FROM}"  # FIND, EXTEND, CLOSE
+    MOVE = f"INSERT INTO moving {_FROM}"  # FIND, BURY, CLOSE
+    TAKE = f"INSERT INTO taking {_FROM}"  # TAKE, CLOSE
+    TEND = f"INSERT INTO tending {_FROM}"  # SWEEP, RETIRE, CREATE, EMPTY, CLOSE
+
+
+def install(db: sqlite3.Connection) -> None:
+    """Give a connection the programs."""
+    db.executescript(_SCHEMA)
+
+
+def run(db: sqlite3.Connection, program: Program, rows: Sequence[Row], clock: Callable[[], int]) -> int:
+    """Run steps in one transaction, as of the moment just before; returns it."""
+    db.execute("DELETE FROM staged")
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        db.execute(_stage(len(some)), tuple(chain.from_iterable(some)))
+    now = clock()
+    db.execute(program, (now,))
+    return now
+
+
+def pass_on(db: sqlite3.Connection, rows: Sequence[Row], generation: int, clock: Callable[[], int]) -> None:
+    """Run ``pass``; each row has the columns ``_PASS``."""
+    db.execute("DELETE FROM staged")
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        db.execute(_stage(len(some), _PASS), tuple(chain.from_iterable(some)))
+    db.execute("INSERT INTO passing VALUES (?, ?)", (clock(), generation))
+
+
+@cache
+def _stage(count: int, columns: tuple[str, ...] = _COLUMNS) -> str:
+    one = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO staged ({', '.join(columns)}) VALUES {', '.join([one] * count)}"  # noqa: S608
