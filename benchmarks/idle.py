@@ -1,7 +1,7 @@
 """What an engine with nothing to do costs: CPU seconds per minute of each kind of process, requests per minute.
 
 Thirty-two workers of one stage wait for messages that never come, over SQLite and over SQS's wire (the stand-in of
-``tests/standin``). The first seconds after the start are left out. Runs from a checkout only.
+``standin/``). The first seconds after the start are left out. Runs from a checkout only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import psutil
 from benchmarks.harness import Report, parse
 from benchmarks.queues import sqs_standin
 from benchmarks.serving import serving
+from benchmarks.watching import Log, children
 from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
-from tests.gates import Log, children
-from tests.standin import StandIn
+from standin import StandIn
 
 #: Seconds from the last worker's start until the clock starts.
 SETTLE = 10.0

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqspipes_mp import SQS, Engine, SQLite
 from sqspipes_mp.brokers.base import Broker, Completion, Output
+from standin import standin
 
 #: Latency of each request to the stand-in, milliseconds: about that of SQS within a region.
 LATENCY_MS = 5.0
@@ -34,10 +35,6 @@ def brokers(kind: str, latency_ms: float = LATENCY_MS) -> Iterator[Callable[[], 
 @contextlib.contextmanager
 def sqs_standin(*, lean: bool = True, **options: object) -> Iterator[tuple[Any, Callable[[], SQS]]]:
     """Yield the stand-in for SQS, started with options, and a function that empties it and returns a broker for it."""
-    try:
-        from tests.standin import standin  # noqa: PLC0415  (only in a checkout)
-    except ImportError:
-        raise SystemExit("SQS is stood in for by tests/standin: run this from a checkout") from None
     with standin(ledger=0, **options) as server:
 
         def fresh() -> SQS:

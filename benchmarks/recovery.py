@@ -2,7 +2,7 @@
 
 One worker runs a message that never ends and holds five more. It is SIGKILLed; the clock runs until all five can be
 received again, and until its replacement begins one of them. That is done again and again, over SQLite and over SQS's
-wire (the stand-in of ``tests/standin``, 5 ms latency per request). Runs from a checkout only.
+wire (the stand-in, ``standin/``, 5 ms latency per request). Runs from a checkout only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 from benchmarks.harness import Report, Spread, bars, parse
 from benchmarks.queues import sqs_standin
 from benchmarks.serving import serving
+from benchmarks.watching import Log, eventually, feed
 from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Broker
-from tests.gates import Log, eventually, feed
 
 HELD = 5
 

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from sqspipes_mp.brokers.sqs import SQS
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import Gate, Log, children, close_gates, eventually
 from tests.moto_server import HARMLESS, moto_server
-from tests.standin import StandIn, standin
+from standin import StandIn, standin
 
 # How long an example takes is the machine's business, and a failure must be the same one at the next run.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)

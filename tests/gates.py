@@ -15,19 +15,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
+from benchmarks.watching import ROOT as ROOT
+from benchmarks.watching import TIMEOUT as TIMEOUT
+from benchmarks.watching import Log as Log
+from benchmarks.watching import alive as alive
+from benchmarks.watching import children as children
+from benchmarks.watching import direct_children as direct_children
+from benchmarks.watching import eventually as eventually
+from benchmarks.watching import feed as feed
+from benchmarks.watching import send as send
 from sqspipes_mp import Engine, SQLite
-from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.failure import Failure, parse_failure
 
-T = TypeVar("T")
-
-#: Seconds after which something that should have happened counts as a deadlock; never waited for otherwise.
-TIMEOUT = 40.0
-ROOT = Path(__file__).parent.parent
 
 _opened: dict[str, int] = {}
 _no_forks = threading.Lock()
@@ -64,43 +67,6 @@ def close_gates() -> None:
         os.close(_opened.popitem()[1])
 
 
-@dataclass(frozen=True)
-class Log:
-    """A file to which any process appends one line at a time; the kernel keeps the lines whole and in order."""
-
-    path: str
-
-    def note(self, *fields: object) -> None:
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(fd, json.dumps(fields).encode() + b"\n")
-        finally:
-            os.close(fd)
-
-    def lines(self) -> list[Any]:
-        try:
-            text = Path(self.path).read_text()
-        except FileNotFoundError:
-            return []
-        lines = [json.loads(line) for line in text.splitlines()]
-        return [line[0] if len(line) == 1 else tuple(line) for line in lines]
-
-    def wait_for(self, count: int) -> list[Any]:
-        """Return the lines once there are so many."""
-        eventually(lambda: len(self.lines()) >= count, f"{count} lines in {self.path}, has {self.lines()}")
-        return self.lines()
-
-
-def eventually(condition: Callable[[], T], what: str = "a condition") -> T:
-    """Return the condition's result once it is true."""
-    clock = threading.Event()
-    for _ in range(int(TIMEOUT / 0.01)):
-        if result := condition():
-            return result
-        clock.wait(0.01)
-    raise AssertionError(f"never came true: {what}")
-
-
 # --- engines and their queues ---
 
 
@@ -135,23 +101,6 @@ class Background:
 def engine_at(path: Path | str, tasks: Sequence[Any], **settings: Any) -> Engine:
     """Return an engine of the domain "t" on the SQLite file ``path``."""
     return Engine(list(tasks), domain="t", broker=SQLite(path), **settings)
-
-
-def send(engine: Engine, stage: str, *bodies: str, group: str | None = None) -> None:
-    """Put bodies into a stage's input queue as they are."""
-    queue = engine.pipeline.stage(stage).inputs[-1]
-    broker = engine.broker
-    broker.check()
-    with contextlib.closing(broker.open()) as connection:
-        connection.ensure(engine.pipeline.queues, create=True)
-        outputs = [Output(queue, body, os.urandom(8).hex(), group=group) for body in bodies]
-        for start in range(0, len(outputs), 100):
-            connection.complete([Completion(None, (output,)) for output in outputs[start : start + 100]])
-
-
-def feed(engine: Engine, stage: str, values: Sequence[object], group: str | None = None) -> None:
-    """Put values into a stage's input queue, as envelopes without ids."""
-    send(engine, stage, *(json.dumps({"meta": {"priority": 0}, "value": value}) for value in values), group=group)
 
 
 def drain(engine: Engine, *only: str, **settings: Any) -> Any:
@@ -215,48 +164,8 @@ def charges(engine: Engine) -> list[int]:
 # --- processes ---
 
 
-def alive(pid: int) -> bool:
-    """Tell whether a process runs (a zombie does not)."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def children(pid: int | None = None) -> list[psutil.Process]:
-    """Return the engine's processes below ``pid``: not the helpers of multiprocessing, nor moto's server."""
-    try:
-        found = psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-    return [process for process in found if not _is_helper(process)]
-
-
-def _is_helper(process: psutil.Process) -> bool:
-    try:
-        command = " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.ZombieProcess:
-        return False
-    helpers = ("moto_server.py", "tests.standin", "multiprocessing.resource_tracker", "multiprocessing.forkserver")
-    # A child of the forkserver has its command line, but another parent.
-    if "multiprocessing.forkserver" in command:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            parent = process.parent()
-            return parent is None or "multiprocessing.forkserver" not in " ".join(parent.cmdline())
-    return any(helper in command for helper in helpers)
-
-
-def direct_children(pid: int | None = None) -> list[int]:
-    """Return the pids of a process's own children, oldest first (the keeper before the workers)."""
-    found = sorted(psutil.Process(pid).children(), key=lambda child: child.create_time())
-    return [child.pid for child in found if not _is_helper(child)]
-
-
 @contextlib.contextmanager
-def program(
-    tmp_path: Path, text: str, *args: object, python: str = sys.executable
-) -> Iterator[subprocess.Popen[str]]:
+def program(tmp_path: Path, text: str, *args: object, python: str = sys.executable) -> Iterator[subprocess.Popen[str]]:
     """Run a Python program of its own that can import the tests' modules; end it with the block."""
     script = tmp_path / "program.py"
     # Not again under a program that was just started and may not have read it.

@@ -14,7 +14,7 @@ from sqspipes_mp.brokers.attributes import Attribute
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle, Output, QueueSpec
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.contract.wire import Error, Json, Wire, batch, served
 
 SPEC = QueueSpec(name="q", fifo=False, visibility=30)

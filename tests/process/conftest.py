@@ -3,8 +3,8 @@
 import pytest
 
 from sqspipes_mp import SQS
-from tests.brokers import sqs_at
-from tests.standin import StandIn
+from standin.brokers import sqs_at
+from standin import StandIn
 
 
 @pytest.fixture

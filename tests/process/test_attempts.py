@@ -10,9 +10,9 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.message import Message, decode
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import drain, feed
-from tests.standin.client import standin
+from standin.client import standin
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from tests.gates import (
     waiting,
 )
 from tests.process.three_stages import sink, source, stages
-from tests.standin import standin
+from standin import standin
 
 
 def noted(batch: list[int], log: Log) -> list[int]:

@@ -27,7 +27,7 @@ from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.dead import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.errors import ConfigError
 from tests.gates import TIMEOUT, Background, Log, bodies, charges, drain, engine_at, eventually, feed, query, send, waiting
-from tests.standin import StandIn
+from standin import StandIn
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, SQLite, Task
 from sqspipes_mp.brokers.url import parse
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import Background, Log, alive, ended, engine_at, eventually, feed, kill, program, query, values, waiting
-from tests.standin import StandIn, standin
+from standin import StandIn, standin
 
 
 def source():

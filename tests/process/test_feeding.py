@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import SQS, AccessDenied, ConfigError, Engine, MessageTooLarge, OutputError, PutError, SQLite, Task
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import TIMEOUT, Background, Gate, Log, bodies, eventually, waiting
-from tests.standin import standin
+from standin import standin
 
 
 def noted(value, log: Log):

@@ -15,9 +15,9 @@ import pytest
 from sqspipes_mp import SQS, ConfigError, Engine, QueueMissing, Reject, SQLite, Task, current_message, envelope
 from sqspipes_mp.brokers.base import MAX_BYTES, Broker, Completion, Output, QueueSpec
 from sqspipes_mp.dead import discard, redrive
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, eventually
-from tests.standin import StandIn
+from standin import StandIn
 
 UPLOADS = "uploads-of-others"
 TEST_EVENT = json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"})

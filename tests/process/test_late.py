@@ -16,7 +16,7 @@ import pytest
 from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.supervisor import watchdog
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import (
     Background,
     Gate,
@@ -32,7 +32,7 @@ from tests.gates import (
     program,
     values,
 )
-from tests.standin import standin
+from standin import standin
 
 LATE = "the call outlived the task's timeout"
 

@@ -25,9 +25,9 @@ from sqspipes_mp.worker.items import Done
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.station import Delivery, Station
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import eventually
-from tests.standin import StandIn
+from standin import StandIn
 
 
 def source():

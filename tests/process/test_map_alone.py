@@ -23,9 +23,9 @@ from sqspipes_mp import (
 )
 from sqspipes_mp.cli.exits import Exit, judge
 from sqspipes_mp.dead import redrive
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, values, waiting
-from tests.standin import StandIn
+from standin import StandIn
 
 HOLDER = textwrap.dedent("""
     import os, subprocess, sys, threading

@@ -13,9 +13,9 @@ import pytest
 from sqspipes_mp import SQS, AccessDenied, BrokerError, Engine, QueueMissing, Task
 from sqspipes_mp.brokers import sqs_errors
 from sqspipes_mp.plan import RunPlan
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, children, drain, engine_at, feed, values, waiting
-from tests.standin import StandIn
+from standin import StandIn
 
 
 def source():

@@ -8,7 +8,7 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, MessageTooLarge, Retry, Task
 from tests.gates import drain, feed
-from tests.standin import StandIn
+from standin import StandIn
 
 
 def source():

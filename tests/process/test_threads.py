@@ -28,7 +28,7 @@ from tests.gates import (
     waiting,
 )
 from tests.process.three_stages import sink, source, stages
-from tests.standin import standin
+from standin import standin
 
 
 def gated(value: int, log: Log, gate: Gate) -> list[object]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import Weather, storm
+from benchmarks.chaos import Weather, storm
 
 
 #: Each kind of process killed, each stopped; two more turns are the dice's.

@@ -21,7 +21,7 @@ from sqspipes_mp import SQS, Engine, Task, TaskClient, current_message
 from sqspipes_mp.brokers.base import Completion, Output
 from tests import gates
 from tests.gates import Background, Log
-from tests.standin import StandIn, standin
+from standin import StandIn, standin
 
 _PYTHON = os.environ.get("SQSPIPES_TEST_PYTHON")
 

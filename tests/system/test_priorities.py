@@ -4,9 +4,9 @@ from pathlib import Path
 
 
 from sqspipes_mp import SQS, SQLite, Task, TaskClient, current_message
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log
-from tests.standin import standin
+from standin import standin
 
 LEVELS = 16
 

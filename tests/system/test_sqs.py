@@ -143,7 +143,7 @@ def wait_for_the_broker(moto: SQS) -> None:
 LEFT_AT_SQS = """
 import logging, sys
 from sqspipes_mp import Engine, Task
-from tests.brokers import sqs_at
+from standin.brokers import sqs_at
 from tests.system.test_sqs import numbers
 def end(value):
     pass

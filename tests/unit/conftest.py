@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.standin import StandIn
-from tests.standin.asking import connect
+from standin import StandIn
+from standin.asking import connect
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from tests.standin import StandIn
-from tests.standin.asking import batch, bodies, code_of, extend, name_of, new, receive, send, served
+from standin import StandIn
+from standin.asking import batch, bodies, code_of, extend, name_of, new, receive, send, served
 
 MIB = 1_048_576
 

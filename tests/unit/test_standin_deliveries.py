@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.standin import StandIn
-from tests.standin.asking import (
+from standin import StandIn
+from standin.asking import (
     arn_of,
     batch,
     bodies,

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from botocore import UNSIGNED
 
-from tests.standin import StandIn
-from tests.standin.asking import batch, bodies, code_of, connect, delete, name_of, new, receive, send, served
+from standin import StandIn
+from standin.asking import batch, bodies, code_of, connect, delete, name_of, new, receive, send, served
 
 
 # Faults.
@@ -194,7 +194,7 @@ def test_ledger_counts_requests_and_bytes(sqs: StandIn, client: Any) -> None:
 def test_process_ends_with_its_standard_input() -> None:
     here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.standin", "--latency-ms", "5"],
+        [sys.executable, "-m", "standin", "--latency-ms", "5"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=here,
@@ -208,7 +208,7 @@ def test_process_ends_with_its_standard_input() -> None:
 
 def test_process_ends_with_whoever_started_it() -> None:
     program = (
-        "import os, signal, tests.standin as t; m = t.standin(); print(m.__enter__().pid, flush=True); signal.pause()"
+        "import os, signal, standin as t; m = t.standin(); print(m.__enter__().pid, flush=True); signal.pause()"
     )
     here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=here) as starter:

@@ -2,11 +2,11 @@
 
 Two programs share three stages and 20,000 items. Twice a second something happens, by seeded dice: a worker is
 SIGKILLed or stopped for a while, a keeper is killed or stopped, a whole program is stopped, killed or asked to end, and
-started again. On SQS's wire (the stand-in of ``tests/standin``) 2 % of the requests are throttled, 1 % are reset, 1 %
+started again. On SQS's wire (the stand-in, ``standin/``) 2 % of the requests are throttled, 1 % are reset, 1 %
 lose their reply, 2 % of the batches' entries fail, and 1 % of the deliveries on standard queues come twice. Twelve
 items are poison. Afterwards the queues decide; a broken rule makes the exit status 1.
 
-Runs from a checkout only: the storm itself is ``tests/chaos``, which the suite runs for some seconds, too.
+Runs from a checkout only: the suite runs the same storm for some seconds, too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.chaos import Result, Weather, storm
 from benchmarks.harness import Report, parse
-from tests.chaos import Result, Weather, storm
 
 BROKERS = ("sqlite", "fifo", "sqs")
 

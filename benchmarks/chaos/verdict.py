@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.chaos.pipeline import POISON, STAGES
 from sqspipes_mp import Engine
 from sqspipes_mp.brokers.base import Completion, Output
-from tests.chaos.pipeline import POISON, STAGES
-from tests.standin import StandIn
+from standin import StandIn
 
 
 def items(count: int, poison: int, kinds: Sequence[str] = POISON) -> list[list[object]]:

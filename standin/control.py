@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.standin.connection import Gate
-from tests.standin.queue import Queue
-from tests.standin.service import Service
+from standin.connection import Gate
+from standin.queue import Queue
+from standin.service import Service
 
 Json = dict[str, Any]
 

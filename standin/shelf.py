@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 from random import Random
 
-from tests.standin.message import Message, State
+from standin.message import Message, State
 
 
 class StandardShelf:

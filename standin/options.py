@@ -67,7 +67,7 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line."""
-    parser = argparse.ArgumentParser("python -m tests.standin", description=Faults.__doc__)
+    parser = argparse.ArgumentParser("python -m standin", description=Faults.__doc__)
     options = Options()
     for holder in (options, options.faults):
         for each in fields(holder):

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
-from tests.standin.errors import SqsError, invalid, stale
-from tests.standin.line import Line
-from tests.standin.message import Message, State
-from tests.standin.shelf import Shelf
-from tests.standin.window import Window
+from standin.errors import SqsError, invalid, stale
+from standin.line import Line
+from standin.message import Message, State
+from standin.shelf import Shelf
+from standin.window import Window
 
 #: Longest visibility timeout of one delivery (Amazon SQS API Reference, ChangeMessageVisibility), in seconds.
 LONGEST = 43_200

@@ -1,6 +1,6 @@
 """The pipeline under chaos: three stages, fed from outside, their results left in a queue that nobody receives from.
 
-Run as ``python -m tests.chaos.pipeline BROKER FIFO VISIBILITY PIDS BACKOFF``, it is one program ("machine") of the storm.
+Run as ``python -m benchmarks.chaos.pipeline BROKER FIFO VISIBILITY PIDS BACKOFF``, it is one program ("machine") of the storm.
 Values are numbers; some are poison and never come through: they raise, are rejected, kill their worker, or are late.
 """
 
@@ -12,8 +12,8 @@ import sys
 import time
 from functools import partial
 
+from benchmarks.watching import Log
 from sqspipes_mp import Engine, Reject, Task, attempts
-from tests.gates import Log
 
 STAGES = ("one", "two", "three")
 #: Attempts a message has. A worker killed at random charges what it ran, so one of them must never be the last.

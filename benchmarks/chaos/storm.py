@@ -19,11 +19,11 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.chaos.pipeline import POISON, STAGES, engine
+from benchmarks.chaos.verdict import Verdict, feed, items, judge, underway
+from benchmarks.watching import ROOT, Log, alive, children, eventually
 from sqspipes_mp import SQS, SQLite
-from tests.chaos.pipeline import POISON, STAGES, engine
-from tests.chaos.verdict import Verdict, feed, items, judge, underway
-from tests.gates import ROOT, Log, alive, children, eventually
-from tests.standin import StandIn, standin
+from standin import StandIn, standin
 
 #: What goes wrong at the stand-in.
 FAULTS = {"throttle": 0.02, "reset_before": 0.01, "lost_reply": 0.01, "duplicate": 0.01, "partial": 0.02}
@@ -210,7 +210,7 @@ class Storm:
         arguments = [self._broker, str(int(weather.broker == "fifo")), str(weather.visibility), self.pids.path, backoff]
         with (self._folder / "programs.log").open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.pipeline", *arguments],
+                [sys.executable, "-m", "benchmarks.chaos.pipeline", *arguments],
                 env={**os.environ, "PYTHONPATH": str(ROOT), "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"},
                 stdout=output,
                 stderr=output,

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.standin.errors import SqsError
-from tests.standin.faults import Dice, Fate
-from tests.standin.line import Line, Timer
-from tests.standin.options import Options
-from tests.standin.queue import Queue
-from tests.standin.shelf import FifoShelf, Shelf, StandardShelf
+from standin.errors import SqsError
+from standin.faults import Dice, Fate
+from standin.line import Line, Timer
+from standin.options import Options
+from standin.queue import Queue
+from standin.shelf import FifoShelf, Shelf, StandardShelf
 
 Json = dict[str, Any]
 #: Takes the reply's body (or the error) when there is one: at once, or at the end of a long poll.

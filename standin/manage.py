@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tests.standin import rules
-from tests.standin.errors import SqsError, invalid, missing
-from tests.standin.queue import Queue
-from tests.standin.service import Call, Json, Operation, Service
+from standin import rules
+from standin.errors import SqsError, invalid, missing
+from standin.queue import Queue
+from standin.service import Call, Json, Operation, Service
 
 _COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")
 _DERIVED = (*_COUNTS, "QueueArn", "CreatedTimestamp", "LastModifiedTimestamp", "All")

@@ -7,9 +7,9 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.standin.errors import SqsError
-from tests.standin.faults import Fate
-from tests.standin.service import Call, Service
+from standin.errors import SqsError
+from standin.faults import Fate
+from standin.service import Call, Service
 
 _TARGET = b"x-amz-target: amazonsqs."
 _JSON = "Content-Type: application/x-amz-json-1.0\r\n"

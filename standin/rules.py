@@ -6,7 +6,7 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.standin.errors import SqsError, invalid, missing
+from standin.errors import SqsError, invalid, missing
 
 MAX_BYTES = 1_048_576
 MAX_ENTRIES = 10

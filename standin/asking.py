@@ -13,7 +13,7 @@ import botocore.exceptions
 import botocore.session
 import pytest
 
-from tests.standin.client import StandIn, standin
+from standin.client import StandIn, standin
 
 
 @functools.cache

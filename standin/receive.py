@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from tests.standin import rules
-from tests.standin.errors import SqsError, missing
-from tests.standin.line import Waiter
-from tests.standin.message import Message, rendered
-from tests.standin.queue import LONGEST, Queue
-from tests.standin.send import failure, results
-from tests.standin.service import Call, Operation, Service
+from standin import rules
+from standin.errors import SqsError, missing
+from standin.line import Waiter
+from standin.message import Message, rendered
+from standin.queue import LONGEST, Queue
+from standin.send import failure, results
+from standin.service import Call, Operation, Service
 
 Deliveries = list[tuple[Message, str]]
 

@@ -6,13 +6,13 @@ import os
 import sys
 import threading
 
-from tests.standin.connection import Connection, Gate
-from tests.standin.control import Control
-from tests.standin.manage import MANAGE
-from tests.standin.options import Options, parse
-from tests.standin.receive import RECEIVE
-from tests.standin.send import SEND
-from tests.standin.service import Service
+from standin.connection import Connection, Gate
+from standin.control import Control
+from standin.manage import MANAGE
+from standin.options import Options, parse
+from standin.receive import RECEIVE
+from standin.send import SEND
+from standin.service import Service
 
 
 async def serve(options: Options) -> None:

@@ -1,6 +1,6 @@
 """A stand-in for SQS: its JSON wire on a loopback port, fast, strict about its rules, and able to fail on demand.
 
-``with standin(latency_ms=5, lost_reply=0.01) as sqs:`` starts one process (``python -m tests.standin``); ``sqs.url`` is
+``with standin(latency_ms=5, lost_reply=0.01) as sqs:`` starts one process (``python -m standin``); ``sqs.url`` is
 an endpoint for boto3, ``sqs.ledger()`` tells what became of every message. Credentials are dummies, always.
 
 ::
@@ -15,6 +15,6 @@ Where SQS's documentation leaves a choice it takes the harder one for a client, 
 waits of 60 s (purge, deletion) are off until asked for. Retention, encryption and permissions are ignored.
 """
 
-from tests.standin.client import StandIn, standin
+from standin.client import StandIn, standin
 
 __all__ = ["StandIn", "standin"]

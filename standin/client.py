@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.standin.options import command_line
+from standin.options import command_line
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -79,7 +79,7 @@ class StandIn:
 def standin(**options: object) -> Iterator[StandIn]:
     """Start a stand-in with options (see ``options``), yield it, stop it."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.standin", *command_line(options)],
+        [sys.executable, "-m", "standin", *command_line(options)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(_ROOT)},

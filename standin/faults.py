@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.standin.errors import SqsError
-from tests.standin.options import Faults
+from standin.errors import SqsError
+from standin.options import Faults
 
 #: What a test may plan for the next requests of an operation.
 KINDS = ("throttle", "error", "reset_before", "lost_reply", "slow", "partial", "denied")

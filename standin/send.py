@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from tests.standin import rules
-from tests.standin.errors import SqsError
-from tests.standin.message import Message, attributes_md5, md5, quoted, sequence
-from tests.standin.queue import Queue
-from tests.standin.service import Call, Operation, Service
+from standin import rules
+from standin.errors import SqsError
+from standin.message import Message, attributes_md5, md5, quoted, sequence
+from standin.queue import Queue
+from standin.service import Call, Operation, Service
 
 Entry = Mapping[str, Any]
 
