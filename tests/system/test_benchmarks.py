@@ -13,7 +13,10 @@ from tests.gates import ROOT, TIMEOUT
 
 FOLDER = ROOT / "benchmarks"
 #: Scripts on the harness; what else is there has options and a test of its own.
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "parse(__doc__, argv" in path.read_text())
+SCRIPTS = {path.stem: path for path in FOLDER.glob("*.py")} | {
+    path.parent.name: path for path in FOLDER.glob("*/__main__.py")
+}
+NAMES = sorted(name for name, path in SCRIPTS.items() if "parse(__doc__, argv" in path.read_text())
 NAMES.remove("harness")
 #: No picture says more than their tables.
 DRAW_NOTHING = {"chaos", "idle", "jobs"}

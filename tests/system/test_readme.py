@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import sqspipes_mp
 from sqspipes_mp import SQLite
 from sqspipes_mp.brokers.base import Output, QueueSpec
 
@@ -88,7 +89,7 @@ def test_the_endless_example_runs_on_sqs_by_one_environment_variable(tmp_path, m
 
 
 def test_the_last_example_is_the_demos_own_source_and_runs(tmp_path):
-    own = (_ROOT / "sqspipes_mp" / "cli" / _DEMO).read_text()
+    own = (Path(sqspipes_mp.__file__).parent / "cli" / _DEMO).read_text()
     assert _BLOCKS[_DEMO].strip() == f"# {_DEMO}\n{own}".strip()
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -171,7 +172,7 @@ def test_the_test_example_passes(tmp_path):
     assert _finish(_run(tmp_path, "test_words.py"))[0] == 0
 
 
-@pytest.mark.parametrize("command", ["pip install '.[test]' && pytest"])
+@pytest.mark.parametrize("command", ["pip install '.[test]' && .ci/test -n 5"])
 def test_ci_calls_the_readmes_test_command_word_for_word(command):
     assert f"    {command}\n" in _README
     assert f"\n{command}\n" in (_ROOT / ".ci" / "run").read_text()
