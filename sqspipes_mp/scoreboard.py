@@ -201,8 +201,15 @@ class Scoreboard:
         with self._turning:
             # A process's own locks do not keep it out.
             at = -(-max(now, self._words[word], self._taken_until.get(stage, 0)) // _TURN)
-            while not self._try_lock(first + at, length):
-                at = max(at + length, -(-self._words[word] // _TURN))
+            while True:
+                locked = self._try_lock(first + at, length)
+                behind = -(-self._words[word] // _TURN)
+                if locked and behind <= at:
+                    break
+                if locked:
+                    # Others took turns while this thread stood: its own may lie in the past, whose locks are gone.
+                    fcntl.lockf(self._fd, fcntl.LOCK_UN, length, first + at)
+                at = max(behind, at if locked else at + length)
             until = self._taken_until[stage] = (at + length) * _TURN
             self._words[word] = max(self._words[word], until)
             if (past := now // _TURN) > 0:

@@ -11,14 +11,28 @@ from sqspipes_mp.brokers.sqlite_session import Session
 _FRESH = "SELECT place FROM leases WHERE fresh"
 
 
-def complete(session: Session, completions: Sequence[Completion]) -> list[Handle]:
-    """Send and delete; nothing is sent for a stale receipt, nor for what follows it in its FIFO group. Returns both."""
+def size(completion: Completion) -> int:
+    """Return the characters of the bodies it sends."""
+    return sum(len(output.body) for output in completion.outputs)
+
+
+def complete(session: Session, completions: Sequence[Completion], held_up: Sequence[Handle] = ()) -> list[Handle]:
+    """Send and delete; nothing is sent for a stale receipt, nor for what follows it in its FIFO group. Returns both.
+
+    ``held_up``: what was found stale just before; its group is not known any more, so its FIFO queue waits.
+    """
+    closed = {handle.queue for handle in held_up if handle.queue.endswith(".fifo")}
+    behind = [each.input for each in completions if each.input and each.input.queue in closed]
+    completions = (
+        [each for each in completions if not (each.input and each.input.queue in closed)] if behind else completions
+    )
     plain = _plain(session, completions)
     if plain is None or not session.pass_on(plain):
         _run(session, completions)
     found = sqlite_leases.found(session)
     handles = {place: completion.input for place, completion in enumerate(completions)}
-    return list(dict.fromkeys(handle for place, handle in handles.items() if handle and place not in found))
+    stale = [handle for place, handle in handles.items() if handle and place not in found]
+    return list(dict.fromkeys([*behind, *stale]))
 
 
 def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | None:

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 from sqspipes_mp.brokers import sqlite_complete, sqlite_leases, sqlite_owners, sqlite_queues, sqlite_take
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received, Stray
@@ -12,7 +13,11 @@ from sqspipes_mp.brokers.sqlite_session import Session
 from sqspipes_mp.brokers.wake import Waiter
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
+T = TypeVar("T")
+
 _log = logging.getLogger("sqspipes_mp.brokers.sqlite")
+#: Characters of bodies in one transaction: SQLite keeps the memory that it needs for staging them.
+_MOST = 2 << 20
 #: Seconds between two rounds of clearing away what is past its time, in each process that completes messages.
 _TIDY_EVERY = 10.0
 #: Seconds until the next look after another process was quicker.
@@ -95,7 +100,7 @@ class SQLiteConnection:
         on_sent: Callable[[Completion], None] | None = None,  # noqa: ARG002  (the port's)
         still_ours: Callable[[Completion], bool] | None = None,  # noqa: ARG002  (the port's)
     ) -> list[Handle]:
-        """Send all outputs and delete their inputs in one transaction; returns the handles found stale.
+        """Send outputs and delete their input, each input's in one transaction; returns the handles found stale.
 
         Nothing is sent for those. ``on_sent`` is never called: nobody can see the one without the other. Nor is
         ``still_ours``: the transaction knows.
@@ -103,19 +108,26 @@ class SQLiteConnection:
         """
         if not completions:
             return []
-        # A FIFO group goes on when one of it is gone.
-        ring = any(each.outputs or (each.input and each.input.queue.endswith(".fifo")) for each in completions)
-        stale = self._file.write(lambda session: sqlite_complete.complete(session, completions), ring=ring)
+        stale: list[Handle] = []
+        for part in bounded(completions, sqlite_complete.size):
+            # A FIFO group goes on when one of it is gone.
+            ring = any(each.outputs or (each.input and each.input.queue.endswith(".fifo")) for each in part)
+            stale += self._file.write(partial(sqlite_complete.complete, completions=part, held_up=stale), ring=ring)
         if any(completion.input is None and completion.outputs for completion in completions):
             self._file.sync()
         self._tidy()
         return stale
 
     def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
-        """Send messages that have no input in one transaction; returns the places of those seen before, dropped."""
+        """Send messages that have no input; returns the places of those seen before, dropped."""
         if not outputs:
             return []
-        seen = self._file.write(lambda session: sqlite_complete.feed(session, outputs, keyed=keyed), ring=True)
+        seen: list[int] = []
+        sent = 0
+        for part in bounded(outputs, lambda output: len(output.body)):
+            found = self._file.write(partial(sqlite_complete.feed, outputs=part, keyed=keyed), ring=True)
+            seen += [sent + place for place in found]
+            sent += len(part)
         self._file.sync()
         self._tidy()
         return seen
@@ -158,6 +170,8 @@ class SQLiteConnection:
     def delete(self, queues: Sequence[str]) -> None:
         """Delete these queues; missing ones are fine."""
         self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=True), ring=True)
+        # Apart: tried again together, it would delete what another process has created meanwhile.
+        self._file.write(sqlite_owners.forget)
         self._clear()
 
     def tend(self) -> None:
@@ -220,3 +234,15 @@ class SQLiteConnection:
         # Two threads at once would do no harm.
         self._tidy_at = now + _TIDY_EVERY
         self._file.write(sqlite_queues.tidy)
+
+
+def bounded(items: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Cut into runs of at most ``_MOST`` characters of text, and of one at least."""
+    start = total = 0
+    for place, item in enumerate(items):
+        length = size(item)
+        if place > start and total + length > _MOST:
+            yield items[start:place]
+            start, total = place, 0
+        total += length
+    yield items[start:]

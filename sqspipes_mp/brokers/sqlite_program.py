@@ -139,7 +139,7 @@ CREATE TEMP TABLE leases (place INTEGER PRIMARY KEY, seq INTEGER, grp INTEGER, s
 CREATE TEMP TABLE strays (grp INTEGER PRIMARY KEY);
 CREATE TEMP TABLE touched (grp INTEGER PRIMARY KEY);
 CREATE TEMP TABLE taken (seq INTEGER, receives INTEGER, charges INTEGER, sent_at INTEGER, grp TEXT, failure TEXT,
-    body TEXT, queue INTEGER, moved INTEGER);
+    queue INTEGER, moved INTEGER);
 CREATE TEMP TABLE budget (rest INTEGER);
 INSERT INTO budget VALUES (0);
 
@@ -256,7 +256,7 @@ CREATE TEMP VIEW due_groups AS SELECT 0 AS id, '' AS name, 0 AS queue, 0 AS now,
 CREATE TEMP TRIGGER take_group INSTEAD OF INSERT ON due_groups
     WHEN NEW.most > (SELECT count(*) FROM taken WHERE NOT moved) BEGIN
     INSERT INTO taken SELECT m.seq, m.receives, m.charges, coalesce(m.first_sent_at, m.sent_at), NEW.name, m.failure,
-            m.body, NEW.queue, 0
+            NEW.queue, 0
         FROM messages AS m WHERE m.grp = NEW.id AND m.seq < coalesce((SELECT min(seq) FROM (SELECT seq, visible_at
                 FROM messages WHERE grp = NEW.id ORDER BY seq LIMIT NEW.most) WHERE visible_at > NEW.now),
             9223372036854775807)
@@ -264,7 +264,7 @@ CREATE TEMP TRIGGER take_group INSTEAD OF INSERT ON due_groups
     INSERT OR IGNORE INTO touched VALUES (NEW.id);
 END;
 CREATE TEMP TRIGGER take INSTEAD OF INSERT ON taking WHEN NEW.kind = {Step.TAKE} BEGIN
-    INSERT INTO taken SELECT seq, receives, charges, coalesce(first_sent_at, sent_at), NULL, failure, body, queue, 0
+    INSERT INTO taken SELECT seq, receives, charges, coalesce(first_sent_at, sent_at), NULL, failure, queue, 0
         FROM messages WHERE NOT NEW.fifo AND queue = NEW.queue AND visible_at <= NEW.now
         ORDER BY visible_at, receives, seq LIMIT max(0, NEW.number - (SELECT count(*) FROM taken WHERE NOT moved));
     INSERT INTO due_groups SELECT id, name, queue, NEW.now, NEW.number FROM groups
@@ -272,8 +272,8 @@ CREATE TEMP TRIGGER take INSTEAD OF INSERT ON taking WHEN NEW.kind = {Step.TAKE}
     UPDATE taken SET moved = 1 WHERE queue = NEW.queue AND receives >= {MAX_RECEIVES} AND NEW.seq IS NOT NULL;
     INSERT INTO burying SELECT NEW.seq, NEW.receives, (SELECT next_seq FROM meta) + t.rowid, NEW.now,
             t.charges, t.sent_at, coalesce(t.grp, t.seq), NULL, NULL,
-            (SELECT name FROM queues WHERE id = NEW.queue), NULL, t.body, t.seq
-        FROM taken AS t WHERE t.moved AND t.queue = NEW.queue;
+            (SELECT name FROM queues WHERE id = NEW.queue), NULL, m.body, t.seq
+        FROM taken AS t JOIN messages AS m ON m.seq = t.seq WHERE t.moved AND t.queue = NEW.queue;
     UPDATE meta SET next_seq = next_seq + (SELECT max(rowid) FROM taken) + 1
         WHERE EXISTS (SELECT 1 FROM taken WHERE moved AND queue = NEW.queue);
     UPDATE messages SET visible_at = NEW.now + NEW.millis, receives = receives + 1

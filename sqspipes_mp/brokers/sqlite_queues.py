@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqspipes_mp.brokers import sqlite_owners, sqlite_program
+from sqspipes_mp.brokers import sqlite_program
 from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import Depth, QueueSpec
 from sqspipes_mp.brokers.sqlite_program import Program, Step, row
@@ -55,13 +55,7 @@ def depth(session: Session, name: str) -> Depth:
     """Count one queue exactly: one step per message through an index, no message is read but those hidden now."""
     session.refresh()
     queue, now = session.queue(name), session.now()
-    # One snapshot: a message given back between the two would be missed by both.
-    session.db.execute("BEGIN")
-    try:
-        (visible,) = session.db.execute(sql.COUNT_VISIBLE, (queue.id, now)).fetchone()
-        hidden, in_flight = session.db.execute(sql.COUNT_HIDDEN, (queue.id, now)).fetchone()
-    finally:
-        session.db.execute("COMMIT")
+    visible, hidden, in_flight = session.db.execute(sql.DEPTH, (queue.id, now)).fetchone()
     return Depth(visible, in_flight, hidden - in_flight)
 
 
@@ -84,8 +78,6 @@ def empty(session: Session, names: Sequence[str], *, delete: bool) -> None:
     found = [session.queues[name] for name in names if name in session.queues]
     if found:
         session.run(Program.TEND, [*(row(Step.EMPTY, queue=queue.id, flag=delete) for queue in found), row(Step.CLOSE)])
-    if delete:
-        sqlite_owners.forget(session)
 
 
 def clear(session: Session) -> bool:

@@ -7,7 +7,9 @@ from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.brokers.sqlite_program import Program, Step, row
 from sqspipes_mp.brokers.sqlite_session import Session, as_text
 
-_TAKEN = "SELECT seq, receives, charges, sent_at, grp, failure, body, queue, moved FROM taken ORDER BY rowid"
+#: The bodies are read afterwards, as those of messages that are ours now: one purged meanwhile is missing.
+_TAKEN = """SELECT t.seq, t.receives, t.charges, t.sent_at, t.grp, t.failure, m.body, t.queue, t.moved
+    FROM taken AS t LEFT JOIN messages AS m ON m.seq = t.seq ORDER BY t.rowid"""
 
 
 def take(session: Session, names: Sequence[str], limit: int, visibility: float) -> tuple[list[Received], bool]:
@@ -39,6 +41,8 @@ def take(session: Session, names: Sequence[str], limit: int, visibility: float) 
     for seq, receives, charges, sent_at, group, failure, stored, queue_id, is_moved in session.db.execute(_TAKEN):
         if is_moved:
             moved = True
+            continue
+        if stored is None:
             continue
         delivery = receives + 1
         handle = Handle(session.by_id[queue_id].name, f"{seq}-{delivery}", f"{session.token}-{seq}")

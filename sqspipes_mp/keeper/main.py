@@ -257,10 +257,7 @@ class Keeper:
         attempt = lease.charges + 1
         body = region.body(lease, self._plan.calls)
         receives = 0 if self._connection.keeps_charges else lease.receives
-        last = is_last(attempt, receives, stage.task.max_attempts)
-        if cause is Cause.HOLD and receives >= stage.task.max_attempts:
-            # Each attempt takes half a day, and a deployment forgets the charges: counting them might never end.
-            last = True
+        last = is_last(attempt, receives, stage.task.max_attempts, held=cause is Cause.HOLD)
         # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.
         if last and body is not None and stage.dead is not None:
             if self._plan.counted:

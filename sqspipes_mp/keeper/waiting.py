@@ -57,10 +57,10 @@ def tell_strays(plan: RunPlan, connection: Connection) -> None:
     owned = [stray.queue for stray in found if stray.owned]
     log.warning(
         "%s: %d messages and %d dead letters are in queues that no task of this pipeline uses, and stay there: %s. "
-        "Perhaps a task was renamed or removed. To finish them, give it its old name back, run until drained, and "
-        "rename it then; %s",
+        "Perhaps another pipeline of this domain uses them, or a task was renamed or removed. To finish them, give it "
+        "its old name back, run until drained, and rename it then; %s",
         plan.pipeline.domain, messages, letters, ", ".join(f"{stray.queue} ({stray.messages})" for stray in found),
-        f"to drop them: engine.broker.open().delete({owned})" if len(owned) == len(found)
+        f"to drop them, where no other uses them: engine.broker.open().delete({owned})" if len(owned) == len(found)
         else "some are from before 0.1.1, whose file does not tell whose they are: they may be another domain's",
     )  # fmt: skip
 

@@ -132,12 +132,9 @@ class Watchdog:
         if left > 0:
             place.hold_look_at = min(place.hold_look_at, now + left)
             return
-        if oldest.company:
-            place.late = self._crew.board.get(place.slot, CALL_STARTED), None
-        else:
+        if not oldest.company:
             place.region.blame(oldest, Cause.HOLD)
-            place.late = 0, oldest
-        place.cause = Cause.HOLD
+        place.cause, place.late = Cause.HOLD, (0, oldest)
         log.warning(_HELD, self._crew.name(place), place.child.pid, longest / 3600)
         self._ask_for_stack(place, place.child)
 

@@ -37,9 +37,12 @@ def decide_on(error: BaseException, delivery: Delivery, station: Station) -> tup
     )
 
 
-def decide_on_late(delivery: Delivery, station: Station) -> Decision:
-    """Return what becomes of a message whose call was late: charged in every mode, no policy of the user's is asked."""
-    if is_last(delivery.attempt, _receives(delivery, station), station.stage.task.max_attempts):
+def decide_on_late(delivery: Delivery, station: Station, *, held: bool) -> Decision:
+    """Return what becomes of a message whose call was late: charged in every mode, no policy of the user's is asked.
+
+    ``held``: it was late for SQS's 12 hours.
+    """
+    if is_last(delivery.attempt, _receives(delivery, station), station.stage.task.max_attempts, held=held):
         return Decision("dead")
     return Decision("retry", pause(delivery.attempt, delivery.received.group, random.uniform))
 

@@ -138,9 +138,10 @@ class Intake(threading.Thread):
         """Return when the leases of a batch began, at the earliest; the request was sent at these times."""
         if (known := batch[0].leased_at) is not None:
             return known
-        # A long poll may have waited for them: they began some time between the request and the reply.
+        # A long poll may have waited for them: they began some time between the request and its end at the latest,
+        # however long this process came to nothing after that.
         awake = lease_now() - slept(sent_at, sent_at_monotonic)
-        return max(sent_at, awake - self._lease / 4)
+        return min(max(sent_at, awake - self._lease / 4), sent_at + LONG_POLL)
 
     def _fetch(self, count: int) -> list[Received]:
         """Receive; where there is no memory for the messages, have this worker replaced, and hold none."""

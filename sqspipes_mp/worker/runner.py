@@ -292,7 +292,7 @@ class Runner:
         """Charge a call that came back too late, as the keeper does with one that was killed for it."""
         station = self._station
         error = TaskTimeout(station.stage.name, os.getpid(), why)
-        self._settle_failure(delivery, error, decide_on_late(delivery, station))
+        self._settle_failure(delivery, error, decide_on_late(delivery, station, held=why == HELD))
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         decision, error = decide_on(error, delivery, self._station)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -135,7 +135,20 @@ def slow_after(value: object, log: Log) -> object:
     return value
 
 
-def test_a_late_thread_leaves_its_companions_alone(db: Path, log: Log, gate: Gate) -> None:
+def test_a_late_thread_leaves_its_companions_alone(
+    tmp_path: Path, new_gate: Callable[[], Gate], caplog: pytest.LogCaptureFixture
+) -> None:
+    for turn in range(5):
+        caplog.clear()
+        ran = _let_one_thread_be_late(tmp_path / f"{turn}.db", Log(str(tmp_path / f"{turn}.log")), new_gate())
+        # On a busy machine the call is late by so much that its worker is killed, and its companions run once more.
+        if "killed: its call" not in caplog.text:
+            assert ran == ["1", "2", "late", "late"]
+            return
+    pytest.fail("the machine was too busy each time")
+
+
+def _let_one_thread_be_late(db: Path, log: Log, gate: Gate) -> list[str]:
     task = Task(waits_or_is_late, name="work", args=(log, gate), threads=3, timeout=3.0, max_attempts=1)
     engine = engine_at(db, [source, task, sink], on_error="retry")
     feed(engine, "work", ["late"])
@@ -147,8 +160,8 @@ def test_a_late_thread_leaves_its_companions_alone(db: Path, log: Log, gate: Gat
         eventually(lambda: dead(engine, "work"))
         gate.open()
     assert sorted(values(engine, "sink")) == [1, 2]
-    assert sorted(map(str, log.lines())) == ["1", "2", "late", "late"]
     assert [failure.error for _, failure in dead(engine, "work")] == ["TaskTimeout"]
+    return sorted(map(str, log.lines()))
 
 
 def waits_or_is_late(value: object, log: Log, gate: Gate) -> object:

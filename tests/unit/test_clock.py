@@ -82,6 +82,16 @@ def test_what_ran_out_on_its_way_is_not_begun(known: bool, monkeypatch: pytest.M
     assert begun == []
 
 
+def test_a_long_poll_has_an_end_however_long_its_answer_lay_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = SimpleNamespace(_lease=15.0)
+    sent_at = clock.lease_now()
+    monkeypatch.setattr(intake, "lease_now", lambda: sent_at + 60)
+    monkeypatch.setattr(intake, "slept", lambda since, monotonic: 0.0)
+    began = intake.Intake._leased_at(one, [received(None)], sent_at, 0.0)  # type: ignore[arg-type]
+    assert began == sent_at + intake.LONG_POLL
+    assert sent_at + 60 > began + 15 * 3 / 4
+
+
 def test_a_sleep_is_what_one_clock_counts_and_the_other_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     since, monotonic = clock.lease_now(), time.monotonic()
     assert clock.slept(since, monotonic) < 5

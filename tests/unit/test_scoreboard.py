@@ -219,6 +219,21 @@ def test_nobody_waits_for_a_turn_that_another_process_is_just_taking():
     board.close()
 
 
+def test_a_turn_that_others_have_passed_meanwhile_is_not_taken(monkeypatch):
+    board = Scoreboard.create(1, 1)
+    lock = board._try_lock
+
+    def stands(start, length):
+        # Others take turns, and forget the locks of the past, while this thread does not get the GIL.
+        if not board.stage(0, NEXT_CALL):
+            board.set_stage(0, NEXT_CALL, 1_500_000)
+        return lock(start, length)
+
+    monkeypatch.setattr(board, "_try_lock", stands)
+    assert board.reserve_call(0, 1_000_000, lambda: 10_000) == 1_500_000
+    board.close()
+
+
 def test_two_workers_that_ask_at_once_do_not_both_leave_nor_wait():
     board = Scoreboard.create(1, 2)
     for slot in range(2):

@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -35,8 +36,8 @@ def statements() -> list[str]:
 @pytest.mark.parametrize("statement", statements())
 def test_no_statement_scans_what_can_be_long(connection: SQLiteConnection, path: Path, statement: str) -> None:
     db = sqlite3.connect(path)
-    holes = max(statement.count("?"), 1) if "?1" not in statement else 5
-    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * holes * ("?" in statement))]
+    holes = max([int(number) for number in re.findall(r"\?(\d)", statement)], default=statement.count("?"))
+    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * holes)]
     db.close()
     scans = [step for step in plan if step.startswith("SCAN") and "CONSTANT" not in step]
     assert [step for step in scans if step.split()[1] in {"messages", "groups", "keys"}] == []
@@ -352,3 +353,27 @@ def test_no_program_costs_more_in_a_full_file(path: Path, fifo: bool) -> None:
         look(path, "UPDATE groups SET ready_at = 0")
         many = steps(connection)
     assert [(a, b) for a, b in zip(few, many, strict=True) if b > 2 * a + 10] == []
+
+
+def test_large_bodies_are_sent_in_several_transactions_and_a_stale_group_waits_in_all(connection: SQLiteConnection) -> None:
+    large = "x" * 1_500_000
+    send(connection, "in.fifo", "a", "b", group="g")
+    send(connection, "in", "c", "d", "e")
+    first, second = take(connection, "in.fifo")
+    others = take(connection, "in")
+    # Given back: what was received with it must not overtake it.
+    connection.extend([first.handle], 0.0)
+    completions = [
+        Completion(message.handle, (Output(f"out{'.fifo' * (message.group is not None)}", large, message.body, "g"),))
+        for message in (first, second, *others)
+    ]
+    assert set(connection.complete(completions)) == {first.handle, second.handle}
+    assert len(bodies(connection, "out")) == 3
+    assert bodies(connection, "out.fifo") == []
+
+
+def test_what_is_fed_in_several_transactions_is_told_by_its_place(connection: SQLiteConnection) -> None:
+    outputs = [Output("in", "x" * 1_500_000, hop) for hop in ("a", "b", "c")]
+    assert connection.feed(outputs[1:2], keyed=True) == []
+    assert connection.feed(outputs, keyed=True) == [1]
+    assert connection.depth("in").visible == 3
