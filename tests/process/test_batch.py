@@ -118,7 +118,9 @@ def test_what_is_no_list_fails_and_says_so(db: Path) -> None:
     engine = stages(db, Task(no_list, name="work", batch=4, on_error="reject"), 2)
     drain(engine, "work")
     # Of the size that the user's batches have, though they ran alone at last.
-    assert all("a batch of 2 values gave a dict, not a list of 2." in failure.text for _, failure in dead(engine, "work"))
+    assert all(
+        "a batch of 2 values gave a dict, not a list of 2." in failure.text for _, failure in dead(engine, "work")
+    )
     assert len(dead(engine, "work")) == 2
 
 

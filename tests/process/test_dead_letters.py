@@ -26,7 +26,20 @@ from sqspipes_mp.brokers.base import DeadLetter as Letter
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.dead import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.errors import ConfigError
-from tests.gates import TIMEOUT, Background, Log, bodies, charges, drain, engine_at, eventually, feed, query, send, waiting
+from tests.gates import (
+    TIMEOUT,
+    Background,
+    Log,
+    bodies,
+    charges,
+    drain,
+    engine_at,
+    eventually,
+    feed,
+    query,
+    send,
+    waiting,
+)
 from standin import StandIn
 
 
@@ -357,7 +370,12 @@ def test_a_body_that_is_no_envelope_goes_back_as_it_is(db: Path) -> None:
 @pytest.mark.parametrize("fifo", [False, True])
 def test_rows_that_are_not_utf_8_or_no_text_are_dead_letters_and_stop_nobody(db: Path, log: Log, fifo: bool) -> None:
     engine = engine_at(db, [source, Task(note_all, name="work", args=(log,))], fifo=fifo)
-    foreign = [b'{"meta": {}, "value": "\xff"}', b"\xed\xa0\x80", memoryview(b"\x00\xfe"), memoryview(b'{"value": "blob"}')]
+    foreign = [
+        b'{"meta": {}, "value": "\xff"}',
+        b"\xed\xa0\x80",
+        memoryview(b"\x00\xfe"),
+        memoryview(b'{"value": "blob"}'),
+    ]
     send(engine, "work", *(["?"] * len(foreign)), json.dumps({"value": "good"}), group="g" if fifo else None)
     with contextlib.closing(sqlite3.connect(db)) as connection:
         seqs = [seq for (seq,) in connection.execute("SELECT seq FROM messages ORDER BY seq")]

@@ -15,7 +15,20 @@ import pytest
 from sqspipes_mp import SQS, Engine, SQLite, Task
 from sqspipes_mp.brokers.url import parse
 from standin.brokers import sqs_at
-from tests.gates import Background, Log, alive, ended, engine_at, eventually, feed, kill, program, query, values, waiting
+from tests.gates import (
+    Background,
+    Log,
+    alive,
+    ended,
+    engine_at,
+    eventually,
+    feed,
+    kill,
+    program,
+    query,
+    values,
+    waiting,
+)
 from standin import StandIn, standin
 
 

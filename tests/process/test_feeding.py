@@ -130,7 +130,9 @@ def test_what_the_service_breaks_off_is_doubtful_and_counted() -> None:
             server.plan("SendMessageBatch", "denied", times=9)
             yield from range(50)
 
-        with pytest.raises(PutError, match=r"^the first 100 values.*next 50 some may.*: the broker refused: .*denied") as caught:
+        with pytest.raises(
+            PutError, match=r"^the first 100 values.*next 50 some may.*: the broker refused: .*denied"
+        ) as caught:
             engine.put_many(values())
         assert (caught.value.sent, caught.value.new, caught.value.doubtful) == (100, 100, 50)
         assert isinstance(caught.value.__cause__, AccessDenied)
@@ -229,7 +231,9 @@ def test_a_level_that_is_missing_doubles_nothing_on_the_others(db: Path) -> None
     with standin() as server:
         for broker in (SQLite(db), SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")):
             first, more = (
-                Engine([Task(noted, name="work", input=True, args=(None,), priorities=levels)], domain="t", broker=broker)
+                Engine(
+                    [Task(noted, name="work", input=True, args=(None,), priorities=levels)], domain="t", broker=broker
+                )
                 for levels in (1, 2)
             )
             first.put(0)

@@ -297,7 +297,9 @@ def waits(value: object, log: Log, gate: Gate) -> object:
 
 
 @pytest.mark.parametrize("opened", ["while stopped", "afterwards"])
-def test_the_time_of_a_stop_counts_towards_no_timeout(tmp_path: Path, db: Path, log: Log, gate: Gate, opened: str) -> None:
+def test_the_time_of_a_stop_counts_towards_no_timeout(
+    tmp_path: Path, db: Path, log: Log, gate: Gate, opened: str
+) -> None:
     engine = engine_at(db, [source, Task(waits, name="work"), sink])
     feed(engine, "work", [1])
     with program(tmp_path, STOPPED, db, log.path, gate.path) as process:

@@ -93,7 +93,10 @@ def test_an_endless_iterable_is_read_as_results_are_taken(db: Path, log: Log) ->
     assert first == [2 * n - 1 for n in range(600)]
     assert next(read) < 600 + 400
     assert children() == []
-    with pytest.raises(QueuesNotEmpty, match=r"^\d+ messages are still .* own. Finish them: write Task\(double, input=True\), then run\(until=.*purge") as caught:
+    with pytest.raises(
+        QueuesNotEmpty,
+        match=r"^\d+ messages are still .* own. Finish them: write Task\(double, input=True\), then run\(until=.*purge",
+    ) as caught:
         engine.map([1])
     assert caught.value.count == left(engine) > 0
     with pytest.raises(QueuesNotEmpty, match=r"own. Continue an interrupted map .* resume=True, finish .*purge"):
@@ -496,7 +499,10 @@ def test_keys_on_sqs_fifo_are_ids_and_each_map_sends_them_anew() -> None:
     with standin() as server:
         engine = Engine([ident], domain="map", broker=sqs_at(server.url), fifo=True)
         assert list(engine.map(["again"], key=str)) == ["again"]
-        with pytest.raises(ConfigError, match=r"map\(key\).*seen before") as caught, engine.map(values(), key=str) as results:
+        with (
+            pytest.raises(ConfigError, match=r"map\(key\).*seen before") as caught,
+            engine.map(values(), key=str) as results,
+        ):
             for value in results:
                 taken.append(value)
         assert "again" in taken

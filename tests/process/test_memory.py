@@ -73,7 +73,13 @@ def test_what_init_holds_does_not_count_and_a_message_far_over_max_memory_is_dea
     for module in (limits, watchdog):
         monkeypatch.setattr(module, "LOOK_EVERY", 0.02)
     task = Task(
-        takes_more, name="work", args=(log, gate, begin), init=load_a_model, max_memory="50MB", max_attempts=1, prefetch=3
+        takes_more,
+        name="work",
+        args=(log, gate, begin),
+        init=load_a_model,
+        max_memory="50MB",
+        max_attempts=1,
+        prefetch=3,
     )
     engine = engine_at(db, [source, task, sink], start_method="fork", on_error="retry")
     feed(engine, "work", [1, "fat", 2, 3])

@@ -46,7 +46,9 @@ def closed_port() -> str:
 def test_an_endpoint_where_nobody_answers_is_one_error_soon_and_no_worker_starts(log: Log) -> None:
     url = closed_port()
     work = Task(sink, name="work", workers=8, init=lambda: log.note("a worker"))
-    engine = Engine([source, work], domain="t", broker=sqs_at(url), setup=lambda: log.note("a child"), start_method="fork")
+    engine = Engine(
+        [source, work], domain="t", broker=sqs_at(url), setup=lambda: log.note("a child"), start_method="fork"
+    )
     began = time.monotonic()
     with pytest.raises(BrokerError, match=f"{url}.*Nothing usable answers there") as caught:
         engine.run(only="work")
@@ -96,7 +98,10 @@ def test_a_right_taken_away_while_running_is_one_error_and_the_input_is_back(
 ) -> None:
     engine = gated_engine(sqs, log, gate)
     feed(engine, "work", range(5))
-    with pytest.raises(AccessDenied, match=r"'t-work'.*AccessDenied.*Allow sqs:SendMessage"), Background(engine, only="work"):
+    with (
+        pytest.raises(AccessDenied, match=r"'t-work'.*AccessDenied.*Allow sqs:SendMessage"),
+        Background(engine, only="work"),
+    ):
         log.wait_for(1)
         server.plan("SendMessageBatch", "denied", times=3)
         gate.open()

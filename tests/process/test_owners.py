@@ -23,7 +23,9 @@ def pipeline(db: Path, domain: str, name: str, **more: object) -> Engine:
 
 
 def counts(db: Path) -> dict[str, int]:
-    return dict(query(db, "SELECT q.name, count(m.seq) FROM queues q JOIN messages m ON m.queue = q.id GROUP BY q.name"))
+    return dict(
+        query(db, "SELECT q.name, count(m.seq) FROM queues q JOIN messages m ON m.queue = q.id GROUP BY q.name")
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,9 @@ def test_a_queue_of_another_pipeline_is_refused(db: Path, act) -> None:
     ids=["one domain", "dead", "priority", "input"],
 )
 def test_reserved_endings_collide_too(db: Path, mine, theirs, fifo: bool) -> None:
-    engine = Engine([Task(work, name=mine[1], priorities=1, input=True), tell], domain=mine[0], broker=f"sqlite:///{db}", fifo=fifo)
+    engine = Engine(
+        [Task(work, name=mine[1], priorities=1, input=True), tell], domain=mine[0], broker=f"sqlite:///{db}", fifo=fifo
+    )
     engine.put(1)
     engine.run(only=mine[1], until="drained", idle=0)
     other = Engine(
@@ -165,7 +169,12 @@ def test_what_a_renamed_stage_leaves_is_told_at_boot(tmp_path: Path, db: Path) -
     assert code == 0, errors
     told, after = errors.split("told\n")
     assert told.count("no task of this pipeline") == 1
-    for part in ("app: 3 messages and 0 dead letters", "app-old (1), app-old--p1 (2)", "old name", "engine.broker.open().delete(["):
+    for part in (
+        "app: 3 messages and 0 dead letters",
+        "app-old (1), app-old--p1 (2)",
+        "old name",
+        "engine.broker.open().delete([",
+    ):
         assert part in told
     assert "no task of this pipeline" not in after
 

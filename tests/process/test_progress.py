@@ -113,7 +113,12 @@ def held(text: str) -> object:
 
 @pytest.mark.parametrize(
     ("how", "ending", "code"),
-    [("run", "raise", 1), ("run", "ctrl-c", -signal.SIGINT), ("iterate", "done", 0), ("iterate", "ctrl-c", -signal.SIGINT)],
+    [
+        ("run", "raise", 1),
+        ("run", "ctrl-c", -signal.SIGINT),
+        ("iterate", "done", 0),
+        ("iterate", "ctrl-c", -signal.SIGINT),
+    ],
 )
 def test_a_terminal_shows_a_table_and_is_put_back(
     terminal: Terminal, tmp_path: Path, gate: Gate, how: str, ending: str, code: int
@@ -236,9 +241,7 @@ def test_off_means_nothing(
 
 
 @pytest.mark.parametrize("wanted", [None, False])
-def test_without_a_terminal_nobody_gets_lines_unasked(
-    db: Path, monkeypatch: pytest.MonkeyPatch, wanted: Any
-) -> None:
+def test_without_a_terminal_nobody_gets_lines_unasked(db: Path, monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "LOG_EVERY", 0.001)

@@ -11,7 +11,21 @@ import pytest
 
 from sqspipes_mp import EmptyTaskOutput, Reject, Retry, Task
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
-from tests.gates import Background, Gate, Log, alive, direct_children, ended, engine_at, eventually, feed, kill, program, query, values
+from tests.gates import (
+    Background,
+    Gate,
+    Log,
+    alive,
+    direct_children,
+    ended,
+    engine_at,
+    eventually,
+    feed,
+    kill,
+    program,
+    query,
+    values,
+)
 
 
 def sink(value):
@@ -281,7 +295,9 @@ def test_what_an_earlier_run_left_is_told_where_the_source_begins_anew(tmp_path:
         ("INFO", "3"),
         ("WARNING", "6"),
     ]
-    assert """run(only=['taken'], until="drained", idle=1), on the command line --only taken --until drained""" in errors
+    assert (
+        """run(only=['taken'], until="drained", idle=1), on the command line --only taken --until drained""" in errors
+    )
 
 
 FINISHED = """

@@ -20,7 +20,9 @@ DRAW_NOTHING = {"chaos", "idle", "jobs"}
 
 
 def run(*command, cwd=ROOT):
-    return subprocess.run([sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT * 2)
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT * 2
+    )
 
 
 @pytest.mark.slow

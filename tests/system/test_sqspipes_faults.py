@@ -172,7 +172,11 @@ def test_a_priority_callable_sees_the_wrapper(db: Path, log: Log) -> None:
     client.engine.run("gen", args=(2, 1), priority=by_value)
     client.submit((2,), priority=by_value)
     queues = client.engine.pipeline.stage("gen").outputs
-    assert [[json.loads(body)["value"] for body in bodies(client.engine, queue)] for queue in queues] == [[], [1], [2, 2]]
+    assert [[json.loads(body)["value"] for body in bodies(client.engine, queue)] for queue in queues] == [
+        [],
+        [1],
+        [2, 2],
+    ]
 
 
 def done_with(value, log: Log):

@@ -144,7 +144,10 @@ def test_whom_a_worker_is_killed_for_pays_though_its_call_came_back_and_nobody_p
         verdict = judge([back, following], cause, blame)
         assert (verdict.charge, verdict.release) == ((back,), (following,))
     # Accepted downstream it is done, and in the same entry another message may run by now.
-    for other in (replace(blamed, state=LeaseState.SENT), replace(following, index=1, generation=blamed.generation + 1)):
+    for other in (
+        replace(blamed, state=LeaseState.SENT),
+        replace(following, index=1, generation=blamed.generation + 1),
+    ):
         assert judge([other], cause, blame).charge == ()
     # Where no single call could be told guilty, the only one left is no proof.
     assert judge([following], cause, None).charge == ()

@@ -135,7 +135,10 @@ def test_meta_that_is_no_object_counts_as_empty(meta):
         ({"id": "r"}, "r", "r"),
         ({"id": "r", "hop": HOP}, "r", HOP),
         ({"hop": HOP}, "m", HOP),
-        *(({"id": "r", "hop": bad}, "r", "r") for bad in ("h", HOP.upper(), HOP[:-1], HOP + "0", HOP + "\n", " " + HOP)),
+        *(
+            ({"id": "r", "hop": bad}, "r", "r")
+            for bad in ("h", HOP.upper(), HOP[:-1], HOP + "0", HOP + "\n", " " + HOP)
+        ),
         ({"id": "", "hop": ""}, "m", "m"),
         ({"id": 7, "hop": ["x"]}, "m", "m"),
     ],

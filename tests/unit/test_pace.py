@@ -62,7 +62,14 @@ def test_a_known_total_is_what_the_first_stage_has_left():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (125, "2:05"), (10_921, "3:02:01"), (4 * 86_400 + 6 * 3600, "4 d 6 h")],
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1:00"),
+        (125, "2:05"),
+        (10_921, "3:02:01"),
+        (4 * 86_400 + 6 * 3600, "4 d 6 h"),
+    ],
 )
 def test_times_for_people(seconds, text):
     assert span(seconds) == text

@@ -217,7 +217,12 @@ class SQLiteMachine(RuleBasedStateMachine):
     # -- steps --------------------------------------------------------------------------------------------------
 
     @rule(
-        which=st.integers(0, 1), queue=queues, hop=hops, group=groups, delay=seconds, body=st.text(max_size=3),
+        which=st.integers(0, 1),
+        queue=queues,
+        hop=hops,
+        group=groups,
+        delay=seconds,
+        body=st.text(max_size=3),
         again=st.booleans(),
     )
     def send(self, which: int, queue: str, hop: str, group: str, delay: float, body: str, again: bool) -> None:

@@ -171,7 +171,10 @@ def test_a_role_of_a_profile_is_not_assumed_by_workers_whose_keeper_has_done_so(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     # Whoever assumes it himself finds nobody here.
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
-    broker, wallet = SQS(endpoint_url="http://127.0.0.1:1", session=partial(boto3.Session, profile_name="fleet")), Wallet()
+    broker, wallet = (
+        SQS(endpoint_url="http://127.0.0.1:1", session=partial(boto3.Session, profile_name="fleet")),
+        Wallet(),
+    )
     wallet.write(_snapshot("OURS", 60))
     worker = broker.open(wallet=wallet)
     assert _key(worker) == "OURS"

@@ -207,9 +207,7 @@ def test_process_ends_with_its_standard_input() -> None:
 
 
 def test_process_ends_with_whoever_started_it() -> None:
-    program = (
-        "import os, signal, standin as t; m = t.standin(); print(m.__enter__().pid, flush=True); signal.pause()"
-    )
+    program = "import os, signal, standin as t; m = t.standin(); print(m.__enter__().pid, flush=True); signal.pause()"
     here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=here) as starter:
         assert starter.stdout is not None

@@ -107,8 +107,16 @@ def test_backoff_is_never_over_fifteen_minutes(attempt, seed):
 
 
 def _ask(**changes):
-    given = {"waiting": 0, "idle": True, "mean": 0.01, "round_trip": 0.01, "limit": None, "room": 100, "batch": 10,
-             "ahead": 0.5}
+    given = {
+        "waiting": 0,
+        "idle": True,
+        "mean": 0.01,
+        "round_trip": 0.01,
+        "limit": None,
+        "room": 100,
+        "batch": 10,
+        "ahead": 0.5,
+    }
     return ask(**{**given, **changes})
 
 
@@ -189,7 +197,9 @@ def test_a_worker_that_got_its_first_message_without_waiting_is_not_idle_while_i
     assert not ready.idle
 
 
-@pytest.mark.parametrize(("milliseconds", "credit", "late"), [(499, 0, False), (501, 0, True), (900, 500, False), (1001, 500, True)])
+@pytest.mark.parametrize(
+    ("milliseconds", "credit", "late"), [(499, 0, False), (501, 0, True), (900, 500, False), (1001, 500, True)]
+)
 def test_a_call_is_late_from_the_first_millisecond_after_its_timeout(milliseconds, credit, late):
     caller = Caller.__new__(Caller)
     caller._limit = 0.5 * 1e9
