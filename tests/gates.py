@@ -12,10 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -30,7 +30,6 @@ from benchmarks.watching import feed as feed
 from benchmarks.watching import send as send
 from sqspipes_mp import Engine, SQLite
 from sqspipes_mp.failure import Failure, parse_failure
-
 
 _opened: dict[str, int] = {}
 _no_forks = threading.Lock()
@@ -86,7 +85,7 @@ class Background:
         except BaseException as error:
             self.error = error
 
-    def __enter__(self) -> "Background":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

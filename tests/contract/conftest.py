@@ -16,9 +16,9 @@ import pytest
 from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output, QueueSpec, Received
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
+from standin import standin
 from standin.brokers import sqs_at
 from tests.moto_server import moto_server
-from standin import standin
 
 OTHERS = os.environ.get("SQSPIPES_TEST_ENDPOINTS", "").split()
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import SQS, Engine, Reject, Retry, SqsPipesError, Task, WrongShape, current_message
+from standin import standin
 from tests.gates import (
     Background,
     Gate,
     Log,
     charges,
-    children,
     dead,
     drain,
     engine_at,
@@ -27,7 +27,6 @@ from tests.gates import (
     waiting,
 )
 from tests.process.three_stages import sink, source, stages
-from standin import standin
 
 
 def noted(batch: list[int], log: Log) -> list[int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 
 from sqspipes_mp import Engine, Task, current_message
+from standin import standin
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, bodies, engine_at, eventually, feed, kill, values, waiting
-from standin import standin
 
 MANY = 20_000
 #: Outputs that are sent at once on SQLite.

@@ -15,9 +15,9 @@ import pytest
 from sqspipes_mp import SQS, ConfigError, Engine, QueueMissing, Reject, SQLite, Task, current_message, envelope
 from sqspipes_mp.brokers.base import MAX_BYTES, Broker, Completion, Output, QueueSpec
 from sqspipes_mp.dead import discard, redrive
+from standin import StandIn
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, eventually
-from standin import StandIn
 
 UPLOADS = "uploads-of-others"
 TEST_EVENT = json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"})
@@ -212,7 +212,7 @@ def test_five_messages_that_look_alike_stay_five_to_their_dead_letters(sqs: SQS,
     send(broker, list(map(json.dumps, bodies)))
     summary = pipeline.run(**settled(broker))
     assert (summary["seen"].done, summary["refuse"].dead) == (5, 5)
-    assert sorted((line[0]["value"] for line in log.lines())) == [0, 1, 2, 3, 4]
+    assert sorted(line[0]["value"] for line in log.lines()) == [0, 1, 2, 3, 4]
     assert len({line[2] for line in log.lines()}) == 5
     letters = pipeline.dead_letters()
     assert sorted(letter.value["value"] for letter in letters) == [0, 1, 2, 3, 4]

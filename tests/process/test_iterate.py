@@ -146,8 +146,8 @@ def picky(value):
 
 def boards() -> int:
     """Count this process's scoreboards."""
-    links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
-    return sum("memfd:sqspipes_mp" in os.readlink(link) for link in links if os.path.islink(link))
+    links = Path("/proc/self/fd").iterdir()
+    return sum("memfd:sqspipes_mp" in str(link.readlink()) for link in links if link.is_symlink())
 
 
 def test_an_error_that_is_kept_keeps_no_shared_memory(db: Path) -> None:

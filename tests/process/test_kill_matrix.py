@@ -16,9 +16,9 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Completion
+from standin import StandIn, standin
 from standin.brokers import sqs_at
 from tests.gates import Gate, Log, alive, children, ended, eventually, feed, kill, program, waiting
-from standin import StandIn, standin
 
 pytestmark = pytest.mark.slow
 

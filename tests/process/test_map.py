@@ -33,9 +33,9 @@ from sqspipes_mp import (
 from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.dead import discard, redrive
+from standin import standin
 from standin.brokers import sqs_at
 from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, waiting
-from standin import standin
 
 
 def double(value):

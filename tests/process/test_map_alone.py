@@ -23,9 +23,9 @@ from sqspipes_mp import (
 )
 from sqspipes_mp.cli.exits import Exit, judge
 from sqspipes_mp.dead import redrive
+from standin import StandIn
 from standin.brokers import sqs_at
 from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, values, waiting
-from standin import StandIn
 
 HOLDER = textwrap.dedent("""
     import os, subprocess, sys, threading
@@ -112,9 +112,9 @@ def holders(path: str, pids: list[int]) -> set[int]:
     found = set()
     for pid in pids:
         with contextlib.suppress(FileNotFoundError):
-            for fd in os.listdir(f"/proc/{pid}/fd"):
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    if os.readlink(f"/proc/{pid}/fd/{fd}") == path:
+                    if str(fd.readlink()) == path:
                         found.add(pid)
     return found
 
@@ -467,7 +467,7 @@ def test_in_order_a_killed_workers_lease_is_waited_for_at_the_limit(
         engine = Engine(
             [Task(first, input=True, workers=2), second], domain="t", broker=SQLite(db), visibility_timeout=6
         )
-        # The value 0 is held in the first stage, while others wait in the queue of the second one, which no lease hides.
+        # The value 0 is held in the first stage. Others wait in the queue of the second one, which no lease hides.
         log.wait_for(2)
         eventually(lambda: waiting(engine, "second")[0] > 0)
         family = [process.pid, *[child.pid for child in children(process.pid)]]

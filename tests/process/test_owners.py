@@ -150,7 +150,8 @@ broker = f"sqlite:///{sys.argv[1]}"
 def work(value):
     return value
 def pipeline(name, domain="app", **more):
-    return Engine([Task(work, name=name, input=True, priorities=2), Task(fails, name="end")], domain=domain, broker=broker, **more)
+    tasks = [Task(work, name=name, input=True, priorities=2), Task(fails, name="end")]
+    return Engine(tasks, domain=domain, broker=broker, **more)
 old, new = pipeline("old"), pipeline("new")
 """
 

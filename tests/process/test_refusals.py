@@ -7,8 +7,8 @@ import boto3
 import pytest
 
 from sqspipes_mp import SQS, Engine, MessageTooLarge, Retry, Task
-from tests.gates import drain, feed
 from standin import StandIn
+from tests.gates import drain, feed
 
 
 def source():

@@ -335,7 +335,7 @@ def test_building_an_engine_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_a_program_of_one_file_is_a_pipeline(tmp_path: Path) -> None:
-    text = IMPORTED.split("engine =")[0] + 'print(Engine([source, work]).run(until="drained").reason)'
+    text = IMPORTED.split("engine =", maxsplit=1)[0] + 'print(Engine([source, work]).run(until="drained").reason)'
     with program(tmp_path, text) as process:
         code, output, _ = ended(process)
     assert (code, output) == (0, "drained\n")

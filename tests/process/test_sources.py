@@ -341,7 +341,7 @@ def test_the_run_that_the_exception_names_finishes_only_what_is_left(tmp_path: P
 def test_a_pipeline_that_is_fed_names_no_other_run(db: Path) -> None:
     engine = engine_at(db, [Task(broken, input=True), sink])
     engine.put(1)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="1") as caught:
         engine.run()
     assert not any("begins anew" in note for note in caught.value.__notes__)
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -286,8 +285,8 @@ def one_more(value):
 
 
 @pytest.fixture(params=["sqlite", "sqs"])
-def broker(request: pytest.FixtureRequest, db: Path) -> Iterator[SQS | SQLite]:
-    yield SQLite(db) if request.param == "sqlite" else request.getfixturevalue("moto")
+def broker(request: pytest.FixtureRequest, db: Path) -> SQS | SQLite:
+    return SQLite(db) if request.param == "sqlite" else request.getfixturevalue("moto")
 
 
 def test_queues_purge_and_delete_before_during_and_after(broker: SQS | SQLite) -> None:

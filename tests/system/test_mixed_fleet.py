@@ -19,9 +19,9 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, Task, TaskClient, current_message
 from sqspipes_mp.brokers.base import Completion, Output
+from standin import StandIn, standin
 from tests import gates
 from tests.gates import Background, Log
-from standin import StandIn, standin
 
 _PYTHON = os.environ.get("SQSPIPES_TEST_PYTHON")
 

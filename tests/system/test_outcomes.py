@@ -33,9 +33,9 @@ from tests.gates import (
     dead,
     drain,
     engine_at,
+    eventually,
     feed,
     file_of,
-    eventually,
     query,
     send,
     values,
@@ -252,8 +252,7 @@ def test_drops(db: Path, ignore: bool, kept: list[object]) -> None:
 
 
 def many(value):
-    for number in range(value):
-        yield number
+    yield from range(value)
 
 
 def test_a_generator_function_fans_out(db: Path) -> None:
@@ -421,8 +420,7 @@ def test_there_is_no_current_message_outside_a_call() -> None:
 
 
 def levels():
-    for number in (0, 3, 1, 2, 9, -1):
-        yield number
+    yield from (0, 3, 1, 2, 9, -1)
 
 
 def level_of(value):

@@ -23,9 +23,9 @@ from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.message import decode
 from sqspipes_mp.worker.products import Products
+from standin import StandIn, standin
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, bodies, drain, eventually, feed, values, waiting
-from standin import StandIn, standin
 
 
 def gen(*items):

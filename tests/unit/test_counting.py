@@ -1,4 +1,4 @@
-"""The ledger of ``map``: whatever the order and however often things are said, each result goes out once, none is missed."""
+"""The ledger of ``map``: each result goes out once and none is missed, in any order, however often it is said."""
 
 import random
 

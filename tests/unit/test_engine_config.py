@@ -175,7 +175,7 @@ def no_aws(monkeypatch, tmp_path):
 
 
 def test_sqs_without_a_region_says_how_to_set_one(no_aws):
-    with pytest.raises(ConfigError, match="AWS_DEFAULT_REGION|AWS_REGION"):
+    with pytest.raises(ConfigError, match=r"AWS_DEFAULT_REGION|AWS_REGION"):
         engine(broker="sqs://").run()
 
 

@@ -539,9 +539,9 @@ class LeaseMachine(RuleBasedStateMachine):
             for delivery in worker.deliveries:
                 lease = worker.region.read(delivery.lease)
                 message = self.queue.current(delivery.received.handle)
-                if lease is not None and lease.extended and not lease.lost and message is not None:
-                    if message.visible_at >= self.clock.now:
-                        self.neglected.discard((worker.number, lease.index, lease.generation))
+                extended = lease is not None and lease.extended and not lease.lost
+                if extended and message is not None and message.visible_at >= self.clock.now:
+                    self.neglected.discard((worker.number, lease.index, lease.generation))
 
     # -- the keeper ---------------------------------------------------------------------------------------------
 
@@ -921,11 +921,11 @@ class LeaseMachine(RuleBasedStateMachine):
                 if self.queue.messages[lease.handle.message_id].deleted:
                     continue  # By this worker, which is about to clear the entry.
                 message = self.queue.current(lease.handle)
-                if lease.state is LeaseState.RUNNING and self.timeout is not None:
-                    if self.clock.now > lease.started_at + self.timeout:
-                        # Its worker should be dead by now; what comes back from here on is nobody's promise.
-                        self.neglected.add((worker.number, lease.index, lease.generation))
-                        continue
+                running = lease.state is LeaseState.RUNNING
+                if running and self.timeout is not None and self.clock.now > lease.started_at + self.timeout:
+                    # Its worker should be dead by now; what comes back from here on is nobody's promise.
+                    self.neglected.add((worker.number, lease.index, lease.generation))
+                    continue
                 assert message is not None, "a kept message went to another worker"
                 assert message.visible_at >= self.clock.now, "a kept lease expired"
                 assert not lease.lost
@@ -1005,9 +1005,7 @@ def test_a_lease_is_kept_to_its_cap_and_not_beyond(
     assert last <= born + MAX_VISIBILITY
     # Half a visibility timeout apart, but for the last one.
     times = [when for when, _ in made]
-    assert all(
-        later - earlier >= visibility / 2 - 0.51 for earlier, later in zip(times[:-1], times[1:-1], strict=False)
-    )
+    assert all(later - earlier >= visibility / 2 - 0.51 for earlier, later in itertools.pairwise(times[:-1]))
     assert len(made) <= 2 * (min(cap, born + end) - born) / (visibility - 1) + 3
 
 

@@ -20,7 +20,7 @@ def test_the_first_look_is_compared_with_the_beginning():
 
 def test_rates_are_of_the_last_seconds_only():
     pace = Pace(0.0)
-    for second in range(0, 101):
+    for second in range(101):
         # A hundred a second at first, then a stop.
         (row,) = pace.observe(float(second), [reading(100 * min(second, 50), busy=2.0 * min(second, 50))])
         if second == 50:

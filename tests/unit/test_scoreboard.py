@@ -2,6 +2,7 @@ import math
 import multiprocessing
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +57,7 @@ def test_a_lease_reads_back_as_written():
 
 def test_closed_nothing_of_it_stays_open_whoever_still_holds_a_region():
     def descriptors():
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     before = descriptors()
     board = Scoreboard.create(1, 1)

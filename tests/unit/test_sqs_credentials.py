@@ -96,7 +96,7 @@ def test_workers_of_one_engine_do_not_look_for_newer_ones_all_at_once(chain):
 
 
 def test_the_keeper_refreshes_before_the_workers_have_to(chain):
-    with serving(lives=3600) as (url, given):
+    with serving(lives=3600) as (url, _given):
         broker, wallet = chain(url), Wallet()
         wallet.write(_snapshot("OLD", 12))
         keeper = broker.open(patience=60.0, wallet=wallet)

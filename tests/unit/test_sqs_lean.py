@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import boto3
 import botocore.auth
 import botocore.awsrequest
+import botocore.client
 import botocore.config
 import botocore.credentials
 import pytest
@@ -349,9 +350,8 @@ def test_tls_keeps_its_connection_and_trusts_only_the_given_certificates(certifi
     context.load_cert_chain(certificate)
 
     def secured(peer: socket.socket) -> None:
-        with contextlib.suppress(ssl.SSLError, ConnectionError):
-            with context.wrap_socket(peer, server_side=True) as inner:
-                answering(reply(b'{"n":1}'), reply(json.dumps({"n": "x" * 300_000}).encode()))(inner)
+        with contextlib.suppress(ssl.SSLError, ConnectionError), context.wrap_socket(peer, server_side=True) as inner:
+            answering(reply(b'{"n":1}'), reply(json.dumps({"n": "x" * 300_000}).encode()))(inner)
 
     with spoken(secured, secured) as (port, came):
         trusting = Target("127.0.0.1", port, True, "us-east-1", lambda: KEYS, certificate)
@@ -434,8 +434,6 @@ def test_session_of_the_users_is_served_where_it_is_ordinary(make: Callable[[], 
 
 
 def test_client_that_is_wrapped_for_tracing_keeps_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
-    import botocore.client
-
     original = botocore.client.BaseClient._make_api_call
 
     @functools.wraps(original)

@@ -14,7 +14,6 @@ from botocore import UNSIGNED
 from standin import StandIn
 from standin.asking import batch, bodies, code_of, connect, delete, name_of, new, receive, send, served
 
-
 # Faults.
 
 

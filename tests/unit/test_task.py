@@ -243,7 +243,7 @@ def test_bad_names_are_refused(name):
 
 
 def test_function_names_that_queues_cannot_have_need_a_name():
-    def größe(value):
+    def größe(value):  # noqa: PLC2401  (such a name is the test)
         return value
 
     with pytest.raises(ConfigError, match="Give it another"):
