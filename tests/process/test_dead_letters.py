@@ -100,6 +100,7 @@ class Wrapped:
     def __init__(self, broker: Broker, method: str, instead: Callable[..., Any]) -> None:
         self._broker, self._method, self._instead = broker, method, instead
         self.check, self.warm, self.describe = broker.check, broker.warm, broker.describe
+        self.longest_hold = broker.longest_hold
 
     def open(self, **settings: Any) -> Any:
         return WrappedConnection(self._broker.open(**settings), self._method, self._instead)

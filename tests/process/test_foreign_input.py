@@ -73,7 +73,7 @@ def engine(broker: Broker, log: Log, **task: Any) -> Engine:
     return Engine(tasks, domain="mine", broker=broker, visibility_timeout=4)
 
 
-def settled(broker: Broker) -> dict[str, object]:
+def settled(broker: Broker) -> dict[str, Any]:
     # moto's counts are exact, so SQS's minute need not be waited for.
     if isinstance(broker, SQS):
         broker._settle = 0.5
@@ -430,8 +430,8 @@ def test_a_url_or_an_arn_names_it_too(moto: SQS, log: Log, form: str, request: p
     others.check()
     with closing(others.open()) as connection:
         connection.ensure([QueueSpec(name=UPLOADS, fifo=False, visibility=30)], create=True)
-        url = connection._queues.url(UPLOADS)
-        name = url if form == "url" else connection._queues._arn(UPLOADS)
+        url = connection._queues.url(UPLOADS)  # type: ignore[attr-defined]
+        name = url if form == "url" else connection._queues._arn(UPLOADS)  # type: ignore[attr-defined]
         send(others, [event("a"), "bad"])
         pipeline = engine(others, log, input=name)
         pipeline.run(**settled(others))

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def raises_in_del(log: Log):
             raise SystemExit(3)
 
     Odd()
-    kept = Odd()
+    kept: Any = Odd()
     kept.itself = kept
 
 

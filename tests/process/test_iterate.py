@@ -7,6 +7,7 @@ import signal
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -46,7 +47,7 @@ def noted(value, log: Log):
     return value
 
 
-def one_stage(db: Path, count: int, *args: object, method=noted, **settings: object) -> Engine:
+def one_stage(db: Path, count: int, *args: object, method=noted, **settings: Any) -> Engine:
     engine = engine_at(db, [source, Task(method, name="work", args=args)], **settings)
     feed(engine, "work", list(range(count)))
     return engine
@@ -592,7 +593,7 @@ def without_room(value):
                 raise MemoryError
             return whole(kind, header, blob)
 
-        control.pack = pack
+        control.pack = pack  # type: ignore[assignment]
     return value
 
 

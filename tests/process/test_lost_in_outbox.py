@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.station import Delivery, Station
 from standin import StandIn
 from standin.brokers import sqs_at
-from tests.gates import eventually
+from tests.gates import eventually, present
 
 
 def source():
@@ -59,12 +60,13 @@ class Bench:
         self.connection: Connection = broker.open()
         self.connection.ensure(self.pipeline.queues, create=True)
         self.board = Scoreboard.create(3, 1)
-        region = self.board.free_region()
+        region = present(self.board.free_region())
         region.assign(0)
+        unused: Any = None
         orders = Assignment(
-            plan=plan, broker=broker, board=self.board, birth=None, slot=0, seat=plan.seats[0], region=region.index
+            plan=plan, broker=broker, board=self.board, birth=unused, slot=0, seat=plan.seats[0], region=region.index
         )
-        self.station = Station(orders, self.connection, None)
+        self.station = Station(orders, self.connection, unused)
         self.ready = Ready()
         self.outbox = Outbox(self.station, self.ready)
 

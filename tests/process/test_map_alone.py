@@ -25,7 +25,20 @@ from sqspipes_mp.cli.exits import Exit, judge
 from sqspipes_mp.dead import redrive
 from standin import StandIn
 from standin.brokers import sqs_at
-from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, values, waiting
+from tests.gates import (
+    Gate,
+    Log,
+    alive,
+    children,
+    direct_children,
+    ended,
+    eventually,
+    file_of,
+    kill,
+    program,
+    values,
+    waiting,
+)
 
 HOLDER = textwrap.dedent("""
     import os, subprocess, sys, threading
@@ -276,7 +289,7 @@ def test_whatever_ends_it_the_next_one_may_begin(db: Path) -> None:
 def test_the_lock_of_a_temporary_file_goes_with_it() -> None:
     engine = Engine([Task(same, input=True)], domain="t", broker="sqlite://")
     with engine.map(range(3), ordered=True) as results:
-        folder = Path(engine.broker.file).parent
+        folder = Path(file_of(engine)).parent
         assert (folder / "queues.db-t.lock").exists()
         assert list(results) == [0, 1, 2]
     del engine, results

@@ -221,7 +221,7 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Container:
 
 
 @pytest.fixture
-def begin(new_gate) -> Gate:
+def begin(new_gate: Callable[[], Gate]) -> Gate:
     return new_gate()
 
 
@@ -267,7 +267,7 @@ def test_a_container_that_others_filled_costs_no_worker(
         for share in (0.92, 0.98):
             container.is_full(share, 1000 * MB)
             looks = container.looks
-            eventually(lambda looks=looks: container.looks > looks + 3)
+            eventually(lambda looks=looks: container.looks > looks + 3)  # type: ignore[misc]
         gate.open()
     assert {pid for _, pid in log.lines()} == {worker}
     assert (run.summary["work"].failed, sorted(values(engine, "sink"))) == (0, [0, 1, 2])

@@ -12,6 +12,7 @@ import pytest
 
 from sqspipes_mp import SQS, AccessDenied, BrokerError, Engine, QueueMissing, Task
 from sqspipes_mp.brokers import sqs_errors
+from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.plan import RunPlan
 from standin import StandIn
 from standin.brokers import sqs_at
@@ -32,7 +33,7 @@ def sink(value):
     pass
 
 
-def gated_engine(broker: object, log: Log, gate: Gate) -> Engine:
+def gated_engine(broker: Broker, log: Log, gate: Gate) -> Engine:
     tasks = [source, Task(gated, name="work", args=(log, gate)), sink]
     return Engine(tasks, domain="t", broker=broker, start_method="fork", shutdown_grace=5)
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def tell(value):
     return None
 
 
-def pipeline(db: Path, domain: str, name: str, **more: object) -> Engine:
+def pipeline(db: Path, domain: str, name: str, **more: Any) -> Engine:
     """Its one queue between the two tasks is {domain}-{name}."""
     return Engine([Task(work, name=name, input=True), tell], domain=domain, broker=f"sqlite:///{db}", **more)
 

@@ -253,8 +253,9 @@ def test_without_a_terminal_nobody_gets_lines_unasked(db: Path, monkeypatch: pyt
 @pytest.mark.parametrize("call", ["run", "map"])
 def test_another_value_is_refused(db: Path, call: str) -> None:
     engine = engine_at(db, [Task(abs, name="absolute", input=True)])
+    value: Any = "yes"
     with pytest.raises(ConfigError, match=rf"{call}\(progress\) must be True, False or None"):
-        engine.run(progress="yes") if call == "run" else engine.map([1], progress="yes")
+        engine.run(progress=value) if call == "run" else engine.map([1], progress=value)
     assert not db.exists()
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def gated(value, log: Log, gate: Gate):
     return value
 
 
-def pipeline(db: Path, log: Log, gate: Gate, **settings: object) -> Engine:
+def pipeline(db: Path, log: Log, gate: Gate, **settings: Any) -> Engine:
     return engine_at(db, [source, Task(gated, name="work", args=(log, gate)), sink], **settings)
 
 

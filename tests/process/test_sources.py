@@ -5,7 +5,9 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +73,9 @@ def gated_at(log: Log, gates: list[Gate], most: int):
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["all of it sent", "whatever of it sent"])
-def test_a_killed_generators_outputs_come_exactly_once(db: Path, log: Log, new_gate: object, settled: bool) -> None:
+def test_a_killed_generators_outputs_come_exactly_once(
+    db: Path, log: Log, new_gate: Callable[[], Gate], settled: bool
+) -> None:
     gates = [new_gate(), new_gate()]
     engine = engine_at(db, [Task(gated_at, args=(log, gates, 100)), sink], start_method="fork")
     with Background(engine, only=0) as run:
@@ -79,7 +83,7 @@ def test_a_killed_generators_outputs_come_exactly_once(db: Path, log: Log, new_g
             [*_, (number, pid)] = log.wait_for(1 if at == 40 else 3)
             assert number == at
             if settled:
-                eventually(lambda at=at: len(values(engine, "sink")) == at)
+                eventually(lambda at=at: len(values(engine, "sink")) == at)  # type: ignore[misc]
             kill(pid)
             # The replacement goes through the same values, and comes to the same gate.
             log.wait_for(2 if at == 40 else 5)
@@ -117,7 +121,7 @@ def stamped(log: Log):
 
 
 @pytest.mark.parametrize("interval", [0.05, lambda: 0.05], ids=["number", "callable"])
-def test_an_interval_is_shared_by_the_stages_workers(db: Path, log: Log, interval: object) -> None:
+def test_an_interval_is_shared_by_the_stages_workers(db: Path, log: Log, interval: Any) -> None:
     engine = engine_at(db, [Task(stamped, args=(log,), workers=3, interval=interval), sink], start_method="fork")
     with Background(engine, only=0):
         log.wait_for(14)
@@ -232,7 +236,7 @@ def at_once(error: Exception, attempt: int):
     [("retry", Flaky()), ("reject", Flaky()), (at_once, Flaky()), ("raise", Retry(0)), ("raise", Reject("not now"))],
     ids=["retry", "reject", "callable", "Retry", "Reject"],
 )
-def test_a_function_source_goes_on_after_a_failure(db: Path, log: Log, policy: object, error: Exception) -> None:
+def test_a_function_source_goes_on_after_a_failure(db: Path, log: Log, policy: Any, error: Exception) -> None:
     work = Task(failing, args=(log, error), on_error=policy, interval=0.01)
     engine = engine_at(db, [work, sink], start_method="fork")
     with Background(engine, only=0) as run:

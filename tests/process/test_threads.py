@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -247,7 +248,7 @@ def encodes_slowly(value: int, log: Log, gate: Gate) -> object:
     return threading.Event().wait()
 
 
-def slow(value: object) -> object:
+def slow(value: Any) -> object:
     time.sleep(2.5)
     return list(value)
 

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,7 @@ def ours(sqs: StandIn, fifo: bool, log: Log, metas: Log) -> TaskClient:
     return client
 
 
-def send(engine: Engine, stage: str, meta: dict[str, object], value: object) -> None:
+def send(engine: Engine, stage: str, meta: dict[str, Any], value: object) -> None:
     """Put one envelope into a stage's output queue, as another sender would."""
     queue = engine.pipeline.stage(stage).outputs[int(meta["priority"])]
     with contextlib.closing(engine.broker.open()) as connection:

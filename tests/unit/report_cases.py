@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
 
 from sqspipes_mp.report import Report, pack_exception
 
@@ -66,6 +67,7 @@ def chain(length, explicit):
                     raise Plain(i)
             except Plain as exc:
                 current = exc
+        assert current is not None
         raise current
 
     return raise_it
@@ -83,7 +85,10 @@ def walk(exc, link):
 
 
 class Plain(Exception):
-    pass
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Whatever a test has put there."""
 
 
 class KeywordOnly(Exception):

@@ -119,7 +119,7 @@ def test_idle_goes_with_until_and_the_flag_wins() -> None:
         ({"idle": "nan", "until": "drained"}, "--idle must be"),
     ):
         with pytest.raises(Refused, match=said):
-            options(**flags)
+            options(None, **flags)
 
 
 def test_only_what_had_a_message_is_told_of_one() -> None:

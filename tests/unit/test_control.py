@@ -63,7 +63,7 @@ def read_until_eof(parent):
 
 
 def read_some(parent, count):
-    frames = []
+    frames: list[Frame] = []
     while len(frames) < count:
         wait_readable(parent)
         frames += parent.read()

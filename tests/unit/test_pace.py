@@ -1,11 +1,13 @@
 """Progress in numbers: rates over a window, the time left, and the lines people read."""
 
+from typing import Any
+
 import pytest
 
 from sqspipes_mp.pace import HEADER, WINDOW, Pace, Reading, cells, eta, line, span
 
 
-def reading(done: int = 0, **more: object) -> Reading:
+def reading(done: int = 0, **more: Any) -> Reading:
     return Reading(**{"name": "a", "workers": 2, "room": 2, "done": done, **more})
 
 
@@ -26,7 +28,7 @@ def test_rates_are_of_the_last_seconds_only():
         if second == 50:
             assert (row.per_second, row.busy) == (100.0, 1.0)
         if second == 55:
-            assert (row.per_second, row.busy) == (pytest.approx(50.0), pytest.approx(0.5))
+            assert (row.per_second, row.busy) == pytest.approx((50.0, 0.5))
     assert (row.per_second, row.busy) == (0.0, 0.0)
     assert len(pace._past) <= WINDOW + 2
 

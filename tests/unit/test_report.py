@@ -12,6 +12,7 @@ import textwrap
 import traceback
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_the_original_is_left_as_it_was():
 
 
 def test_engine_frames_are_hidden_only_around_the_user():
-    scope = {"__name__": "sqspipes_mp.worker.runner"}
+    scope: dict[str, Any] = {"__name__": "sqspipes_mp.worker.runner"}
     exec("def engine(fn):\n    fn()\ndef own():\n    raise ValueError('ours')", scope)  # noqa: S102  (functions of another module)
 
     def task():
@@ -201,12 +202,12 @@ def test_module_unknown_here_is_not_imported(tmp_path):
 def test_lazy_module_is_not_made_to_load(monkeypatch):
     asked = []
     module = types.ModuleType("lazy_here")
-    module.__getattr__ = lambda name: asked.append(name) or ValueError
+    module.__getattr__ = lambda name: asked.append(name) or ValueError  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, "lazy_here", module)
 
     def far():
         kind = type("Far", (Exception,), {"__module__": "lazy_here"})
-        module.Far = kind
+        module.Far = kind  # type: ignore[attr-defined]
         raise kind("away")
 
     report = forked(far)

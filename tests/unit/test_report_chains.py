@@ -1,6 +1,7 @@
 """Chains and groups of exceptions, deep and large ones, packed and rebuilt."""
 
 import traceback
+from typing import Any
 
 from sqspipes_mp.errors import RemoteError
 from sqspipes_mp.report import rebuild
@@ -142,7 +143,7 @@ def test_base_group_keeps_keyboard_interrupt(carry):
 
 
 def test_deeply_nested_group_never_kills(carry):
-    group = ValueError("core")
+    group: Exception = ValueError("core")
     for i in range(60):
         group = ExceptionGroup(str(i), [group])
     back = carry(thrower(group))
@@ -153,7 +154,7 @@ def test_deeply_nested_group_never_kills(carry):
 
 
 def test_group_too_deep_to_load_still_reports(carry):
-    group = ValueError("core")
+    group: Exception = ValueError("core")
     for i in range(600):
         group = ExceptionGroup(str(i), [group])
     back = carry(thrower(group))
@@ -163,7 +164,7 @@ def test_group_too_deep_to_load_still_reports(carry):
 
 def test_exceptions_in_attributes_and_args(carry):
     inner = catch(thrower(KeywordOnly(code=4)))
-    exc = Plain("outer", inner)
+    exc: Any = Plain("outer", inner)
     exc.inner = inner
     back = carry(thrower(exc))
     assert back.inner is back.args[1]
@@ -172,9 +173,10 @@ def test_exceptions_in_attributes_and_args(carry):
 
 
 def test_attributes_may_refer_back(carry):
-    exc = Plain("self")
+    exc: Any = Plain("self")
     exc.me = exc
-    exc.members = [child := Plain("child")]
+    child: Any = Plain("child")
+    exc.members = [child]
     child.parent = exc
     back = carry(thrower(exc))
     assert type(back) is Plain
@@ -199,9 +201,9 @@ def test_recursion_error_is_itself_with_both_ends(carry):
 
 
 def test_long_irregular_traceback_is_shortened_and_says_so(carry):
-    lines = "".join(f"    if n == {i}: return f(n + 1)\n" for i in range(600))
-    scope = {}
-    exec(compile(f"def f(n):\n{lines}    raise ValueError('end')", "gen.py", "exec"), scope)  # noqa: S102  (600 lines)
+    branches = "".join(f"    if n == {i}: return f(n + 1)\n" for i in range(600))
+    scope: dict[str, Any] = {}
+    exec(compile(f"def f(n):\n{branches}    raise ValueError('end')", "gen.py", "exec"), scope)  # noqa: S102  (600 lines)
     back = carry(lambda: scope["f"](0))
     lines = [f.lineno for f in traceback.extract_tb(back.__traceback__) if f.filename == "gen.py"]
     assert type(back) is ValueError
@@ -212,7 +214,7 @@ def test_long_irregular_traceback_is_shortened_and_says_so(carry):
 
 def test_frames_without_line_numbers(carry):
     code = compile("def f(n):\n    return f(n - 1) if n else {}['k']", "gen.py", "exec")
-    scope = {}
+    scope: dict[str, Any] = {}
     exec(code, scope)  # noqa: S102  (its line table is taken away)
     scope["f"].__code__ = scope["f"].__code__.replace(co_linetable=b"")
     exc = catch(lambda: scope["f"](60))
@@ -232,7 +234,7 @@ def test_huge_message_becomes_a_cut_remote_error(carry):
 
 
 def test_huge_attribute_is_left_behind(carry):
-    exc = Plain("small")
+    exc: Any = Plain("small")
     exc.frame, exc.rows = b"x" * 10_000_000, 17
     back = carry(thrower(exc))
     assert type(back) is Plain

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import traceback
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ from tests.unit.report_cases import (
 
 
 def test_type_args_attributes_survive(carry):
-    exc = Plain("a", 2, None)
+    exc: Any = Plain("a", 2, None)
     exc.code = {"k": [1]}
     back = carry(thrower(exc))
     assert type(back) is Plain
@@ -147,14 +148,14 @@ def test_syntax_errors_keep_all_attributes(code, kind, carry):
 
 
 def test_attribute_error_comes_back_without_the_object(carry):
-    back = carry(lambda: threading.Lock().nothing)
+    back = carry(lambda: threading.Lock().nothing)  # type: ignore[attr-defined]
     assert type(back) is AttributeError
     assert back.name == "nothing"
     assert len(back.__notes__) == 1
 
 
 def test_name_error_keeps_its_name(carry):
-    assert carry(lambda: undefined_thing).name == "undefined_thing"  # noqa: F821
+    assert carry(lambda: undefined_thing).name == "undefined_thing"  # type: ignore[name-defined]  # noqa: F821
 
 
 def test_client_error_keeps_response(carry):
@@ -202,10 +203,10 @@ def test_local_class_is_remote_error(carry):
 
 @pytest.mark.parametrize(
     "thing",
-    [threading.Lock, lambda: open(os.devnull), socket.socket, lambda: (i for i in ())],  # noqa: PTH123, SIM115
+    [threading.Lock, lambda: open(os.devnull), socket.socket, lambda: (i for i in ())],  # type: ignore[var-annotated]  # noqa: PTH123, SIM115
 )
 def test_unpicklable_attribute_stays_behind(thing, carry):
-    exc = Plain("kept", 1)
+    exc: Any = Plain("kept", 1)
     exc.thing, exc.code = thing(), 5
     back = carry(thrower(exc))
     if hasattr(exc.thing, "close"):

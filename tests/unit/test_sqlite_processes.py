@@ -290,7 +290,7 @@ def test_interrupt_is_for_good(path: Path) -> None:
 def test_a_file_another_process_is_just_creating_is_no_strangers(tmp_path: Path) -> None:
     file = str(tmp_path / "queues.db")
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as late:
-        begun = []
+        begun: list[str] = []
 
         def create(statement: str) -> None:
             if "sqlite_master" in statement and not begun:

@@ -37,10 +37,10 @@ def fresh(program: str, *args: str) -> str:
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: SQS(5), "region"),
+        (lambda: SQS(5), "region"),  # type: ignore[arg-type]
         (lambda: SQS(""), "region"),
         (lambda: SQS("US West"), "region"),
-        (lambda: SQS(endpoint_url=5), "endpoint_url"),
+        (lambda: SQS(endpoint_url=5), "endpoint_url"),  # type: ignore[arg-type]
         (lambda: SQS(endpoint_url="localhost:5000"), "endpoint_url"),
         (lambda: SQS(endpoint_url="ftp://localhost"), "endpoint_url"),
         (lambda: SQS(endpoint_url="http://"), "endpoint_url"),
@@ -49,16 +49,16 @@ def fresh(program: str, *args: str) -> str:
         (lambda: SQS(access_key="a"), "secret_key"),
         (lambda: SQS(secret_key="hunter2"), "access_key"),
         (lambda: SQS(access_key="", secret_key="hunter2"), "access_key"),
-        (lambda: SQS(access_key="a", secret_key=b"hunter2"), "secret_key"),
-        (lambda: SQS(session="prod"), "session"),
+        (lambda: SQS(access_key="a", secret_key=b"hunter2"), "secret_key"),  # type: ignore[arg-type]
+        (lambda: SQS(session="prod"), "session"),  # type: ignore[arg-type]
         (lambda: SQS(session=lambda: None, access_key="a", secret_key="hunter2"), "session"),
         (lambda: SQS(retention=59), "retention"),
         (lambda: SQS(retention=1_209_601), "retention"),
-        (lambda: SQS(retention=60.5), "retention"),
+        (lambda: SQS(retention=60.5), "retention"),  # type: ignore[arg-type]
         (lambda: SQS(retention=True), "retention"),
         (lambda: SQS(kms_key=""), "kms_key"),
-        (lambda: SQS(tags=["a"]), "tags"),
-        (lambda: SQS(tags={"a": 1}), "tags"),
+        (lambda: SQS(tags=["a"]), "tags"),  # type: ignore[arg-type]
+        (lambda: SQS(tags={"a": 1}), "tags"),  # type: ignore[dict-item]
         (lambda: SQS(tags={"": "x"}), "tags"),
         (lambda: SQS(tags={str(n): "x" for n in range(51)}), "tags"),
     ],

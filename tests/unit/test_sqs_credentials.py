@@ -137,7 +137,8 @@ def test_a_slow_credentials_service_does_not_hold_up_the_keeper(chain, minutes, 
 
 
 def test_a_fetch_that_hangs_for_good_is_asked_for_anew(monkeypatch):
-    hung, ends, calls = threading.Event(), threading.Event(), []
+    hung, ends = threading.Event(), threading.Event()
+    calls: list[None] = []
 
     def refresh():
         calls.append(None)
