@@ -16,6 +16,7 @@ from standin.service import Service
 
 
 async def serve(options: Options) -> None:
+    """Serve until the process ends."""
     service, gate = Service(options, {**MANAGE, **SEND, **RECEIVE}), Gate()
     control = Control(service, gate)
     loop = asyncio.get_running_loop()

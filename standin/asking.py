@@ -43,6 +43,7 @@ def served(**options: object) -> Iterator[tuple[StandIn, Any]]:
 
 
 def new(client: Any, *, fifo: bool = False, **attributes: str) -> str:
+    """Create a queue of a unique name; return its URL."""
     if fifo:
         attributes = {"FifoQueue": "true", **attributes}
     name = uuid.uuid4().hex + (".fifo" if fifo else "")
@@ -50,10 +51,12 @@ def new(client: Any, *, fifo: bool = False, **attributes: str) -> str:
 
 
 def name_of(url: str) -> str:
+    """Return the queue's name from its URL."""
     return url.rpartition("/")[2]
 
 
 def arn_of(client: Any, url: str) -> str:
+    """Return a queue's ARN."""
     return str(client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"])
 
 
@@ -72,6 +75,7 @@ def send(client: Any, url: str, *bodies: str, **entry: Any) -> list[str]:
 
 
 def receive(client: Any, url: str, count: int = 10, **asked: Any) -> list[dict[str, Any]]:
+    """Receive up to ``count`` messages, with their system attributes; None leaves a parameter out."""
     asked = {
         "MessageSystemAttributeNames": ["All"],
         **{name: value for name, value in asked.items() if value is not None},
@@ -83,22 +87,27 @@ def receive(client: Any, url: str, count: int = 10, **asked: Any) -> list[dict[s
 
 
 def bodies(client: Any, url: str, count: int = 10, **asked: Any) -> list[str]:
+    """Receive messages; return their bodies."""
     return [message["Body"] for message in receive(client, url, count, **asked)]
 
 
 def delete(client: Any, url: str, message: dict[str, Any]) -> None:
+    """Delete a message by its receipt."""
     client.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
 
 
 def extend(client: Any, url: str, message: dict[str, Any], seconds: int) -> None:
+    """Change a delivery's visibility."""
     client.change_message_visibility(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=seconds)
 
 
 def batch(*texts: str, **more: Any) -> list[dict[str, Any]]:
+    """Return a batch's entries, numbered from 0."""
     return [{"Id": str(position), "MessageBody": text, **more} for position, text in enumerate(texts)]
 
 
 def code_of(call: Callable[[], object]) -> str:
+    """Return the code of the error that a call must end with."""
     with pytest.raises(botocore.exceptions.ClientError) as caught:
         call()
     return str(caught.value.response["Error"]["Code"])

@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         self._transport = None
         call, self._call = self._call, None
         if call is not None and call.withdraw is not None and not self._service.options.ghost_polls:

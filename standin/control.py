@@ -31,7 +31,7 @@ class Control:
             "resume": self._resume,
         }
 
-    def __call__(self, method: str, path: str, body: bytes) -> str:
+    def __call__(self, _method: str, path: str, body: bytes) -> str:
         parts = urlsplit(path)
         query: Json = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         asked = {**query, **json.loads(body or b"{}")}

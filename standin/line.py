@@ -7,6 +7,8 @@ from typing import Protocol
 
 
 class Timer(Protocol):
+    """What the event loop calls later, unless it is cancelled."""
+
     def cancel(self) -> None: ...
 
 

@@ -14,6 +14,8 @@ quoted = json.encoder.encode_basestring_ascii
 
 
 class State(IntEnum):
+    """Where a message stands."""
+
     DELAYED = 0
     VISIBLE = 1
     IN_FLIGHT = 2
@@ -80,6 +82,7 @@ class Message:
 
 
 def md5(text: str) -> str:
+    """Return a text's MD5 digest, as SQS shows it."""
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -45,8 +45,8 @@ class Options:
     ``lenient_change``: extending a delivery that expired, but was not received again, succeeds (SQS has been seen to
     do so on standard queues; its documentation promises an error). ``ghost_polls``: a long poll whose client is gone
     still takes messages. ``shuffle``: standard queues hand out any of that many oldest messages. ``key``: the only
-    access key accepted. ``ledger`` 0: deleted messages are forgotten (long benchmarks). ``uncounted``: no message has an
-    ApproximateReceiveCount, as with some emulators.
+    access key accepted. ``ledger`` 0: deleted messages are forgotten (long benchmarks). ``uncounted``: no message has
+    an ApproximateReceiveCount, as with some emulators.
     """
 
     port: int = 0

@@ -9,8 +9,10 @@ from standin.message import Message, State
 
 
 class StandardShelf:
-    """Roughly first in, first out; what comes back goes to the front. Messages deleted or hidden while they lie here
-    are passed over when their turn comes."""
+    """Roughly first in, first out; what comes back goes to the front.
+
+    Messages deleted or hidden while they lie here are passed over when their turn comes.
+    """
 
     def __init__(self, random: Random, shuffle: int) -> None:
         self._row: deque[Message] = deque()

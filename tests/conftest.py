@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from sqspipes_mp.brokers.sqs import SQS
+from standin import StandIn, standin
 from standin.brokers import sqs_at
 from tests.gates import Gate, Log, children, close_gates, eventually
 from tests.moto_server import HARMLESS, moto_server
-from standin import StandIn, standin
 
 # How long an example takes is the machine's business, and a failure must be the same one at the next run.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
@@ -135,9 +135,9 @@ def _new(before: dict[int, str]) -> dict[int, str]:
 
 def _descriptors() -> dict[int, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for path in Path("/proc/self/fd").iterdir():
         try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[int(path.name)] = str(path.readlink())
         except FileNotFoundError:
             continue  # That of the listing itself.
     return found

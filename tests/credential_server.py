@@ -1,7 +1,7 @@
 """The credential endpoint of a container, on a free loopback port, in a process of its own or in this one.
 
-As a program: ``python credential_server.py LOG SECONDS`` prints its port, writes a line per request to LOG, and ends when
-its standard input closes.
+As a program: ``python credential_server.py LOG SECONDS`` prints its port, writes a line per request to LOG, and ends
+when its standard input closes.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ def _main() -> None:
     path, lives = sys.argv[1], float(sys.argv[2])
 
     def note(key: str) -> None:
-        with open(path, "a") as log:
+        with Path(path).open("a") as log:
             log.write(f"{key}\n")
 
     server = serve(lives, note)

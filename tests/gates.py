@@ -12,10 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import psutil
 
@@ -31,6 +31,7 @@ from benchmarks.watching import send as send
 from sqspipes_mp import Engine, SQLite
 from sqspipes_mp.failure import Failure, parse_failure
 
+T = TypeVar("T")
 
 _opened: dict[str, int] = {}
 _no_forks = threading.Lock()
@@ -73,9 +74,9 @@ def close_gates() -> None:
 class Background:
     """``engine.run`` in another thread, so that the test can look and act meanwhile."""
 
-    def __init__(self, engine: Engine, **arguments: object) -> None:
+    def __init__(self, engine: Engine, **arguments: Any) -> None:
         self.engine = engine
-        self.summary: object = None
+        self.summary: Any = None
         self.error: BaseException | None = None
         self._arguments = arguments
         self._thread = threading.Thread(target=self._run)
@@ -86,7 +87,7 @@ class Background:
         except BaseException as error:
             self.error = error
 
-    def __enter__(self) -> "Background":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -96,6 +97,12 @@ class Background:
         self._thread.join()
         if self.error is not None and error is None:
             raise self.error
+
+
+def present(value: T | None) -> T:
+    """Return a value that must be there."""
+    assert value is not None
+    return value
 
 
 def engine_at(path: Path | str, tasks: Sequence[Any], **settings: Any) -> Engine:

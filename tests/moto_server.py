@@ -47,7 +47,7 @@ def moto_server() -> Iterator[str]:
 
 
 def _serve() -> None:
-    from moto.server import ThreadedMotoServer
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415  (large, and read by the server alone)
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -1,7 +1,8 @@
 """The pipeline under chaos: three stages, fed from outside, their results left in a queue that nobody receives from.
 
-Run as ``python -m benchmarks.chaos.pipeline BROKER FIFO VISIBILITY PIDS BACKOFF``, it is one program ("machine") of the storm.
-Values are numbers; some are poison and never come through: they raise, are rejected, kill their worker, or are late.
+Run as ``python -m benchmarks.chaos.pipeline BROKER FIFO VISIBILITY PIDS BACKOFF``, it is one program ("machine") of the
+storm. Values are numbers; some are poison and never come through: they raise, are rejected, kill their worker, or are
+late.
 """
 
 import ctypes
@@ -10,10 +11,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from benchmarks.watching import Log
 from sqspipes_mp import Engine, Reject, Task, attempts
+from sqspipes_mp.brokers.base import Broker
 
 STAGES = ("one", "two", "three")
 #: Attempts a message has. A worker killed at random charges what it ran, so one of them must never be the last.
@@ -23,13 +27,17 @@ POISON = ("raise", "reject", "exit", "sigkill", "interrupted", "late")
 #: Seconds a call may take. A worker that is stopped for a while must not be late for that.
 LONGEST = 20.0
 
+#: [number, steps, poisoned stage or None, kind or None]
+Value = list[Any]
 
-def numbers():
+
+def numbers() -> Iterator[Value]:
+    """Yield nothing: the storm is fed from outside."""
     yield from ()
 
 
-def act(value, stage: str):
-    """Add a step to a value, or fail as its poison says. ``value``: [number, steps, poisoned stage, kind]."""
+def act(value: Value, stage: str) -> Value:
+    """Add a step to a value, or fail as its poison says."""
     number, steps, where, kind = value
     # A millisecond or two of work, sometimes more, so that something runs when death comes.
     sum(range(100_000 if number % 50 else 1_000_000))
@@ -51,16 +59,17 @@ def act(value, stage: str):
     return [number, [*steps, stage], where, kind]
 
 
-def never(value):
+def never(value: Value) -> Value:
     """The task behind the last one: it only makes a queue for the results and runs nowhere."""
     raise AssertionError(value)
 
 
 def note(pids: Log, stage: str) -> None:
+    """Note that this process works for a stage."""
     pids.note(os.getpid(), stage)
 
 
-def engine(broker, *, fifo: bool, visibility: float, pids: Log) -> Engine:
+def engine(broker: Broker | str, *, fifo: bool, visibility: float, pids: Log) -> Engine:
     """Return the engine; its first task, a source, runs nowhere either."""
     stages = [
         Task(
@@ -85,10 +94,11 @@ def engine(broker, *, fifo: bool, visibility: float, pids: Log) -> Engine:
 
 
 def main() -> None:
+    """Run the three stages."""
     broker, fifo, visibility, pids, backoff = sys.argv[1:]
     if backoff:
         # What all attempts of a poison wait for would take longer than the rest of a short storm.
-        attempts.backoff = lambda attempt, jitter: jitter(0.0, float(backoff))
+        attempts.backoff = lambda attempt, jitter: jitter(0.0, float(backoff))  # type: ignore[attr-defined]  # noqa: ARG005
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s")
     made = engine(broker, fifo=fifo == "1", visibility=float(visibility), pids=Log(pids))
     made.run(only=list(STAGES))

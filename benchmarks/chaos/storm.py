@@ -278,7 +278,7 @@ def _broker(weather: Weather, folder: Path) -> Iterator[tuple[str, SQS | SQLite,
         yield url, SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x"), server
 
 
-def storm(weather: Weather, folder: Path, say: Callable[[str], object] = lambda line: None) -> Result:
+def storm(weather: Weather, folder: Path, say: Callable[[str], object] = lambda _line: None) -> Result:
     """Feed the items, let the storm rage, wait for the calm, and judge."""
     values = items(weather.items, weather.poison, weather.kinds)
     clock = time.monotonic

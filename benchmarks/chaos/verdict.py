@@ -6,22 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.chaos.pipeline import POISON, STAGES
+from benchmarks.chaos.pipeline import POISON, STAGES, Value
 from sqspipes_mp import Engine
 from sqspipes_mp.brokers.base import Completion, Output
 from standin import StandIn
 
 
-def items(count: int, poison: int, kinds: Sequence[str] = POISON) -> list[list[object]]:
+def items(count: int, poison: int, kinds: Sequence[str] = POISON) -> list[Value]:
     """Return the values to feed: ``poison`` of them, spread evenly, fail for good in some stage."""
-    values: list[list[object]] = [[number, [], None, None] for number in range(count)]
+    values: list[Value] = [[number, [], None, None] for number in range(count)]
     for index in range(poison):
         number = (2 * index + 1) * count // (2 * poison)
         values[number][2:] = [STAGES[index % len(STAGES)], kinds[index % len(kinds)]]
     return values
 
 
-def feed(engine: Engine, values: list[list[object]]) -> None:
+def feed(engine: Engine, values: list[Value]) -> None:
     """Put the values into the first stage's input queue, once each."""
     queue = engine.pipeline.stage(STAGES[0]).inputs[-1]
     with contextlib.closing(engine.broker.open()) as connection:
@@ -76,7 +76,7 @@ class Verdict:
         return [f"{name}: {len(found)} {list(found[:10])}" for name, found in rules.items() if found]
 
 
-def judge(engine: Engine, values: list[list[object]]) -> Verdict:
+def judge(engine: Engine, values: list[Value]) -> Verdict:
     """Read results and dead letters out of their queues and compare."""
     results: Counter[int] = Counter()
     wrong = []

@@ -7,8 +7,8 @@ import pytest
 
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused, QueueSpec
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
-from standin.brokers import sqs_at
 from standin import StandIn, standin
+from standin.brokers import sqs_at
 
 FAULTS = {
     "latency_ms": 1,

@@ -1,6 +1,7 @@
 """What the SQS broker makes of failures, told by a server that fails on demand."""
 
 import contextlib
+import itertools
 import logging
 import socket
 import threading
@@ -78,7 +79,7 @@ def test_later_message_of_a_group_waits_for_the_one_that_failed() -> None:
 
 def test_refused_entry_raises_after_the_others_are_done() -> None:
     refuses = once("SendMessageBatch", lambda request: batch(request, {0: ("InvalidMessageContents", True)}))
-    with connected(refuses) as (wire, connection), pytest.raises(BrokerError, match="'out'.*InvalidMessageContents"):
+    with connected(refuses) as (wire, connection), pytest.raises(BrokerError, match=r"'out'.*InvalidMessageContents"):
         sent: list[Completion] = []
         connection.complete([completion(n, Output("out", n, n)) for n in "ab"], sent.append)
     assert [done.input for done in sent] == [handle("b")]
@@ -133,7 +134,7 @@ def test_transient_failures_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     def answer(operation: str, request: Json, nth: int) -> Error | None:
         return Error("KmsThrottled") if operation == "SendMessageBatch" and nth < 4 else None
 
-    with connected(answer) as (wire, connection), caplog.at_level(logging.WARNING):
+    with connected(answer) as (_wire, connection), caplog.at_level(logging.WARNING):
         connection.complete([completion("a", Output("out", "a", "a"))])
     assert len(caplog.messages) == 1
     assert "KmsThrottled" in caplog.messages[0]
@@ -317,7 +318,7 @@ def test_deliveries_are_handled_ten_at_a_time_and_once_each() -> None:
         handles = [handle(str(n)) for n in range(23)]
         connection.extend([handles[0]._replace(receipt="older"), *handles], 30)
     assert [len(batch) for batch in receipts(wire, "ChangeMessageVisibilityBatch")] == [10, 10, 3]
-    assert "older" not in sum(receipts(wire, "ChangeMessageVisibilityBatch"), [])
+    assert "older" not in itertools.chain(*receipts(wire, "ChangeMessageVisibilityBatch"))
 
 
 def refusing(body: str, unless_bare: bool = False) -> Callable[[str, Json, int], Json | None]:

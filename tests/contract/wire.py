@@ -22,7 +22,7 @@ class Error:
 
 @dataclass
 class Wire:
-    """What was asked so far, and where. Answers come from ``answer(operation, request, nth call of this operation)``."""
+    """What was asked so far, and where. Answers come from ``answer(operation, request, nth call of the operation)``."""
 
     answer: Callable[[str, Json, int], Json | Error | None]
     url: str = ""

@@ -3,8 +3,8 @@
 import pytest
 
 from sqspipes_mp import SQS
-from standin.brokers import sqs_at
 from standin import StandIn
+from standin.brokers import sqs_at
 
 
 @pytest.fixture

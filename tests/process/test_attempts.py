@@ -11,8 +11,8 @@ import pytest
 from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.message import Message, decode
 from standin.brokers import sqs_at
-from tests.gates import drain, feed
 from standin.client import standin
+from tests.gates import drain, feed
 
 
 @pytest.fixture(autouse=True)

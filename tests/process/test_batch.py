@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import SQS, Engine, Reject, Retry, SqsPipesError, Task, WrongShape, current_message
+from standin import standin
 from tests.gates import (
     Background,
     Gate,
     Log,
     charges,
-    children,
     dead,
     drain,
     engine_at,
@@ -27,7 +27,6 @@ from tests.gates import (
     waiting,
 )
 from tests.process.three_stages import sink, source, stages
-from standin import standin
 
 
 def noted(batch: list[int], log: Log) -> list[int]:
@@ -118,7 +117,9 @@ def test_what_is_no_list_fails_and_says_so(db: Path) -> None:
     engine = stages(db, Task(no_list, name="work", batch=4, on_error="reject"), 2)
     drain(engine, "work")
     # Of the size that the user's batches have, though they ran alone at last.
-    assert all("a batch of 2 values gave a dict, not a list of 2." in failure.text for _, failure in dead(engine, "work"))
+    assert all(
+        "a batch of 2 values gave a dict, not a list of 2." in failure.text for _, failure in dead(engine, "work")
+    )
     assert len(dead(engine, "work")) == 2
 
 

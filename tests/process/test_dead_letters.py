@@ -26,8 +26,21 @@ from sqspipes_mp.brokers.base import DeadLetter as Letter
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.dead import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.errors import ConfigError
-from tests.gates import TIMEOUT, Background, Log, bodies, charges, drain, engine_at, eventually, feed, query, send, waiting
 from standin import StandIn
+from tests.gates import (
+    TIMEOUT,
+    Background,
+    Log,
+    bodies,
+    charges,
+    drain,
+    engine_at,
+    eventually,
+    feed,
+    query,
+    send,
+    waiting,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +100,7 @@ class Wrapped:
     def __init__(self, broker: Broker, method: str, instead: Callable[..., Any]) -> None:
         self._broker, self._method, self._instead = broker, method, instead
         self.check, self.warm, self.describe = broker.check, broker.warm, broker.describe
+        self.longest_hold = broker.longest_hold
 
     def open(self, **settings: Any) -> Any:
         return WrappedConnection(self._broker.open(**settings), self._method, self._instead)
@@ -357,13 +371,18 @@ def test_a_body_that_is_no_envelope_goes_back_as_it_is(db: Path) -> None:
 @pytest.mark.parametrize("fifo", [False, True])
 def test_rows_that_are_not_utf_8_or_no_text_are_dead_letters_and_stop_nobody(db: Path, log: Log, fifo: bool) -> None:
     engine = engine_at(db, [source, Task(note_all, name="work", args=(log,))], fifo=fifo)
-    foreign = [b'{"meta": {}, "value": "\xff"}', b"\xed\xa0\x80", memoryview(b"\x00\xfe"), memoryview(b'{"value": "blob"}')]
+    foreign = [
+        b'{"meta": {}, "value": "\xff"}',
+        b"\xed\xa0\x80",
+        memoryview(b"\x00\xfe"),
+        memoryview(b'{"value": "blob"}'),
+    ]
     send(engine, "work", *(["?"] * len(foreign)), json.dumps({"value": "good"}), group="g" if fifo else None)
     with contextlib.closing(sqlite3.connect(db)) as connection:
         seqs = [seq for (seq,) in connection.execute("SELECT seq FROM messages ORDER BY seq")]
         for seq, body in zip(seqs, foreign, strict=False):
             value = "CAST(? AS TEXT)" if isinstance(body, bytes) else "?"
-            connection.execute(f"UPDATE messages SET body = {value} WHERE seq = ?", (body, seq))
+            connection.execute(f"UPDATE messages SET body = {value} WHERE seq = ?", (body, seq))  # noqa: S608
         connection.commit()
     summary = drain(engine, "work")
     assert (summary["work"].done, summary["work"].dead) == (2, 3)
@@ -702,13 +721,13 @@ def test_a_short_id_means_the_one_it_was_made_of(ids: list[str]) -> None:
 def test_an_id_that_fits_none_or_several_is_refused_with_candidates() -> None:
     known = ["aaaaaaaa1", "aaaaaaaa2", "bbbbbbbbbb", "cccccccccc"]
     assert resolve_ids(known, ["b", "aaaaaaaa2"]) == {"bbbbbbbbbb", "aaaaaaaa2"}
-    with pytest.raises(ConfigError, match="These begin so: aaaaaaaa1, aaaaaaaa2$"):
+    with pytest.raises(ConfigError, match=r"These begin so: aaaaaaaa1, aaaaaaaa2$"):
         resolve_ids(known, ["b", "aa"])
-    with pytest.raises(ConfigError, match="'x'. There are: aaaaaaaa1, aaaaaaaa2, bbbbbbbb, cccccccc$"):
+    with pytest.raises(ConfigError, match=r"'x'\. There are: aaaaaaaa1, aaaaaaaa2, bbbbbbbb, cccccccc$"):
         resolve_ids(known, ["x"])
-    with pytest.raises(ConfigError, match="There are: 00000000, .* and 4 more$"):
+    with pytest.raises(ConfigError, match=r"There are: 00000000, .* and 4 more$"):
         resolve_ids([f"{number}0000000" for number in range(9)], [""])
-    with pytest.raises(ConfigError, match="There are none$"):
+    with pytest.raises(ConfigError, match=r"There are none$"):
         resolve_ids([], ["x"])
 
 

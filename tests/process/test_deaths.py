@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -72,7 +73,7 @@ def dies_once_at_5(value, log: Log, die: Callable[[], None]):
     return value * 10
 
 
-def stages(db: Path, work: Task, count: int, **settings: object) -> Engine:
+def stages(db: Path, work: Task, count: int, **settings: Any) -> Engine:
     # Some of these tests run the engine in a thread; what a fork does is what they are about.
     settings.setdefault("start_method", "fork")
     # What was being received at a death comes back when its lease ends.
@@ -287,7 +288,7 @@ def hidden_until(engine: Engine) -> int:
 def wait_for_extensions(engine: Engine, count: int) -> None:
     for _ in range(count):
         before = hidden_until(engine)
-        eventually(lambda before=before: hidden_until(engine) > before, "the lease is extended")
+        eventually(lambda before=before: hidden_until(engine) > before, "the lease is extended")  # type: ignore[misc]
 
 
 @pytest.mark.slow
@@ -317,7 +318,7 @@ def test_a_killed_keeper_is_replaced_and_no_lease_is_lost(tmp_path: Path, db: Pa
         for _ in range(2):
             [keeper] = set(direct_children()) - set(workers.wait_for(2))
             kill(keeper)
-            eventually(lambda keeper=keeper: not alive(keeper))
+            eventually(lambda keeper=keeper: not alive(keeper))  # type: ignore[misc]
             wait_for_extensions(engine, 1)
         gate.open()
     assert len(log.lines()) == 1

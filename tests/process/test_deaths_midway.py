@@ -13,10 +13,23 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import SQS, Engine, SQLite, Task
-from sqspipes_mp.brokers.url import parse
-from standin.brokers import sqs_at
-from tests.gates import Background, Log, alive, ended, engine_at, eventually, feed, kill, program, query, values, waiting
+from sqspipes_mp.brokers.base import Broker
 from standin import StandIn, standin
+from standin.brokers import sqs_at
+from tests.gates import (
+    Background,
+    Log,
+    alive,
+    ended,
+    engine_at,
+    eventually,
+    feed,
+    kill,
+    program,
+    query,
+    values,
+    waiting,
+)
 
 
 def source():
@@ -105,9 +118,8 @@ def test_a_worker_killed_while_it_waits_for_a_message_takes_none_with_it(db: Pat
 
 def listens(pid: int) -> bool:
     """Tell whether a process hears of changes of files."""
-    folder = f"/proc/{pid}/fd"
     with contextlib.suppress(FileNotFoundError):
-        return any("inotify" in os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder))
+        return any("inotify" in str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir())
     return False
 
 
@@ -119,7 +131,7 @@ def half_told_at_first(value, log: Log):
     log.note(value, os.getpid())
     if len(log.lines()) > 1:
         return value
-    lines = [fd for fd in map(int, os.listdir("/proc/self/fd")) if is_line(fd)]
+    lines = [fd for fd in (int(path.name) for path in Path("/proc/self/fd").iterdir()) if is_line(fd)]
     for fd in lines:
         with socket.socket(fileno=os.dup(fd)) as copy:
             copy.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -144,13 +156,14 @@ def is_line(fd: int) -> bool:
 
 HALF_TOLD = """
 import sys
+from sqspipes_mp.brokers.url import parse
 from tests.process.test_deaths_midway import *
 broker, log = sys.argv[1:]
 engine_for(parse(broker), Log(log)).run(only="work")
 """
 
 
-def engine_for(broker: object, log: Log) -> Engine:
+def engine_for(broker: Broker, log: Log) -> Engine:
     tasks = [source, Task(half_told_at_first, name="work", args=(log,)), sink]
     return Engine(tasks, domain="t", broker=broker, start_method="fork")
 

@@ -4,6 +4,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def raise_at_two(value, fail: Callable[[], None]):
     return value * 10
 
 
-def one_stage(db: Path, fail: Callable[[], object], **settings: object) -> Engine:
+def one_stage(db: Path, fail: Callable[[], object], **settings: Any) -> Engine:
     engine = engine_at(db, [source, Task(raise_at_two, name="work", args=(fail,)), sink], **settings)
     feed(engine, "work", [1, 2, 3, 4])
     return engine
@@ -130,7 +131,7 @@ def iterate_through(engine: Engine) -> None:
         assert value in {10, 30, 40}
 
 
-def raised(engine: Engine, through: Callable[[Engine], None], kind: type[BaseException]) -> BaseException:
+def raised(engine: Engine, through: Callable[[Engine], None], kind: type[BaseException]) -> Any:
     with pytest.raises(kind) as caught:
         through(engine)
     return caught.value
@@ -170,7 +171,7 @@ def test_the_exception_comes_out_as_itself(
     assert type(error) is kind
     if kind is not Odd:
         assert text in str(error)
-    whole = "".join(functions_of(error)) if kind is not RemoteError else error.text
+    whole = "".join(functions_of(error)) if kind is not RemoteError else error.text  # type: ignore[attr-defined]
     assert fail.__name__ in whole
     notes = error.__notes__
     assert "in stage 'work', worker " in notes[-1]

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 
 from sqspipes_mp import Engine, Task, current_message
-from standin.brokers import sqs_at
-from tests.gates import Background, Gate, Log, bodies, engine_at, eventually, feed, kill, values, waiting
 from standin import standin
+from standin.brokers import sqs_at
+from tests.gates import Background, Gate, Log, bodies, engine_at, eventually, feed, kill, present, values, waiting
 
 MANY = 20_000
 #: Outputs that are sent at once on SQLite.
@@ -90,11 +90,11 @@ def test_longer_than_its_visibility_timeout_it_stays_in_one_hand(db: Path, log: 
 
 
 def in_two_parts(value: int, log: Log, gate: Gate, parts: tuple[int, int]) -> Iterator[int]:
-    deadline = current_message().deadline
+    deadline = present(current_message().deadline)
     log.note(os.getpid())
     gate.wait()
     yield from range(parts[0])
-    log.note(current_message().deadline - deadline)
+    log.note(present(current_message().deadline) - deadline)
     # Long enough for whoever looks at timeouts to see that this call runs.
     threading.Event().wait(0.8)
     yield from range(*parts)

@@ -15,9 +15,9 @@ import pytest
 from sqspipes_mp import SQS, ConfigError, Engine, QueueMissing, Reject, SQLite, Task, current_message, envelope
 from sqspipes_mp.brokers.base import MAX_BYTES, Broker, Completion, Output, QueueSpec
 from sqspipes_mp.dead import discard, redrive
+from standin import StandIn
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, eventually
-from standin import StandIn
 
 UPLOADS = "uploads-of-others"
 TEST_EVENT = json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"})
@@ -73,7 +73,7 @@ def engine(broker: Broker, log: Log, **task: Any) -> Engine:
     return Engine(tasks, domain="mine", broker=broker, visibility_timeout=4)
 
 
-def settled(broker: Broker) -> dict[str, object]:
+def settled(broker: Broker) -> dict[str, Any]:
     # moto's counts are exact, so SQS's minute need not be waited for.
     if isinstance(broker, SQS):
         broker._settle = 0.5
@@ -212,7 +212,7 @@ def test_five_messages_that_look_alike_stay_five_to_their_dead_letters(sqs: SQS,
     send(broker, list(map(json.dumps, bodies)))
     summary = pipeline.run(**settled(broker))
     assert (summary["seen"].done, summary["refuse"].dead) == (5, 5)
-    assert sorted((line[0]["value"] for line in log.lines())) == [0, 1, 2, 3, 4]
+    assert sorted(line[0]["value"] for line in log.lines()) == [0, 1, 2, 3, 4]
     assert len({line[2] for line in log.lines()}) == 5
     letters = pipeline.dead_letters()
     assert sorted(letter.value["value"] for letter in letters) == [0, 1, 2, 3, 4]
@@ -430,8 +430,8 @@ def test_a_url_or_an_arn_names_it_too(moto: SQS, log: Log, form: str, request: p
     others.check()
     with closing(others.open()) as connection:
         connection.ensure([QueueSpec(name=UPLOADS, fifo=False, visibility=30)], create=True)
-        url = connection._queues.url(UPLOADS)
-        name = url if form == "url" else connection._queues._arn(UPLOADS)
+        url = connection._queues.url(UPLOADS)  # type: ignore[attr-defined]
+        name = url if form == "url" else connection._queues._arn(UPLOADS)  # type: ignore[attr-defined]
         send(others, [event("a"), "bad"])
         pipeline = engine(others, log, input=name)
         pipeline.run(**settled(others))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ class Built:
     ids=["returns", "raises", "generator", "threads", "batch", "class", "hooks"],
 )
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_only_the_parent_answers(db: Path, method: object, settings: dict[str, object]) -> None:
+def test_only_the_parent_answers(db: Path, method: Any, settings: dict[str, Any]) -> None:
     engine = engine_at(db, [source, Task(method, name="work", **settings), sink], on_error="retry")
     feed(engine, "work", [1, 2])
     summary = drain(engine, "work")

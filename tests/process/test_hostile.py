@@ -1,6 +1,7 @@
 """Functions that do to their worker what they should not: the engine copes, or ends with a clear error."""
 
 import ctypes
+import multiprocessing
 import os
 import resource
 import signal
@@ -8,9 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,7 @@ def takes_umask_and_nice(log: Log):
 
 
 def sets_the_wakeup(log: Log):
-    reader, writer = os.pipe()
+    _reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
@@ -106,7 +107,7 @@ def raises_in_del(log: Log):
             raise SystemExit(3)
 
     Odd()
-    kept = Odd()
+    kept: Any = Odd()
     kept.itself = kept
 
 
@@ -249,7 +250,7 @@ def test_a_lease_is_kept_while_c_code_holds_the_gil(tmp_path: Path, db: Path, lo
 def spins(value, log: Log, stop: str):
     log.note(value)
     wait = ctypes.PyDLL(None).usleep
-    while not os.path.exists(stop):
+    while not Path(stop).exists():
         wait(500_000)
     return value
 
@@ -268,8 +269,6 @@ def test_an_exception_in_a_thread_of_the_functions_is_not_its_own(db: Path, log:
 
 
 def uses_multiprocessing(log: Log):
-    import multiprocessing
-
     with multiprocessing.get_context("fork").Pool(2) as pool:
         log.note(pool.map(abs, [-1, -2]))
 
@@ -283,8 +282,6 @@ def test_a_function_may_use_multiprocessing(db: Path, log: Log) -> None:
 
 
 def ends_a_child_with_sigterm(log: Log):
-    import multiprocessing
-
     child = multiprocessing.get_context("fork").Process(target=threading.Event().wait)
     child.start()
     child.terminate()
@@ -355,8 +352,7 @@ def test_without_memory_to_receive_workers_are_replaced_after_a_pause(
 def length_and_pid(value: list[object], log: Log):
     if not value:
         # Enough to receive the large body, not to decode it.
-        with open("/proc/self/statm") as statm:
-            used = int(statm.read().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**24, resource.RLIM_INFINITY))
     log.note(len(value), os.getpid())
     return len(value)

@@ -7,6 +7,7 @@ import signal
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -46,7 +47,7 @@ def noted(value, log: Log):
     return value
 
 
-def one_stage(db: Path, count: int, *args: object, method=noted, **settings: object) -> Engine:
+def one_stage(db: Path, count: int, *args: object, method=noted, **settings: Any) -> Engine:
     engine = engine_at(db, [source, Task(method, name="work", args=args)], **settings)
     feed(engine, "work", list(range(count)))
     return engine
@@ -146,8 +147,8 @@ def picky(value):
 
 def boards() -> int:
     """Count this process's scoreboards."""
-    links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
-    return sum("memfd:sqspipes_mp" in os.readlink(link) for link in links if os.path.islink(link))
+    links = Path("/proc/self/fd").iterdir()
+    return sum("memfd:sqspipes_mp" in str(link.readlink()) for link in links if link.is_symlink())
 
 
 def test_an_error_that_is_kept_keeps_no_shared_memory(db: Path) -> None:
@@ -592,7 +593,7 @@ def without_room(value):
                 raise MemoryError
             return whole(kind, header, blob)
 
-        control.pack = pack
+        control.pack = pack  # type: ignore[assignment]
     return value
 
 

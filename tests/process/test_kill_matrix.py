@@ -11,14 +11,15 @@ import sqlite3
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sqspipes_mp import SQS, Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Completion
-from standin.brokers import sqs_at
-from tests.gates import Gate, Log, alive, children, ended, eventually, feed, kill, program, waiting
 from standin import StandIn, standin
+from standin.brokers import sqs_at
+from tests.gates import Gate, Log, alive, children, ended, eventually, feed, kill, present, program, waiting
 
 pytestmark = pytest.mark.slow
 
@@ -168,7 +169,7 @@ def place(request: pytest.FixtureRequest, db: Path) -> Iterator[Place]:
 
 def results(made: Engine) -> list[object]:
     """Take what came out."""
-    found: list[object] = []
+    found: list[Any] = []
     [queue] = made.pipeline.stage("sink").inputs
     with contextlib.closing(made.broker.open()) as connection:
         while received := connection.receive([queue], connection.batch, 0, 30):
@@ -199,7 +200,7 @@ def the_keeper(process, workers: Log) -> int:
         pids = [child.pid for child in children(process.pid) if child.pid not in workers.lines()]
         return pids[0] if len(pids) == 1 else None
 
-    return eventually(found, "there is a keeper")
+    return present(eventually(found, "there is a keeper"))
 
 
 CASES = [

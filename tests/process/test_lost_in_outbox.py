@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -18,16 +19,16 @@ from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output
 from sqspipes_mp.brokers.sqs_connection import SqsConnection
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import build
-from sqspipes_mp.plan import RunPlan, Seat, Settings
+from sqspipes_mp.plan import RunPlan, Settings
 from sqspipes_mp.region import LEASES
 from sqspipes_mp.scoreboard import DONE, SENT, Scoreboard
 from sqspipes_mp.worker.items import Done
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.station import Delivery, Station
-from standin.brokers import sqs_at
-from tests.gates import eventually
 from standin import StandIn
+from standin.brokers import sqs_at
+from tests.gates import eventually, present
 
 
 def source():
@@ -59,12 +60,13 @@ class Bench:
         self.connection: Connection = broker.open()
         self.connection.ensure(self.pipeline.queues, create=True)
         self.board = Scoreboard.create(3, 1)
-        region = self.board.free_region()
+        region = present(self.board.free_region())
         region.assign(0)
+        unused: Any = None
         orders = Assignment(
-            plan=plan, broker=broker, board=self.board, birth=None, slot=0, seat=plan.seats[0], region=region.index
+            plan=plan, broker=broker, board=self.board, birth=unused, slot=0, seat=plan.seats[0], region=region.index
         )
-        self.station = Station(orders, self.connection, None)
+        self.station = Station(orders, self.connection, unused)
         self.ready = Ready()
         self.outbox = Outbox(self.station, self.ready)
 
@@ -153,8 +155,7 @@ def test_found_between_two_tries(bench: Bench, server: StandIn) -> None:
     server.faults(throttle=1, only=["SendMessageBatch"])
     try:
         bench.finish(lost, behind)
-        errors = lambda: server.ledger(messages=False)["requests"]["SendMessageBatch"]["errors"]
-        eventually(errors, "a try has failed")
+        eventually(lambda: server.ledger(messages=False)["requests"]["SendMessageBatch"]["errors"], "a try has failed")
         bench.expire(lost)
         bench.lose(lost)
         eventually(lambda: bench.station.region.read(lost.lease) is None, "nothing more of it is sent")

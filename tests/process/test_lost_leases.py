@@ -7,8 +7,8 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.region import Region
-from tests.gates import Background, Gate, Log, eventually, feed
 from standin import StandIn
+from tests.gates import Background, Gate, Log, eventually, feed
 
 #: Longer than SQS remembers deduplication ids, which would hide a second copy.
 PAST_THE_WINDOW = 301

@@ -9,6 +9,7 @@ import signal
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,9 @@ from sqspipes_mp import (
 from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
 from sqspipes_mp.dead import discard, redrive
-from standin.brokers import sqs_at
-from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, waiting
 from standin import standin
+from standin.brokers import sqs_at
+from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, present, program, waiting
 
 
 def double(value):
@@ -46,7 +47,7 @@ def less(value):
     return value - 1
 
 
-def pipeline(db: Path, *tasks: object, **settings: object) -> Engine:
+def pipeline(db: Path, *tasks: object, **settings: Any) -> Engine:
     chosen = tasks or (Task(double, workers=2), Task(less, workers=2))
     return Engine(list(chosen), domain="t", broker=SQLite(db), **settings)
 
@@ -64,7 +65,7 @@ def test_each_values_result_once_and_nothing_left(db: Path) -> None:
         found = list(results)
     assert sorted(found) == [2 * n - 1 for n in range(700)]
     assert results.summary.reason == "ended"
-    assert results.summary["less"].done == 700
+    assert present(results.summary)["less"].done == 700
     assert left(engine) == 0
     assert children() == []
     assert list(engine.map([])) == []
@@ -93,7 +94,10 @@ def test_an_endless_iterable_is_read_as_results_are_taken(db: Path, log: Log) ->
     assert first == [2 * n - 1 for n in range(600)]
     assert next(read) < 600 + 400
     assert children() == []
-    with pytest.raises(QueuesNotEmpty, match=r"^\d+ messages are still .* own. Finish them: write Task\(double, input=True\), then run\(until=.*purge") as caught:
+    with pytest.raises(
+        QueuesNotEmpty,
+        match=r"^\d+ messages are still .* own. Finish them: write Task\(double, input=True\), then run\(until=.*purge",
+    ) as caught:
         engine.map([1])
     assert caught.value.count == left(engine) > 0
     with pytest.raises(QueuesNotEmpty, match=r"own. Continue an interrupted map .* resume=True, finish .*purge"):
@@ -164,7 +168,7 @@ def test_a_dead_lettered_value_raises_and_the_rest_stays(db: Path) -> None:
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(Reject, match="no 3") as caught:
         next(results)
-    assert caught.value.value == 3
+    assert caught.value.value == 3  # type: ignore[attr-defined]
     assert children() == []
     assert list(results) == []
     assert left(engine) > 30
@@ -183,7 +187,7 @@ def test_a_value_that_cannot_be_sent_is_its_own_error(db: Path) -> None:
     found = list(engine.map([1, {2}, 3], ordered=True, return_exceptions=True))
     assert (found[0], found[2]) == (1, 5)
     assert isinstance(found[1], OutputError)
-    assert found[1].value == {2}
+    assert found[1].value == {2}  # type: ignore[attr-defined]
     with pytest.raises(OutputError):
         list(engine.map([{2}]))
 
@@ -212,7 +216,7 @@ def test_values_that_kill_their_worker_end_as_errors(db: Path) -> None:
     found = list(engine.map(range(40), ordered=True, return_exceptions=True))
     assert type(found[5]) is WorkerLost
     assert type(found[6]) is TaskTimeout
-    assert (found[5].value, found[6].value) == (5, 6)
+    assert (found[5].value, found[6].value) == (5, 6)  # type: ignore[attr-defined]
     assert [item for item in found if isinstance(item, int)] == [n for n in range(40) if n not in (5, 6)]
 
 
@@ -347,7 +351,7 @@ def test_interrupted_between_the_send_and_its_note_nothing_is_lost(
         patch.setattr(SQLiteConnection, "feed", interrupted)
         next(results)
     # As it does while it is being closed, where it may be too late for an acknowledgement to count.
-    eventually(lambda: results._listen(0.01) or results._frames >= 5)
+    eventually(lambda: results._listen(0.01) or results._frames >= 5)  # type: ignore[attr-defined]
     with pytest.raises(MapIncomplete, match="interrupted") as caught:
         next(results)
     assert caught.value.missing == 5
@@ -382,7 +386,7 @@ def test_what_an_earlier_run_dead_lettered_is_told_until_it_is_redriven_or_disca
             list(engine.map(values, key=str, resume=True))
     with pytest.raises(RemoteError, match="KeyError: 7") as caught:
         list(engine.map(values, key=str, resume=True))
-    assert caught.value.value == 7
+    assert caught.value.value == 7  # type: ignore[attr-defined]
     assert "sqspipes-mp dead list" in caught.value.__notes__[0]
     for asked in ({}, {"ordered": True}, {"with_input": True}):
         found = list(engine.map([*values, 7], key=str, resume=True, return_exceptions=True, **asked))
@@ -418,7 +422,7 @@ def test_known_keys_are_told_without_resume(db: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [None, str])
-def test_stop_says_what_is_missing_and_what_can_be_done_here(db: Path, log: Log, key: object) -> None:
+def test_stop_says_what_is_missing_and_what_can_be_done_here(db: Path, log: Log, key: Any) -> None:
     engine = pipeline(db, Task(slowly, args=(log,)))
     results = engine.map(itertools.count(), key=key)
     next(results)
@@ -438,7 +442,7 @@ def test_stop_says_what_is_missing_and_what_can_be_done_here(db: Path, log: Log,
         ({"values": 5}, "values"),
     ],
 )
-def test_bad_arguments(db: Path, arguments: dict[str, object], names: str) -> None:
+def test_bad_arguments(db: Path, arguments: dict[str, Any], names: str) -> None:
     values = arguments.pop("values", [1])
     with pytest.raises(ConfigError, match=rf"map\({names}"):
         pipeline(db).map(values, **arguments)
@@ -484,7 +488,7 @@ def test_on_sqs(moto: SQS) -> None:
 
 
 def test_keys_on_sqs_fifo_are_ids_and_each_map_sends_them_anew() -> None:
-    taken = []
+    taken: list[str] = []
 
     def values():
         yield "again"
@@ -496,7 +500,10 @@ def test_keys_on_sqs_fifo_are_ids_and_each_map_sends_them_anew() -> None:
     with standin() as server:
         engine = Engine([ident], domain="map", broker=sqs_at(server.url), fifo=True)
         assert list(engine.map(["again"], key=str)) == ["again"]
-        with pytest.raises(ConfigError, match=r"map\(key\).*seen before") as caught, engine.map(values(), key=str) as results:
+        with (
+            pytest.raises(ConfigError, match=r"map\(key\).*seen before") as caught,
+            engine.map(values(), key=str) as results,
+        ):
             for value in results:
                 taken.append(value)
         assert "again" in taken

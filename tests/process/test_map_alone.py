@@ -23,9 +23,22 @@ from sqspipes_mp import (
 )
 from sqspipes_mp.cli.exits import Exit, judge
 from sqspipes_mp.dead import redrive
-from standin.brokers import sqs_at
-from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, program, values, waiting
 from standin import StandIn
+from standin.brokers import sqs_at
+from tests.gates import (
+    Gate,
+    Log,
+    alive,
+    children,
+    direct_children,
+    ended,
+    eventually,
+    file_of,
+    kill,
+    program,
+    values,
+    waiting,
+)
 
 HOLDER = textwrap.dedent("""
     import os, subprocess, sys, threading
@@ -92,7 +105,9 @@ def refused(db: Path, pid: int) -> None:
     """See that a map, a purge and a delete are refused, and told who is at it."""
     engine = engine_at(db)
     for call in (lambda: engine.map([1], key=str), engine.purge, engine.delete):
-        with pytest.raises(MapRunning, match=rf"pid {pid}( with its supervisor \d+)? on .* since \d{{4}}-.* UTC") as caught:
+        with pytest.raises(
+            MapRunning, match=rf"pid {pid}( with its supervisor \d+)? on .* since \d{{4}}-.* UTC"
+        ) as caught:
             call()
     assert judge(caught.value).code is Exit.FAILED
 
@@ -110,9 +125,9 @@ def holders(path: str, pids: list[int]) -> set[int]:
     found = set()
     for pid in pids:
         with contextlib.suppress(FileNotFoundError):
-            for fd in os.listdir(f"/proc/{pid}/fd"):
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    if os.readlink(f"/proc/{pid}/fd/{fd}") == path:
+                    if str(fd.readlink()) == path:
                         found.add(pid)
     return found
 
@@ -274,7 +289,7 @@ def test_whatever_ends_it_the_next_one_may_begin(db: Path) -> None:
 def test_the_lock_of_a_temporary_file_goes_with_it() -> None:
     engine = Engine([Task(same, input=True)], domain="t", broker="sqlite://")
     with engine.map(range(3), ordered=True) as results:
-        folder = Path(engine.broker.file).parent
+        folder = Path(file_of(engine)).parent
         assert (folder / "queues.db-t.lock").exists()
         assert list(results) == [0, 1, 2]
     del engine, results
@@ -293,7 +308,9 @@ def test_what_others_put_meanwhile_goes_back_and_ends_it(db: Path) -> None:
         engine.put("a stranger's")
         yield from range(2, 3_000)
 
-    with pytest.raises(UnknownResult, match=r"a result of the message [0-9a-f]{64} came, which this map neither fed") as caught:
+    with pytest.raises(
+        UnknownResult, match=r"a result of the message [0-9a-f]{64} came, which this map neither fed"
+    ) as caught:
         list(engine.map(source()))
     assert isinstance(caught.value, MapIncomplete)
     assert len(caught.value.id) == 64
@@ -373,7 +390,9 @@ def test_an_interrupted_read_hands_out_the_result_at_the_next_call(db: Path, log
 
 
 def test_a_result_that_could_not_be_read_is_handed_out_when_it_comes_again(db: Path, log: Log) -> None:
-    engine = Engine([Task(fussy, input=True, args=(log, LookupError))], domain="t", broker=SQLite(db), visibility_timeout=2)
+    engine = Engine(
+        [Task(fussy, input=True, args=(log, LookupError))], domain="t", broker=SQLite(db), visibility_timeout=2
+    )
     engine.put(1)
     with engine.run(iterate=True, until="drained", idle=0.0) as results:
         with pytest.raises(LookupError):
@@ -405,7 +424,11 @@ def test_of_what_was_put_only_what_has_a_key_is_resumed(db: Path) -> None:
     engine = Engine([Task(same, input=True)], domain="t", broker=SQLite(db))
     engine.put(1, key="1")
     engine.put("later", key="later")
-    assert list(engine.map([1, 2], key=str, resume=True, with_input=True, ordered=True)) == [(1, 1), (2, 2), (None, "later")]
+    assert list(engine.map([1, 2], key=str, resume=True, with_input=True, ordered=True)) == [
+        (1, 1),
+        (2, 2),
+        (None, "later"),
+    ]
     engine.put(3, key="3")
     engine.put("no key")
     with pytest.raises(QueuesNotEmpty, match=r"^1 message is .*with the 1 of the interrupted map, too") as caught:
@@ -454,8 +477,10 @@ def test_in_order_a_killed_workers_lease_is_waited_for_at_the_limit(
     # So that one gulp goes far past the limit, however much the killed workers held.
     monkeypatch.setattr("sqspipes_mp.mapping._CHUNK", 400)
     with program(tmp_path, BLOCKED, db, log.path, gate.path) as process:
-        engine = Engine([Task(first, input=True, workers=2), second], domain="t", broker=SQLite(db), visibility_timeout=6)
-        # The value 0 is held in the first stage, while others wait in the queue of the second one, which no lease hides.
+        engine = Engine(
+            [Task(first, input=True, workers=2), second], domain="t", broker=SQLite(db), visibility_timeout=6
+        )
+        # The value 0 is held in the first stage. Others wait in the queue of the second one, which no lease hides.
         log.wait_for(2)
         eventually(lambda: waiting(engine, "second")[0] > 0)
         family = [process.pid, *[child.pid for child in children(process.pid)]]

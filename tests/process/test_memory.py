@@ -73,7 +73,13 @@ def test_what_init_holds_does_not_count_and_a_message_far_over_max_memory_is_dea
     for module in (limits, watchdog):
         monkeypatch.setattr(module, "LOOK_EVERY", 0.02)
     task = Task(
-        takes_more, name="work", args=(log, gate, begin), init=load_a_model, max_memory="50MB", max_attempts=1, prefetch=3
+        takes_more,
+        name="work",
+        args=(log, gate, begin),
+        init=load_a_model,
+        max_memory="50MB",
+        max_attempts=1,
+        prefetch=3,
     )
     engine = engine_at(db, [source, task, sink], start_method="fork", on_error="retry")
     feed(engine, "work", [1, "fat", 2, 3])
@@ -215,7 +221,7 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Container:
 
 
 @pytest.fixture
-def begin(new_gate) -> Gate:
+def begin(new_gate: Callable[[], Gate]) -> Gate:
     return new_gate()
 
 
@@ -261,7 +267,7 @@ def test_a_container_that_others_filled_costs_no_worker(
         for share in (0.92, 0.98):
             container.is_full(share, 1000 * MB)
             looks = container.looks
-            eventually(lambda looks=looks: container.looks > looks + 3)
+            eventually(lambda looks=looks: container.looks > looks + 3)  # type: ignore[misc]
         gate.open()
     assert {pid for _, pid in log.lines()} == {worker}
     assert (run.summary["work"].failed, sorted(values(engine, "sink"))) == (0, [0, 1, 2])

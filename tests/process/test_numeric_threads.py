@@ -23,7 +23,7 @@ def look(value, log: Log):
 
 
 def look_at_blas(value, log: Log):
-    import threadpoolctl
+    import threadpoolctl  # noqa: PLC0415  (in the worker, as a user's library may come)
 
     log.note([library["num_threads"] for library in threadpoolctl.threadpool_info()])
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,15 @@ def tell(value):
     return None
 
 
-def pipeline(db: Path, domain: str, name: str, **more: object) -> Engine:
+def pipeline(db: Path, domain: str, name: str, **more: Any) -> Engine:
     """Its one queue between the two tasks is {domain}-{name}."""
     return Engine([Task(work, name=name, input=True), tell], domain=domain, broker=f"sqlite:///{db}", **more)
 
 
 def counts(db: Path) -> dict[str, int]:
-    return dict(query(db, "SELECT q.name, count(m.seq) FROM queues q JOIN messages m ON m.queue = q.id GROUP BY q.name"))
+    return dict(
+        query(db, "SELECT q.name, count(m.seq) FROM queues q JOIN messages m ON m.queue = q.id GROUP BY q.name")
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,9 @@ def test_a_queue_of_another_pipeline_is_refused(db: Path, act) -> None:
     ids=["one domain", "dead", "priority", "input"],
 )
 def test_reserved_endings_collide_too(db: Path, mine, theirs, fifo: bool) -> None:
-    engine = Engine([Task(work, name=mine[1], priorities=1, input=True), tell], domain=mine[0], broker=f"sqlite:///{db}", fifo=fifo)
+    engine = Engine(
+        [Task(work, name=mine[1], priorities=1, input=True), tell], domain=mine[0], broker=f"sqlite:///{db}", fifo=fifo
+    )
     engine.put(1)
     engine.run(only=mine[1], until="drained", idle=0)
     other = Engine(
@@ -146,7 +151,8 @@ broker = f"sqlite:///{sys.argv[1]}"
 def work(value):
     return value
 def pipeline(name, domain="app", **more):
-    return Engine([Task(work, name=name, input=True, priorities=2), Task(fails, name="end")], domain=domain, broker=broker, **more)
+    tasks = [Task(work, name=name, input=True, priorities=2), Task(fails, name="end")]
+    return Engine(tasks, domain=domain, broker=broker, **more)
 old, new = pipeline("old"), pipeline("new")
 """
 
@@ -165,7 +171,12 @@ def test_what_a_renamed_stage_leaves_is_told_at_boot(tmp_path: Path, db: Path) -
     assert code == 0, errors
     told, after = errors.split("told\n")
     assert told.count("no task of this pipeline") == 1
-    for part in ("app: 3 messages and 0 dead letters", "app-old (1), app-old--p1 (2)", "old name", "engine.broker.open().delete(["):
+    for part in (
+        "app: 3 messages and 0 dead letters",
+        "app-old (1), app-old--p1 (2)",
+        "old name",
+        "engine.broker.open().delete([",
+    ):
         assert part in told
     assert "no task of this pipeline" not in after
 

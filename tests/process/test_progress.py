@@ -24,7 +24,6 @@ from sqspipes_mp.brokers.base import Depth
 from sqspipes_mp.errors import AccessDenied
 from sqspipes_mp.keeper.waiting import WaitCount
 from sqspipes_mp.plan import Settings, make_plan
-from sqspipes_mp.scoreboard import WAITING
 from sqspipes_mp.summary import readings
 from sqspipes_mp.supervisor.run import new_board
 from tests.gates import ROOT, TIMEOUT, Gate, engine_at, eventually
@@ -113,7 +112,12 @@ def held(text: str) -> object:
 
 @pytest.mark.parametrize(
     ("how", "ending", "code"),
-    [("run", "raise", 1), ("run", "ctrl-c", -signal.SIGINT), ("iterate", "done", 0), ("iterate", "ctrl-c", -signal.SIGINT)],
+    [
+        ("run", "raise", 1),
+        ("run", "ctrl-c", -signal.SIGINT),
+        ("iterate", "done", 0),
+        ("iterate", "ctrl-c", -signal.SIGINT),
+    ],
 )
 def test_a_terminal_shows_a_table_and_is_put_back(
     terminal: Terminal, tmp_path: Path, gate: Gate, how: str, ending: str, code: int
@@ -236,9 +240,7 @@ def test_off_means_nothing(
 
 
 @pytest.mark.parametrize("wanted", [None, False])
-def test_without_a_terminal_nobody_gets_lines_unasked(
-    db: Path, monkeypatch: pytest.MonkeyPatch, wanted: Any
-) -> None:
+def test_without_a_terminal_nobody_gets_lines_unasked(db: Path, monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "LOG_EVERY", 0.001)
@@ -251,8 +253,9 @@ def test_without_a_terminal_nobody_gets_lines_unasked(
 @pytest.mark.parametrize("call", ["run", "map"])
 def test_another_value_is_refused(db: Path, call: str) -> None:
     engine = engine_at(db, [Task(abs, name="absolute", input=True)])
+    value: Any = "yes"
     with pytest.raises(ConfigError, match=rf"{call}\(progress\) must be True, False or None"):
-        engine.run(progress="yes") if call == "run" else engine.map([1], progress="yes")
+        engine.run(progress=value) if call == "run" else engine.map([1], progress=value)
     assert not db.exists()
 
 

@@ -2,13 +2,15 @@
 
 import contextlib
 import json
+from collections.abc import Callable
+from typing import Any
 
 import boto3
 import pytest
 
 from sqspipes_mp import SQS, Engine, MessageTooLarge, Retry, Task
-from tests.gates import drain, feed
 from standin import StandIn
+from tests.gates import drain, feed
 
 
 def source():
@@ -28,7 +30,7 @@ def sink(value):
     pass
 
 
-def engine_with_a_small_queue(broker: SQS, server: StandIn, work: object, **settings: object) -> Engine:
+def engine_with_a_small_queue(broker: SQS, server: StandIn, work: Callable[..., Any], **settings: Any) -> Engine:
     """Return an engine whose queue "t-work" takes 1 KiB."""
     fifo = bool(settings.get("fifo"))
     attributes = {"MaximumMessageSize": "1024", **({"FifoQueue": "true"} if fifo else {})}
@@ -44,7 +46,7 @@ def engine_with_a_small_queue(broker: SQS, server: StandIn, work: object, **sett
     ("work", "on_error"), [(long, "retry"), (stream, "reject")], ids=["one output", "one of a stream"]
 )
 def test_an_output_larger_than_its_queue_takes_costs_its_message_only(
-    sqs: SQS, server: StandIn, work: object, on_error: str
+    sqs: SQS, server: StandIn, work: Callable[..., Any], on_error: str
 ) -> None:
     policy = "reject" if on_error == "reject" else at_once
     engine = engine_with_a_small_queue(sqs, server, work, on_error=policy)

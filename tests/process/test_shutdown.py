@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def gated(value, log: Log, gate: Gate):
     return value
 
 
-def pipeline(db: Path, log: Log, gate: Gate, **settings: object) -> Engine:
+def pipeline(db: Path, log: Log, gate: Gate, **settings: Any) -> Engine:
     return engine_at(db, [source, Task(gated, name="work", args=(log, gate)), sink], **settings)
 
 
@@ -335,7 +336,7 @@ def test_building_an_engine_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_a_program_of_one_file_is_a_pipeline(tmp_path: Path) -> None:
-    text = IMPORTED.split("engine =")[0] + 'print(Engine([source, work]).run(until="drained").reason)'
+    text = IMPORTED.split("engine =", maxsplit=1)[0] + 'print(Engine([source, work]).run(until="drained").reason)'
     with program(tmp_path, text) as process:
         code, output, _ = ended(process)
     assert (code, output) == (0, "drained\n")

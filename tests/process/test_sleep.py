@@ -12,9 +12,9 @@ import pytest
 from sqspipes_mp import SQS, Engine, Task, clock
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.lease import LeaseState
+from standin import StandIn
 from tests.gates import Background, Gate, Log, direct_children, eventually, feed, kill
 from tests.process.test_lost_leases import first_one_waits, sink, source
-from standin import StandIn
 from tests.unit.test_keeper_decisions import _LEASE
 
 #: Longer than SQS remembers deduplication ids, which would hide a second copy.

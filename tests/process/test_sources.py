@@ -5,13 +5,29 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sqspipes_mp import EmptyTaskOutput, Reject, Retry, Task
 from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
-from tests.gates import Background, Gate, Log, alive, direct_children, ended, engine_at, eventually, feed, kill, program, query, values
+from tests.gates import (
+    Background,
+    Gate,
+    Log,
+    alive,
+    direct_children,
+    ended,
+    engine_at,
+    eventually,
+    feed,
+    kill,
+    program,
+    query,
+    values,
+)
 
 
 def sink(value):
@@ -57,7 +73,9 @@ def gated_at(log: Log, gates: list[Gate], most: int):
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["all of it sent", "whatever of it sent"])
-def test_a_killed_generators_outputs_come_exactly_once(db: Path, log: Log, new_gate: object, settled: bool) -> None:
+def test_a_killed_generators_outputs_come_exactly_once(
+    db: Path, log: Log, new_gate: Callable[[], Gate], settled: bool
+) -> None:
     gates = [new_gate(), new_gate()]
     engine = engine_at(db, [Task(gated_at, args=(log, gates, 100)), sink], start_method="fork")
     with Background(engine, only=0) as run:
@@ -65,7 +83,7 @@ def test_a_killed_generators_outputs_come_exactly_once(db: Path, log: Log, new_g
             [*_, (number, pid)] = log.wait_for(1 if at == 40 else 3)
             assert number == at
             if settled:
-                eventually(lambda at=at: len(values(engine, "sink")) == at)
+                eventually(lambda at=at: len(values(engine, "sink")) == at)  # type: ignore[misc]
             kill(pid)
             # The replacement goes through the same values, and comes to the same gate.
             log.wait_for(2 if at == 40 else 5)
@@ -103,7 +121,7 @@ def stamped(log: Log):
 
 
 @pytest.mark.parametrize("interval", [0.05, lambda: 0.05], ids=["number", "callable"])
-def test_an_interval_is_shared_by_the_stages_workers(db: Path, log: Log, interval: object) -> None:
+def test_an_interval_is_shared_by_the_stages_workers(db: Path, log: Log, interval: Any) -> None:
     engine = engine_at(db, [Task(stamped, args=(log,), workers=3, interval=interval), sink], start_method="fork")
     with Background(engine, only=0):
         log.wait_for(14)
@@ -218,7 +236,7 @@ def at_once(error: Exception, attempt: int):
     [("retry", Flaky()), ("reject", Flaky()), (at_once, Flaky()), ("raise", Retry(0)), ("raise", Reject("not now"))],
     ids=["retry", "reject", "callable", "Retry", "Reject"],
 )
-def test_a_function_source_goes_on_after_a_failure(db: Path, log: Log, policy: object, error: Exception) -> None:
+def test_a_function_source_goes_on_after_a_failure(db: Path, log: Log, policy: Any, error: Exception) -> None:
     work = Task(failing, args=(log, error), on_error=policy, interval=0.01)
     engine = engine_at(db, [work, sink], start_method="fork")
     with Background(engine, only=0) as run:
@@ -281,7 +299,9 @@ def test_what_an_earlier_run_left_is_told_where_the_source_begins_anew(tmp_path:
         ("INFO", "3"),
         ("WARNING", "6"),
     ]
-    assert """run(only=['taken'], until="drained", idle=1), on the command line --only taken --until drained""" in errors
+    assert (
+        """run(only=['taken'], until="drained", idle=1), on the command line --only taken --until drained""" in errors
+    )
 
 
 FINISHED = """
@@ -325,7 +345,7 @@ def test_the_run_that_the_exception_names_finishes_only_what_is_left(tmp_path: P
 def test_a_pipeline_that_is_fed_names_no_other_run(db: Path) -> None:
     engine = engine_at(db, [Task(broken, input=True), sink])
     engine.put(1)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="1") as caught:
         engine.run()
     assert not any("begins anew" in note for note in caught.value.__notes__)
 

@@ -4,6 +4,7 @@ import os
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def work(value, log: Log, act: str):
     return value
 
 
-def pipeline(db: Path, log: Log, method: str, act: str = "", **settings: object) -> Engine:
+def pipeline(db: Path, log: Log, method: str, act: str = "", **settings: Any) -> Engine:
     tasks = [source, Task(work, workers=2, args=(log, act)), sink]
     return engine_at(db, tasks, start_method=method, **settings)
 

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def work(value, log: Log):
         os._exit(1)
 
 
-def engine_of(db: Path, log: Log, **settings: object) -> Engine:
+def engine_of(db: Path, log: Log, **settings: Any) -> Engine:
     return engine_at(db, [source, Task(work, workers=2, args=(log,), max_attempts=1)], start_method="fork", **settings)
 
 

@@ -8,10 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sqspipes_mp import SQS, Engine, Task, TaskCallback, current_message
+from standin import standin
 from tests.gates import (
     Background,
     Gate,
@@ -28,7 +30,6 @@ from tests.gates import (
     waiting,
 )
 from tests.process.three_stages import sink, source, stages
-from standin import standin
 
 
 def gated(value: int, log: Log, gate: Gate) -> list[object]:
@@ -244,10 +245,10 @@ def encodes_slowly(value: int, log: Log, gate: Gate) -> object:
         # Over before its time is; what it gave takes long to encode.
         time.sleep(0.1)
         return {value}
-    threading.Event().wait()
+    return threading.Event().wait()
 
 
-def slow(value: object) -> object:
+def slow(value: Any) -> object:
     time.sleep(2.5)
     return list(value)
 

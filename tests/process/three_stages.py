@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sqspipes_mp import Engine, Task
 from tests.gates import engine_at, feed
@@ -15,7 +16,7 @@ def sink(value: object) -> object:
     return value
 
 
-def stages(db: Path, work: Task, count: int, **settings: object) -> Engine:
+def stages(db: Path, work: Task, count: int, **settings: Any) -> Engine:
     """Make the engine, with values 0 to ``count`` - 1 waiting for ``work``."""
     engine = engine_at(db, [source, work, sink], **settings)
     feed(engine, "work", range(count))

@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks.chaos import Weather, storm
 
-
 #: Each kind of process killed, each stopped; two more turns are the dice's.
 FIRST = (
     "worker killed",

@@ -92,6 +92,7 @@ def cli(folder: Path) -> Cli:
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
+            check=False,
         )
 
     return run
@@ -280,7 +281,7 @@ def test_a_signal_ends_it_cleanly(cli: Cli, folder: Path, number: signal.Signals
     assert (code, "Traceback" in errors) == (0, False)
     assert f"{number.name} after" in errors
     assert errors.splitlines()[-2].split()[:2] == ["endless", "1"]
-    waiting, in_flight, dead = status(cli, "words:endless")["tell"]
+    _waiting, in_flight, dead = status(cli, "words:endless")["tell"]
     assert (in_flight, dead) == (0, 0)
 
 
@@ -375,7 +376,7 @@ def test_status_works_without_queues_and_makes_no_file(cli: Cli, folder: Path) -
     result = cli("status", "words:engine")
     assert result.returncode == 0
     assert "does not exist yet" in result.stdout
-    assert status(cli, "words:engine") == {name: (0, 0, 0) for name in ("numbers", "double", "tell")}
+    assert status(cli, "words:engine") == dict.fromkeys(("numbers", "double", "tell"), (0, 0, 0))
     assert not (folder / "w.db").exists()
 
 
@@ -452,6 +453,7 @@ def test_the_answer_decides(cli: Cli, folder: Path, answer: str, code: int, left
             stdin=theirs,
             capture_output=True,
             timeout=TIMEOUT,
+            check=False,
         )
     finally:
         os.close(ours)

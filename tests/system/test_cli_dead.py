@@ -94,6 +94,7 @@ def cli_in(folder: Path) -> Cli:
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
+            check=False,
         )
 
     return run

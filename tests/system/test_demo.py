@@ -64,7 +64,13 @@ def demo(tmp_path: Path, temporary: Path) -> Iterator[Demo]:
 
     def run(*args: object) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            command(*args), cwd=working, env=environment(temporary), capture_output=True, text=True, timeout=TIMEOUT
+            command(*args),
+            cwd=working,
+            env=environment(temporary),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
         )
 
     yield run
@@ -161,7 +167,7 @@ def test_stopped_in_the_middle_it_leaves_nothing(tmp_path: Path, temporary: Path
         text=True,
         start_new_session=True,
         # Under nohup it would rightly go on.
-        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509  (nothing else can)
     )
     try:
         assert process.stderr is not None

@@ -14,14 +14,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sqspipes_mp import SQS, Engine, Task, TaskClient, current_message
 from sqspipes_mp.brokers.base import Completion, Output
+from standin import StandIn, standin
 from tests import gates
 from tests.gates import Background, Log
-from standin import StandIn, standin
 
 _PYTHON = os.environ.get("SQSPIPES_TEST_PYTHON")
 
@@ -128,7 +129,7 @@ def ours(sqs: StandIn, fifo: bool, log: Log, metas: Log) -> TaskClient:
     return client
 
 
-def send(engine: Engine, stage: str, meta: dict[str, object], value: object) -> None:
+def send(engine: Engine, stage: str, meta: dict[str, Any], value: object) -> None:
     """Put one envelope into a stage's output queue, as another sender would."""
     queue = engine.pipeline.stage(stage).outputs[int(meta["priority"])]
     with contextlib.closing(engine.broker.open()) as connection:

@@ -8,6 +8,7 @@ import time
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,10 @@ from tests.gates import (
     dead,
     drain,
     engine_at,
+    eventually,
     feed,
     file_of,
-    eventually,
+    present,
     query,
     send,
     values,
@@ -51,7 +53,7 @@ def sink(value):
     return value
 
 
-def one_stage(db: Path, work: Task, values: list[object], **settings: object) -> Engine:
+def one_stage(db: Path, work: Task, values: list[object], **settings: Any) -> Engine:
     engine = engine_at(db, [source, work, sink], **settings)
     feed(engine, "work", values)
     return engine
@@ -94,7 +96,7 @@ def test_used_up_attempts_dead_letter_with_the_reason(db: Path, log: Log) -> Non
     assert (failure.error, failure.text, failure.stage, failure.attempts) == ("Flaky", "for ever", "work", 3)
     assert "fails_first" in failure.traceback
     assert failure.source == "t-source"
-    assert failure.failed_at >= failure.first_seen > time.time() - 60
+    assert present(failure.failed_at) >= present(failure.first_seen) > time.time() - 60
     assert (summary.done, summary.failed, summary.retried, summary.dead) == (1, 3, 2, 1)
     assert [attempt for value, attempt in log.lines() if value == "bad"] == [1, 2, 3]
     assert values(engine, "sink") == ["a"]
@@ -252,8 +254,7 @@ def test_drops(db: Path, ignore: bool, kept: list[object]) -> None:
 
 
 def many(value):
-    for number in range(value):
-        yield number
+    yield from range(value)
 
 
 def test_a_generator_function_fans_out(db: Path) -> None:
@@ -421,8 +422,7 @@ def test_there_is_no_current_message_outside_a_call() -> None:
 
 
 def levels():
-    for number in (0, 3, 1, 2, 9, -1):
-        yield number
+    yield from (0, 3, 1, 2, 9, -1)
 
 
 def level_of(value):

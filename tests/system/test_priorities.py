@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-
 from sqspipes_mp import SQS, SQLite, Task, TaskClient, current_message
+from standin import standin
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log
-from standin import standin
 
 LEVELS = 16
 

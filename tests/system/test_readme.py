@@ -1,6 +1,7 @@
 """Every code example of the README runs as it stands, and what it says of commands is true."""
 
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sqspipes_mp
-from sqspipes_mp import SQLite
+from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Output, QueueSpec
 
 _ROOT = Path(__file__).parents[2]
@@ -183,10 +184,6 @@ def test_no_line_is_longer_than_120_characters():
 
 
 def test_every_option_of_engine_and_task_is_in_the_tables():
-    import inspect
-
-    from sqspipes_mp import Engine, Task
-
     hidden = {"self", "tasks", "method"}
     for callee in (Engine, Task):
         for name in inspect.signature(callee.__init__).parameters:

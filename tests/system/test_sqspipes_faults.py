@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,9 @@ from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.message import decode
 from sqspipes_mp.worker.products import Products
-from standin.brokers import sqs_at
-from tests.gates import Background, Gate, Log, bodies, drain, eventually, feed, values, waiting
 from standin import StandIn, standin
+from standin.brokers import sqs_at
+from tests.gates import Background, Gate, Log, bodies, drain, eventually, feed, present, values, waiting
 
 
 def gen(*items):
@@ -40,7 +41,7 @@ def last(value, log: Log):
     log.note(value)
 
 
-def client_at(path: Path, *tasks: object, domain: str = "app", **settings: object) -> TaskClient:
+def client_at(path: Path, *tasks: object, domain: str = "app", **settings: Any) -> TaskClient:
     client = TaskClient(domain, broker=SQLite(path), **settings)
     client.register_tasks(list(tasks))
     return client
@@ -127,7 +128,7 @@ def test_random_deduplication_ids(db: Path, sqs: StandIn) -> None:
             # What two deliveries of one message give: the first worker died between sending and deleting.
             for _ in range(2):
                 products = Products(stage, fifo=True, ignore_none=True, priority=0, json_default=None)
-                output = products.make(message.value, message, message.parent, 0).output
+                output = present(products.make(message.value, message, message.parent, 0).output)
                 connection.complete([Completion(None, (output,))])
             assert connection.depth(stage.outputs[0]).visible == 1
 
@@ -172,7 +173,11 @@ def test_a_priority_callable_sees_the_wrapper(db: Path, log: Log) -> None:
     client.engine.run("gen", args=(2, 1), priority=by_value)
     client.submit((2,), priority=by_value)
     queues = client.engine.pipeline.stage("gen").outputs
-    assert [[json.loads(body)["value"] for body in bodies(client.engine, queue)] for queue in queues] == [[], [1], [2, 2]]
+    assert [[json.loads(body)["value"] for body in bodies(client.engine, queue)] for queue in queues] == [
+        [],
+        [1],
+        [2, 2],
+    ]
 
 
 def done_with(value, log: Log):

@@ -1,12 +1,14 @@
-"""The stand-in, as the tests of the stand-in itself use it."""
+"""The stand-in, as its own tests use it, and the ways of a report."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from sqspipes_mp.report import rebuild
 from standin import StandIn
 from standin.asking import connect
+from tests.unit.report_cases import forked, inline
 
 
 @pytest.fixture
@@ -23,3 +25,9 @@ def client(sqs: StandIn) -> Iterator[Any]:
     client = connect(sqs.url)
     yield client
     client.close()
+
+
+@pytest.fixture(params=[inline, forked], ids=["inline", "forked"])
+def carry(request):
+    """Return a function that raises, packs and rebuilds what its argument raises."""
+    return lambda raiser: rebuild(request.param(raiser))

@@ -119,7 +119,7 @@ def test_idle_goes_with_until_and_the_flag_wins() -> None:
         ({"idle": "nan", "until": "drained"}, "--idle must be"),
     ):
         with pytest.raises(Refused, match=said):
-            options(**flags)
+            options(None, **flags)
 
 
 def test_only_what_had_a_message_is_told_of_one() -> None:
@@ -178,9 +178,9 @@ def test_the_environment_may_name_tasks_that_run_elsewhere() -> None:
 
 
 def test_unknown_tasks_are_refused_by_the_option_s_name() -> None:
-    with pytest.raises(Refused, match="SQSPIPES_WORKERS: .*'nobody'"):
+    with pytest.raises(Refused, match=r"SQSPIPES_WORKERS: .*'nobody'"):
         counts(options({"SQSPIPES_WORKERS": "nobody=5"}))
-    with pytest.raises(Refused, match="--only: .*'nobody'"):
+    with pytest.raises(Refused, match=r"--only: .*'nobody'"):
         task_names(options(only=["nobody"]).only, pipeline())
 
 

@@ -1,22 +1,28 @@
-"""The ledger of ``map``: whatever the order and however often things are said, each result goes out once, none is missed."""
+"""The ledger of ``map``: each result goes out once and none is missed, in any order, however often it is said."""
 
 import random
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp.control import Frame, Kind
 from sqspipes_mp.counting import Ledger, mark
+from tests.gates import present
+
+#: Kind, token, hop, and what is said of it.
+Word = tuple[str, str, int, Any]
 
 
 class World:
     """Values that become trees of messages; what workers would say of them."""
 
     def __init__(self, shapes: list[list[int]], chance: random.Random) -> None:
-        self.said: dict[str, list[tuple]] = {}
+        self.said: dict[str, list[Word]] = {}
         for number, shape in enumerate(shapes):
             name = f"v{number}"
-            self.said[name] = said = []
+            said: list[Word] = []
+            self.said[name] = said
             # shape: results (or none) of each of the messages that the value became.
             children = [f"{name}/{place}" for place in range(len(shape))]
             said.append(("step", name, mark(name), [mark(child) for child in children]))
@@ -29,7 +35,7 @@ class World:
                     said.append(("results", name, mark(child), [f"{child}.{one}" for one in range(results)]))
         self.chance = chance
 
-    def words(self) -> list[tuple]:
+    def words(self) -> list[Word]:
         """All of it in any order, some of it twice."""
         words = [word for said in self.said.values() for word in said]
         words += self.chance.sample(words, len(words) // 3)
@@ -37,7 +43,7 @@ class World:
         return words
 
 
-def say(ledger: Ledger, word: tuple) -> list[Frame]:
+def say(ledger: Ledger, word: Word) -> list[Frame]:
     """Tell the ledger; returns the results that it does not know any more."""
     kind, name, hop, what = word
     if kind == "step":
@@ -123,7 +129,7 @@ def test_a_dead_letter_is_told_once_and_with_its_value(ordered, inputs, left, ea
         ledger.buried("a", mark("a/1"), ValueError("a/1"))
     assert not ledger.met("a", "value")
     ledger.exhausted()
-    hand = ledger.next()
+    hand = present(ledger.next())
     assert (type(hand.error), hand.entry.value) == (ValueError, "value")
     ledger.acknowledged(hand)
     assert (ledger.next(), len(ledger)) == (None, 0)
@@ -134,13 +140,13 @@ def test_a_result_that_comes_after_its_value_is_told_from_a_strangers():
     ledger.fed("a", 1)
     word = ("results", "a", mark("a"), ["a.0"])
     assert say(ledger, word) == []
-    hand = ledger.next()
+    hand = present(ledger.next())
     assert ledger.is_new(hand)
     ledger.given(hand)
     # Still to be acknowledged: a second copy waits its turn, and is not given again.
     assert say(ledger, word) == []
     ledger.acknowledged(hand)
-    again = ledger.next()
+    again = present(ledger.next())
     assert not ledger.is_new(again)
     ledger.acknowledged(again)
     assert len(say(ledger, word)) == 1
@@ -155,7 +161,7 @@ def test_results_handed_out_long_ago_are_forgotten_as_unknown_and_never_as_hande
     for n in range(100):
         ledger.fed(f"v{n}", n)
         say(ledger, ("results", f"v{n}", mark(f"v{n}"), [f"v{n}.0"]))
-        hand = ledger.next()
+        hand = present(ledger.next())
         ledger.given(hand)
         ledger.acknowledged(hand)
     found = [

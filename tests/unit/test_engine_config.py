@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -58,14 +59,14 @@ _BAD_ENGINES = {
     "an empty domain": (lambda: engine(domain=""), ["domain"]),
     "workers 0": (lambda: engine([source, Task(step, workers=0)]), ["workers", "0"]),
     "workers True": (lambda: engine([source, Task(step, workers=True)]), ["workers", "True"]),
-    "workers 1.5": (lambda: engine([source, Task(step, workers=1.5)]), ["workers", "1.5", "auto"]),
-    "workers text": (lambda: engine([source, Task(step, workers="many")]), ["workers", "'many'", "auto"]),
+    "workers 1.5": (lambda: engine([source, Task(step, workers=1.5)]), ["workers", "1.5", "auto"]),  # type: ignore[arg-type]
+    "workers text": (lambda: engine([source, Task(step, workers="many")]), ["workers", "'many'", "auto"]),  # type: ignore[arg-type]
     "a coroutine function": (lambda: engine([source, coroutine]), ["coroutine", "asyncio.run"]),
     "a generator source with two workers": (lambda: engine([Task(numbers, workers=2), step]), ["workers", "2", "1"]),
     "priorities 0": (lambda: engine([Task(source, priorities=0), step]), ["priorities", "0", "16"]),
     "priorities 17": (lambda: engine([Task(source, priorities=17), step]), ["priorities", "17", "16"]),
     "a negative interval": (lambda: engine([Task(source, interval=-1), step]), ["interval", "-1"]),
-    "an interval that is text": (lambda: engine([Task(source, interval="1"), step]), ["interval", "'1'"]),
+    "an interval that is text": (lambda: engine([Task(source, interval="1"), step]), ["interval", "'1'"]),  # type: ignore[arg-type]
     "args that are text": (lambda: engine([Task(source, args="ab"), step]), ["args", "'ab'", "('ab',)"]),
     "an unknown key of a dict": (lambda: engine([{"method": source, "worker": 2}, step]), ["worker", "workers"]),
     "a dict without a method": (lambda: engine([{"name": "x"}, step]), ["method"]),
@@ -99,7 +100,7 @@ def test_a_bad_engine_says_what_is_wrong(case):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-_BAD_RUNS = {
+_BAD_RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "bare args for several tasks": ({"args": (1,)}, ["args", "dict"]),
     "bare workers for several tasks": ({"workers": 2}, ["workers", "dict"]),
     "args that are no tuple": ({"only": "step", "args": "ab"}, ["args", "'ab'"]),
@@ -175,7 +176,7 @@ def no_aws(monkeypatch, tmp_path):
 
 
 def test_sqs_without_a_region_says_how_to_set_one(no_aws):
-    with pytest.raises(ConfigError, match="AWS_DEFAULT_REGION|AWS_REGION"):
+    with pytest.raises(ConfigError, match=r"AWS_DEFAULT_REGION|AWS_REGION"):
         engine(broker="sqs://").run()
 
 

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -144,7 +145,10 @@ def test_whom_a_worker_is_killed_for_pays_though_its_call_came_back_and_nobody_p
         verdict = judge([back, following], cause, blame)
         assert (verdict.charge, verdict.release) == ((back,), (following,))
     # Accepted downstream it is done, and in the same entry another message may run by now.
-    for other in (replace(blamed, state=LeaseState.SENT), replace(following, index=1, generation=blamed.generation + 1)):
+    for other in (
+        replace(blamed, state=LeaseState.SENT),
+        replace(following, index=1, generation=blamed.generation + 1),
+    ):
         assert judge([other], cause, blame).charge == ()
     # Where no single call could be told guilty, the only one left is no proof.
     assert judge([following], cause, None).charge == ()
@@ -169,8 +173,9 @@ def test_a_lost_lease_is_somebody_elses():
 
 def test_waiting_for_queues_to_settle_is_said_once(caplog):
     depths = {"in": Depth(1, 0, 0)}
-    plan = SimpleNamespace(source=None, seats=(), idle=60.0, watched=("in",))
-    watch = DrainWatch(plan, None, SimpleNamespace(settle=0.0, depth=depths.get), lambda: None)
+    plan: Any = SimpleNamespace(source=None, seats=(), idle=60.0, watched=("in",))
+    unused: Any = None
+    watch = DrainWatch(plan, unused, SimpleNamespace(settle=0.0, depth=depths.get), lambda: None)
     with caplog.at_level("INFO", "sqspipes_mp.keeper"):
         assert not watch.drained(0.0)
         assert caplog.messages == []

@@ -44,6 +44,8 @@ from sqspipes_mp.worker.station import Delivery, Station
 EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "150"))
 BODY = '{"meta": {"priority": 0}, "value": 1}'
 MESSAGES, ENTRIES = 40, 16
+#: What an assignment has and these machines need not.
+UNUSED: Any = None
 MOST_ATTEMPTS = 3
 CHARGEABLE = {LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED}
 KEPT = {LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED}
@@ -364,7 +366,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.visibility, self.timeout = which
         self.plan = PLANS[which]
         self.clock = Clock()
-        self.patches = [
+        self.patches: list[Any] = [
             patch.object(keeper_main, "time", self.clock),
             *(patch.object(module, "lease_now", self.clock.monotonic) for module in (keeper_main, station_module)),
         ]
@@ -504,8 +506,9 @@ class LeaseMachine(RuleBasedStateMachine):
         self.keeper_stands_still(self.visibility / 2)
         self.keeper_goes_on("look")
         worker = self.seats[slot]
-        for work in worker.busy[-1:] if worker is not None else ():
-            self.go_on(worker, work, steps)
+        if worker is not None:
+            for work in worker.busy[-1:]:
+                self.go_on(worker, work, steps)
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 3.0, 8.0, 20.0, 70.0]))
     def keeper_stands_still(self, seconds: float) -> None:
@@ -539,24 +542,27 @@ class LeaseMachine(RuleBasedStateMachine):
             for delivery in worker.deliveries:
                 lease = worker.region.read(delivery.lease)
                 message = self.queue.current(delivery.received.handle)
-                if lease is not None and lease.extended and not lease.lost and message is not None:
-                    if message.visible_at >= self.clock.now:
-                        self.neglected.discard((worker.number, lease.index, lease.generation))
+                if lease is None or not lease.extended or lease.lost or message is None:
+                    continue
+                if message.visible_at >= self.clock.now:
+                    self.neglected.discard((worker.number, lease.index, lease.generation))
 
     # -- the keeper ---------------------------------------------------------------------------------------------
 
     def start_keeper(self) -> None:
         def run(puppet: Puppet) -> None:
-            broker = SimpleNamespace(longest_hold=MAX_VISIBILITY)
-            orders = Assignment(plan=self.plan, broker=broker, board=WatchedBoard(self.board, self, puppet), birth=None)
-            channel = SimpleNamespace(send=lambda kind: None)
-            keeper = keeper_main.Keeper(orders, KeepersConnection(self, puppet), channel)
+            broker: Any = SimpleNamespace(longest_hold=MAX_VISIBILITY)
+            board: Any = WatchedBoard(self.board, self, puppet)
+            connection: Any = KeepersConnection(self, puppet)
+            channel: Any = SimpleNamespace(send=lambda kind: None)
+            orders = Assignment(plan=self.plan, broker=broker, board=board, birth=UNUSED)
+            keeper = keeper_main.Keeper(orders, connection, channel)
 
             def listen(timeout: float) -> None:
                 assert 0 <= timeout <= self.longest_rest
                 puppet.point("turn")
 
-            keeper._listen = listen
+            keeper._listen = listen  # type: ignore[method-assign]
             keeper.run()
 
         self.keeper = Puppet(run)
@@ -611,14 +617,14 @@ class LeaseMachine(RuleBasedStateMachine):
         region.assign(slot)
         orders = Assignment(
             plan=self.plan,
-            broker=None,
+            broker=UNUSED,
             board=self.board,
-            birth=None,
+            birth=UNUSED,
             slot=slot,
             seat=self.plan.seats[slot],
             region=region.index,
         )
-        self.seats[slot] = Worker(next(self.numbers), slot, Station(orders, None, None), region)
+        self.seats[slot] = Worker(next(self.numbers), slot, Station(orders, UNUSED, UNUSED), region)
 
     @rule(slot=st.integers(0, 1), data=st.data())
     def call_runs_late(self, slot: int, data: st.DataObject) -> None:
@@ -921,11 +927,11 @@ class LeaseMachine(RuleBasedStateMachine):
                 if self.queue.messages[lease.handle.message_id].deleted:
                     continue  # By this worker, which is about to clear the entry.
                 message = self.queue.current(lease.handle)
-                if lease.state is LeaseState.RUNNING and self.timeout is not None:
-                    if self.clock.now > lease.started_at + self.timeout:
-                        # Its worker should be dead by now; what comes back from here on is nobody's promise.
-                        self.neglected.add((worker.number, lease.index, lease.generation))
-                        continue
+                running = lease.state is LeaseState.RUNNING
+                if running and self.timeout is not None and self.clock.now > lease.started_at + self.timeout:
+                    # Its worker should be dead by now; what comes back from here on is nobody's promise.
+                    self.neglected.add((worker.number, lease.index, lease.generation))
+                    continue
                 assert message is not None, "a kept message went to another worker"
                 assert message.visible_at >= self.clock.now, "a kept lease expired"
                 assert not lease.lost
@@ -1005,9 +1011,7 @@ def test_a_lease_is_kept_to_its_cap_and_not_beyond(
     assert last <= born + MAX_VISIBILITY
     # Half a visibility timeout apart, but for the last one.
     times = [when for when, _ in made]
-    assert all(
-        later - earlier >= visibility / 2 - 0.51 for earlier, later in zip(times[:-1], times[1:-1], strict=False)
-    )
+    assert all(later - earlier >= visibility / 2 - 0.51 for earlier, later in itertools.pairwise(times[:-1]))
     assert len(made) <= 2 * (min(cap, born + end) - born) / (visibility - 1) + 3
 
 
@@ -1060,8 +1064,8 @@ def test_leases_rewritten_at_full_speed_are_read_whole_or_not_at_all() -> None:
         writer.start()
         try:
             assert started.wait(60)
-            whole, torn, seen = 0, 0, set()
-            turn = 0
+            seen: set[int] = set()
+            whole = torn = turn = 0
             while turn < 60_000 or (len(seen) <= entries and writer.is_alive()):
                 lease = region.read(turn % entries, ("q0", "q1"))
                 turn += 1

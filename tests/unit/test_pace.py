@@ -1,11 +1,13 @@
 """Progress in numbers: rates over a window, the time left, and the lines people read."""
 
+from typing import Any
+
 import pytest
 
 from sqspipes_mp.pace import HEADER, WINDOW, Pace, Reading, cells, eta, line, span
 
 
-def reading(done: int = 0, **more: object) -> Reading:
+def reading(done: int = 0, **more: Any) -> Reading:
     return Reading(**{"name": "a", "workers": 2, "room": 2, "done": done, **more})
 
 
@@ -20,13 +22,13 @@ def test_the_first_look_is_compared_with_the_beginning():
 
 def test_rates_are_of_the_last_seconds_only():
     pace = Pace(0.0)
-    for second in range(0, 101):
+    for second in range(101):
         # A hundred a second at first, then a stop.
         (row,) = pace.observe(float(second), [reading(100 * min(second, 50), busy=2.0 * min(second, 50))])
         if second == 50:
             assert (row.per_second, row.busy) == (100.0, 1.0)
         if second == 55:
-            assert (row.per_second, row.busy) == (pytest.approx(50.0), pytest.approx(0.5))
+            assert (row.per_second, row.busy) == pytest.approx((50.0, 0.5))
     assert (row.per_second, row.busy) == (0.0, 0.0)
     assert len(pace._past) <= WINDOW + 2
 
@@ -62,7 +64,14 @@ def test_a_known_total_is_what_the_first_stage_has_left():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (125, "2:05"), (10_921, "3:02:01"), (4 * 86_400 + 6 * 3600, "4 d 6 h")],
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1:00"),
+        (125, "2:05"),
+        (10_921, "3:02:01"),
+        (4 * 86_400 + 6 * 3600, "4 d 6 h"),
+    ],
 )
 def test_times_for_people(seconds, text):
     assert span(seconds) == text

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 import pickle
 import re
 
@@ -270,7 +271,7 @@ def test_every_built_pipeline_has_distinct_valid_queue_names(names, priorities, 
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+(\.fifo)?", name) and len(name) <= 80 for name in queues)
     used = {q for s in pipeline.stages for q in (*s.inputs, *s.outputs, s.dead) if q is not None}
     assert used == set(queues)
-    for sender, receiver in zip(pipeline.stages, pipeline.stages[1:]):
+    for sender, receiver in itertools.pairwise(pipeline.stages):
         assert receiver.inputs == sender.outputs[::-1]
 
 
@@ -346,7 +347,7 @@ def test_domains_come_from_the_file(filename, domain):
         "<stdin>",
         "<string>",
         "<ipython-input-3-abc>",
-        "/tmp/ipykernel_123/456.py",
+        "/tmp/ipykernel_123/456.py",  # noqa: S108  (nothing is opened)
         "/srv/my.app.py",
         "/srv/two words.py",
         "__main__.py",

@@ -1,5 +1,6 @@
 """report.py: what it promises whatever the exception, and what a user sees of one that was rebuilt."""
 
+import copyreg
 import dataclasses
 import importlib
 import os
@@ -10,6 +11,8 @@ import sys
 import textwrap
 import traceback
 import types
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +24,6 @@ from tests.unit.report_cases import (
     InterruptedHere,
     KeywordOnly,
     Plain,
-    carry,
     catch,
     chain,
     forked,
@@ -32,7 +34,7 @@ from tests.unit.report_cases import (
 
 
 def importing():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))}
 
 
 # --- what is seen of it ---
@@ -67,8 +69,8 @@ def test_the_original_is_left_as_it_was():
 
 
 def test_engine_frames_are_hidden_only_around_the_user():
-    scope = {"__name__": "sqspipes_mp.worker.runner"}
-    exec("def engine(fn):\n    fn()\ndef own():\n    raise ValueError('ours')", scope)
+    scope: dict[str, Any] = {"__name__": "sqspipes_mp.worker.runner"}
+    exec("def engine(fn):\n    fn()\ndef own():\n    raise ValueError('ours')", scope)  # noqa: S102  (functions of another module)
 
     def task():
         raise Plain("theirs")
@@ -107,8 +109,9 @@ def test_uncaught_it_is_printed_as_any_other_without_blank_lines(tmp_path):
         raise rebuild(report)
         """)
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=importing())
-    lines = [line for line in done.stderr.splitlines() if "File" not in line and line.strip(" ^~") != "" or not line]
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=importing(), check=False)
+    lines = [line for line in done.stderr.splitlines() if ("File" not in line and line.strip(" ^~") != "") or not line]
     assert lines == [
         "Traceback (most recent call last):",
         "    raise rebuild(report)",
@@ -125,7 +128,8 @@ def test_debuggers_find_the_line_of_every_frame():
         raise Plain("here")
 
     (frame, line), *_ = reversed(list(traceback.walk_tb(rebuild(forked(deep)).__traceback__)))
-    assert line == frame.f_lineno == deep.__code__.co_firstlineno + 1 and frame.f_globals["__file__"] == __file__
+    assert line == frame.f_lineno == deep.__code__.co_firstlineno + 1
+    assert frame.f_globals["__file__"] == __file__
 
 
 # --- what must not happen here ---
@@ -134,12 +138,14 @@ def test_debuggers_find_the_line_of_every_frame():
 def test_no_init_runs_while_rebuilding():
     report = inline(thrower(CountsInits("x")))
     before = CountsInits.inits
-    assert type(rebuild(report)) is CountsInits and CountsInits.inits == before
+    assert type(rebuild(report)) is CountsInits
+    assert CountsInits.inits == before
 
 
 def test_loading_that_exits_only_here_is_remote_error():
-    report = forked(lambda: thrower(BreaksHere(os.getpid()))())
-    assert report.pickled is not None and type(rebuild(report)) is RemoteError
+    report = forked(lambda: thrower(BreaksHere(os.getpid()))())  # noqa: PLW0108  (the fork's pid)
+    assert report.pickled is not None
+    assert type(rebuild(report)) is RemoteError
 
 
 def test_loading_a_cause_that_exits_only_here_only_loses_the_cause():
@@ -147,7 +153,8 @@ def test_loading_a_cause_that_exits_only_here_only_loses_the_cause():
         raise Plain("root") from BreaksHere(os.getpid())
 
     back = rebuild(forked(both))
-    assert type(back) is Plain and type(back.__cause__) is RemoteError
+    assert type(back) is Plain
+    assert type(back.__cause__) is RemoteError
 
 
 @pytest.fixture
@@ -159,7 +166,7 @@ def ctrl_c():
 
 
 def test_ctrl_c_while_loading_is_not_swallowed(ctrl_c):
-    report = forked(lambda: thrower(InterruptedHere(os.getpid()))())
+    report = forked(lambda: thrower(InterruptedHere(os.getpid()))())  # noqa: PLW0108  (the fork's pid)
     with pytest.raises(KeyboardInterrupt):
         rebuild(report)
 
@@ -186,24 +193,27 @@ def test_module_unknown_here_is_not_imported(tmp_path):
         back = rebuild(report)
     finally:
         sys.path.remove(str(tmp_path))
-    assert type(back) is RemoteError and back.type_name == "only_in_worker.Far" and back.message == "away"
+    assert type(back) is RemoteError
+    assert back.type_name == "only_in_worker.Far"
+    assert back.message == "away"
     assert "only_in_worker" not in sys.modules
 
 
 def test_lazy_module_is_not_made_to_load(monkeypatch):
     asked = []
     module = types.ModuleType("lazy_here")
-    module.__getattr__ = lambda name: asked.append(name) or ValueError
+    module.__getattr__ = lambda name: asked.append(name) or ValueError  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, "lazy_here", module)
 
     def far():
         kind = type("Far", (Exception,), {"__module__": "lazy_here"})
-        module.Far = kind
+        module.Far = kind  # type: ignore[attr-defined]
         raise kind("away")
 
     report = forked(far)
     asked.clear()
-    assert type(rebuild(report)) is RemoteError and not asked
+    assert type(rebuild(report)) is RemoteError
+    assert not asked
 
 
 def test_unknown_module_in_a_cause_only_loses_the_cause(tmp_path):
@@ -217,12 +227,12 @@ def test_unknown_module_in_a_cause_only_loses_the_cause(tmp_path):
             raise Plain("near") from exc
 
     back = rebuild(forked(far))
-    assert type(back) is Plain and back.__cause__.type_name == "far_cause.Far" and "far_cause" not in sys.modules
+    assert type(back) is Plain
+    assert back.__cause__.type_name == "far_cause.Far"
+    assert "far_cause" not in sys.modules
 
 
 def test_nothing_is_registered_in_this_process():
-    import copyreg
-
     before = dict(copyreg.dispatch_table)
     rebuild(inline(chain(3, explicit=True)))
     assert copyreg.dispatch_table == before
@@ -256,13 +266,15 @@ def test_report_round_trip():
 )
 def test_garbage_is_a_report_that_says_so(data):
     report = Report.from_bytes(data)
-    assert report.type_name == "unreadable report" and type(rebuild(report)) is RemoteError
+    assert report.type_name == "unreadable report"
+    assert type(rebuild(report)) is RemoteError
 
 
 @pytest.mark.parametrize("pickled", [b"", b"\x00\x00\x00\x02{}", b"garbage" * 9, pickle.dumps(ValueError("x"))])
 def test_garbage_pickle_is_remote_error(pickled):
     back = rebuild(Report("a.B", "m", "t", pickled, ("n",)))
-    assert type(back) is RemoteError and back.__notes__ == ["n"]
+    assert type(back) is RemoteError
+    assert back.__notes__ == ["n"]
 
 
 @pytest.mark.parametrize("cut", range(0, 400, 37))

@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,7 +102,8 @@ def test_a_boot_that_works_forgets_those_that_did_not():
     )
 )
 def test_any_history_keeps_backoff_bounded_and_gives_up_only_over_budget(history):
-    policy, now, done, uncharged, boots = RestartPolicy(), 0.0, 0, [], 0
+    policy, now, done, boots = RestartPolicy(), 0.0, 0, 0
+    uncharged: list[Any] = []
     for step, ready, lived, more, charged in history:
         now, done = now + step, done + more
         decision = policy.died(now, ready=ready, lived=lived, done=done, charged=charged)

@@ -2,6 +2,7 @@ import math
 import multiprocessing
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.region import LEASES, Blame, Cause, id_digest
 from sqspipes_mp.scoreboard import DONE, NEXT_CALL, S_READY, STATE, Scoreboard
+from tests.gates import present
 
 
 def _write(region, index=0, ident="m", receipt="r", group=None):
@@ -56,7 +58,7 @@ def test_a_lease_reads_back_as_written():
 
 def test_closed_nothing_of_it_stays_open_whoever_still_holds_a_region():
     def descriptors():
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     before = descriptors()
     board = Scoreboard.create(1, 1)
@@ -82,14 +84,14 @@ def test_what_the_keeper_says_of_an_old_lease_does_not_touch_the_next_one():
     region = board.region(0)
     region.assign(0)
     _write(region)
-    old = region.read(0)
+    old = present(region.read(0))
     region.keep(old, 99.0)
     assert (region.read(0).deadline, region.read(0).extended) == (99.0, True)
     _write(region)
     assert (region.read(0).deadline, region.read(0).extended) == (25.0, False)
     region.lose(old)
     assert not region.lost(0)
-    region.lose(region.read(0))
+    region.lose(present(region.read(0)))
     assert region.lost(0)
     board.close()
 
@@ -100,7 +102,7 @@ def test_a_running_messages_body_is_kept_for_the_keeper():
     region.assign(0)
     _write(region, index=3)
     region.start(3, 11.0, 1, "bödy")
-    lease = region.read(3)
+    lease = present(region.read(3))
     assert (lease.state, lease.started_at) == (LeaseState.RUNNING, 11.0)
     assert region.body(lease, 2) == "bödy"
     assert region.pause(3) == 11.0
@@ -108,7 +110,7 @@ def test_a_running_messages_body_is_kept_for_the_keeper():
     region.resume(3, 12.5)
     assert region.read(3) == replace(lease, started_at=12.5)
     _write(region, index=3)
-    assert region.body(region.read(3), 2) is None
+    assert region.body(present(region.read(3)), 2) is None
     board.close()
 
 
@@ -132,7 +134,7 @@ def test_a_call_that_is_blamed_is_known_until_its_entry_is_another_messages():
     region.assign(0)
     _write(region, index=3)
     region.start(3, 11.0, 0, "body")
-    lease = region.read(3)
+    lease = present(region.read(3))
     assert (region.blamed, region.late_for(3), region.runs(lease)) == (None, None, True)
     region.blame(lease, Cause.MEMORY)
     assert (region.blamed, region.late_for(3)) == (Blame(3, lease.generation, Cause.MEMORY), None)
@@ -242,7 +244,7 @@ def test_two_workers_that_ask_at_once_do_not_both_leave_nor_wait():
     ended, end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        board.get = lambda *_: (os.write(there, b"!"), os.read(ended, 1), S_READY)[-1]
+        board.get = lambda *_: (os.write(there, b"!"), os.read(ended, 1), S_READY)[-1]  # type: ignore[method-assign]
         os._exit(0 if board.leave(0, [1]) else 1)
     assert os.read(here, 1) == b"!"
     assert not board.leave(1, [0])
@@ -257,7 +259,7 @@ def test_two_workers_that_ask_at_once_do_not_both_leave_nor_wait():
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.booleans()), max_size=120))
 def test_charges_of_all_writers_add_up(steps):
     board = Scoreboard.create(1, 2)
-    expected = {}
+    expected: dict[tuple[int, int], int] = {}
     for writer, message, forget in steps:
         digest = id_digest(f"message {message}")
         if forget:

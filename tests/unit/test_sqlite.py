@@ -127,7 +127,7 @@ def test_damaged_file_says_what_to_do(path: Path) -> None:
         file.seek(4096)
         file.write(os.urandom(path.stat().st_size - 4096))
     connection = SQLite(path).open()
-    with pytest.raises(BrokerError, match="damaged.*recover"):
+    with pytest.raises(BrokerError, match=r"damaged.*recover"):
         take(connection, "in")
     connection.close()
 
@@ -264,7 +264,7 @@ def test_a_large_body_is_written_once(connection: SQLiteConnection, path: Path) 
 def test_closed_has_no_descriptors_left(path: Path) -> None:
     with opened(path):
         pass
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = sorted(Path("/proc/self/fd").iterdir())
     for _ in range(3):
         with opened(path) as connection:
             send(connection, "in", "a")
@@ -273,7 +273,7 @@ def test_closed_has_no_descriptors_left(path: Path) -> None:
             waiting.start()
         waiting.join(60)
         assert not waiting.is_alive()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 @pytest.mark.parametrize(("temporary", "synced"), [(False, True), (True, False)])
@@ -355,7 +355,9 @@ def test_no_program_costs_more_in_a_full_file(path: Path, fifo: bool) -> None:
     assert [(a, b) for a, b in zip(few, many, strict=True) if b > 2 * a + 10] == []
 
 
-def test_large_bodies_are_sent_in_several_transactions_and_a_stale_group_waits_in_all(connection: SQLiteConnection) -> None:
+def test_large_bodies_are_sent_in_several_transactions_and_a_stale_group_waits_in_all(
+    connection: SQLiteConnection,
+) -> None:
     large = "x" * 1_500_000
     send(connection, "in.fifo", "a", "b", group="g")
     send(connection, "in", "c", "d", "e")

@@ -217,7 +217,12 @@ class SQLiteMachine(RuleBasedStateMachine):
     # -- steps --------------------------------------------------------------------------------------------------
 
     @rule(
-        which=st.integers(0, 1), queue=queues, hop=hops, group=groups, delay=seconds, body=st.text(max_size=3),
+        which=st.integers(0, 1),
+        queue=queues,
+        hop=hops,
+        group=groups,
+        delay=seconds,
+        body=st.text(max_size=3),
         again=st.booleans(),
     )
     def send(self, which: int, queue: str, hop: str, group: str, delay: float, body: str, again: bool) -> None:
@@ -374,7 +379,8 @@ class SQLiteMachine(RuleBasedStateMachine):
             Completion(handle, tuple(data.draw(st.lists(outputs, max_size=3))), last=data.draw(st.booleans()))
             for handle in self.pick(data)
         ]
-        if completions and data.draw(st.booleans()):
+        more: bool = bool(completions) and data.draw(st.booleans())
+        if more:
             # The rest of a stream, in the same call.
             completions.append(Completion(completions[0].input, (data.draw(outputs),)))
         stale = self.connections[which].complete(completions)
@@ -390,8 +396,8 @@ class SQLiteMachine(RuleBasedStateMachine):
         letters = []
         for handle in handles:
             dead = "dead.fifo" if handle.queue.endswith(".fifo") else "dead"
-            message = self.model.by_handle[handle][0]
-            letters.append(DeadLetter(handle, dead, message.body, "hop", failure, message.group))
+            sent = self.model.by_handle[handle][0]
+            letters.append(DeadLetter(handle, dead, sent.body, "hop", failure, sent.group))
         current = [self.model.current(handle) for handle in handles]
         stale = self.connections[which].dead_letter(letters)
         assert stale == [handle for handle, message in zip(handles, current, strict=True) if message is None]
@@ -443,7 +449,7 @@ class SQLiteMachine(RuleBasedStateMachine):
         if hasattr(self, "connections"):
             for queue in QUEUES:
                 if any(self.model.ready(queue).values()):
-                    due = self.connections[1]._file.read(lambda session, name=queue: session.look([name]))
+                    due = self.connections[1]._file.read(lambda session, name=queue: session.look([name]))  # type: ignore[misc]
                     assert due == 0
 
 

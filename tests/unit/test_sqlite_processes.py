@@ -227,7 +227,7 @@ def test_without_inotify_a_receive_still_wakes(path: Path, monkeypatch: pytest.M
 def receive_here(pipe: Pipe, connection: SQLiteConnection) -> None:
     pipe.send(bodies(connection, "in", 1))
     send(connection, "out", "from the child")
-    pipe.send(sorted(os.listdir("/proc/self/fd")))
+    pipe.send(sorted(path.name for path in Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -290,15 +290,17 @@ def test_interrupt_is_for_good(path: Path) -> None:
 def test_a_file_another_process_is_just_creating_is_no_strangers(tmp_path: Path) -> None:
     file = str(tmp_path / "queues.db")
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as late:
-        begun = []
+        begun: list[str] = []
 
         def create(statement: str) -> None:
             if "sqlite_master" in statement and not begun:
                 begun.append(statement)
-                with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as first:
-                    # Refused for now, if the late one reads everything in one transaction.
-                    with contextlib.suppress(sqlite3.OperationalError):
-                        prepare(first, file)
+                # Refused for now, if the late one reads everything in one transaction.
+                with (
+                    contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as first,
+                    contextlib.suppress(sqlite3.OperationalError),
+                ):
+                    prepare(first, file)
 
         late.set_trace_callback(create)
         prepare(late, file)

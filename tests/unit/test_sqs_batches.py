@@ -1,5 +1,6 @@
 import hashlib
 from collections import deque
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ SIZES = st.sampled_from([1, 1000, 120_000, 400_000, MAX_BYTES])
 GROUPS = st.sampled_from([None, "a", "b", "c"])
 
 
-def entries(shapes: list[tuple[int, str | None]]) -> deque[Entry]:
+def entries(shapes: Sequence[tuple[int, str | None]]) -> deque[Entry]:
     return deque(Entry(key, "q", "x" * size, group=group) for key, (size, group) in enumerate(shapes))
 
 

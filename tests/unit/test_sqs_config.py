@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from sqspipes_mp.brokers.sqs import SQS
@@ -15,8 +17,6 @@ from sqspipes_mp.errors import ConfigError
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No AWS settings but a config file of the test's own, and no way to ask the network for credentials."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -37,10 +37,10 @@ def fresh(program: str, *args: str) -> str:
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: SQS(5), "region"),
+        (lambda: SQS(5), "region"),  # type: ignore[arg-type]
         (lambda: SQS(""), "region"),
         (lambda: SQS("US West"), "region"),
-        (lambda: SQS(endpoint_url=5), "endpoint_url"),
+        (lambda: SQS(endpoint_url=5), "endpoint_url"),  # type: ignore[arg-type]
         (lambda: SQS(endpoint_url="localhost:5000"), "endpoint_url"),
         (lambda: SQS(endpoint_url="ftp://localhost"), "endpoint_url"),
         (lambda: SQS(endpoint_url="http://"), "endpoint_url"),
@@ -49,16 +49,16 @@ def fresh(program: str, *args: str) -> str:
         (lambda: SQS(access_key="a"), "secret_key"),
         (lambda: SQS(secret_key="hunter2"), "access_key"),
         (lambda: SQS(access_key="", secret_key="hunter2"), "access_key"),
-        (lambda: SQS(access_key="a", secret_key=b"hunter2"), "secret_key"),
-        (lambda: SQS(session="prod"), "session"),
+        (lambda: SQS(access_key="a", secret_key=b"hunter2"), "secret_key"),  # type: ignore[arg-type]
+        (lambda: SQS(session="prod"), "session"),  # type: ignore[arg-type]
         (lambda: SQS(session=lambda: None, access_key="a", secret_key="hunter2"), "session"),
         (lambda: SQS(retention=59), "retention"),
         (lambda: SQS(retention=1_209_601), "retention"),
-        (lambda: SQS(retention=60.5), "retention"),
+        (lambda: SQS(retention=60.5), "retention"),  # type: ignore[arg-type]
         (lambda: SQS(retention=True), "retention"),
         (lambda: SQS(kms_key=""), "kms_key"),
-        (lambda: SQS(tags=["a"]), "tags"),
-        (lambda: SQS(tags={"a": 1}), "tags"),
+        (lambda: SQS(tags=["a"]), "tags"),  # type: ignore[arg-type]
+        (lambda: SQS(tags={"a": 1}), "tags"),  # type: ignore[dict-item]
         (lambda: SQS(tags={"": "x"}), "tags"),
         (lambda: SQS(tags={str(n): "x" for n in range(51)}), "tags"),
     ],
@@ -146,8 +146,6 @@ def test_half_a_pair_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_session_gives_region_and_credentials() -> None:
-    import boto3
-
     def session() -> Any:
         return boto3.Session("a", "b", region_name="ap-south-1")
 
@@ -160,7 +158,7 @@ def test_session_gives_region_and_credentials() -> None:
 
 @pytest.mark.parametrize("made", [None, "prod"])
 def test_session_that_is_none_is_a_configuration_error(made: object) -> None:
-    with pytest.raises(ConfigError, match="boto3.Session"):
+    with pytest.raises(ConfigError, match=r"boto3\.Session"):
         SQS("us-west-2", session=lambda: made).open()
 
 

@@ -96,7 +96,7 @@ def test_workers_of_one_engine_do_not_look_for_newer_ones_all_at_once(chain):
 
 
 def test_the_keeper_refreshes_before_the_workers_have_to(chain):
-    with serving(lives=3600) as (url, given):
+    with serving(lives=3600) as (url, _given):
         broker, wallet = chain(url), Wallet()
         wallet.write(_snapshot("OLD", 12))
         keeper = broker.open(patience=60.0, wallet=wallet)
@@ -137,7 +137,8 @@ def test_a_slow_credentials_service_does_not_hold_up_the_keeper(chain, minutes, 
 
 
 def test_a_fetch_that_hangs_for_good_is_asked_for_anew(monkeypatch):
-    hung, ends, calls = threading.Event(), threading.Event(), []
+    hung, ends = threading.Event(), threading.Event()
+    calls: list[None] = []
 
     def refresh():
         calls.append(None)
@@ -171,7 +172,10 @@ def test_a_role_of_a_profile_is_not_assumed_by_workers_whose_keeper_has_done_so(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     # Whoever assumes it himself finds nobody here.
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
-    broker, wallet = SQS(endpoint_url="http://127.0.0.1:1", session=partial(boto3.Session, profile_name="fleet")), Wallet()
+    broker, wallet = (
+        SQS(endpoint_url="http://127.0.0.1:1", session=partial(boto3.Session, profile_name="fleet")),
+        Wallet(),
+    )
     wallet.write(_snapshot("OURS", 60))
     worker = broker.open(wallet=wallet)
     assert _key(worker) == "OURS"

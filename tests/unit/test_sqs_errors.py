@@ -50,14 +50,18 @@ def test_code_is_judged(code: str, kind: Kind) -> None:
     ("message", "kind"),
     [
         (
-            "Value 43200 for parameter VisibilityTimeout is invalid. Reason: Total VisibilityTimeout for the message is "
-            "beyond the limit [43200 seconds]",
+            (
+                "Value 43200 for parameter VisibilityTimeout is invalid. Reason: Total VisibilityTimeout for the "
+                "message is beyond the limit [43200 seconds]"
+            ),
             Kind.TOO_LONG,
         ),
         ("Value AQEB for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.", Kind.STALE),
         (
-            "Value AQEB for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available for "
-            "visibility timeout change.",
+            (
+                "Value AQEB for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available "
+                "for visibility timeout change."
+            ),
             Kind.STALE,
         ),
         ("One or more parameters are invalid. Reason: Message must be shorter than 262144 bytes.", Kind.REFUSED),

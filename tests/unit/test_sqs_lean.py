@@ -12,10 +12,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import boto3
 import botocore.auth
 import botocore.awsrequest
+import botocore.client
 import botocore.config
 import botocore.credentials
 import pytest
@@ -41,7 +43,12 @@ from sqspipes_mp.errors import ConfigError
 
 KEYS = botocore.credentials.ReadOnlyCredentials("AKIA", "secret", None)
 TEXT = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1)
-MADE = {"region": "us-east-1", "endpoint_url": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
+MADE: dict[str, Any] = {
+    "region": "us-east-1",
+    "endpoint_url": "http://127.0.0.1:1",
+    "access_key": "a",
+    "secret_key": "b",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +102,7 @@ def test_signature_is_botocores(access, secret, token, region, host, operation, 
 
 
 @contextlib.contextmanager
-def spoken(*scripts: Callable[[socket.socket], None]) -> Iterator[tuple[int, list[int]]]:
+def spoken(*scripts: Callable[[socket.socket], object]) -> Iterator[tuple[int, list[int]]]:
     """Serve connections in turn, each by its script; yield the port and the list of connections that came."""
     came: list[int] = []
 
@@ -349,9 +356,8 @@ def test_tls_keeps_its_connection_and_trusts_only_the_given_certificates(certifi
     context.load_cert_chain(certificate)
 
     def secured(peer: socket.socket) -> None:
-        with contextlib.suppress(ssl.SSLError, ConnectionError):
-            with context.wrap_socket(peer, server_side=True) as inner:
-                answering(reply(b'{"n":1}'), reply(json.dumps({"n": "x" * 300_000}).encode()))(inner)
+        with contextlib.suppress(ssl.SSLError, ConnectionError), context.wrap_socket(peer, server_side=True) as inner:
+            answering(reply(b'{"n":1}'), reply(json.dumps({"n": "x" * 300_000}).encode()))(inner)
 
     with spoken(secured, secured) as (port, came):
         trusting = Target("127.0.0.1", port, True, "us-east-1", lambda: KEYS, certificate)
@@ -376,7 +382,7 @@ def test_chosen_by_itself_and_switched_off_by_one_setting(monkeypatch: pytest.Mo
     assert is_lean(SQS("us-west-2", access_key="a", secret_key="b"))
     assert not is_lean(SQS(**MADE, lean=False))
     with pytest.raises(ConfigError, match="lean"):
-        SQS(lean="no")
+        SQS(lean="no")  # type: ignore[arg-type]
     monkeypatch.setenv("SQSPIPES_MP_LEAN", "0")
     assert not is_lean(SQS(**MADE))
 
@@ -401,7 +407,7 @@ def test_unusual_settings_are_boto3s(
     assert not is_lean(SQS("us-west-2", endpoint_url=endpoint, access_key="a", secret_key="b"))
 
 
-def session(**config: object) -> boto3.Session:
+def session(**config: Any) -> boto3.Session:
     made = boto3.Session("a", "b", region_name="us-east-1")
     if config:
         made._session.set_default_client_config(botocore.config.Config(**config))
@@ -434,8 +440,6 @@ def test_session_of_the_users_is_served_where_it_is_ordinary(make: Callable[[], 
 
 
 def test_client_that_is_wrapped_for_tracing_keeps_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
-    import botocore.client
-
     original = botocore.client.BaseClient._make_api_call
 
     @functools.wraps(original)

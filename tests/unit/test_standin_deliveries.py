@@ -25,7 +25,6 @@ from standin.asking import (
     until_waiting,
 )
 
-
 # Deliveries.
 
 

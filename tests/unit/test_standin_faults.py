@@ -14,7 +14,6 @@ from botocore import UNSIGNED
 from standin import StandIn
 from standin.asking import batch, bodies, code_of, connect, delete, name_of, new, receive, send, served
 
-
 # Faults.
 
 
@@ -207,9 +206,7 @@ def test_process_ends_with_its_standard_input() -> None:
 
 
 def test_process_ends_with_whoever_started_it() -> None:
-    program = (
-        "import os, signal, standin as t; m = t.standin(); print(m.__enter__().pid, flush=True); signal.pause()"
-    )
+    program = "import os, signal, standin as t; m = t.standin(); print(m.__enter__().pid, flush=True); signal.pause()"
     here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=here) as starter:
         assert starter.stdout is not None

@@ -3,6 +3,7 @@ import functools
 import inspect
 import pickle
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -103,7 +104,7 @@ def test_a_task_is_a_frozen_value():
     task = Task(resize, args=[1, 2], max_memory="1GiB")
     assert (task.args, task.max_memory) == ((1, 2), 1 << 30)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        task.workers = 3
+        task.workers = 3  # type: ignore[misc]
     assert task == Task(resize, args=(1, 2), max_memory=1 << 30)
     assert dataclasses.replace(task, workers=3).workers == 3
     with pytest.raises(ConfigError):
@@ -111,7 +112,7 @@ def test_a_task_is_a_frozen_value():
     assert pickle.loads(pickle.dumps(task)) == task
 
 
-GOOD = {
+GOOD: dict[str, list[Any]] = {
     "workers": [1, 64, "auto"],
     "threads": [1, 128],
     "priorities": [1, 16],
@@ -138,7 +139,7 @@ GOOD = {
     "batch_wait": [0, 0.5, 20],
 }
 NAN, INF = float("nan"), float("inf")
-BAD = {
+BAD: dict[str, list[Any]] = {
     "workers": [0, -1, 1.5, "4", "Auto", None, True, b"auto", NAN],
     "threads": [0, 129, -1, 2.0, "auto", None, True],
     "priorities": [0, 17, True, 1.0, "3", None],
@@ -172,7 +173,7 @@ def test_good_values_are_taken(field, value):
 
 @pytest.mark.parametrize(("field", "value"), [(f, v) for f, vs in BAD.items() for v in vs], ids=named)
 def test_bad_values_name_field_value_and_what_is_allowed(field, value):
-    extra = {"input": "queue"} if field == "decode" else {}
+    extra: dict[str, Any] = {"input": "queue"} if field == "decode" else {}
     with pytest.raises(ConfigError) as caught:
         Task(resize, **{field: value}, **extra)
     error = caught.value
@@ -243,7 +244,7 @@ def test_bad_names_are_refused(name):
 
 
 def test_function_names_that_queues_cannot_have_need_a_name():
-    def größe(value):
+    def größe(value):  # noqa: PLC2401  (such a name is the test)
         return value
 
     with pytest.raises(ConfigError, match="Give it another"):
@@ -327,7 +328,7 @@ def test_intervals_may_be_called():
     assert interval_seconds(Task(resize, interval=lambda: 0.25)) == 0.25
     for bad in (-1, NAN, INF, None, "1", True):
         with pytest.raises(ConfigError, match=r"Task\('resize'\)\.interval\(\)"):
-            interval_seconds(Task(resize, interval=lambda bad=bad: bad))
+            interval_seconds(Task(resize, interval=lambda bad=bad: bad))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -357,14 +358,15 @@ def test_sizes_are_positive_ints_or_refused(value):
 
 
 def test_callbacks_are_checked():
-    callback = TaskCallback(3, print, ["a", 1])
-    assert (callback.result, callback.callback, callback.callback_args) == (3, print, ("a", 1))
+    made = TaskCallback(3, print, ["a", 1])  # type: ignore[arg-type]
+    assert (made.result, made.callback, made.callback_args) == (3, print, ("a", 1))
     assert TaskCallback(None, print).callback_args == ()
-    for callback, args, word in (
+    bad: list[tuple[Any, Any, str]] = [
         (None, (), "callback"),
         (fetch, (), "asyncio.run"),
         (print, "x", "callback_args=('x',)"),
-    ):
+    ]
+    for callback, args, word in bad:
         with pytest.raises(ConfigError, match="TaskCallback") as caught:
             TaskCallback(3, callback, args)
         assert word in str(caught.value)

@@ -76,7 +76,9 @@ def test_queue_names_are_the_recorded_ones(fifo):
 @pytest.mark.parametrize("fifo", [True, False])
 def test_what_we_make_of_a_recorded_message_is_as_sqspipes_reads_it(fifo, levels):
     """sqspipes runs fn(payload["value"]), hands payload["meta"] on, and sends to out_queues[meta["priority"]]."""
-    pipeline = build([Task(gen, priorities=3), Task(step, priorities=levels), sink], domain="rec", fifo=fifo, visibility=60)
+    pipeline = build(
+        [Task(gen, priorities=3), Task(step, priorities=levels), sink], domain="rec", fifo=fifo, visibility=60
+    )
     stage = pipeline.stage("step")
     products = Products(stage, fifo=fifo, ignore_none=False, priority=0, json_default=None)
     hops = set()
@@ -88,7 +90,12 @@ def test_what_we_make_of_a_recorded_message_is_as_sqspipes_reads_it(fifo, levels
         payload = json.loads(output.body)
         assert payload["value"] == body["value"]
         level = min(record["run_priority"], levels - 1)
-        assert payload["meta"] == {"priority": level, "x-mine": {"kept": number}, "id": f"id-{number}", "hop": output.hop}
+        assert payload["meta"] == {
+            "priority": level,
+            "x-mine": {"kept": number},
+            "id": f"id-{number}",
+            "hop": output.hop,
+        }
         assert list(stage.outputs)[payload["meta"]["priority"]] == output.queue
         assert output.group == (output.hop if fifo else None)
         hops.add(output.hop)

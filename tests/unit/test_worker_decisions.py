@@ -1,6 +1,7 @@
 import contextlib
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -107,8 +108,16 @@ def test_backoff_is_never_over_fifteen_minutes(attempt, seed):
 
 
 def _ask(**changes):
-    given = {"waiting": 0, "idle": True, "mean": 0.01, "round_trip": 0.01, "limit": None, "room": 100, "batch": 10,
-             "ahead": 0.5}
+    given = {
+        "waiting": 0,
+        "idle": True,
+        "mean": 0.01,
+        "round_trip": 0.01,
+        "limit": None,
+        "room": 100,
+        "batch": 10,
+        "ahead": 0.5,
+    }
     return ask(**{**given, **changes})
 
 
@@ -182,19 +191,22 @@ def test_what_is_asked_for_is_bounded_by_time_room_and_batch(mean, round_trip, w
 def test_a_worker_that_got_its_first_message_without_waiting_is_not_idle_while_it_runs():
     ready = Ready()
     assert ready.idle
-    ready.put(["first"])
-    assert ready.take() == "first"
+    first: Any = "first"
+    ready.put([first])
+    assert ready.take() == first
     assert ready.take() is None
     # Else a second message would wait unstarted behind a long call, whatever prefetch says.
     assert not ready.idle
 
 
-@pytest.mark.parametrize(("milliseconds", "credit", "late"), [(499, 0, False), (501, 0, True), (900, 500, False), (1001, 500, True)])
+@pytest.mark.parametrize(
+    ("milliseconds", "credit", "late"), [(499, 0, False), (501, 0, True), (900, 500, False), (1001, 500, True)]
+)
 def test_a_call_is_late_from_the_first_millisecond_after_its_timeout(milliseconds, credit, late):
     caller = Caller.__new__(Caller)
     caller._limit = 0.5 * 1e9
     board = SimpleNamespace(credit=lambda started: credit * 1_000_000)
     # A call that the supervisor has marked is known to it: no word of a stop is waited for.
-    caller._station = SimpleNamespace(board=board, region=SimpleNamespace(blamed=True))
+    caller._station = SimpleNamespace(board=board, region=SimpleNamespace(blamed=True))  # type: ignore[assignment]
     with pytest.raises(Late) if late else contextlib.nullcontext():
         caller._check_late(1, milliseconds * 1_000_000)
