@@ -29,8 +29,8 @@ from benchmarks.harness import Report, Spread, interleave, parse
 from benchmarks.modes import Case, process_mode
 from benchmarks.work import calibrate
 from sqspipes_mp import Engine, SQLite, Task
-from sqspipes_mp.brokers import sqlite_schema
 from sqspipes_mp.brokers.base import Completion, Output
+from sqspipes_mp.brokers.sqlite import schema as sqlite_schema
 
 #: What a receive asks first, by its names in ``sqlite_schema``; of a program in triggers SQLite shows no plan.
 _STATEMENTS = ("LOOK_STANDARD", "LOOK_FIFO")

@@ -12,7 +12,7 @@ from uuid import uuid4
 from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.counting import Ledger, token
 from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteError
 from sqspipes_mp.failure import Failure, parse_failure

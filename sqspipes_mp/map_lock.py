@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from multiprocessing import reduction
 from typing import Any, Self
 
-from sqspipes_mp.brokers import sqlite_fork
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.sqlite import forks as sqlite_fork
 from sqspipes_mp.errors import BrokerError, MapRunning
 
 #: Longest text of a lock file that is read, bytes.

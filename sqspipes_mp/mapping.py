@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.brokers.base import Broker, Connection
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.control import Frame, Kind
 from sqspipes_mp.counting import Hand, Ledger
 from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost

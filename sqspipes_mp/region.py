@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from sqspipes_mp.brokers.attributes import PACKED_OVERHEAD, Attribute, packed, unpacked
 from sqspipes_mp.brokers.base import MAX_BYTES, Handle
 from sqspipes_mp.lease import Lease, LeaseState
+from sqspipes_mp.messages.attributes import PACKED_OVERHEAD, Attribute, packed, unpacked
 
 #: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.
 LEASES = 192

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from sqspipes_mp.brokers.attributes import Attribute
 from sqspipes_mp.errors import BrokerError, MessageError
+from sqspipes_mp.messages.attributes import Attribute
 
 #: Most bytes of one message, attributes included, and of one batch (Amazon SQS API Reference, SendMessageBatch).
 MAX_BYTES = 1_048_576

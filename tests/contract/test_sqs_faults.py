@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused, QueueSpec
-from sqspipes_mp.brokers.sqs_connection import SqsConnection
+from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from standin import StandIn, standin
 from standin.brokers import sqs_at
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sqspipes_mp.brokers import sqs_errors
-from sqspipes_mp.brokers.attributes import Attribute
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle, Output, QueueSpec
-from sqspipes_mp.brokers.sqs_connection import SqsConnection
+from sqspipes_mp.brokers.sqs import faults as sqs_errors
+from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
+from sqspipes_mp.messages.attributes import Attribute
 from standin.brokers import sqs_at
 from tests.contract.wire import Error, Json, Wire, batch, served
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import Task
-from sqspipes_mp.brokers import sqlite_take
+from sqspipes_mp.brokers.sqlite import take as sqlite_take
 from tests.gates import Background, Log, alive, dead, drain, engine_at, eventually, feed, send, values, waiting
 from tests.process.test_deaths import wait_for_extensions
 

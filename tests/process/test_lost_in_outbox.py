@@ -16,7 +16,7 @@ import pytest
 from sqspipes_mp import SQLite, Task
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output
-from sqspipes_mp.brokers.sqs_connection import SqsConnection
+from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.message import decode
 from sqspipes_mp.pipeline import build
 from sqspipes_mp.plan import RunPlan, Settings

@@ -32,7 +32,7 @@ from sqspipes_mp import (
     current_message,
 )
 from sqspipes_mp.admin import opened
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.dead import discard, redrive
 from standin import standin
 from standin.brokers import sqs_at

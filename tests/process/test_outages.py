@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import SQS, AccessDenied, BrokerError, Engine, QueueMissing, Task
-from sqspipes_mp.brokers import sqs_errors
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.brokers.sqs import faults as sqs_errors
 from sqspipes_mp.plan import RunPlan
 from standin import StandIn
 from standin.brokers import sqs_at

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import EmptyTaskOutput, Reject, Retry, Task
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from tests.gates import (
     Background,
     Gate,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqspipes_mp.brokers.base import Completion, Output, QueueSpec, Received
 from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 
 #: Seconds that pass only in a deadlock.
 DEADLOCK = 60

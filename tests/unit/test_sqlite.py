@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp.brokers import sqlite_schema
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Handle, Output, QueueSpec
 from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite import schema as sqlite_schema
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.errors import BrokerError, ConfigError, QueueMissing
 from tests.unit.sqlite_bench import SPECS, bodies, look, opened, send, take
 

@@ -14,7 +14,7 @@ import pytest
 
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Output, QueueSpec
 from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from tests.unit.sqlite_bench import DEADLOCK
 
 SPAWN = multiprocessing.get_context("spawn")

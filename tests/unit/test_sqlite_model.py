@@ -20,9 +20,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sqspipes_mp.brokers import sqlite_queues, sqlite_session
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, Received
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite import queues as sqlite_queues
+from sqspipes_mp.brokers.sqlite import session as sqlite_session
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from tests.unit.sqlite_bench import SPECS, opened
 
 EXAMPLES = int(os.environ.get("SQLITE_EXAMPLES", "100"))

@@ -7,7 +7,7 @@ import pytest
 
 from sqspipes_mp.brokers.base import Completion, Handle, Output, QueueSpec
 from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from tests.unit.sqlite_bench import bodies, later, look, opened, send, take
 
 

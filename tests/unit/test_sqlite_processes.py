@@ -16,9 +16,9 @@ import pytest
 
 from sqspipes_mp.brokers.base import Completion, Depth, Output
 from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
-from sqspipes_mp.brokers.sqlite_session import Session, is_ours, prepare
-from sqspipes_mp.brokers.wake import Bell, Pace, Waiter
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.session import Session, is_ours, prepare
+from sqspipes_mp.brokers.sqlite.wake import Bell, Pace, Waiter
 from sqspipes_mp.errors import ConfigError
 from tests.unit.sqlite_bench import DEADLOCK, bodies, look, opened, send, take
 
@@ -216,7 +216,7 @@ def test_without_inotify_a_receive_still_wakes(path: Path, monkeypatch: pytest.M
     def refuse(_: str) -> Bell:
         raise OSError("none left")
 
-    monkeypatch.setattr("sqspipes_mp.brokers.wake.Bell", refuse)
+    monkeypatch.setattr("sqspipes_mp.brokers.sqlite.wake.Bell", refuse)
     with opened(path) as connection, child(wait_for_one, path) as (pipe, _):
         assert hear(pipe) == "waiting"
         send(connection, "in", "a")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BYTES, DeadLetter, Handle, Output
-from sqspipes_mp.brokers.sqs_batches import (
+from sqspipes_mp.brokers.sqs.batches import (
     MAX_ENTRIES,
     Entry,
     by_queue,

@@ -7,9 +7,9 @@ import boto3
 import pytest
 
 from sqspipes_mp import SQS
-from sqspipes_mp.brokers import sqs_shared
-from sqspipes_mp.brokers.sqs_errors import Kind, classify
-from sqspipes_mp.brokers.sqs_shared import CredentialsPending
+from sqspipes_mp.brokers.sqs import credentials as sqs_shared
+from sqspipes_mp.brokers.sqs.credentials import CredentialsPending
+from sqspipes_mp.brokers.sqs.faults import Kind, classify
 from sqspipes_mp.scoreboard import Scoreboard
 from tests.credential_server import serving
 from tests.gates import eventually

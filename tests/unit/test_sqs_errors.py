@@ -1,8 +1,8 @@
 import pytest
 
 from sqspipes_mp.brokers.base import MAX_BYTES, QueueSpec
-from sqspipes_mp.brokers.sqs_attributes import address, differences, wanted
-from sqspipes_mp.brokers.sqs_errors import Fault, Kind, backoff, classify, explain, gives_up, judge
+from sqspipes_mp.brokers.sqs.attributes import address, differences, wanted
+from sqspipes_mp.brokers.sqs.faults import Fault, Kind, backoff, classify, explain, gives_up, judge
 from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
 
 botocore = pytest.importorskip("botocore.exceptions")

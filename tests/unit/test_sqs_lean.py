@@ -29,16 +29,9 @@ from hypothesis import strategies as st
 
 from sqspipes_mp import SQS
 from sqspipes_mp.brokers.base import Completion, Handle
-from sqspipes_mp.brokers.sqs_errors import Fault, Kind, classify
-from sqspipes_mp.brokers.sqs_lean import (
-    OPERATIONS,
-    ConnectionClosedError,
-    Lean,
-    ReadTimeoutError,
-    Signer,
-    Target,
-)
-from sqspipes_mp.brokers.sqs_reply import Refused, Unsure
+from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify
+from sqspipes_mp.brokers.sqs.http import OPERATIONS, ConnectionClosedError, Lean, ReadTimeoutError, Signer, Target
+from sqspipes_mp.brokers.sqs.http_reply import Refused, Unsure
 from sqspipes_mp.errors import ConfigError
 
 KEYS = botocore.credentials.ReadOnlyCredentials("AKIA", "secret", None)

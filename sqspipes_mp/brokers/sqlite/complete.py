@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from sqspipes_mp.brokers import sqlite_leases
-from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import Completion, Handle, Output
-from sqspipes_mp.brokers.sqlite_program import Key, Program, Row, Step, row
-from sqspipes_mp.brokers.sqlite_session import Session
+from sqspipes_mp.brokers.sqlite import leases as sqlite_leases
+from sqspipes_mp.brokers.sqlite import schema as sql
+from sqspipes_mp.brokers.sqlite.program import Key, Program, Row, Step, row
+from sqspipes_mp.brokers.sqlite.session import Session
 
 _FRESH = "SELECT place FROM leases WHERE fresh"
 

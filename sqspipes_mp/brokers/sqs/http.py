@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqspipes_mp.brokers.sqs_reply import Ended, Refused, Socket, Unsure, read, understood
+from sqspipes_mp.brokers.sqs.http_reply import Ended, Refused, Socket, Unsure, read, understood
 
 OPERATIONS = frozenset(
     {"ReceiveMessage", "SendMessageBatch", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"},

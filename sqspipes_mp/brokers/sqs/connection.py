@@ -25,13 +25,13 @@ from sqspipes_mp.brokers.base import (
     Received,
     Stray,
 )
-from sqspipes_mp.brokers.sqs_answers import received
-from sqspipes_mp.brokers.sqs_attributes import MAX_WAIT
-from sqspipes_mp.brokers.sqs_batch_calls import BatchCalls
-from sqspipes_mp.brokers.sqs_batches import MAX_ENTRIES, Entry, is_fifo, of_letter, of_output, shorter, visibility
-from sqspipes_mp.brokers.sqs_calls import Calls
-from sqspipes_mp.brokers.sqs_errors import Kind
-from sqspipes_mp.brokers.sqs_queues import Queues
+from sqspipes_mp.brokers.sqs.answers import received
+from sqspipes_mp.brokers.sqs.attributes import MAX_WAIT
+from sqspipes_mp.brokers.sqs.batch_calls import BatchCalls
+from sqspipes_mp.brokers.sqs.batches import MAX_ENTRIES, Entry, is_fifo, of_letter, of_output, shorter, visibility
+from sqspipes_mp.brokers.sqs.calls import Calls
+from sqspipes_mp.brokers.sqs.faults import Kind
+from sqspipes_mp.brokers.sqs.queues import Queues
 from sqspipes_mp.errors import BrokerError
 
 

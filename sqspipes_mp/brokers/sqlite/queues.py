@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from sqspipes_mp.brokers import sqlite_program
-from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import Depth, QueueSpec
-from sqspipes_mp.brokers.sqlite_program import Program, Step, row
-from sqspipes_mp.brokers.sqlite_session import Session, as_text
+from sqspipes_mp.brokers.sqlite import program as sqlite_program
+from sqspipes_mp.brokers.sqlite import schema as sql
+from sqspipes_mp.brokers.sqlite.program import Program, Step, row
+from sqspipes_mp.brokers.sqlite.session import Session, as_text
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
 #: Rows cleared away in one transaction, so that others get their turn within milliseconds.

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-from sqspipes_mp.brokers import sqlite_program
-from sqspipes_mp.brokers import sqlite_schema as sql
-from sqspipes_mp.brokers.sqlite_program import Program, Row, Step, row
+from sqspipes_mp.brokers.sqlite import program as sqlite_program
+from sqspipes_mp.brokers.sqlite import schema as sql
+from sqspipes_mp.brokers.sqlite.program import Program, Row, Step, row
 from sqspipes_mp.clock import lease_now, lease_now_ns
 from sqspipes_mp.errors import BrokerError, QueueMissing
 

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sqspipes_mp.brokers import sqlite_errors, sqlite_fork
-from sqspipes_mp.brokers.sqlite_session import QueuesChanged, Session
+from sqspipes_mp.brokers.sqlite import faults as sqlite_errors
+from sqspipes_mp.brokers.sqlite import forks as sqlite_fork
+from sqspipes_mp.brokers.sqlite.session import QueuesChanged, Session
 from sqspipes_mp.errors import BrokerBusy, BrokerError, QueueMissing
 
 T = TypeVar("T")

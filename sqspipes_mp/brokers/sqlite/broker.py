@@ -11,10 +11,10 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqspipes_mp.brokers import sqlite_fork
 from sqspipes_mp.brokers.base import Wallet
-from sqspipes_mp.brokers.sqlite_connection import SQLiteConnection
-from sqspipes_mp.brokers.sqlite_session import is_ours
+from sqspipes_mp.brokers.sqlite import forks as sqlite_fork
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.session import is_ours
 from sqspipes_mp.errors import BrokerError, ConfigError
 
 _CURE = "Give the path of a file in an existing, writable folder on a local disk, or None for a temporary file"

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Depth, QueueSpec
-from sqspipes_mp.brokers.sqs_attributes import address, differences, wanted
-from sqspipes_mp.brokers.sqs_calls import Calls, logger
-from sqspipes_mp.brokers.sqs_errors import Fault, Kind
+from sqspipes_mp.brokers.sqs.attributes import address, differences, wanted
+from sqspipes_mp.brokers.sqs.calls import Calls, logger
+from sqspipes_mp.brokers.sqs.faults import Fault, Kind
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
 #: Queues looked at side by side by ``ensure``.

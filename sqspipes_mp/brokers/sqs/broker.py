@@ -15,13 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Wallet
-from sqspipes_mp.brokers.sqs_calls import Calls, Clients
-from sqspipes_mp.brokers.sqs_connection import SqsConnection
-from sqspipes_mp.brokers.sqs_fit import switched_off, target_of
-from sqspipes_mp.brokers.sqs_lean import Lean
-from sqspipes_mp.brokers.sqs_queues import Making, Queues
-from sqspipes_mp.brokers.sqs_shared import expiring, margins, newer, share
-from sqspipes_mp.brokers.sqs_values import (
+from sqspipes_mp.brokers.sqs.calls import Calls, Clients
+from sqspipes_mp.brokers.sqs.connection import SqsConnection
+from sqspipes_mp.brokers.sqs.credentials import expiring, margins, newer, share
+from sqspipes_mp.brokers.sqs.http import Lean
+from sqspipes_mp.brokers.sqs.http_fit import switched_off, target_of
+from sqspipes_mp.brokers.sqs.queues import Making, Queues
+from sqspipes_mp.brokers.sqs.values import (
     MAX_RETENTION,
     check_endpoint,
     check_keys,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("sqspipes_mp.brokers.sqs")
 
 #: Seconds a call may wait for its answer; a long poll of 20 s gets 10 s more. A connection that a NAT gateway or load
 #: balancer has cut (they do after 350 s without traffic) is noticed after this long.

@@ -12,7 +12,7 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqspipes_mp.brokers.sqs_lean import OPERATIONS, Target
+from sqspipes_mp.brokers.sqs.http import OPERATIONS, Target
 
 #: Switches the lean path off for every broker of a process and its children: 0, off, no or false.
 VARIABLE = "SQSPIPES_MP_LEAN"

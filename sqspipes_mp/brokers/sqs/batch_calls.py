@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Handle
-from sqspipes_mp.brokers.sqs_answers import faults_of
-from sqspipes_mp.brokers.sqs_batches import Entry, by_queue, handle_batches, take
-from sqspipes_mp.brokers.sqs_calls import Calls
-from sqspipes_mp.brokers.sqs_errors import Fault, Kind, refusal, unsendable
-from sqspipes_mp.brokers.sqs_queues import Queues
+from sqspipes_mp.brokers.sqs.answers import faults_of
+from sqspipes_mp.brokers.sqs.batches import Entry, by_queue, handle_batches, take
+from sqspipes_mp.brokers.sqs.calls import Calls
+from sqspipes_mp.brokers.sqs.faults import Fault, Kind, refusal, unsendable
+from sqspipes_mp.brokers.sqs.queues import Queues
 from sqspipes_mp.errors import BrokerError, MessageError
 
 _ABOUT_THE_QUEUE = (Kind.MISSING, Kind.DENIED, Kind.CREDENTIALS)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqspipes_mp.brokers import sqlite_fork
+from sqspipes_mp.brokers.sqlite import forks as sqlite_fork
 from sqspipes_mp.errors import BrokerError
 
 _CLOSE_WRITE = 0x0000_0008

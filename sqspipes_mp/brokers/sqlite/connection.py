@@ -6,11 +6,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from sqspipes_mp.brokers import sqlite_complete, sqlite_leases, sqlite_owners, sqlite_queues, sqlite_take
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received, Stray
-from sqspipes_mp.brokers.sqlite_file import File
-from sqspipes_mp.brokers.sqlite_session import Session
-from sqspipes_mp.brokers.wake import Waiter
+from sqspipes_mp.brokers.sqlite import complete as sqlite_complete
+from sqspipes_mp.brokers.sqlite import leases as sqlite_leases
+from sqspipes_mp.brokers.sqlite import owners as sqlite_owners
+from sqspipes_mp.brokers.sqlite import queues as sqlite_queues
+from sqspipes_mp.brokers.sqlite import take as sqlite_take
+from sqspipes_mp.brokers.sqlite.file import File
+from sqspipes_mp.brokers.sqlite.session import Session
+from sqspipes_mp.brokers.sqlite.wake import Waiter
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
 T = TypeVar("T")

@@ -6,9 +6,9 @@ queue that was created at that very moment: 0.1.0 deletes and creates queues wit
 
 from collections.abc import Collection, Sequence
 
-from sqspipes_mp.brokers import sqlite_schema as sql
 from sqspipes_mp.brokers.base import QueueSpec, Stray
-from sqspipes_mp.brokers.sqlite_session import Session
+from sqspipes_mp.brokers.sqlite import schema as sql
+from sqspipes_mp.brokers.sqlite.session import Session
 from sqspipes_mp.errors import ConfigError
 
 

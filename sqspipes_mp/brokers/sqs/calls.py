@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqspipes_mp.brokers.sqs_errors import REFUSED_BACKOFF, Fault, Kind, backoff, classify, explain, gives_up
-from sqspipes_mp.brokers.sqs_lean import OPERATIONS, Lean
-from sqspipes_mp.brokers.sqs_reply import Unsure
+from sqspipes_mp.brokers.sqs.faults import REFUSED_BACKOFF, Fault, Kind, backoff, classify, explain, gives_up
+from sqspipes_mp.brokers.sqs.http import OPERATIONS, Lean
+from sqspipes_mp.brokers.sqs.http_reply import Unsure
 from sqspipes_mp.errors import BrokerBusy, BrokerError
 
 logger = logging.getLogger("sqspipes_mp.brokers.sqs")

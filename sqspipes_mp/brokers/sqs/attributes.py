@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sqspipes_mp.brokers.base import MAX_BYTES, QueueSpec
-from sqspipes_mp.brokers.sqs_batches import visibility
+from sqspipes_mp.brokers.sqs.batches import visibility
 
 #: Receives after which SQS itself dead-letters, whatever the engine does: its longest (RedrivePolicy).
 MAX_RECEIVES = 1000

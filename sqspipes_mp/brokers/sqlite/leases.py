@@ -7,8 +7,8 @@ visibility may have ended meanwhile, on FIFO queues it may not, both as on SQS.
 from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import DeadLetter, Handle
-from sqspipes_mp.brokers.sqlite_program import Program, Row, Step, row
-from sqspipes_mp.brokers.sqlite_session import Queue, Session
+from sqspipes_mp.brokers.sqlite.program import Program, Row, Step, row
+from sqspipes_mp.brokers.sqlite.session import Queue, Session
 from sqspipes_mp.message import moved_id
 
 _FOUND = "SELECT place FROM leases WHERE seq IS NOT NULL"

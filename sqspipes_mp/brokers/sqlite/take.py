@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import Handle, Received
-from sqspipes_mp.brokers.sqlite_program import Program, Step, row
-from sqspipes_mp.brokers.sqlite_session import Session, as_text
+from sqspipes_mp.brokers.sqlite.program import Program, Step, row
+from sqspipes_mp.brokers.sqlite.session import Session, as_text
 
 #: The bodies are read afterwards, as those of messages that are ours now: one purged meanwhile is missing.
 _TAKEN = """SELECT t.seq, t.receives, t.charges, t.sent_at, t.grp, t.failure, m.body, t.queue, t.moved

@@ -1,0 +1,1 @@
+"""One message on the wire: envelope, ids, failures, attempts. Pure."""
