@@ -36,7 +36,7 @@ from sqspipes_mp.errors import (
     WorkerLost,
     WrongShape,
 )
-from sqspipes_mp.message import envelope
+from sqspipes_mp.messages.envelope import envelope
 from sqspipes_mp.summary import StageSummary, Summary
 from sqspipes_mp.task import EmptyTaskOutput, Task, TaskCallback
 from sqspipes_mp.version import __version__

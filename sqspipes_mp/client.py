@@ -17,7 +17,7 @@ from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.domain import check_domain
 from sqspipes_mp.engine import Engine
 from sqspipes_mp.errors import ConfigError, QueueMissing
-from sqspipes_mp.message import source_parent
+from sqspipes_mp.messages.envelope import source_parent
 from sqspipes_mp.pipeline import MAX_PRIORITY
 from sqspipes_mp.plan import check_flag, make_plan
 from sqspipes_mp.rehearsal import built

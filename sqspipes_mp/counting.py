@@ -20,7 +20,7 @@ from hashlib import sha256
 from typing import Any
 
 from sqspipes_mp.control import Frame
-from sqspipes_mp.message import hop_id
+from sqspipes_mp.messages.envelope import hop_id
 
 #: What stands in a hop id where another message's has the stage that made it; no task can be called so.
 FED = "--input"

@@ -19,10 +19,10 @@ from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Completion, Connection, Handle, Output, Received
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.errors import ConfigError, QueueMissing
-from sqspipes_mp.failure import Failure, parse_failure
-from sqspipes_mp.foreign import Read, reader
-from sqspipes_mp.message import clamp_priority, decode, moved_id
 from sqspipes_mp.messages.attributes import values_of
+from sqspipes_mp.messages.envelope import clamp_priority, decode, moved_id
+from sqspipes_mp.messages.failure import Failure, parse_failure
+from sqspipes_mp.messages.foreign import Read, reader
 from sqspipes_mp.pipeline import Pipeline, Stage
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from uuid import uuid4
 from sqspipes_mp.brokers.base import Connection, Output
 from sqspipes_mp.counting import token
 from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
-from sqspipes_mp.fifo_group import group_name
-from sqspipes_mp.message import Encoder, clamp_priority
+from sqspipes_mp.messages.envelope import Encoder, clamp_priority
+from sqspipes_mp.messages.fifo_group import group_name
 from sqspipes_mp.pipeline import MAX_PRIORITY, Pipeline
 from sqspipes_mp.plan import Settings
 

@@ -15,9 +15,9 @@ from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.counting import Ledger, token
 from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteError
-from sqspipes_mp.failure import Failure, parse_failure
 from sqspipes_mp.feeding import Feeder
-from sqspipes_mp.message import decode
+from sqspipes_mp.messages.envelope import decode
+from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.pipeline import Pipeline, build
 from sqspipes_mp.plan import RunPlan, Settings, check_flag, make_plan
 

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.current import CurrentMessage, processing
-from sqspipes_mp.message import Message, decode
+from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline import Pipeline, Stage
 from sqspipes_mp.plan import Settings
 from sqspipes_mp.task import Task, TaskCallback

@@ -29,7 +29,7 @@ from benchmarks.watching import eventually as eventually
 from benchmarks.watching import feed as feed
 from benchmarks.watching import send as send
 from sqspipes_mp import Engine, SQLite
-from sqspipes_mp.failure import Failure, parse_failure
+from sqspipes_mp.messages.failure import Failure, parse_failure
 
 T = TypeVar("T")
 

@@ -16,8 +16,9 @@ from functools import partial
 from typing import Any
 
 from benchmarks.watching import Log
-from sqspipes_mp import Engine, Reject, Task, attempts
+from sqspipes_mp import Engine, Reject, Task
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.messages import attempts
 
 STAGES = ("one", "two", "three")
 #: Attempts a message has. A worker killed at random charges what it ran, so one of them must never be the last.

@@ -13,10 +13,10 @@ from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.control import describe_death
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.errors import HELD, LATE, DecodeError
-from sqspipes_mp.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.message import decode, envelope
 from sqspipes_mp.messages.attributes import Attribute
+from sqspipes_mp.messages.envelope import decode, envelope
+from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report_text import short_id

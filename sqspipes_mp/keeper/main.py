@@ -16,7 +16,6 @@ from contextlib import closing
 from dataclasses import replace
 
 from sqspipes_mp.assignment import Assignment
-from sqspipes_mp.attempts import is_last, pause
 from sqspipes_mp.brokers.base import Completion, Connection
 from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
@@ -28,6 +27,7 @@ from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.keeper.waiting import WaitCount, tell_left, tell_strays
 from sqspipes_mp.lease import Lease
 from sqspipes_mp.lifeline import begin, orphaned
+from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.pipeline import Stage
 from sqspipes_mp.region import Cause, Region, id_digest
 from sqspipes_mp.report import Report, pack_exception

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from sqspipes_mp.brokers.base import Output
 from sqspipes_mp.errors import WrongShape
-from sqspipes_mp.fifo_group import group_name
-from sqspipes_mp.message import Encoder, Message, clamp_priority, hop_id, outgoing_meta
+from sqspipes_mp.messages.envelope import Encoder, Message, clamp_priority, hop_id, outgoing_meta
+from sqspipes_mp.messages.fifo_group import group_name
 from sqspipes_mp.pipeline import Pipeline, Stage
 from sqspipes_mp.plan import Settings
 from sqspipes_mp.task import EmptyTaskOutput, TaskCallback

@@ -8,10 +8,10 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from sqspipes_mp.backoff import backoff
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.control import EXIT_TASK, Kind
-from sqspipes_mp.message import source_parent
+from sqspipes_mp.messages.backoff import backoff
+from sqspipes_mp.messages.envelope import source_parent
 from sqspipes_mp.report_text import message_of
 from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT

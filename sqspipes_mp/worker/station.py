@@ -13,7 +13,7 @@ from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import EXIT_OK, Channel, Kind, ParentGone
 from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.lifeline import orphaned
-from sqspipes_mp.message import Message
+from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.region import LEASES, id_digest
 from sqspipes_mp.report import pack_exception
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqspipes_mp.attempts import is_last, pause
 from sqspipes_mp.errors import ConfigError, Reject, Retry
+from sqspipes_mp.messages.attempts import is_last, pause
 
 
 @dataclass(frozen=True, slots=True)

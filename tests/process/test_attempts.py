@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, Engine, Task
-from sqspipes_mp.message import Message, decode
+from sqspipes_mp.messages.envelope import Message, decode
 from standin.brokers import sqs_at
 from standin.client import standin
 from tests.gates import drain, feed

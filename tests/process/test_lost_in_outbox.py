@@ -17,7 +17,7 @@ from sqspipes_mp import SQLite, Task
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
-from sqspipes_mp.message import decode
+from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline import build
 from sqspipes_mp.plan import RunPlan, Settings
 from sqspipes_mp.region import LEASES

@@ -22,7 +22,7 @@ from sqspipes_mp import (
 )
 from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Completion
-from sqspipes_mp.message import decode
+from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.worker.products import Products
 from standin import StandIn, standin
 from standin.brokers import sqs_at

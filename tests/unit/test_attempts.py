@@ -1,6 +1,6 @@
 import pytest
 
-from sqspipes_mp.attempts import is_last, pause
+from sqspipes_mp.messages.attempts import is_last, pause
 
 
 @pytest.mark.parametrize(

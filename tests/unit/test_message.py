@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES, Handle, Received
 from sqspipes_mp.errors import ConfigError, DecodeError, MessageTooLarge, OutputError
-from sqspipes_mp.foreign import reader, wants_attributes
-from sqspipes_mp.message import (
+from sqspipes_mp.messages.attributes import MAX_ATTRIBUTES, Attribute, packed, size_of, unpacked
+from sqspipes_mp.messages.envelope import (
     Encoder,
     Failure,
     Message,
@@ -29,7 +29,7 @@ from sqspipes_mp.message import (
     parse_failure,
     source_parent,
 )
-from sqspipes_mp.messages.attributes import MAX_ATTRIBUTES, Attribute, packed, size_of, unpacked
+from sqspipes_mp.messages.foreign import reader, wants_attributes
 from tests.gates import present
 
 HOP = "0123456789abcdef" * 4

@@ -15,9 +15,9 @@ from hashlib import sha256
 from typing import Any, Literal, NoReturn, SupportsIndex
 
 from sqspipes_mp.brokers.base import MAX_BODY
-from sqspipes_mp.culprit import describe, explain, scalar
 from sqspipes_mp.errors import ConfigError, DecodeError, MessageTooLarge, OutputError
-from sqspipes_mp.failure import Failure, failure_text, parse_failure
+from sqspipes_mp.messages.failure import Failure, failure_text, parse_failure
+from sqspipes_mp.messages.json_errors import describe, explain, scalar
 
 __all__ = [
     "Encoder",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from sqspipes_mp.brokers.base import Received
-from sqspipes_mp.message import Envelope, Message, load, message_of
 from sqspipes_mp.messages.attributes import values_of
+from sqspipes_mp.messages.envelope import Envelope, Message, load, message_of
 
 Decode: TypeAlias = Callable[[str], Any] | Callable[[str, Mapping[str, str | bytes]], Any]
 Read: TypeAlias = Callable[[Received], Message | None]

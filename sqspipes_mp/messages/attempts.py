@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqspipes_mp.backoff import backoff
+from sqspipes_mp.messages.backoff import backoff
 
 #: Deliveries per allowed attempt after which an own failure is the last one: attempts are lost with their run.
 RECEIVES_PER_ATTEMPT = 10
