@@ -22,8 +22,8 @@ from benchmarks import queues
 from benchmarks.harness import Report, interleave, parse
 from benchmarks.work import Tally, installed
 from sqspipes_mp import Engine, SQLite, Task
-from sqspipes_mp.cpus import cpus
-from sqspipes_mp.numeric import share, variables
+from sqspipes_mp.host.cpus import cpus
+from sqspipes_mp.host.numeric import share, variables
 
 _numbers = itertools.count()
 

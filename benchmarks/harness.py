@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqspipes_mp.cpus import cpus
+from sqspipes_mp.host.cpus import cpus
 
 #: Rounds of a full run, and of ``--quick``.
 ROUNDS, QUICK_ROUNDS = 5, 1

@@ -29,7 +29,7 @@ from benchmarks.harness import Report, Spread, bars, interleave, parse, table
 from benchmarks.work import ABOUT, KINDS, Job, Tally, calibrate, installed
 from sqspipes_mp import Engine, Task
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.cpus import cpus
+from sqspipes_mp.host.cpus import cpus
 
 SERIAL, THREADS, POOL, THREAD_MODE, PROCESS_MODE = (
     "serial",

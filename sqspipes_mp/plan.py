@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqspipes_mp.callables import misfit
-from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.numeric import share
+from sqspipes_mp.host.cpus import cpus
+from sqspipes_mp.host.numeric import share
 from sqspipes_mp.pipeline import Pipeline, Stage
 
 #: What every receive asks for at most, seconds: a receive whose reply is lost costs that long. The keeper extends.

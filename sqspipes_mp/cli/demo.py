@@ -21,8 +21,8 @@ from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.demo_report import Measured, OneProcess, as_json, as_text
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped
 from sqspipes_mp.cli.progress import Progress
-from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.task import check_workers
 
 #: The sample measured in one process: one file in so many, but not fewer than the least.

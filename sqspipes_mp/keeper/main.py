@@ -17,9 +17,9 @@ from dataclasses import replace
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Completion, Connection
-from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
+from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.killed import killed_header, killed_letter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqspipes_mp.cgroups import Read, folders, read_file
+from sqspipes_mp.host.cgroups import Read, folders, read_file
 
 #: Share of the limit from which a worker with a large part is replaced after its message, and from which it is killed.
 REPLACE_AT, KILL_AT = 0.90, 0.97

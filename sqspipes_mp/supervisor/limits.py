@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from sqspipes_mp.memory import memory_of
+from sqspipes_mp.host.memory import memory_of
 from sqspipes_mp.plan import RunPlan
 
 #: Seconds between two looks at one worker.

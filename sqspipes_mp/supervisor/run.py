@@ -13,11 +13,11 @@ from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Channel, Kind, ParentChannel, ParentGone
-from sqspipes_mp.cpus import cpus
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.host.cpus import cpus
+from sqspipes_mp.host.numeric import environment, prepare
 from sqspipes_mp.lifeline import Birth, begin
 from sqspipes_mp.map_lock import MapLock
-from sqspipes_mp.numeric import environment, prepare
 from sqspipes_mp.plan import RunPlan
 from sqspipes_mp.progress import Progress
 from sqspipes_mp.scoreboard import Scoreboard

@@ -8,8 +8,8 @@ import math
 import os
 import time
 
-from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import Kind
+from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.lease import Lease, LeaseState, killed_at
 from sqspipes_mp.region import Cause
 from sqspipes_mp.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY

@@ -8,8 +8,8 @@ import threading
 import time
 
 from sqspipes_mp.brokers.base import Completion, Received
-from sqspipes_mp.clock import lease_now, slept
 from sqspipes_mp.control import Kind
+from sqspipes_mp.host.clock import lease_now, slept
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.messages.foreign import reader

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Connection, Received
-from sqspipes_mp.clock import lease_now
 from sqspipes_mp.control import EXIT_OK, Channel, Kind, ParentGone
+from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.lease import LeaseState
 from sqspipes_mp.lifeline import orphaned
 from sqspipes_mp.messages.envelope import Message

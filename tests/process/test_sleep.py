@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sqspipes_mp import SQS, Engine, Task, clock
+from sqspipes_mp import SQS, Engine, Task
+from sqspipes_mp.host import clock
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.lease import LeaseState
 from standin import StandIn

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sqspipes_mp import clock
 from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.brokers.sqlite import session as sqlite_session
+from sqspipes_mp.host import clock
 from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.region import REGION_BYTES, Region

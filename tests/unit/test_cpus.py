@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from sqspipes_mp.cpus import cpus, quota
+from sqspipes_mp.host.cpus import cpus, quota
 
 V2_MOUNT = "29 22 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNTS = (
@@ -123,7 +123,7 @@ def test_one_cpu_by_affinity_is_one_worker():
 
 def test_python_cpu_count_is_honoured(monkeypatch):
     monkeypatch.setattr(os, "process_cpu_count", lambda: 7, raising=False)
-    monkeypatch.setattr("sqspipes_mp.cpus.read_file", lambda path: None)
+    monkeypatch.setattr("sqspipes_mp.host.cpus.read_file", lambda path: None)
     assert cpus() == 7
     monkeypatch.setattr(os, "process_cpu_count", lambda: None, raising=False)
     assert cpus() == 1
@@ -132,5 +132,5 @@ def test_python_cpu_count_is_honoured(monkeypatch):
 def test_a_part_of_a_cpu_is_rounded_up(monkeypatch):
     files, _ = CASES["an ancestor is tighter"]
     monkeypatch.setattr(os, "process_cpu_count", lambda: 8, raising=False)
-    monkeypatch.setattr("sqspipes_mp.cpus.read_file", files.get)
+    monkeypatch.setattr("sqspipes_mp.host.cpus.read_file", files.get)
     assert cpus() == 2

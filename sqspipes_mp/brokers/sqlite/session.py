@@ -18,8 +18,8 @@ from typing import overload
 from sqspipes_mp.brokers.sqlite import program as sqlite_program
 from sqspipes_mp.brokers.sqlite import schema as sql
 from sqspipes_mp.brokers.sqlite.program import Program, Row, Step, row
-from sqspipes_mp.clock import lease_now, lease_now_ns
 from sqspipes_mp.errors import BrokerError, QueueMissing
+from sqspipes_mp.host.clock import lease_now, lease_now_ns
 
 #: Milliseconds SQLite itself waits for a lock: no longer, since a transaction is as of the moment before.
 _BUSY_TIMEOUT = 100

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 
-from sqspipes_mp.cgroups import Read, folders, read_file
+from sqspipes_mp.host.cgroups import Read, folders, read_file
 
 
 def cpus() -> int:

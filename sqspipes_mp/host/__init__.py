@@ -1,0 +1,1 @@
+"""What this machine allows: CPUs, memory, clocks, numeric threads."""
