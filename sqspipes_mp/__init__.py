@@ -8,7 +8,6 @@ from sqspipes_mp.admin import PipelineStats
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.client import TaskClient
-from sqspipes_mp.current import CurrentMessage, current_message
 from sqspipes_mp.dead import DeadLetter
 from sqspipes_mp.engine import Engine
 from sqspipes_mp.errors import (
@@ -37,8 +36,9 @@ from sqspipes_mp.errors import (
     WrongShape,
 )
 from sqspipes_mp.messages.envelope import envelope
+from sqspipes_mp.pipeline.current import CurrentMessage, current_message
+from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
 from sqspipes_mp.summary import StageSummary, Summary
-from sqspipes_mp.task import EmptyTaskOutput, Task, TaskCallback
 from sqspipes_mp.version import __version__
 
 __all__ = [

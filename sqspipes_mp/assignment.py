@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.lifeline import Birth
-from sqspipes_mp.pipeline import Stage
-from sqspipes_mp.plan import RunPlan, Seat
+from sqspipes_mp.pipeline.plan import RunPlan, Seat
+from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.stack import StackFile
 

@@ -23,7 +23,7 @@ from sqspipes_mp.messages.attributes import values_of
 from sqspipes_mp.messages.envelope import clamp_priority, decode, moved_id
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.foreign import Read, reader
-from sqspipes_mp.pipeline import Pipeline, Stage
+from sqspipes_mp.pipeline.stages import Pipeline, Stage
 
 T = TypeVar("T")
 

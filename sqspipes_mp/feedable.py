@@ -15,8 +15,8 @@ from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.jobs import plan_job, survey
 from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.mapping import Mapping
-from sqspipes_mp.pipeline import Pipeline
-from sqspipes_mp.plan import Settings, check_timeouts
+from sqspipes_mp.pipeline.plan import Settings, check_timeouts
+from sqspipes_mp.pipeline.stages import Pipeline
 from sqspipes_mp.progress import check as check_progress
 from sqspipes_mp.runs import Runs
 

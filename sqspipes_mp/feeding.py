@@ -18,8 +18,8 @@ from sqspipes_mp.counting import token
 from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
 from sqspipes_mp.messages.envelope import Encoder, clamp_priority
 from sqspipes_mp.messages.fifo_group import group_name
-from sqspipes_mp.pipeline import MAX_PRIORITY, Pipeline
-from sqspipes_mp.plan import Settings
+from sqspipes_mp.pipeline.plan import Settings
+from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
 
 #: Longest delay of one message, seconds (Amazon SQS API Reference, SendMessage: DelaySeconds).
 MAX_DELAY = 900

@@ -24,7 +24,7 @@ from sqspipes_mp.control import Frame, Kind, describe_exit
 from sqspipes_mp.errors import GUARD, SupervisorLost
 from sqspipes_mp.lifeline import Birth
 from sqspipes_mp.map_lock import MapLock
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.progress import Progress
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.sigterm import Sigterm

@@ -18,8 +18,8 @@ from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteE
 from sqspipes_mp.feeding import Feeder
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
-from sqspipes_mp.pipeline import Pipeline, build
-from sqspipes_mp.plan import RunPlan, Settings, check_flag, make_plan
+from sqspipes_mp.pipeline.plan import RunPlan, Settings, check_flag, make_plan
+from sqspipes_mp.pipeline.stages import Pipeline, build
 
 log = logging.getLogger("sqspipes_mp.engine")
 

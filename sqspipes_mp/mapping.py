@@ -24,7 +24,7 @@ from sqspipes_mp.feeding import Item
 from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.jobs import Job, cure, known_key
 from sqspipes_mp.map_lock import MapLock
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.region import LEASES
 from sqspipes_mp.report import Report, rebuild
 from sqspipes_mp.scoreboard import CALL_STARTED, INCARNATION, Scoreboard

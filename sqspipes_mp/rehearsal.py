@@ -8,11 +8,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.current import CurrentMessage, processing
 from sqspipes_mp.messages.envelope import Message, decode
-from sqspipes_mp.pipeline import Pipeline, Stage
-from sqspipes_mp.plan import Settings
-from sqspipes_mp.task import Task, TaskCallback
+from sqspipes_mp.pipeline.current import CurrentMessage, processing
+from sqspipes_mp.pipeline.plan import Settings
+from sqspipes_mp.pipeline.stages import Pipeline, Stage
+from sqspipes_mp.pipeline.task import Task, TaskCallback
 from sqspipes_mp.worker.products import DROPPED, Products, results_of
 
 

@@ -12,7 +12,7 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.pace import Pace
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.progress import Progress, choose
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.summary import StageSummary, readings, stage_summaries

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqspipes_mp.pace import Reading, Row
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.runtimes import duration, percentile
 from sqspipes_mp.scoreboard import (
     BUSY_NS,

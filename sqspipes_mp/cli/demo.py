@@ -23,7 +23,7 @@ from sqspipes_mp.cli.exits import Exit, Refused, Stopped
 from sqspipes_mp.cli.progress import Progress
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
-from sqspipes_mp.task import check_workers
+from sqspipes_mp.pipeline.task import check_workers
 
 #: The sample measured in one process: one file in so many, but not fewer than the least.
 _SHARE, _LEAST = 8, 50

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from sqspipes_mp.control import BOOT_NOTE
 from sqspipes_mp.errors import BootError, BrokerError, ConfigError, MapRunning, RestartLimit
-from sqspipes_mp.leftovers import LEFT_NOTE
+from sqspipes_mp.pipeline.leftovers import LEFT_NOTE
 
 
 class Exit(IntEnum):

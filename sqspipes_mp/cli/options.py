@@ -11,7 +11,7 @@ from typing import Any
 
 from sqspipes_mp.cli.exits import Refused
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.pipeline import Pipeline, Stage
+from sqspipes_mp.pipeline.stages import Pipeline, Stage
 
 POLICIES = ("raise", "retry", "reject")
 UNTIL = ("drained",)

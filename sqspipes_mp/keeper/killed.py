@@ -17,7 +17,7 @@ from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.messages.attributes import Attribute
 from sqspipes_mp.messages.envelope import decode, envelope
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
-from sqspipes_mp.pipeline import Stage
+from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report_text import short_id
 

@@ -28,7 +28,7 @@ from sqspipes_mp.keeper.waiting import WaitCount, tell_left, tell_strays
 from sqspipes_mp.lease import Lease
 from sqspipes_mp.lifeline import begin, orphaned
 from sqspipes_mp.messages.attempts import is_last, pause
-from sqspipes_mp.pipeline import Stage
+from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.region import Cause, Region, id_digest
 from sqspipes_mp.report import Report, pack_exception
 from sqspipes_mp.scoreboard import (

@@ -14,8 +14,8 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Kind, describe_death, describe_exit
 from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.lifeline import Birth
-from sqspipes_mp.pipeline import Stage
-from sqspipes_mp.plan import RunPlan, Seat
+from sqspipes_mp.pipeline.plan import RunPlan, Seat
+from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.region import Cause, Region
 from sqspipes_mp.report import Report
 from sqspipes_mp.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard

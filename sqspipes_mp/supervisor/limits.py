@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 
 from sqspipes_mp.host.memory import memory_of
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.plan import RunPlan
 
 #: Seconds between two looks at one worker.
 LOOK_EVERY = 1.0

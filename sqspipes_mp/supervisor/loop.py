@@ -24,8 +24,8 @@ from typing import Any
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.control import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.errors import BootError, RestartLimit, StartRefused
-from sqspipes_mp.leftovers import left_note
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.leftovers import left_note
+from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.progress import Progress
 from sqspipes_mp.region import Cause
 from sqspipes_mp.report import Report

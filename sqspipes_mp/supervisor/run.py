@@ -18,7 +18,7 @@ from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric import environment, prepare
 from sqspipes_mp.lifeline import Birth, begin
 from sqspipes_mp.map_lock import MapLock
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.progress import Progress
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.supervisor.crew import Mains

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from sqspipes_mp.brokers.base import Completion, DeadLetter
-from sqspipes_mp.task import TaskCallback
+from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.station import Delivery
 
 

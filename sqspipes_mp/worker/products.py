@@ -10,9 +10,9 @@ from sqspipes_mp.brokers.base import Output
 from sqspipes_mp.errors import WrongShape
 from sqspipes_mp.messages.envelope import Encoder, Message, clamp_priority, hop_id, outgoing_meta
 from sqspipes_mp.messages.fifo_group import group_name
-from sqspipes_mp.pipeline import Pipeline, Stage
-from sqspipes_mp.plan import Settings
-from sqspipes_mp.task import EmptyTaskOutput, TaskCallback
+from sqspipes_mp.pipeline.plan import Settings
+from sqspipes_mp.pipeline.stages import Pipeline, Stage
+from sqspipes_mp.pipeline.task import EmptyTaskOutput, TaskCallback
 
 DROPPED = object()
 

@@ -18,8 +18,8 @@ from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.messages.envelope import decode
-from sqspipes_mp.pipeline import build
-from sqspipes_mp.plan import RunPlan, Settings
+from sqspipes_mp.pipeline.plan import RunPlan, Settings
+from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.region import LEASES
 from sqspipes_mp.scoreboard import DONE, SENT, Scoreboard
 from sqspipes_mp.worker.items import Done

@@ -13,7 +13,7 @@ import pytest
 from sqspipes_mp import SQS, AccessDenied, BrokerError, Engine, QueueMissing, Task
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.brokers.sqs import faults as sqs_errors
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.plan import RunPlan
 from standin import StandIn
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, children, drain, engine_at, feed, values, waiting

@@ -12,7 +12,7 @@ import pytest
 import sqspipes_mp
 from sqspipes_mp import SQS, ConfigError, Engine, SQLite, Task, errors
 from sqspipes_mp.host.cpus import cpus
-from sqspipes_mp.plan import make_plan
+from sqspipes_mp.pipeline.plan import make_plan
 
 
 def source():

@@ -34,8 +34,8 @@ from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.messages.backoff import MOST_BACKOFF
 from sqspipes_mp.messages.envelope import decode
-from sqspipes_mp.pipeline import build
-from sqspipes_mp.plan import RunPlan, Settings, make_plan
+from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
+from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.region import Blame, Cause, Region, id_digest
 from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.worker import station as station_module

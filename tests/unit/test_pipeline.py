@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.domain import check_domain, derive_domain
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.pipeline import build
-from sqspipes_mp.task import Task
+from sqspipes_mp.pipeline.domain import check_domain, derive_domain
+from sqspipes_mp.pipeline.stages import build
+from sqspipes_mp.pipeline.task import Task
 
 
 def gen():

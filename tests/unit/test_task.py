@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.checks import parse_size
 from sqspipes_mp.errors import ConfigError, Retry
-from sqspipes_mp.task import EmptyTaskOutput, Task, TaskCallback, interval_seconds
+from sqspipes_mp.pipeline.checks import parse_size
+from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback, interval_seconds
 
 
 def resize(value):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp.messages.envelope import Encoder, decode
-from sqspipes_mp.pipeline import build
-from sqspipes_mp.task import Task
+from sqspipes_mp.pipeline.stages import build
+from sqspipes_mp.pipeline.task import Task
 from sqspipes_mp.worker.products import Products
 
 RECORDS = [

@@ -9,8 +9,8 @@ from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
-from sqspipes_mp.callables import is_async
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.pipeline.callables import is_async
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?)b|b)?\s*", re.IGNORECASE)
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}

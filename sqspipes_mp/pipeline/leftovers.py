@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from sqspipes_mp.plan import RunPlan
+from sqspipes_mp.pipeline.plan import RunPlan
 
 #: What the note on a failed run's exception begins with.
 LEFT_NOTE = "run again, the source "

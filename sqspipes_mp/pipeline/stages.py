@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import QueueSpec
-from sqspipes_mp.domain import check_domain
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.task import Task
+from sqspipes_mp.pipeline.domain import check_domain
+from sqspipes_mp.pipeline.task import Task
 
 #: Longest queue name, the .fifo suffix counted (Amazon SQS API Reference, CreateQueue).
 MAX_NAME = 80

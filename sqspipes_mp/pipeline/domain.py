@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from sqspipes_mp.callables import NAME
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.pipeline.callables import NAME
 
 
 def derive_domain(filename: str | None) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqspipes_mp.callables import misfit
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric import share
-from sqspipes_mp.pipeline import Pipeline, Stage
+from sqspipes_mp.pipeline.callables import misfit
+from sqspipes_mp.pipeline.stages import Pipeline, Stage
 
 #: What every receive asks for at most, seconds: a receive whose reply is lost costs that long. The keeper extends.
 FIRST_LEASE = 15.0

@@ -1,0 +1,1 @@
+"""What the user declares, checked: tasks, stages, queues, a run's plan. Pure."""
