@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from sqspipes_mp import Engine
-from sqspipes_mp.lifeline import die_with_parent
+from sqspipes_mp.ipc.birth import die_with_parent
 
 
 @contextlib.contextmanager

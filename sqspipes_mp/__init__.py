@@ -35,10 +35,10 @@ from sqspipes_mp.errors import (
     WorkerLost,
     WrongShape,
 )
+from sqspipes_mp.ipc.summary import StageSummary, Summary
 from sqspipes_mp.messages.envelope import envelope
 from sqspipes_mp.pipeline.current import CurrentMessage, current_message
 from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
-from sqspipes_mp.summary import StageSummary, Summary
 from sqspipes_mp.version import __version__
 
 __all__ = [

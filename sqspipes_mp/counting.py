@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from sqspipes_mp.control import Frame
+from sqspipes_mp.ipc.channel import Frame
 from sqspipes_mp.messages.envelope import hop_id
 
 #: What stands in a hop id where another message's has the stage that made it; no task can be called so.

@@ -10,13 +10,13 @@ from functools import partial
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.ipc.outcome import Outcome
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.summary import StageSummary, readings, stage_summaries
 from sqspipes_mp.iteration import Iteration
 from sqspipes_mp.pace import Pace
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.progress import Progress, choose
-from sqspipes_mp.scoreboard import Scoreboard
-from sqspipes_mp.summary import StageSummary, readings, stage_summaries
-from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.run import choose_context, new_board, supervise
 from sqspipes_mp.supervisor.signals import Wakeup
 

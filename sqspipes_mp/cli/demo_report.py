@@ -10,7 +10,7 @@ from textwrap import shorten
 from typing import Any
 
 from sqspipes_mp.cli.table import table
-from sqspipes_mp.summary import StageSummary
+from sqspipes_mp.ipc.summary import StageSummary
 
 _TOP = 10
 _ERRORS_SHOWN = 5

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from sqspipes_mp.control import BOOT_NOTE
 from sqspipes_mp.errors import BootError, BrokerError, ConfigError, MapRunning, RestartLimit
+from sqspipes_mp.ipc.channel import BOOT_NOTE
 from sqspipes_mp.pipeline.leftovers import LEFT_NOTE
 
 

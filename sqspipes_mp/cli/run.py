@@ -10,10 +10,10 @@ from sqspipes_mp.cli.exits import Exit
 from sqspipes_mp.cli.loading import load
 from sqspipes_mp.cli.options import run_options, task_names, worker_counts
 from sqspipes_mp.cli.table import table
+from sqspipes_mp.ipc.histogram import duration
+from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.pipeline.leftovers import behind_source, finishing_command
 from sqspipes_mp.pipeline.plan import Settings, make_plan
-from sqspipes_mp.runtimes import duration
-from sqspipes_mp.summary import Summary
 
 
 def run(flags: Namespace, console: Console) -> Exit:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 
 from sqspipes_mp.brokers.base import Connection
+from sqspipes_mp.ipc.scoreboard import FINISHED, Scoreboard
 from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.scoreboard import FINISHED, Scoreboard
 
 log = logging.getLogger("sqspipes_mp.keeper")
 

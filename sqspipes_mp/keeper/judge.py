@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.region import Blame, Cause
+from sqspipes_mp.ipc.lease import Lease, LeaseState
+from sqspipes_mp.ipc.leases import Blame, Cause
 
 
 @dataclass(frozen=True, slots=True)

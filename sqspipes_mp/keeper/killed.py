@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.control import describe_death
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.errors import HELD, LATE, DecodeError
-from sqspipes_mp.lease import Lease, LeaseState
+from sqspipes_mp.ipc.channel import describe_death
+from sqspipes_mp.ipc.lease import Lease, LeaseState
+from sqspipes_mp.ipc.leases import Cause
+from sqspipes_mp.ipc.report.words import short_id
 from sqspipes_mp.messages.attributes import Attribute
 from sqspipes_mp.messages.envelope import decode, envelope
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.pipeline.stages import Stage
-from sqspipes_mp.region import Cause
-from sqspipes_mp.report_text import short_id
 
 log = logging.getLogger("sqspipes_mp.keeper")
 

@@ -15,23 +15,16 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
-from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Completion, Connection
-from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.host.clock import lease_now
-from sqspipes_mp.keeper.drained import DrainWatch
-from sqspipes_mp.keeper.judge import judge
-from sqspipes_mp.keeper.killed import killed_header, killed_letter
-from sqspipes_mp.keeper.leases import due
-from sqspipes_mp.keeper.waiting import WaitCount, tell_left, tell_strays
-from sqspipes_mp.lease import Lease
-from sqspipes_mp.lifeline import begin, orphaned
-from sqspipes_mp.messages.attempts import is_last, pause
-from sqspipes_mp.pipeline.stages import Stage
-from sqspipes_mp.region import Cause, Region, id_digest
-from sqspipes_mp.report import Report, pack_exception
-from sqspipes_mp.scoreboard import (
+from sqspipes_mp.ipc.assignment import Assignment
+from sqspipes_mp.ipc.birth import begin, orphaned
+from sqspipes_mp.ipc.channel import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
+from sqspipes_mp.ipc.lease import Lease
+from sqspipes_mp.ipc.leases import Cause, Region, id_digest
+from sqspipes_mp.ipc.report.report import Report, pack_exception
+from sqspipes_mp.ipc.scoreboard import (
     KEEPER_BEAT,
     KEEPER_CHARGED,
     KEEPER_DEAD,
@@ -39,6 +32,13 @@ from sqspipes_mp.scoreboard import (
     KEEPER_LOST,
     KEEPER_RELEASED,
 )
+from sqspipes_mp.keeper.drained import DrainWatch
+from sqspipes_mp.keeper.judge import judge
+from sqspipes_mp.keeper.killed import killed_header, killed_letter
+from sqspipes_mp.keeper.leases import due
+from sqspipes_mp.keeper.waiting import WaitCount, tell_left, tell_strays
+from sqspipes_mp.messages.attempts import is_last, pause
+from sqspipes_mp.pipeline.stages import Stage
 
 log = logging.getLogger("sqspipes_mp.keeper")
 

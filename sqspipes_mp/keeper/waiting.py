@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.errors import BrokerBusy, BrokerError, ConfigError
+from sqspipes_mp.ipc.scoreboard import WAITING, Scoreboard
 from sqspipes_mp.pipeline.leftovers import behind_source, finishing_call, finishing_flags
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.stages import build
-from sqspipes_mp.scoreboard import WAITING, Scoreboard
 
 log = logging.getLogger("sqspipes_mp.keeper")
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, cast, get_args
 
 from sqspipes_mp.errors import ConfigError, Retry
+from sqspipes_mp.ipc.leases import MOST_AT_ONCE
 from sqspipes_mp.messages.foreign import Decode
 from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, task_name
 from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole
-from sqspipes_mp.region import MOST_AT_ONCE
 
 _Policy = Literal["raise", "retry", "reject"]
 OnError = _Policy | Callable[[Exception, int], str | Retry]

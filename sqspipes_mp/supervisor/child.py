@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from sqspipes_mp.control import ParentChannel
-from sqspipes_mp.lifeline import BLOCKED, Birth
+from sqspipes_mp.ipc.birth import BLOCKED, Birth
+from sqspipes_mp.ipc.channel import ParentChannel
 
 #: How long a child that the kernel says is dead may take to be reaped, seconds (forkserver tells by pipe).
 _REAP = 5.0

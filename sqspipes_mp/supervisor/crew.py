@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.control import Kind, describe_death, describe_exit
-from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.lifeline import Birth
+from sqspipes_mp.ipc.assignment import Assignment
+from sqspipes_mp.ipc.birth import Birth
+from sqspipes_mp.ipc.channel import Kind, describe_death, describe_exit
+from sqspipes_mp.ipc.lease import Lease, LeaseState
+from sqspipes_mp.ipc.leases import Cause, Region
+from sqspipes_mp.ipc.report.report import Report
+from sqspipes_mp.ipc.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
+from sqspipes_mp.ipc.stack_dump import StackFile
 from sqspipes_mp.pipeline.plan import RunPlan, Seat
 from sqspipes_mp.pipeline.stages import Stage
-from sqspipes_mp.region import Cause, Region
-from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
-from sqspipes_mp.stack import StackFile
 from sqspipes_mp.supervisor.child import Child, start
 from sqspipes_mp.supervisor.restart import RestartPolicy
 

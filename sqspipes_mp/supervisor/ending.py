@@ -10,12 +10,12 @@ import math
 import signal
 import time
 
-from sqspipes_mp.control import Kind, ParentChannel
 from sqspipes_mp.errors import SqsPipesError
-from sqspipes_mp.region import Cause
-from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import S_BOOTING, STATE
-from sqspipes_mp.summary import readings
+from sqspipes_mp.ipc.channel import Kind, ParentChannel
+from sqspipes_mp.ipc.leases import Cause
+from sqspipes_mp.ipc.report.report import Report
+from sqspipes_mp.ipc.scoreboard import S_BOOTING, STATE
+from sqspipes_mp.ipc.summary import readings
 from sqspipes_mp.supervisor.crew import Crew
 from sqspipes_mp.supervisor.shutdown import Shutdown, Step
 from sqspipes_mp.supervisor.switchboard import Switchboard

@@ -22,20 +22,20 @@ import time
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.control import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.errors import BootError, RestartLimit, StartRefused
+from sqspipes_mp.ipc.channel import Frame, Kind, ParentChannel, describe_exit
+from sqspipes_mp.ipc.leases import Cause
+from sqspipes_mp.ipc.outcome import Outcome
+from sqspipes_mp.ipc.report.report import Report
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.summary import summarize
 from sqspipes_mp.pipeline.leftovers import left_note
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.progress import Progress
-from sqspipes_mp.region import Cause
-from sqspipes_mp.report import Report
-from sqspipes_mp.scoreboard import Scoreboard
-from sqspipes_mp.summary import summarize
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
 from sqspipes_mp.supervisor.ending import Ending
 from sqspipes_mp.supervisor.orders import Orders
-from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
 from sqspipes_mp.supervisor.signals import Wakeup, watching
 from sqspipes_mp.supervisor.switchboard import Switchboard

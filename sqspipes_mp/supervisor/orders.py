@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 
-from sqspipes_mp.control import Kind, ParentChannel
+from sqspipes_mp.ipc.channel import Kind, ParentChannel
 from sqspipes_mp.supervisor.crew import Crew
 from sqspipes_mp.supervisor.ending import Ending
 from sqspipes_mp.supervisor.shutdown import SECOND_AFTER

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.control import Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric import environment, prepare
-from sqspipes_mp.lifeline import Birth, begin
+from sqspipes_mp.ipc.birth import Birth, begin
+from sqspipes_mp.ipc.channel import Channel, Kind, ParentChannel, ParentGone
+from sqspipes_mp.ipc.outcome import Outcome
+from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.progress import Progress
-from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.supervisor.crew import Mains
 from sqspipes_mp.supervisor.loop import Supervisor
-from sqspipes_mp.supervisor.outcome import Outcome
 from sqspipes_mp.supervisor.signals import Wakeup
 
 log = logging.getLogger("sqspipes_mp.supervisor")

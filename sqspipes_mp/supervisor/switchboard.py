@@ -7,7 +7,7 @@ import selectors
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqspipes_mp.control import BadFrame, Frame, Kind, ParentChannel
+from sqspipes_mp.ipc.channel import BadFrame, Frame, Kind, ParentChannel
 from sqspipes_mp.supervisor.child import Child
 
 Heard = Callable[[Frame], None]

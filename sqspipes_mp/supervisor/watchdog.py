@@ -8,12 +8,12 @@ import math
 import os
 import time
 
-from sqspipes_mp.control import Kind
 from sqspipes_mp.host.clock import lease_now
-from sqspipes_mp.lease import Lease, LeaseState, killed_at
-from sqspipes_mp.region import Cause
-from sqspipes_mp.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
-from sqspipes_mp.stack import DUMP
+from sqspipes_mp.ipc.channel import Kind
+from sqspipes_mp.ipc.lease import Lease, LeaseState, killed_at
+from sqspipes_mp.ipc.leases import Cause
+from sqspipes_mp.ipc.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
+from sqspipes_mp.ipc.stack_dump import DUMP
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, Fill, has_large_part, has_most, pressure
 from sqspipes_mp.supervisor.crew import Crew, Place

@@ -15,8 +15,8 @@ from textwrap import shorten
 from typing import Any
 
 from sqspipes_mp.errors import WrongShape
-from sqspipes_mp.lease import LeaseState
-from sqspipes_mp.report_text import message_of
+from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.report.words import message_of
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
 from sqspipes_mp.worker.products import results_of

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sqspipes_mp.control import EXIT_TASK
 from sqspipes_mp.errors import LATE
 from sqspipes_mp.host.memory import open_memory
+from sqspipes_mp.ipc.channel import EXIT_TASK
+from sqspipes_mp.ipc.scoreboard import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCHES_MEMORY
 from sqspipes_mp.messages.attributes import values_of
 from sqspipes_mp.pipeline.current import CurrentMessage, put_off, set_current
 from sqspipes_mp.pipeline.task import Task, interval_seconds
-from sqspipes_mp.scoreboard import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCHES_MEMORY
 from sqspipes_mp.worker.station import Delivery, Station
 
 log = logging.getLogger("sqspipes_mp.worker")

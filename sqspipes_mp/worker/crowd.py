@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sqspipes_mp.scoreboard import RUNNING
+from sqspipes_mp.ipc.scoreboard import RUNNING
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller
 from sqspipes_mp.worker.ready import Ready

@@ -8,12 +8,12 @@ import threading
 import time
 
 from sqspipes_mp.brokers.base import Completion, Received
-from sqspipes_mp.control import Kind
 from sqspipes_mp.host.clock import lease_now, slept
+from sqspipes_mp.ipc.channel import Kind
+from sqspipes_mp.ipc.scoreboard import NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.messages.foreign import reader
-from sqspipes_mp.scoreboard import NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.worker.items import Done, GiveBack
 from sqspipes_mp.worker.lifetime import Lifetime
 from sqspipes_mp.worker.outbox import Outbox

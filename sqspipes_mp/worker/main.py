@@ -6,12 +6,12 @@ import os
 import threading
 from functools import partial
 
-from sqspipes_mp.assignment import Assignment
-from sqspipes_mp.control import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.host.numeric import reseed, settle
-from sqspipes_mp.lifeline import begin, orphaned, volunteer
-from sqspipes_mp.report import pack_exception
-from sqspipes_mp.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
+from sqspipes_mp.ipc.assignment import Assignment
+from sqspipes_mp.ipc.birth import begin, orphaned, volunteer
+from sqspipes_mp.ipc.channel import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
+from sqspipes_mp.ipc.report.report import pack_exception
+from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.worker.batches import BatchCaller, Batches, Gathering
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Caller

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
-from sqspipes_mp.control import Kind
-from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.ipc.channel import Kind
+from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
 from sqspipes_mp.pipeline.task import TaskCallback
-from sqspipes_mp.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
 from sqspipes_mp.worker.failures import letter_of, tell_buried
 from sqspipes_mp.worker.items import Bury, Done, GiveBack
 from sqspipes_mp.worker.lost import StillOurs

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from sqspipes_mp.brokers.base import OutputsRefused
-from sqspipes_mp.control import Kind
-from sqspipes_mp.lease import LeaseState
-from sqspipes_mp.report_text import message_of, short_id
-from sqspipes_mp.scoreboard import FAILED
+from sqspipes_mp.ipc.channel import Kind
+from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.report.words import message_of, short_id
+from sqspipes_mp.ipc.scoreboard import FAILED
 from sqspipes_mp.worker.failures import decide_on, letter_of, log_retry, tell_buried
 from sqspipes_mp.worker.items import Bury, Done, GiveBack
 from sqspipes_mp.worker.ready import Ready

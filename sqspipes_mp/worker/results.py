@@ -8,8 +8,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from sqspipes_mp.control import MAX_FRAME, Kind
 from sqspipes_mp.errors import MessageTooLarge, OutputError
+from sqspipes_mp.ipc.channel import MAX_FRAME, Kind
 from sqspipes_mp.worker.items import Done
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.station import Station

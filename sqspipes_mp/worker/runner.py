@@ -14,13 +14,13 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
 from sqspipes_mp.counting import mark, token
 from sqspipes_mp.errors import HELD, LATE, BrokerError, TaskTimeout
-from sqspipes_mp.lease import LeaseState
+from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.leases import Cause
+from sqspipes_mp.ipc.report.words import short_id
+from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
+from sqspipes_mp.ipc.scoreboard import FAILED
 from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.task import TaskCallback
-from sqspipes_mp.region import Cause
-from sqspipes_mp.report_text import short_id
-from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
-from sqspipes_mp.scoreboard import FAILED
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Late
 from sqspipes_mp.worker.failures import decide_on, decide_on_late, log_retry

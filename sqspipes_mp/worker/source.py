@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion
-from sqspipes_mp.control import EXIT_TASK, Kind
+from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
+from sqspipes_mp.ipc.report.words import message_of
+from sqspipes_mp.ipc.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
+from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.messages.backoff import backoff
 from sqspipes_mp.messages.envelope import source_parent
-from sqspipes_mp.report_text import message_of
-from sqspipes_mp.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
-from sqspipes_mp.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.worker.bench import Bench
 from sqspipes_mp.worker.caller import Late
 from sqspipes_mp.worker.items import Done

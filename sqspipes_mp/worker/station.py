@@ -7,15 +7,15 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
-from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Connection, Received
-from sqspipes_mp.control import EXIT_OK, Channel, Kind, ParentGone
 from sqspipes_mp.host.clock import lease_now
-from sqspipes_mp.lease import LeaseState
-from sqspipes_mp.lifeline import orphaned
+from sqspipes_mp.ipc.assignment import Assignment
+from sqspipes_mp.ipc.birth import orphaned
+from sqspipes_mp.ipc.channel import EXIT_OK, Channel, Kind, ParentGone
+from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.leases import LEASES, id_digest
+from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.messages.envelope import Message
-from sqspipes_mp.region import LEASES, id_digest
-from sqspipes_mp.report import pack_exception
 
 
 @dataclass(frozen=True, slots=True)

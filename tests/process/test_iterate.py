@@ -12,8 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from sqspipes_mp import SQS, ConfigError, EmptyTaskOutput, Engine, OutputError, SupervisorLost, Task, control
+from sqspipes_mp import SQS, ConfigError, EmptyTaskOutput, Engine, OutputError, SupervisorLost, Task
 from sqspipes_mp.brokers.base import Completion, Output
+from sqspipes_mp.ipc import channel as control
 from tests.gates import (
     Gate,
     Log,

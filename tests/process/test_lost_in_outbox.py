@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQLite, Task
-from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
+from sqspipes_mp.ipc.assignment import Assignment
+from sqspipes_mp.ipc.leases import LEASES
+from sqspipes_mp.ipc.scoreboard import DONE, SENT, Scoreboard
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings
 from sqspipes_mp.pipeline.stages import build
-from sqspipes_mp.region import LEASES
-from sqspipes_mp.scoreboard import DONE, SENT, Scoreboard
 from sqspipes_mp.worker.items import Done
 from sqspipes_mp.worker.outbox import Outbox
 from sqspipes_mp.worker.ready import Ready

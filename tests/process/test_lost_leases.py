@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, Engine, Task
-from sqspipes_mp.region import Region
+from sqspipes_mp.ipc.leases import Region
 from standin import StandIn
 from tests.gates import Background, Gate, Log, eventually, feed
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp.report import rebuild
+from sqspipes_mp.ipc.report.report import rebuild
 from standin import StandIn
 from standin.asking import connect
 from tests.unit.report_cases import forked, inline

@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sqspipes_mp.report import Report, pack_exception
+from sqspipes_mp.ipc.report.report import Report, pack_exception
 
 
 def catch(raiser):

@@ -10,9 +10,9 @@ import pytest
 from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.brokers.sqlite import session as sqlite_session
 from sqspipes_mp.host import clock
+from sqspipes_mp.ipc.lease import Lease, LeaseState
+from sqspipes_mp.ipc.leases import REGION_BYTES, Region
 from sqspipes_mp.keeper.leases import due
-from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.region import REGION_BYTES, Region
 from sqspipes_mp.worker import intake, station
 from tests.unit.sqlite_bench import bodies, opened, send, take
 

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import pytest
 
-from sqspipes_mp import control
-from sqspipes_mp.control import (
+from sqspipes_mp.ipc import channel as control
+from sqspipes_mp.ipc.channel import (
     MAX_HEADER,
     BadFrame,
     Channel,
@@ -258,7 +258,7 @@ def test_parent_gone_does_not_kill_where_sigpipe_is_default():
     script = """
 import signal, socket
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-from sqspipes_mp.control import Channel, Kind, ParentChannel, ParentGone
+from sqspipes_mp.ipc.channel import Channel, Kind, ParentChannel, ParentGone
 ours, theirs = socket.socketpair()
 child = Channel(theirs); ours.close()
 try: child.send(Kind.READY)

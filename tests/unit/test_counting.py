@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.control import Frame, Kind
 from sqspipes_mp.counting import Ledger, mark
+from sqspipes_mp.ipc.channel import Frame, Kind
 from tests.gates import present
 
 #: Kind, token, hop, and what is said of it.

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Depth, Handle
+from sqspipes_mp.ipc.lease import Lease, LeaseState
+from sqspipes_mp.ipc.leases import Blame, Cause
 from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.leases import due
-from sqspipes_mp.lease import Lease, LeaseState
-from sqspipes_mp.region import Blame, Cause
 
 _LEASE = Lease(
     index=0,

@@ -24,20 +24,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sqspipes_mp import Task
-from sqspipes_mp import region as region_module
-from sqspipes_mp.assignment import Assignment
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Completion, DeadLetter, Depth, Handle, Received
 from sqspipes_mp.errors import BrokerBusy
+from sqspipes_mp.ipc import leases as region_module
+from sqspipes_mp.ipc.assignment import Assignment
+from sqspipes_mp.ipc.lease import Lease, LeaseState
+from sqspipes_mp.ipc.leases import Blame, Cause, Region, id_digest
+from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.keeper import main as keeper_main
 from sqspipes_mp.keeper.judge import Judgement, judge
 from sqspipes_mp.keeper.leases import due
-from sqspipes_mp.lease import Lease, LeaseState
 from sqspipes_mp.messages.backoff import MOST_BACKOFF
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import build
-from sqspipes_mp.region import Blame, Cause, Region, id_digest
-from sqspipes_mp.scoreboard import Scoreboard
 from sqspipes_mp.worker import station as station_module
 from sqspipes_mp.worker.station import Delivery, Station
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp.errors import RemoteError
-from sqspipes_mp.report import Report, rebuild
+from sqspipes_mp.ipc.report.report import Report, rebuild
 from tests.unit.report_cases import (
     BreaksHere,
     CountsInits,
@@ -94,7 +94,7 @@ def test_uncaught_it_is_printed_as_any_other_without_blank_lines(tmp_path):
     script = tmp_path / "program.py"
     script.write_text(
         textwrap.dedent("""
-        from sqspipes_mp.report import pack_exception, rebuild
+        from sqspipes_mp.ipc.report.report import pack_exception, rebuild
 
         def inner(n):
             return 1 / (n - n)
@@ -242,7 +242,7 @@ def test_works_where_the_user_has_installed_tblib():
     pytest.importorskip("tblib")
     script = """
         import tblib.pickling_support; tblib.pickling_support.install()
-        from sqspipes_mp.report import pack_exception, rebuild
+        from sqspipes_mp.ipc.report.report import pack_exception, rebuild
         try: b"\\xff".decode()
         except UnicodeDecodeError as e:
             back = rebuild(pack_exception(e, stage="s", pid=1, message_id=None))
@@ -291,7 +291,7 @@ def test_classes_of_main_come_back_in_every_start_method(method, tmp_path):
     script.write_text(
         textwrap.dedent("""
         import multiprocessing, sys
-        from sqspipes_mp.report import Report, pack_exception, rebuild
+        from sqspipes_mp.ipc.report.report import Report, pack_exception, rebuild
 
         class Mine(Exception):
             def __init__(self, *, code):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.runtimes import BUCKETS, bucket, duration, percentile
-from sqspipes_mp.scoreboard import Scoreboard
+from sqspipes_mp.ipc.histogram import BUCKETS, bucket, duration, percentile
+from sqspipes_mp.ipc.scoreboard import Scoreboard
 from tests.gates import present
 
 

@@ -10,7 +10,7 @@ from sqspipes_mp import SQS
 from sqspipes_mp.brokers.sqs import credentials as sqs_shared
 from sqspipes_mp.brokers.sqs.credentials import CredentialsPending
 from sqspipes_mp.brokers.sqs.faults import Kind, classify
-from sqspipes_mp.scoreboard import Scoreboard
+from sqspipes_mp.ipc.scoreboard import Scoreboard
 from tests.credential_server import serving
 from tests.gates import eventually
 

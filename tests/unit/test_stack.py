@@ -1,7 +1,7 @@
 import os
 import signal
 
-from sqspipes_mp.stack import DUMP, StackFile, users_part
+from sqspipes_mp.ipc.stack_dump import DUMP, StackFile, users_part
 
 _DUMP = """Fatal Python error: Segmentation fault
 

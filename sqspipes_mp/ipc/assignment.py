@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.lifeline import Birth
+from sqspipes_mp.ipc.birth import Birth
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.stack_dump import StackFile
 from sqspipes_mp.pipeline.plan import RunPlan, Seat
 from sqspipes_mp.pipeline.stages import Stage
-from sqspipes_mp.scoreboard import Scoreboard
-from sqspipes_mp.stack import StackFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

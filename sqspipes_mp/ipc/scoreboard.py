@@ -24,8 +24,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from typing import Any
 
-from sqspipes_mp.region import REGION_BYTES, Region, body_bytes
-from sqspipes_mp.runtimes import BUCKETS, bucket
+from sqspipes_mp.ipc.histogram import BUCKETS, bucket
+from sqspipes_mp.ipc.leases import REGION_BYTES, Region, body_bytes
 
 _WORD = 8
 _HEADER_WORDS = 8

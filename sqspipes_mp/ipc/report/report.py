@@ -15,11 +15,11 @@
 from dataclasses import dataclass
 
 from sqspipes_mp.errors import RemoteError
-from sqspipes_mp.report_bytes import join, split
-from sqspipes_mp.report_load import load
-from sqspipes_mp.report_pack import pack
-from sqspipes_mp.report_raw import put_notes
-from sqspipes_mp.report_text import MAX_MESSAGE, cut, message_of, traceback_text, type_name
+from sqspipes_mp.ipc.report.bytes import join, split
+from sqspipes_mp.ipc.report.loading import load
+from sqspipes_mp.ipc.report.packing import pack
+from sqspipes_mp.ipc.report.raw import put_notes
+from sqspipes_mp.ipc.report.words import MAX_MESSAGE, cut, message_of, traceback_text, type_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from itertools import groupby, islice
 from types import TracebackType
 from typing import Any
 
-from sqspipes_mp.report_bytes import encode, join
-from sqspipes_mp.report_pickle import Numbers, pickle_alone
-from sqspipes_mp.report_raw import get
-from sqspipes_mp.report_text import MAX_NOTE, cut, frames_of, message_of, notes_of, type_name, walk
+from sqspipes_mp.ipc.report.bytes import encode, join
+from sqspipes_mp.ipc.report.pickling import Numbers, pickle_alone
+from sqspipes_mp.ipc.report.raw import get
+from sqspipes_mp.ipc.report.words import MAX_NOTE, cut, frames_of, message_of, notes_of, type_name, walk
 
 #: Bytes of all pickles and links of one report.
 MAX_PICKLED = 262_144

@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from sqspipes_mp.errors import MessageError
-from sqspipes_mp.report_raw import get
+from sqspipes_mp.ipc.report.raw import get
 
 #: Characters of the formatted traceback; more is cut from its middle.
 MAX_TEXT = 65_536

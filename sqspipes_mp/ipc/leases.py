@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from sqspipes_mp.brokers.base import MAX_BYTES, Handle
-from sqspipes_mp.lease import Lease, LeaseState
+from sqspipes_mp.ipc.lease import Lease, LeaseState
 from sqspipes_mp.messages.attributes import PACKED_OVERHEAD, Attribute, packed, unpacked
 
 #: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.

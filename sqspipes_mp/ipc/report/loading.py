@@ -14,8 +14,8 @@ from typing import Any
 import tblib
 
 from sqspipes_mp.errors import RemoteError
-from sqspipes_mp.report_bytes import split
-from sqspipes_mp.report_raw import put, put_notes
+from sqspipes_mp.ipc.report.bytes import split
+from sqspipes_mp.ipc.report.raw import put, put_notes
 
 
 class Unpickler(pickle.Unpickler):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqspipes_mp.pace import Reading, Row
-from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.runtimes import duration, percentile
-from sqspipes_mp.scoreboard import (
+from sqspipes_mp.ipc.histogram import duration, percentile
+from sqspipes_mp.ipc.scoreboard import (
     BUSY_NS,
     CALL_STARTED,
     DEAD,
@@ -22,6 +20,8 @@ from sqspipes_mp.scoreboard import (
     WAITING,
     Scoreboard,
 )
+from sqspipes_mp.pace import Reading, Row
+from sqspipes_mp.pipeline.plan import RunPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ import signal
 from dataclasses import dataclass
 
 from sqspipes_mp.errors import SqsPipesError
-from sqspipes_mp.report import Report, rebuild
-from sqspipes_mp.summary import Summary
+from sqspipes_mp.ipc.report.report import Report, rebuild
+from sqspipes_mp.ipc.summary import Summary
 
 
 @dataclass(frozen=True, slots=True)

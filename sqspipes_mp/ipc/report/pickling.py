@@ -9,9 +9,9 @@ import re
 from io import BytesIO
 from typing import Any
 
-from sqspipes_mp.report_load import Unpickler
-from sqspipes_mp.report_raw import State, blank, fill, get, take
-from sqspipes_mp.report_text import message_of, type_name
+from sqspipes_mp.ipc.report.loading import Unpickler
+from sqspipes_mp.ipc.report.raw import State, blank, fill, get, take
+from sqspipes_mp.ipc.report.words import message_of, type_name
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _PLAIN = (str, bytes, int, float, bool, type(None))

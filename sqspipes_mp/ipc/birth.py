@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from sqspipes_mp.control import EXIT_ORPHAN
+from sqspipes_mp.ipc.channel import EXIT_ORPHAN
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = 500

@@ -1,0 +1,1 @@
+"""What the processes of an engine share and say to each other."""

@@ -1,0 +1,1 @@
+"""An exception on its way to another process."""
