@@ -4,11 +4,11 @@
 queues; see README.rst.
 """
 
-from sqspipes_mp.admin import PipelineStats
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
+from sqspipes_mp.caller.dead_letters import DeadLetter
+from sqspipes_mp.caller.stats import PipelineStats
 from sqspipes_mp.client import TaskClient
-from sqspipes_mp.dead import DeadLetter
 from sqspipes_mp.engine import Engine
 from sqspipes_mp.errors import (
     AccessDenied,

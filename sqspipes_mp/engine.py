@@ -10,24 +10,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sqspipes_mp.admin import PipelineStats, existing, opened, read_stats, total
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Connection
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import parse, resolve
-from sqspipes_mp.dead import DeadLetter, look
+from sqspipes_mp.caller.dead_letters import DeadLetter, look
+from sqspipes_mp.caller.map_job import fed_pipeline
+from sqspipes_mp.caller.map_lock import no_map
+from sqspipes_mp.caller.progress.progress import check as check_progress
+from sqspipes_mp.caller.rehearse import rehearse
+from sqspipes_mp.caller.runs import Runs
+from sqspipes_mp.caller.stats import PipelineStats, existing, opened, read_stats, total
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.feedable import Feedable
-from sqspipes_mp.jobs import fed_pipeline
-from sqspipes_mp.map_lock import no_map
 from sqspipes_mp.pipeline.callsite import constructing_file
 from sqspipes_mp.pipeline.checks import sync_callable
 from sqspipes_mp.pipeline.domain import derive_domain
 from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings, check_flag, check_timeouts, make_plan, number
 from sqspipes_mp.pipeline.stages import Pipeline, build
 from sqspipes_mp.pipeline.task import check_on_error
-from sqspipes_mp.progress import check as check_progress
-from sqspipes_mp.rehearsal import rehearse
-from sqspipes_mp.runs import Runs
 
 log = logging.getLogger("sqspipes_mp.engine")
 

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from typing import Any
 
-from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.caller.feed import Feeder, put, put_many
+from sqspipes_mp.caller.map import Mapping
+from sqspipes_mp.caller.map_job import plan_job, survey
+from sqspipes_mp.caller.map_lock import MapLock
+from sqspipes_mp.caller.progress.progress import check as check_progress
+from sqspipes_mp.caller.results import Iteration
+from sqspipes_mp.caller.runs import Runs
+from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.feeding import Feeder, put, put_many
-from sqspipes_mp.iteration import Iteration
-from sqspipes_mp.jobs import plan_job, survey
-from sqspipes_mp.map_lock import MapLock
-from sqspipes_mp.mapping import Mapping
 from sqspipes_mp.pipeline.plan import Settings, check_timeouts
 from sqspipes_mp.pipeline.stages import Pipeline
-from sqspipes_mp.progress import check as check_progress
-from sqspipes_mp.runs import Runs
 
 
 class Feedable(ABC):

@@ -79,7 +79,7 @@ def server() -> Iterator[StandIn]:
 @pytest.fixture(scope="session")
 def helpers_of_multiprocessing() -> None:
     """Start forkserver and resource tracker, which stay until the interpreter ends."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["sqspipes_mp.children"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["sqspipes_mp.caller.mains"])
     multiprocessing.forkserver.ensure_running()
     multiprocessing.resource_tracker.ensure_running()
 

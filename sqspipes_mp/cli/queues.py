@@ -9,10 +9,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqspipes_mp.admin import PipelineStats, QueueStats, StageStats, opened
 from sqspipes_mp.brokers.base import Depth
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import CHOICE
+from sqspipes_mp.caller.stats import PipelineStats, QueueStats, StageStats, opened
 from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.loading import load

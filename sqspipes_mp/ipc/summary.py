@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sqspipes_mp.caller.progress.rates import Reading, Row
 from sqspipes_mp.ipc.histogram import duration, percentile
 from sqspipes_mp.ipc.scoreboard import (
     BUSY_NS,
@@ -20,7 +21,6 @@ from sqspipes_mp.ipc.scoreboard import (
     WAITING,
     Scoreboard,
 )
-from sqspipes_mp.pace import Reading, Row
 from sqspipes_mp.pipeline.plan import RunPlan
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.counting import mark, token
+from sqspipes_mp.caller.ledger import mark, token
 from sqspipes_mp.errors import HELD, LATE, DecodeError
 from sqspipes_mp.ipc.channel import describe_death
 from sqspipes_mp.ipc.lease import Lease, LeaseState

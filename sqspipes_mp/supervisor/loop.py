@@ -22,6 +22,7 @@ import time
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.caller.progress.progress import Progress
 from sqspipes_mp.errors import BootError, RestartLimit, StartRefused
 from sqspipes_mp.ipc.channel import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.ipc.leases import Cause
@@ -31,7 +32,6 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import summarize
 from sqspipes_mp.pipeline.leftovers import left_note
 from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.progress import Progress
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
 from sqspipes_mp.supervisor.ending import Ending

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.caller.map_lock import MapLock
+from sqspipes_mp.caller.progress.progress import Progress
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric import environment, prepare
@@ -19,9 +21,7 @@ from sqspipes_mp.ipc.birth import Birth, begin
 from sqspipes_mp.ipc.channel import Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
-from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.progress import Progress
 from sqspipes_mp.supervisor.crew import Mains
 from sqspipes_mp.supervisor.loop import Supervisor
 from sqspipes_mp.supervisor.signals import Wakeup
@@ -115,7 +115,7 @@ def choose_context(plan: RunPlan, broker: Broker) -> Any:
 def _context(method: str) -> Any:
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["sqspipes_mp.children"])
+        context.set_forkserver_preload(["sqspipes_mp.caller.mains"])
     return context
 
 

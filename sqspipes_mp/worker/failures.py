@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.counting import mark, token
+from sqspipes_mp.caller.ledger import mark, token
 from sqspipes_mp.errors import TaskTimeout
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.report.report import pack_exception

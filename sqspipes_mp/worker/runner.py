@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
-from sqspipes_mp.counting import mark, token
+from sqspipes_mp.caller.ledger import mark, token
 from sqspipes_mp.errors import HELD, LATE, BrokerError, TaskTimeout
 from sqspipes_mp.ipc.lease import LeaseState
 from sqspipes_mp.ipc.leases import Cause

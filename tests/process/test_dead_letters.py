@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp import Engine, Retry, SQLite, Task, current_message
-from sqspipes_mp import dead as dead_letters
 from sqspipes_mp.brokers.base import Broker, Completion, Handle, Output, Received
 from sqspipes_mp.brokers.base import DeadLetter as Letter
 from sqspipes_mp.brokers.sqs import SQS
-from sqspipes_mp.dead import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
+from sqspipes_mp.caller import dead_letters
+from sqspipes_mp.caller.dead_letters import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.errors import ConfigError
 from standin import StandIn
 from tests.gates import (

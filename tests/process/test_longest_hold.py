@@ -15,7 +15,7 @@ from tests.process.test_attempts import deliver_and_release
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what failed come again at once, in what is forked as well."""
-    monkeypatch.setattr("sqspipes_mp.dead._POLL", 0.0)
+    monkeypatch.setattr("sqspipes_mp.caller.dead_letters._POLL", 0.0)
     monkeypatch.setattr("random.uniform", lambda least, most: 0.0)
 
 

@@ -31,9 +31,9 @@ from sqspipes_mp import (
     WorkerLost,
     current_message,
 )
-from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
-from sqspipes_mp.dead import discard, redrive
+from sqspipes_mp.caller.dead_letters import discard, redrive
+from sqspipes_mp.caller.stats import opened
 from standin import standin
 from standin.brokers import sqs_at
 from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, present, program, waiting

@@ -21,8 +21,8 @@ from sqspipes_mp import (
     Task,
     UnknownResult,
 )
+from sqspipes_mp.caller.dead_letters import redrive
 from sqspipes_mp.cli.exits import Exit, judge
-from sqspipes_mp.dead import redrive
 from standin import StandIn
 from standin.brokers import sqs_at
 from tests.gates import (
@@ -475,7 +475,7 @@ def test_in_order_a_killed_workers_lease_is_waited_for_at_the_limit(
     db: Path, tmp_path: Path, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that one gulp goes far past the limit, however much the killed workers held.
-    monkeypatch.setattr("sqspipes_mp.mapping._CHUNK", 400)
+    monkeypatch.setattr("sqspipes_mp.caller.map._CHUNK", 400)
     with program(tmp_path, BLOCKED, db, log.path, gate.path) as process:
         engine = Engine(
             [Task(first, input=True, workers=2), second], domain="t", broker=SQLite(db), visibility_timeout=6

@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp import ConfigError, Engine, Task, progress
+from sqspipes_mp import ConfigError, Engine, Task
 from sqspipes_mp.brokers.base import Depth
+from sqspipes_mp.caller.progress import progress
 from sqspipes_mp.errors import AccessDenied
 from sqspipes_mp.ipc.summary import readings
 from sqspipes_mp.keeper.waiting import WaitCount

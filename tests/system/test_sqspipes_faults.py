@@ -20,8 +20,8 @@ from sqspipes_mp import (
     TaskCallback,
     TaskClient,
 )
-from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Completion
+from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.worker.products import Products
 from standin import StandIn, standin

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.counting import Ledger, mark
+from sqspipes_mp.caller.ledger import Ledger, mark
 from sqspipes_mp.ipc.channel import Frame, Kind
 from tests.gates import present
 
@@ -156,7 +156,7 @@ def test_a_result_that_comes_after_its_value_is_told_from_a_strangers():
 
 
 def test_results_handed_out_long_ago_are_forgotten_as_unknown_and_never_as_handed_out(monkeypatch):
-    monkeypatch.setattr("sqspipes_mp.counting._HANDED", 10)
+    monkeypatch.setattr("sqspipes_mp.caller.ledger._HANDED", 10)
     ledger = Ledger(ordered=False, inputs=False)
     for n in range(100):
         ledger.fed(f"v{n}", n)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp.pace import HEADER, WINDOW, Pace, Reading, cells, eta, line, span
+from sqspipes_mp.caller.progress.rates import HEADER, WINDOW, Pace, Reading, cells, eta, line, span
 
 
 def reading(done: int = 0, **more: Any) -> Reading:

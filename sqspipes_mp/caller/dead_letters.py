@@ -15,9 +15,9 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Completion, Connection, Handle, Output, Received
 from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.errors import ConfigError, QueueMissing
 from sqspipes_mp.messages.attributes import values_of
 from sqspipes_mp.messages.envelope import clamp_priority, decode, moved_id

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.caller.progress.progress import Progress, choose
+from sqspipes_mp.caller.progress.rates import Pace
+from sqspipes_mp.caller.results import Iteration
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import StageSummary, readings, stage_summaries
-from sqspipes_mp.iteration import Iteration
-from sqspipes_mp.pace import Pace
 from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.progress import Progress, choose
 from sqspipes_mp.supervisor.run import choose_context, new_board, supervise
 from sqspipes_mp.supervisor.signals import Wakeup
 
@@ -49,7 +49,7 @@ class Runs:
 
     def run(self, plan: RunPlan, broker: Broker, progress: bool | None = None) -> Outcome:
         """Supervise here until the run ends; ``progress``: as of ``Engine.run``."""
-        from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
+        from sqspipes_mp.caller.mains import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
 
         context = choose_context(plan, broker)
         wakeup = Wakeup()
@@ -79,7 +79,7 @@ class Runs:
 
         ``total``: values that the first stage will get, where that is known.
         """
-        from sqspipes_mp.children import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
+        from sqspipes_mp.caller.mains import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
 
         stoppers = self._stoppers
         context = choose_context(plan, broker)

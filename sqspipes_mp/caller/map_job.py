@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.admin import opened
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
-from sqspipes_mp.counting import Ledger, token
+from sqspipes_mp.caller.feed import Feeder
+from sqspipes_mp.caller.ledger import Ledger, token
+from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteError
-from sqspipes_mp.feeding import Feeder
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, check_flag, make_plan

@@ -17,16 +17,16 @@ from uuid import uuid4
 
 from sqspipes_mp.brokers.base import Broker, Connection
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
-from sqspipes_mp.counting import Hand, Ledger
+from sqspipes_mp.caller.feed import Item
+from sqspipes_mp.caller.ledger import Hand, Ledger
+from sqspipes_mp.caller.map_job import Job, cure, known_key
+from sqspipes_mp.caller.map_lock import MapLock
+from sqspipes_mp.caller.results import Iteration
 from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
-from sqspipes_mp.feeding import Item
 from sqspipes_mp.ipc.channel import Frame, Kind
 from sqspipes_mp.ipc.leases import LEASES
 from sqspipes_mp.ipc.report.report import Report, rebuild
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, INCARNATION, Scoreboard
-from sqspipes_mp.iteration import Iteration
-from sqspipes_mp.jobs import Job, cure, known_key
-from sqspipes_mp.map_lock import MapLock
 from sqspipes_mp.pipeline.plan import RunPlan
 
 log = logging.getLogger("sqspipes_mp.engine")

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TextIO
 
+from sqspipes_mp.caller.progress.footer import Footer
+from sqspipes_mp.caller.progress.rates import HEADER, Pace, Reading, Row, cells, line
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.footer import Footer
-from sqspipes_mp.pace import HEADER, Pace, Reading, Row, cells, line
 
 log = logging.getLogger("sqspipes_mp.progress")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqspipes_mp.brokers.base import Broker, Connection, Depth
 from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.caller.progress.rates import eta
 from sqspipes_mp.errors import QueueMissing
 from sqspipes_mp.ipc.summary import StageSummary
-from sqspipes_mp.pace import eta
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 
 #: Seconds that counting what is left in a file may take.

@@ -1,0 +1,1 @@
+"""The process that calls run(), map() or put()."""
