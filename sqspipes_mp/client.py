@@ -22,7 +22,7 @@ from sqspipes_mp.pipeline.domain import check_domain
 from sqspipes_mp.pipeline.plan import check_flag, make_plan
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY
 from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
-from sqspipes_mp.worker.products import Products
+from sqspipes_mp.worker.run.products import Products
 
 __all__ = ["EmptyTaskOutput", "TaskCallback", "TaskClient", "TaskClientError"]
 

@@ -13,7 +13,7 @@ from sqspipes_mp.pipeline.current import CurrentMessage, processing
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 from sqspipes_mp.pipeline.task import Task, TaskCallback
-from sqspipes_mp.worker.products import DROPPED, Products, results_of
+from sqspipes_mp.worker.run.products import DROPPED, Products, results_of
 
 
 def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:

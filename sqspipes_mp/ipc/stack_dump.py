@@ -15,7 +15,7 @@ DUMP = signal.SIGUSR1
 #: Read of a dump at most: faulthandler stops at 100 frames per thread and 100 threads.
 _MOST = 1 << 20
 #: The frame that calls the user's function; everything below it is the engine's.
-_OUR_FRAME = f"{os.sep}sqspipes_mp{os.sep}worker{os.sep}caller.py"
+_OUR_FRAME = f"{os.sep}sqspipes_mp{os.sep}worker{os.sep}run{os.sep}function.py"
 
 
 class StackFile:

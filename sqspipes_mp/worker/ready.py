@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from sqspipes_mp.worker.station import Delivery
+from sqspipes_mp.worker.context import Delivery
 
 
 class Ready:

@@ -118,7 +118,7 @@ def test_a_message_that_cannot_be_decoded_for_want_of_memory_ends_there_too(
             raise MemoryError
         return decode(body, ident)
 
-    monkeypatch.setattr("sqspipes_mp.worker.intake.decode", starve)
+    monkeypatch.setattr("sqspipes_mp.worker.receive.intake.decode", starve)
     with standin(uncounted=1) as server:
         engine = stage(sqs_at(server.url), bad_luck)
         feed(engine, "work", ["poison"])

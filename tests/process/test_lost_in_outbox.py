@@ -22,10 +22,10 @@ from sqspipes_mp.ipc.scoreboard import DONE, SENT, Scoreboard
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings
 from sqspipes_mp.pipeline.stages import build
-from sqspipes_mp.worker.items import Done
-from sqspipes_mp.worker.outbox import Outbox
+from sqspipes_mp.worker.context import Delivery, Station
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.send.outbox import Outbox
+from sqspipes_mp.worker.send.outgoing import Done
 from standin import StandIn
 from standin.brokers import sqs_at
 from tests.gates import eventually, present

@@ -69,7 +69,7 @@ def test_the_original_is_left_as_it_was():
 
 
 def test_engine_frames_are_hidden_only_around_the_user():
-    scope: dict[str, Any] = {"__name__": "sqspipes_mp.worker.runner"}
+    scope: dict[str, Any] = {"__name__": "sqspipes_mp.worker.run.runner"}
     exec("def engine(fn):\n    fn()\ndef own():\n    raise ValueError('ours')", scope)  # noqa: S102  (functions of another module)
 
     def task():

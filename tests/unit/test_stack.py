@@ -6,13 +6,13 @@ from sqspipes_mp.ipc.stack_dump import DUMP, StackFile, users_part
 _DUMP = """Fatal Python error: Segmentation fault
 
 Thread 0x01 (most recent call first):
-  File "/x/sqspipes_mp/worker/intake.py", line 42 in run
+  File "/x/sqspipes_mp/worker/receive/intake.py", line 42 in run
 
 Current thread 0x02 (most recent call first):
   File "/usr/lib/ctypes/__init__.py", line 519 in string_at
   File "/home/me/app.py", line 9 in work
-  File "/x/sqspipes_mp/worker/caller.py", line 51 in call
-  File "/x/sqspipes_mp/worker/runner.py", line 99 in _run
+  File "/x/sqspipes_mp/worker/run/function.py", line 51 in call
+  File "/x/sqspipes_mp/worker/run/runner.py", line 99 in _run
 
 Extension modules: numpy (total: 1)
 """

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp import ConfigError, Reject, Retry
-from sqspipes_mp.worker.caller import Caller, Late
-from sqspipes_mp.worker.lifetime import drawn
-from sqspipes_mp.worker.prefetch import ask, wanted
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.verdict import Decision, decide
+from sqspipes_mp.worker.receive.prefetch import ask, wanted
+from sqspipes_mp.worker.recycle import drawn
+from sqspipes_mp.worker.run.function import Caller, Late
+from sqspipes_mp.worker.send.policy import Decision, decide
 
 
 def _decide(error=None, *, attempt=1, receives=1, max_attempts=5, on_error="raise", group=None, jitter=max):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqspipes_mp.worker.bench import Bench
-from sqspipes_mp.worker.items import GiveBack
-from sqspipes_mp.worker.station import Delivery
+from sqspipes_mp.worker.context import Delivery
+from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.send.outgoing import GiveBack
 
 
 def hand_over(bench: Bench) -> None:

@@ -17,8 +17,8 @@ from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.report.words import message_of, short_id, traceback_text
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
-from sqspipes_mp.worker.station import Delivery, Station
-from sqspipes_mp.worker.verdict import Decision, decide
+from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.send.policy import Decision, decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 

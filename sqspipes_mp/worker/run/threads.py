@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 
 from sqspipes_mp.ipc.scoreboard import RUNNING
-from sqspipes_mp.worker.bench import Bench
-from sqspipes_mp.worker.caller import Caller
+from sqspipes_mp.worker.context import Delivery, Station
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.runner import Runner
-from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.run.function import Caller
+from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.runner import Runner
 
 #: Messages held at most while none of them can begin, their FIFO groups being busy.
 _MOST_BLOCKED = 60

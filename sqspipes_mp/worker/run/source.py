@@ -15,11 +15,11 @@ from sqspipes_mp.ipc.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.messages.backoff import backoff
 from sqspipes_mp.messages.envelope import source_parent
-from sqspipes_mp.worker.bench import Bench
-from sqspipes_mp.worker.caller import Late
-from sqspipes_mp.worker.items import Done
-from sqspipes_mp.worker.products import DROPPED, Product
-from sqspipes_mp.worker.verdict import decide
+from sqspipes_mp.worker.run.function import Late
+from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.products import DROPPED, Product
+from sqspipes_mp.worker.send.outgoing import Done
+from sqspipes_mp.worker.send.policy import decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 

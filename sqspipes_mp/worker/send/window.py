@@ -10,9 +10,9 @@ from typing import Any
 
 from sqspipes_mp.errors import MessageTooLarge, OutputError
 from sqspipes_mp.ipc.channel import MAX_FRAME, Kind
-from sqspipes_mp.worker.items import Done
-from sqspipes_mp.worker.outbox import Outbox
-from sqspipes_mp.worker.station import Station
+from sqspipes_mp.worker.context import Station
+from sqspipes_mp.worker.send.outbox import Outbox
+from sqspipes_mp.worker.send.outgoing import Done
 
 #: Most bytes of one pickled value: a frame's, less room for its header.
 MAX_RESULT = MAX_FRAME - 65_536

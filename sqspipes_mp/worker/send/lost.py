@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import Completion
-from sqspipes_mp.worker.items import Done
-from sqspipes_mp.worker.station import Station
+from sqspipes_mp.worker.context import Station
+from sqspipes_mp.worker.send.outgoing import Done
 
 
 class StillOurs:

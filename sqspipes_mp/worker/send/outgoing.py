@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sqspipes_mp.brokers.base import Completion, DeadLetter
 from sqspipes_mp.pipeline.task import TaskCallback
-from sqspipes_mp.worker.station import Delivery
+from sqspipes_mp.worker.context import Delivery
 
 
 @dataclass(slots=True)

@@ -16,10 +16,10 @@ from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.lease import LeaseState
 from sqspipes_mp.ipc.report.words import message_of, short_id
 from sqspipes_mp.ipc.scoreboard import FAILED
-from sqspipes_mp.worker.failures import decide_on, letter_of, log_retry, tell_buried
-from sqspipes_mp.worker.items import Bury, Done, GiveBack
+from sqspipes_mp.worker.context import Delivery, Station
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.send.failures import decide_on, letter_of, log_retry, tell_buried
+from sqspipes_mp.worker.send.outgoing import Bury, Done, GiveBack
 
 log = logging.getLogger("sqspipes_mp.worker")
 

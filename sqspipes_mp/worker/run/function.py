@@ -18,7 +18,7 @@ from sqspipes_mp.ipc.scoreboard import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCH
 from sqspipes_mp.messages.attributes import values_of
 from sqspipes_mp.pipeline.current import CurrentMessage, put_off, set_current
 from sqspipes_mp.pipeline.task import Task, interval_seconds
-from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, Station
 
 log = logging.getLogger("sqspipes_mp.worker")
 

@@ -21,15 +21,15 @@ from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.ipc.scoreboard import FAILED
 from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.task import TaskCallback
-from sqspipes_mp.worker.bench import Bench
-from sqspipes_mp.worker.caller import Late
-from sqspipes_mp.worker.failures import decide_on, decide_on_late, log_retry
-from sqspipes_mp.worker.items import Done, GiveBack
-from sqspipes_mp.worker.leaving import give_back, hand_over
-from sqspipes_mp.worker.lifetime import Lifetime
-from sqspipes_mp.worker.products import DROPPED, Product
-from sqspipes_mp.worker.station import Delivery
-from sqspipes_mp.worker.verdict import Decision
+from sqspipes_mp.worker.context import Delivery
+from sqspipes_mp.worker.recycle import Lifetime
+from sqspipes_mp.worker.run.function import Late
+from sqspipes_mp.worker.run.leaving import give_back, hand_over
+from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.products import DROPPED, Product
+from sqspipes_mp.worker.send.failures import decide_on, decide_on_late, log_retry
+from sqspipes_mp.worker.send.outgoing import Done, GiveBack
+from sqspipes_mp.worker.send.policy import Decision
 
 #: Seconds that a last attempt's dead letter may take before the run is ended by its error.
 _LETTER_PATIENCE = 5.0

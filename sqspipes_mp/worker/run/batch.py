@@ -17,13 +17,13 @@ from typing import Any
 from sqspipes_mp.errors import WrongShape
 from sqspipes_mp.ipc.lease import LeaseState
 from sqspipes_mp.ipc.report.words import message_of
-from sqspipes_mp.worker.bench import Bench
-from sqspipes_mp.worker.caller import Caller
-from sqspipes_mp.worker.products import results_of
+from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.runner import Runner
-from sqspipes_mp.worker.station import Delivery
-from sqspipes_mp.worker.verdict import decide
+from sqspipes_mp.worker.run.function import Caller
+from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.products import results_of
+from sqspipes_mp.worker.run.runner import Runner
+from sqspipes_mp.worker.send.policy import decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 

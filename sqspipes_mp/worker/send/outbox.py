@@ -19,12 +19,12 @@ from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.lease import LeaseState
 from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
 from sqspipes_mp.pipeline.task import TaskCallback
-from sqspipes_mp.worker.failures import letter_of, tell_buried
-from sqspipes_mp.worker.items import Bury, Done, GiveBack
-from sqspipes_mp.worker.lost import StillOurs
+from sqspipes_mp.worker.context import Delivery, Station
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.refusals import Refusals
-from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.send.failures import letter_of, tell_buried
+from sqspipes_mp.worker.send.lost import StillOurs
+from sqspipes_mp.worker.send.outgoing import Bury, Done, GiveBack
+from sqspipes_mp.worker.send.refusals import Refusals
 
 log = logging.getLogger("sqspipes_mp.worker")
 

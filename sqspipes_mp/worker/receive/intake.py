@@ -14,12 +14,12 @@ from sqspipes_mp.ipc.scoreboard import NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.messages.foreign import reader
-from sqspipes_mp.worker.items import Done, GiveBack
-from sqspipes_mp.worker.lifetime import Lifetime
-from sqspipes_mp.worker.outbox import Outbox
-from sqspipes_mp.worker.prefetch import LONG, ask
+from sqspipes_mp.worker.context import Delivery, Station
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.station import Delivery, Station
+from sqspipes_mp.worker.receive.prefetch import LONG, ask
+from sqspipes_mp.worker.recycle import Lifetime
+from sqspipes_mp.worker.send.outbox import Outbox
+from sqspipes_mp.worker.send.outgoing import Done, GiveBack
 
 log = logging.getLogger("sqspipes_mp.worker")
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from sqspipes_mp.ipc.channel import Kind
-from sqspipes_mp.worker.station import Station
+from sqspipes_mp.worker.context import Station
 
 #: A limit from which it is one of several, for leaks and the like; a lower one means that it is meant to the letter.
 _ROUND = 10

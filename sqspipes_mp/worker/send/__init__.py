@@ -1,0 +1,1 @@
+"""Sending outputs, then deleting their input."""
