@@ -31,7 +31,7 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import Summary, readings
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.child import start
-from sqspipes_mp.supervisor.crew import Mains
+from sqspipes_mp.supervisor.children import Mains
 from sqspipes_mp.supervisor.run import supervisor_main
 from sqspipes_mp.supervisor.shutdown import SECOND_AFTER
 

@@ -32,11 +32,11 @@ from sqspipes_mp.ipc.scoreboard import (
     KEEPER_LOST,
     KEEPER_RELEASED,
 )
+from sqspipes_mp.keeper.counts import WaitCount, tell_left, tell_strays
 from sqspipes_mp.keeper.drained import DrainWatch
+from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import judge
-from sqspipes_mp.keeper.killed import killed_header, killed_letter
-from sqspipes_mp.keeper.leases import due
-from sqspipes_mp.keeper.waiting import WaitCount, tell_left, tell_strays
+from sqspipes_mp.keeper.letters import killed_header, killed_letter
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.pipeline.stages import Stage
 

@@ -33,12 +33,12 @@ from sqspipes_mp.ipc.summary import summarize
 from sqspipes_mp.pipeline.leftovers import left_note
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.child import Child
-from sqspipes_mp.supervisor.crew import Crew, Death, Mains, Place
-from sqspipes_mp.supervisor.ending import Ending
-from sqspipes_mp.supervisor.orders import Orders
+from sqspipes_mp.supervisor.children import Crew, Death, Mains, Place
+from sqspipes_mp.supervisor.events import Switchboard
+from sqspipes_mp.supervisor.requests import Orders
 from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
 from sqspipes_mp.supervisor.signals import Wakeup, watching
-from sqspipes_mp.supervisor.switchboard import Switchboard
+from sqspipes_mp.supervisor.stopping import Ending
 from sqspipes_mp.supervisor.watchdog import Watchdog
 
 log = logging.getLogger("sqspipes_mp.supervisor")

@@ -22,7 +22,7 @@ from sqspipes_mp.ipc.channel import Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.supervisor.crew import Mains
+from sqspipes_mp.supervisor.children import Mains
 from sqspipes_mp.supervisor.loop import Supervisor
 from sqspipes_mp.supervisor.signals import Wakeup
 

@@ -15,10 +15,10 @@ from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
 from sqspipes_mp.ipc.stack_dump import DUMP
 from sqspipes_mp.supervisor.child import Child
+from sqspipes_mp.supervisor.children import Crew, Place
 from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, Fill, has_large_part, has_most, pressure
-from sqspipes_mp.supervisor.crew import Crew, Place
-from sqspipes_mp.supervisor.limits import LOOK_EVERY, MemoryWatch
-from sqspipes_mp.supervisor.switchboard import Switchboard
+from sqspipes_mp.supervisor.events import Switchboard
+from sqspipes_mp.supervisor.memory import LOOK_EVERY, MemoryWatch
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 

@@ -12,7 +12,7 @@ import pytest
 from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.host import clock
 from sqspipes_mp.ipc.lease import LeaseState
-from sqspipes_mp.keeper.leases import due
+from sqspipes_mp.keeper.extend import due
 from standin import StandIn
 from tests.gates import Background, Gate, Log, direct_children, eventually, feed, kill
 from tests.process.test_lost_leases import first_one_waits, sink, source

@@ -12,7 +12,7 @@ from sqspipes_mp.brokers.sqlite import session as sqlite_session
 from sqspipes_mp.host import clock
 from sqspipes_mp.ipc.lease import Lease, LeaseState
 from sqspipes_mp.ipc.leases import REGION_BYTES, Region
-from sqspipes_mp.keeper.leases import due
+from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.worker import context as station
 from sqspipes_mp.worker.receive import intake
 from tests.unit.sqlite_bench import bodies, opened, send, take

@@ -32,8 +32,8 @@ from sqspipes_mp.ipc.lease import Lease, LeaseState
 from sqspipes_mp.ipc.leases import Blame, Cause, Region, id_digest
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.keeper import main as keeper_main
+from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import Judgement, judge
-from sqspipes_mp.keeper.leases import due
 from sqspipes_mp.messages.backoff import MOST_BACKOFF
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan

@@ -16,9 +16,9 @@ from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.report.report import Report
 from sqspipes_mp.ipc.scoreboard import S_BOOTING, STATE
 from sqspipes_mp.ipc.summary import readings
-from sqspipes_mp.supervisor.crew import Crew
+from sqspipes_mp.supervisor.children import Crew
+from sqspipes_mp.supervisor.events import Switchboard
 from sqspipes_mp.supervisor.shutdown import Shutdown, Step
-from sqspipes_mp.supervisor.switchboard import Switchboard
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 

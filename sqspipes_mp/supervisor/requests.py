@@ -7,11 +7,11 @@ import signal
 import time
 
 from sqspipes_mp.ipc.channel import Kind, ParentChannel
-from sqspipes_mp.supervisor.crew import Crew
-from sqspipes_mp.supervisor.ending import Ending
+from sqspipes_mp.supervisor.children import Crew
+from sqspipes_mp.supervisor.events import Switchboard
 from sqspipes_mp.supervisor.shutdown import SECOND_AFTER
 from sqspipes_mp.supervisor.signals import STOP, Wakeup
-from sqspipes_mp.supervisor.switchboard import Switchboard
+from sqspipes_mp.supervisor.stopping import Ending
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
