@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp.cli.demo_report import Measured, OneProcess, as_text
+from sqspipes_mp.cli.demo.report import Measured, OneProcess, as_text
 from tests.gates import ROOT, TIMEOUT, children, ended
 
 Demo = Callable[..., "subprocess.CompletedProcess[str]"]

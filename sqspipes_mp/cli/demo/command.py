@@ -16,11 +16,11 @@ from types import FrameType
 from typing import Any
 
 from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.cli import demo_pipeline
 from sqspipes_mp.cli.console import Console
-from sqspipes_mp.cli.demo_report import Measured, OneProcess, as_json, as_text
+from sqspipes_mp.cli.demo import pipeline as demo_pipeline
+from sqspipes_mp.cli.demo.progress import Progress
+from sqspipes_mp.cli.demo.report import Measured, OneProcess, as_json, as_text
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped
-from sqspipes_mp.cli.progress import Progress
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.pipeline.task import check_workers

@@ -1,0 +1,1 @@
+"""The demo: a pipeline over a tree of Python files."""
