@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import Task
-from sqspipes_mp.supervisor import limits, watchdog
+from sqspipes_mp.supervisor import memory as limits
+from sqspipes_mp.supervisor import watchdog
 from sqspipes_mp.supervisor.container import Fill
 from tests.gates import (
     Background,

@@ -38,7 +38,7 @@ from sqspipes_mp.messages.backoff import MOST_BACKOFF
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import build
-from sqspipes_mp.worker import station as station_module
+from sqspipes_mp.worker import context as station_module
 from sqspipes_mp.worker.context import Delivery, Station
 
 EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "150"))
