@@ -4,8 +4,7 @@
 queues; see README.rst.
 """
 
-from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqs import SQS
+from sqspipes_mp.brokers import SQS, SQLite
 from sqspipes_mp.caller.dead_letters import DeadLetter
 from sqspipes_mp.caller.stats import PipelineStats
 from sqspipes_mp.client import TaskClient
@@ -39,7 +38,8 @@ from sqspipes_mp.ipc.summary import StageSummary, Summary
 from sqspipes_mp.messages.envelope import envelope
 from sqspipes_mp.pipeline.current import CurrentMessage, current_message
 from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
-from sqspipes_mp.version import __version__
+
+__version__ = "0.1.1"
 
 __all__ = [
     "SQS",

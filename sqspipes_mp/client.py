@@ -11,18 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
+from sqspipes_mp.brokers import SQS
 from sqspipes_mp.brokers.base import Broker, Completion
-from sqspipes_mp.brokers.sqs import SQS
-from sqspipes_mp.caller.rehearse import built
 from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.engine import Engine
 from sqspipes_mp.errors import ConfigError, QueueMissing
-from sqspipes_mp.messages.envelope import source_parent
+from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.domain import check_domain
+from sqspipes_mp.pipeline.function import Products, built
 from sqspipes_mp.pipeline.plan import check_flag, make_plan
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY
 from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
-from sqspipes_mp.worker.run.products import Products
 
 __all__ = ["EmptyTaskOutput", "TaskCallback", "TaskClient", "TaskClientError"]
 

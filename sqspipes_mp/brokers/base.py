@@ -12,19 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from sqspipes_mp.errors import BrokerError, MessageError
 from sqspipes_mp.messages.attributes import Attribute
-
-#: Most bytes of one message, attributes included, and of one batch (Amazon SQS API Reference, SendMessageBatch).
-MAX_BYTES = 1_048_576
-#: What an output may have: the dead-letter attribute must fit in beside the body later.
-MAX_BODY = MAX_BYTES - 16_384
-#: The String attribute that says why a message is in a dead-letter queue.
-FAILURE_ATTRIBUTE = "sqspipes_mp.failure"
-#: Longest visibility timeout, counted from the receive (Amazon SQS API Reference, ChangeMessageVisibility).
-MAX_VISIBILITY = 43_200.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,8 +254,31 @@ class Connection(Protocol):
         """Close every socket and file."""
 
 
+class KeyedConnection(Connection, Protocol):
+    """A connection of a broker that ``remembers_keys``."""
+
+    def keyed(self, queues: Sequence[str], hops: Sequence[str]) -> set[str]:
+        """Return those of the hop ids that were fed to one of the queues with a key."""
+
+    def bodies(self, queue: str) -> list[tuple[str, str, str | None]]:
+        """Return body, message id and failure of every message of a queue, without receiving any; in flight or not."""
+
+
+def as_keyed(broker: Broker, connection: Connection) -> KeyedConnection | None:
+    """Return a broker's connection where it can look at messages and keys; None where it cannot."""
+    return cast("KeyedConnection", connection) if broker.remembers_keys else None
+
+
 class Broker(Protocol):
     """What the user writes down; picklable, opens nothing until asked."""
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the queues go with the engine that made them."""
+
+    @property
+    def remembers_keys(self) -> bool:
+        """Whether keys are remembered for good and messages can be looked at, by a ``KeyedConnection``."""
 
     @property
     def longest_hold(self) -> float | None:
@@ -283,6 +297,15 @@ class Broker(Protocol):
         ``wallet``: where what a whole fleet would otherwise fetch one by one (credentials) is shared; the connection
         with patience, the keeper's, fills it.
         """
+
+    def exists(self) -> bool:
+        """Return False where it is known, without asking anybody, that nothing was ever sent."""
+
+    def lock_file(self, domain: str) -> str | None:
+        """Return the path of a file that only one map of a domain locks; None: there is no such place."""
+
+    def cleanup(self) -> None:
+        """Remove the queues where they are ``temporary``."""
 
     def describe(self) -> str:
         """A short text for logs, without secrets."""

@@ -12,17 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
-from pathlib import Path
 from typing import Any, TypeVar
 
-from sqspipes_mp.brokers.base import MAX_VISIBILITY, Broker, Completion, Connection, Handle, Output, Received
-from sqspipes_mp.brokers.sqlite import SQLite
+from sqspipes_mp.brokers.base import Broker, Completion, Connection, Handle, Output, Received
 from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.errors import ConfigError, QueueMissing
 from sqspipes_mp.messages.attributes import values_of
-from sqspipes_mp.messages.envelope import clamp_priority, decode, moved_id
+from sqspipes_mp.messages.envelope import clamp_priority, decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
-from sqspipes_mp.messages.foreign import Read, reader
+from sqspipes_mp.messages.ids import moved_id
+from sqspipes_mp.messages.limits import MAX_VISIBILITY
+from sqspipes_mp.pipeline.foreign import Read, reader
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 
 T = TypeVar("T")
@@ -244,8 +244,8 @@ def _in_a_thread(broker: Broker, work: Callable[[_Hands], T]) -> T:
 def _stages(pipeline: Pipeline, broker: Broker, name: str | None) -> list[Stage]:
     chosen = pipeline.stages if name is None else (pipeline.stage(name),)
     broker.check()
-    if isinstance(broker, SQLite) and broker.file is not None and not Path(broker.file).exists():
-        return []  # Looking must not make the file.
+    if not broker.exists():
+        return []
     return [stage for stage in chosen if stage.dead is not None]
 
 

@@ -14,10 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.brokers.base import Connection, Output
-from sqspipes_mp.caller.ledger import token
 from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
 from sqspipes_mp.messages.envelope import Encoder, clamp_priority
-from sqspipes_mp.messages.fifo_group import group_name
+from sqspipes_mp.messages.ids import group_name, token
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
 

@@ -16,28 +16,15 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
 from sqspipes_mp.ipc.channel import Frame
-from sqspipes_mp.messages.envelope import hop_id
+from sqspipes_mp.messages.ids import mark
 
-#: What stands in a hop id where another message's has the stage that made it; no task can be called so.
-FED = "--input"
 #: Values remembered after their end, to tell a key that was used before.
 _REMEMBERED = 100_000
 #: Results remembered that were handed out, at least: they come again if their worker died before the delete.
 _HANDED = 100_000
-
-
-def token(root: str) -> str:
-    """Return what names a fed value, from its origin id: the hop id of the message it was sent as."""
-    return hop_id(root, FED, 0)
-
-
-def mark(hop: str) -> int:
-    """Return 64 bits that stand for a message."""
-    return int.from_bytes(sha256(hop.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 @dataclass(slots=True, eq=False)

@@ -15,16 +15,15 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.brokers.base import Broker, Connection
-from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
+from sqspipes_mp.brokers.base import Broker, Connection, as_keyed
 from sqspipes_mp.caller.feed import Item
 from sqspipes_mp.caller.ledger import Hand, Ledger
 from sqspipes_mp.caller.map_job import Job, cure, known_key
-from sqspipes_mp.caller.map_lock import MapLock
 from sqspipes_mp.caller.results import Iteration
 from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
 from sqspipes_mp.ipc.channel import Frame, Kind
 from sqspipes_mp.ipc.leases import LEASES
+from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.report.report import Report, rebuild
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, INCARNATION, Scoreboard
 from sqspipes_mp.pipeline.plan import RunPlan
@@ -234,9 +233,9 @@ class Mapping(Iteration):
 
     def _fitting(self, batch: list[Item], room: int) -> tuple[list[Item], list[Item]]:
         """Return the values that may be sent, those that the file skips and ``room`` new ones, and the rest."""
-        connection = self._opened()
-        # Only SQLite resumes, and only what was resumed is read past the limit.
-        assert isinstance(connection, SQLiteConnection)
+        connection = as_keyed(self._broker, self._opened())
+        # Only where keys are remembered is a map resumed, and only then are values read past the limit.
+        assert connection is not None
         queues = list({item.output.queue for item in batch})
         seen = connection.keyed(queues, [item.output.hop for item in batch])
         for place, item in enumerate(batch):

@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
+from sqspipes_mp.brokers.base import Broker, as_keyed
 from sqspipes_mp.caller.feed import Feeder
-from sqspipes_mp.caller.ledger import Ledger, token
+from sqspipes_mp.caller.ledger import Ledger
 from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteError
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
+from sqspipes_mp.messages.ids import token
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, check_flag, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, build
 
@@ -108,7 +107,8 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
     queues = [name for stage in pipeline.stages for name in stage.inputs]
     with opened(broker) as connection:
         connection.ensure(pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
-        if not isinstance(connection, SQLiteConnection):
+        looking = as_keyed(broker, connection)
+        if looking is None:
             # FIFO queues drop a key of the last five minutes without a word, and we would wait for its result.
             job.feeder.salt = uuid4().hex
         if not job.resumed:
@@ -116,7 +116,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
             if count := sum(depth.visible + depth.in_flight + depth.delayed for depth in depths):
                 raise QueuesNotEmpty(pipeline.domain, count, cure(job, broker))
             return ledger
-        if not isinstance(connection, SQLiteConnection):
+        if looking is None:
             raise ConfigError("map(resume)", True, "False on SQS, which cannot tell what was sent before")
         if held := sum(connection.depth(name).in_flight for name in queues):
             log.warning(
@@ -126,12 +126,12 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
             )  # fmt: skip
         left: list[tuple[str, str]] = []
         for name in queues:
-            for body, ident, _ in connection.bodies(name):
+            for body, ident, _ in looking.bodies(name):
                 # An undecodable body gives no result, only a dead letter.
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     left.append((token(message.id), message.parent))
-        keyed = connection.keyed(pipeline.stages[0].inputs, list({name for name, _ in left}))
+        keyed = looking.keyed(pipeline.stages[0].inputs, list({name for name, _ in left}))
         if strange := sum(name not in keyed for name, _ in left):
             # Of a map or a put() without a key: no iterable will ever come to their values.
             raise QueuesNotEmpty(pipeline.domain, strange, _cure_beside(job, len(left) - strange))
@@ -139,7 +139,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
             ledger.left(name, [hop])
         # After the others: what is dead-lettered meanwhile is seen twice rather than never.
         for name in [stage.dead for stage in pipeline.stages if stage.dead is not None]:
-            for body, ident, failure in connection.bodies(name):
+            for body, ident, failure in looking.bodies(name):
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     ledger.dead(token(message.id), message.parent, _dead_error(name, failure))
@@ -162,7 +162,7 @@ def _dead_error(queue: str, text: str | None) -> RemoteError:
 def cure(job: Job, broker: Broker) -> str:
     """Say what can be done about messages that are left, in this very case."""
     clearing = _clearing(job)
-    if not (isinstance(broker, SQLite) and job.feeder.keyed):
+    if not (broker.remembers_keys and job.feeder.keyed):
         return clearing
     return f"Continue an interrupted map that had this key with resume=True, {clearing[0].lower()}{clearing[1:]}"
 
@@ -186,7 +186,7 @@ def _cure_beside(job: Job, keyed: int) -> str:
 
 def known_key(key: str, broker: Broker) -> ConfigError:
     """Return the error of a value whose key was seen before."""
-    if isinstance(broker, SQLite):
+    if broker.remembers_keys:
         allowed = "a key that was not seen before, in this map or an earlier one"
         return ConfigError(
             "map(key)", key, allowed, "resume=True continues an interrupted map, purge() forgets all keys"

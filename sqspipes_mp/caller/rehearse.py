@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline.current import CurrentMessage, processing
+from sqspipes_mp.pipeline.function import DROPPED, Products, built, results_of
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
-from sqspipes_mp.pipeline.task import Task, TaskCallback
-from sqspipes_mp.worker.run.products import DROPPED, Products, results_of
+from sqspipes_mp.pipeline.task import TaskCallback
 
 
 def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:
@@ -55,22 +55,6 @@ def _results(stage: Stage, messages: list[Message]) -> Iterable[tuple[Message, l
                     if isinstance(result, BaseException):
                         raise result
                 yield message, list(result) if task.is_generator else [result]
-
-
-@contextmanager
-def built(task: Task) -> Iterator[Callable[..., Any]]:
-    """Give the block the task's function as a worker has it: after ``init``, built where it is a class."""
-    if task.init is not None:
-        task.init()
-    method = task.method(*task.init_args) if task.is_class else task.method
-    try:
-        yield method
-    finally:
-        close = getattr(method, "close", None) if task.is_class else None
-        if callable(close):
-            close()
-        if task.exit is not None:
-            task.exit()
 
 
 def _current(stage: Stage, message: Message) -> CurrentMessage:

@@ -20,12 +20,12 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.caller.map_lock import MapLock
 from sqspipes_mp.caller.progress.progress import Progress
 from sqspipes_mp.caller.sigterm import Sigterm
 from sqspipes_mp.errors import GUARD, SupervisorLost
 from sqspipes_mp.ipc.birth import Birth
 from sqspipes_mp.ipc.channel import Frame, Kind, describe_exit
+from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import Summary, readings

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqspipes_mp.brokers.base import Broker, Connection, Depth
-from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.caller.progress.rates import eta
 from sqspipes_mp.errors import QueueMissing
 from sqspipes_mp.ipc.summary import StageSummary
@@ -168,9 +166,9 @@ def existing(connection: Connection, names: Iterable[str]) -> list[str]:
     return [name for name in names if _queue_stats(connection, name).depth is not None]
 
 
-def total(broker: SQLite, names: Iterable[str]) -> int:
+def total(broker: Broker, names: Iterable[str]) -> int:
     """Return how many messages are in the queues of a file, if it was made."""
-    if broker.file is None or not Path(broker.file).exists():
+    if not broker.exists():
         return 0
     with closing(broker.open(patience=_PATIENCE)) as connection:
         depths = [

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from sqspipes_mp import __version__
 from sqspipes_mp.cli.console import NAME, Console
 from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
 from sqspipes_mp.cli.demo.command import demo
@@ -18,7 +19,6 @@ from sqspipes_mp.cli.exits import Exit, Stopped, judge
 from sqspipes_mp.cli.options import FORMATS, LEVELS, POLICIES, UNTIL
 from sqspipes_mp.cli.queues import delete, purge, status
 from sqspipes_mp.cli.run import run
-from sqspipes_mp.version import __version__
 
 Command = Callable[[Namespace, Console], Exit]
 

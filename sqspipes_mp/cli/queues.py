@@ -7,10 +7,8 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 
 from sqspipes_mp.brokers.base import Depth
-from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.url import CHOICE
 from sqspipes_mp.caller.stats import PipelineStats, QueueStats, StageStats, opened
 from sqspipes_mp.cli.console import Console
@@ -70,7 +68,7 @@ def engine_of(flags: Namespace) -> Engine:
     logging.getLogger(CHOICE).setLevel(logging.ERROR)
     if flags.broker is not None:
         engine.use(flags.broker)
-    if isinstance(engine.broker, SQLite) and engine.broker.temporary:
+    if engine.broker.temporary:
         log.warning(
             "%s has a temporary file of its own in every process, so nothing of other processes is in this one. Name "
             'the broker with --broker URL, or in the code: Engine(broker="sqlite:///%s.db")',
@@ -83,8 +81,8 @@ def engine_of(flags: Namespace) -> Engine:
 def _stats(engine: Engine) -> PipelineStats:
     broker = engine.broker
     broker.check()
-    if isinstance(broker, SQLite) and broker.file is not None and not Path(broker.file).exists():
-        # Looking must not make the file: most likely the folder is the wrong one.
+    if not broker.exists():
+        # Most likely the folder is the wrong one.
         stages = tuple(
             StageStats(
                 name=stage.name,

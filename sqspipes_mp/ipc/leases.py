@@ -15,14 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from sqspipes_mp.brokers.base import MAX_BYTES, Handle
+from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.ipc.lease import Lease, LeaseState
 from sqspipes_mp.messages.attributes import PACKED_OVERHEAD, Attribute, packed, unpacked
+from sqspipes_mp.messages.limits import MAX_BYTES
 
 #: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.
 LEASES = 192
-#: Calls one worker may run at once, or values one call may get: what is done and not deleted yet needs leases too.
-MOST_AT_ONCE = 128
 _RECEIPT = (
     1024  # Amazon SQS Developer Guide, queue and message identifiers: a receipt handle has up to 1,024 characters
 )

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.caller.ledger import mark, token
 from sqspipes_mp.errors import HELD, LATE, DecodeError
 from sqspipes_mp.ipc.channel import describe_death
 from sqspipes_mp.ipc.lease import Lease, LeaseState
@@ -19,6 +18,7 @@ from sqspipes_mp.ipc.report.words import short_id
 from sqspipes_mp.messages.attributes import Attribute
 from sqspipes_mp.messages.envelope import decode, envelope
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
+from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.stages import Stage
 
 log = logging.getLogger("sqspipes_mp.keeper")

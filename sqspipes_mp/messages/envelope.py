@@ -11,31 +11,11 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any, Literal, NoReturn, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
-from sqspipes_mp.brokers.base import MAX_BODY
 from sqspipes_mp.errors import ConfigError, DecodeError, MessageTooLarge, OutputError
-from sqspipes_mp.messages.failure import Failure, failure_text, parse_failure
 from sqspipes_mp.messages.json_errors import describe, explain, scalar
-
-__all__ = [
-    "Encoder",
-    "Envelope",
-    "Failure",
-    "Message",
-    "clamp_priority",
-    "decode",
-    "envelope",
-    "failure_text",
-    "hop_id",
-    "load",
-    "message_of",
-    "moved_id",
-    "outgoing_meta",
-    "parse_failure",
-    "source_parent",
-]
+from sqspipes_mp.messages.limits import MAX_BODY
 
 _parse = json.JSONDecoder().decode
 #: What ``hop_id`` makes; anything else in a hop's place was never one.
@@ -187,26 +167,6 @@ def outgoing_meta(message: Message | None, root_id: str, priority: int, hop: str
     """Return an output's meta: the input's, unknown keys too, with our three set."""
     ours = {"priority": priority, "id": root_id, "hop": hop}
     return ours if message is None else {**message.meta, **ours}
-
-
-def hop_id(parent: str, stage: str, index: int) -> str:
-    """Return the id of output number ``index`` (from 0) that ``stage`` makes of the message ``parent``."""
-    return _digest(parent, stage, str(index))
-
-
-def moved_id(hop: str, kind: Literal["dead", "redrive"], message_id: str) -> str:
-    """Return the deduplication id for moving a copy to or from a dead-letter queue; never the original's."""
-    return _digest(hop, kind, message_id)
-
-
-def source_parent(run_id: str, slot: str, call: int) -> str:
-    """Return the parent of what a source's call number ``call`` in ``slot`` of one run puts out."""
-    return f"{run_id}/{slot}/{call}"
-
-
-def _digest(*parts: str) -> str:
-    # Ids come from others' JSON too, where "\ud800" is legal: surrogatepass, or the message could never move.
-    return sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def clamp_priority(priority: object, levels: int) -> int:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
 from sqspipes_mp.messages.attributes import MAX_ATTRIBUTES, Attribute, size_of
+from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
 
 #: A message attribute counts with its name, type and value (Amazon SQS API Reference, SendMessage).
 _OVERHEAD = len(FAILURE_ATTRIBUTE) + len("String")

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, cast, get_args
 
 from sqspipes_mp.errors import ConfigError, Retry
-from sqspipes_mp.ipc.leases import MOST_AT_ONCE
-from sqspipes_mp.messages.foreign import Decode
 from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, task_name
 from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole
+from sqspipes_mp.pipeline.foreign import Decode
 
 _Policy = Literal["raise", "retry", "reject"]
 OnError = _Policy | Callable[[Exception, int], str | Retry]
@@ -24,6 +23,10 @@ OnError = _Policy | Callable[[Exception, int], str | Retry]
 _FOREIGN = re.compile(
     r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo|https?://[^/\s]+/\S+|arn:[^:\s]+:sqs:[^:\s]+:[^:\s]+:\S+"
 )
+
+#: Calls one worker may run at once, or values one call may get: what is done and not deleted yet needs leases too
+#: (``ipc.leases``).
+MOST_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True, init=False)

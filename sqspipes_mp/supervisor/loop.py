@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.caller.progress.progress import Progress
 from sqspipes_mp.errors import BootError, RestartLimit, StartRefused
 from sqspipes_mp.ipc.channel import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.ipc.leases import Cause
@@ -51,6 +50,15 @@ _KEEPER_FAILURES = 5
 _KEEPER_SEAT = -1
 
 
+class Ticking(Protocol):
+    """What is done now and then while a run goes on: showing its progress. ``due``: when next (monotonic s)."""
+
+    due: float
+
+    def tick(self, now: float) -> None:
+        """Do it where it is due."""
+
+
 class Supervisor:
     """One run. ``caller``: the line to the process that iterates, where that is another one; ``progress``: what shows
     it to people, here only where the caller waits here.
@@ -65,7 +73,7 @@ class Supervisor:
         mains: Mains,
         wakeup: Wakeup,
         caller: ParentChannel | None = None,
-        progress: Progress | None = None,
+        progress: Ticking | None = None,
     ) -> None:
         self._plan = plan
         self._board = board

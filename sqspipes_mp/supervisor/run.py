@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.caller.map_lock import MapLock
-from sqspipes_mp.caller.progress.progress import Progress
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric import environment, prepare
 from sqspipes_mp.ipc.birth import Birth, begin
 from sqspipes_mp.ipc.channel import Channel, Kind, ParentChannel, ParentGone
+from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.children import Mains
-from sqspipes_mp.supervisor.loop import Supervisor
+from sqspipes_mp.supervisor.loop import Supervisor, Ticking
 from sqspipes_mp.supervisor.signals import Wakeup
 
 log = logging.getLogger("sqspipes_mp.supervisor")
@@ -37,7 +36,7 @@ def supervise(
     context: Any,
     wakeup: Wakeup,
     caller: ParentChannel | None = None,
-    progress: Progress | None = None,
+    progress: Ticking | None = None,
 ) -> Outcome:
     """Run the plan to its end in this process."""
     method = context.get_start_method()

@@ -12,13 +12,13 @@ from sqspipes_mp.ipc.birth import begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
+from sqspipes_mp.pipeline.function import Products
 from sqspipes_mp.worker.context import Station
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.intake import Intake
 from sqspipes_mp.worker.run.batch import BatchCaller, Batches, Gathering
 from sqspipes_mp.worker.run.function import Caller
 from sqspipes_mp.worker.run.parts import Bench
-from sqspipes_mp.worker.run.products import Products
 from sqspipes_mp.worker.run.runner import Runner
 from sqspipes_mp.worker.run.source import Source
 from sqspipes_mp.worker.run.threads import Crowd, SharedCaller, Turns

@@ -5,8 +5,9 @@ import uuid
 
 import pytest
 
-from sqspipes_mp.brokers.base import MAX_BODY, MAX_BYTES, Completion, DeadLetter, Output
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Output
 from sqspipes_mp.errors import QueueMissing
+from sqspipes_mp.messages.limits import MAX_BODY, MAX_BYTES
 from tests.contract.conftest import Bench, dead_of
 
 

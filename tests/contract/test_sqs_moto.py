@@ -9,9 +9,10 @@ from typing import Any
 import botocore.session
 import pytest
 
-from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, Completion, DeadLetter, Output, QueueSpec
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Output, QueueSpec
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.errors import BrokerError, QueueMissing
+from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE
 from tests.contract.conftest import Bench, dead_of
 
 

@@ -100,7 +100,9 @@ class Wrapped:
     def __init__(self, broker: Broker, method: str, instead: Callable[..., Any]) -> None:
         self._broker, self._method, self._instead = broker, method, instead
         self.check, self.warm, self.describe = broker.check, broker.warm, broker.describe
-        self.longest_hold = broker.longest_hold
+        self.longest_hold, self.temporary = broker.longest_hold, broker.temporary
+        self.remembers_keys, self.exists = broker.remembers_keys, broker.exists
+        self.lock_file, self.cleanup = broker.lock_file, broker.cleanup
 
     def open(self, **settings: Any) -> Any:
         return WrappedConnection(self._broker.open(**settings), self._method, self._instead)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, ConfigError, Engine, QueueMissing, Reject, SQLite, Task, current_message, envelope
-from sqspipes_mp.brokers.base import MAX_BYTES, Broker, Completion, Output, QueueSpec
+from sqspipes_mp.brokers.base import Broker, Completion, Output, QueueSpec
 from sqspipes_mp.caller.dead_letters import discard, redrive
+from sqspipes_mp.messages.limits import MAX_BYTES
 from standin import StandIn
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, eventually

@@ -44,12 +44,13 @@ elsewhere = Engine([numbers, fails, tell], domain="parts")
 class Signalled:
     '''A broker that sends this process a signal once, when it has just received something.'''
 
-    longest_hold = None
+    longest_hold, temporary, remembers_keys = None, False, True
 
     def __init__(self, number):
         self.number = number
         self.broker = SQLite("w.db")
         self.check, self.warm, self.describe = self.broker.check, self.broker.warm, self.broker.describe
+        self.exists, self.lock_file, self.cleanup = self.broker.exists, self.broker.lock_file, self.broker.cleanup
 
     def open(self, **settings):
         connection = self.broker.open(**settings)

@@ -23,7 +23,7 @@ from sqspipes_mp import (
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.messages.envelope import decode
-from sqspipes_mp.worker.run.products import Products
+from sqspipes_mp.pipeline.function import Products
 from standin import StandIn, standin
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, bodies, drain, eventually, feed, present, values, waiting

@@ -6,8 +6,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.caller.ledger import Ledger, mark
+from sqspipes_mp.caller.ledger import Ledger
 from sqspipes_mp.ipc.channel import Frame, Kind
+from sqspipes_mp.messages.ids import mark
 from tests.gates import present
 
 #: Kind, token, hop, and what is said of it.

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqspipes_mp import Engine, Task
-from sqspipes_mp.brokers.base import MAX_BODY, Handle, Received
+from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.errors import DecodeError, OutputError
-from sqspipes_mp.messages.envelope import Encoder, Message, decode, hop_id, moved_id, outgoing_meta
-from sqspipes_mp.messages.foreign import reader
+from sqspipes_mp.messages.envelope import Encoder, Message, decode, outgoing_meta
+from sqspipes_mp.messages.ids import hop_id, moved_id
+from sqspipes_mp.messages.limits import MAX_BODY
+from sqspipes_mp.pipeline.foreign import reader
 from tests.gates import Log, bodies, dead, drain, engine_at, send
 
 EXAMPLES = int(os.environ.get("DECODER_EXAMPLES", "250"))

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sqspipes_mp import Task
-from sqspipes_mp.brokers.base import MAX_VISIBILITY, Completion, DeadLetter, Depth, Handle, Received
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Received
 from sqspipes_mp.errors import BrokerBusy
 from sqspipes_mp.ipc import leases as region_module
 from sqspipes_mp.ipc.assignment import Assignment
@@ -36,6 +36,7 @@ from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import Judgement, judge
 from sqspipes_mp.messages.backoff import MOST_BACKOFF
 from sqspipes_mp.messages.envelope import decode
+from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.worker import context as station_module

@@ -12,24 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES, Handle, Received
+from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.errors import ConfigError, DecodeError, MessageTooLarge, OutputError
 from sqspipes_mp.messages.attributes import MAX_ATTRIBUTES, Attribute, packed, size_of, unpacked
-from sqspipes_mp.messages.envelope import (
-    Encoder,
-    Failure,
-    Message,
-    clamp_priority,
-    decode,
-    envelope,
-    failure_text,
-    hop_id,
-    moved_id,
-    outgoing_meta,
-    parse_failure,
-    source_parent,
-)
-from sqspipes_mp.messages.foreign import reader, wants_attributes
+from sqspipes_mp.messages.envelope import Encoder, Message, clamp_priority, decode, envelope, outgoing_meta
+from sqspipes_mp.messages.failure import Failure, failure_text, parse_failure
+from sqspipes_mp.messages.ids import hop_id, moved_id, source_parent
+from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
+from sqspipes_mp.pipeline.foreign import reader, wants_attributes
 from tests.gates import present
 
 HOP = "0123456789abcdef" * 4

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp.caller.progress.rates import HEADER, WINDOW, Pace, Reading, cells, eta, line, span
+from sqspipes_mp.caller.progress.rates import HEADER, WINDOW, Pace, cells, eta, line, span
+from sqspipes_mp.ipc.summary import Reading
 
 
 def reading(done: int = 0, **more: Any) -> Reading:

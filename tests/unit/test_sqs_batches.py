@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BYTES, DeadLetter, Handle, Output
+from sqspipes_mp.brokers.base import DeadLetter, Handle, Output
 from sqspipes_mp.brokers.sqs.batches import (
     MAX_ENTRIES,
     Entry,
@@ -18,6 +18,7 @@ from sqspipes_mp.brokers.sqs.batches import (
     take,
     visibility,
 )
+from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BYTES
 
 SIZES = st.sampled_from([1, 1000, 120_000, 400_000, MAX_BYTES])
 GROUPS = st.sampled_from([None, "a", "b", "c"])

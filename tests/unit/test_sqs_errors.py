@@ -1,9 +1,10 @@
 import pytest
 
-from sqspipes_mp.brokers.base import MAX_BYTES, QueueSpec
+from sqspipes_mp.brokers.base import QueueSpec
 from sqspipes_mp.brokers.sqs.attributes import address, differences, wanted
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind, backoff, classify, explain, gives_up, judge
 from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
+from sqspipes_mp.messages.limits import MAX_BYTES
 
 botocore = pytest.importorskip("botocore.exceptions")
 

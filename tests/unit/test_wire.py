@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp.messages.envelope import Encoder, decode
+from sqspipes_mp.pipeline.function import Products
 from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.pipeline.task import Task
-from sqspipes_mp.worker.run.products import Products
 
 RECORDS = [
     json.loads(line) for line in (Path(__file__).parents[1] / "wire" / "sqspipes-0.3.3.jsonl").read_text().splitlines()

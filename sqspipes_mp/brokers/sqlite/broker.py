@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqspipes_mp.brokers.base import Wallet
-from sqspipes_mp.brokers.sqlite import forks as sqlite_fork
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.brokers.sqlite.session import is_ours
 from sqspipes_mp.errors import BrokerError, ConfigError
+from sqspipes_mp.host import forks
 
 _CURE = "Give the path of a file in an existing, writable folder on a local disk, or None for a temporary file"
 
@@ -53,6 +53,19 @@ class SQLite:
     @property
     def longest_hold(self) -> None:
         """A lease in a file can be extended for ever."""
+
+    @property
+    def remembers_keys(self) -> bool:
+        """A key lives until its queue is purged."""
+        return True
+
+    def exists(self) -> bool:
+        """Return False where there is no file, which looking must not make."""
+        return self.file is not None and Path(self.file).exists()
+
+    def lock_file(self, domain: str) -> str | None:
+        """Return the path of a file of its own beside the database."""
+        return f"{self.file}-{domain}.lock"
 
     def check(self) -> None:
         """Resolve the path, in the process that forks. Raises ``ConfigError`` for one that cannot be used."""
@@ -118,7 +131,7 @@ def _check_place(file: str) -> None:
     if not os.access(file, os.R_OK | os.W_OK):
         raise ConfigError("SQLite(path)", file, "a file this user may read and write", _CURE)
     if path.stat().st_size:
-        with sqlite_fork.postponed():
+        with forks.postponed():
             _check_content(file)
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqspipes_mp.brokers.sqlite import faults as sqlite_errors
-from sqspipes_mp.brokers.sqlite import forks as sqlite_fork
 from sqspipes_mp.brokers.sqlite.session import QueuesChanged, Session
 from sqspipes_mp.errors import BrokerBusy, BrokerError, QueueMissing
+from sqspipes_mp.host import forks
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class File:
         self._session: Session | None = None
         self._closed = threading.Event()
         self._complained_at = float("-inf")
-        sqlite_fork.protect(self)
+        forks.protect(self)
 
     def read(self, job: Callable[[Session], T]) -> T:
         """Run a job that only reads, outside any transaction."""

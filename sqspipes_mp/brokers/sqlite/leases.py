@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sqspipes_mp.brokers.base import DeadLetter, Handle
 from sqspipes_mp.brokers.sqlite.program import Program, Row, Step, row
 from sqspipes_mp.brokers.sqlite.session import Queue, Session
-from sqspipes_mp.messages.envelope import moved_id
+from sqspipes_mp.messages.ids import moved_id
 
 _FOUND = "SELECT place FROM leases WHERE seq IS NOT NULL"
 

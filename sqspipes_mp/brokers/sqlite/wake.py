@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqspipes_mp.brokers.sqlite import forks as sqlite_fork
 from sqspipes_mp.errors import BrokerError
+from sqspipes_mp.host import forks
 
 _CLOSE_WRITE = 0x0000_0008
 _DELETE_SELF = 0x0000_0400
@@ -143,7 +143,7 @@ class Waiter:
         self._closing = False
         self._pipe = os.pipe()
         self.interrupted = False
-        sqlite_fork.protect(self)
+        forks.protect(self)
 
     def interrupt(self) -> None:
         """Wake every ear, now and in future."""

@@ -6,9 +6,10 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, Handle, Received
+from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind, judge
 from sqspipes_mp.messages.attributes import Attribute
+from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE
 
 _UNANSWERED = Fault(Kind.TRANSIENT, "NoAnswer", "the reply does not mention this entry")
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sqspipes_mp.brokers.base import MAX_BYTES, QueueSpec
+from sqspipes_mp.brokers.base import QueueSpec
 from sqspipes_mp.brokers.sqs.batches import visibility
+from sqspipes_mp.messages.limits import MAX_BYTES
 
 #: Receives after which SQS itself dead-letters, whatever the engine does: its longest (RedrivePolicy).
 MAX_RECEIVES = 1000

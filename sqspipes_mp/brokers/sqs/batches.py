@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqspipes_mp.brokers.base import FAILURE_ATTRIBUTE, MAX_BYTES, MAX_VISIBILITY, DeadLetter, Handle, Output
+from sqspipes_mp.brokers.base import DeadLetter, Handle, Output
 from sqspipes_mp.messages.attributes import Attribute, size_of
-from sqspipes_mp.messages.envelope import moved_id
+from sqspipes_mp.messages.ids import moved_id
+from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BYTES, MAX_VISIBILITY
 
 #: Entries per batch (Amazon SQS API Reference, SendMessageBatch).
 MAX_ENTRIES = 10

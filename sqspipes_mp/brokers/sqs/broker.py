@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqspipes_mp.brokers.base import MAX_VISIBILITY, Wallet
+from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqs.calls import Calls, Clients
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.brokers.sqs.credentials import expiring, margins, newer, share
@@ -32,6 +32,7 @@ from sqspipes_mp.brokers.sqs.values import (
     is_loopback,
 )
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.messages.limits import MAX_VISIBILITY
 
 if TYPE_CHECKING:
     import boto3
@@ -145,6 +146,27 @@ class SQS:
         connection.settle = self._settle
         connection.purge_window = self._purge_window
         return connection
+
+    @property
+    def temporary(self) -> bool:
+        """Queues of SQS stay."""
+        return False
+
+    @property
+    def remembers_keys(self) -> bool:
+        """SQS remembers none for longer than five minutes, and shows no message."""
+        return False
+
+    def exists(self) -> bool:
+        """Return True: only a request would tell."""
+        return True
+
+    def lock_file(self, domain: str) -> str | None:  # noqa: ARG002  (the port's)
+        """Return None: SQS has no locks."""
+        return None
+
+    def cleanup(self) -> None:
+        """Do nothing: the queues stay."""
 
     def describe(self) -> str:
         """Say which SQS, without secrets."""

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 from sqspipes_mp.brokers.base import (
-    FAILURE_ATTRIBUTE,
     Completion,
     DeadLetter,
     Depth,
@@ -33,6 +32,7 @@ from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.faults import Kind
 from sqspipes_mp.brokers.sqs.queues import Queues
 from sqspipes_mp.errors import BrokerError
+from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE
 
 
 class SqsConnection:

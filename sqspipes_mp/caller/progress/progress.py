@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TextIO
 
 from sqspipes_mp.caller.progress.footer import Footer
-from sqspipes_mp.caller.progress.rates import HEADER, Pace, Reading, Row, cells, line
+from sqspipes_mp.caller.progress.rates import HEADER, Pace, cells, line
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.ipc.summary import Reading, Row
 
 log = logging.getLogger("sqspipes_mp.progress")
 

@@ -4,42 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from sqspipes_mp.ipc.summary import Reading, Row
 
 #: Seconds over which "per second" and "busy" are taken: long enough for batches of deletes, short enough to be news.
 WINDOW = 10.0
 HEADER = ("stage", "waiting", "running", "done", "failed", "dead", "per s", "ETA", "busy")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """What one stage's counters say at one moment.
-
-    ``room``: calls that may run at once; ``waiting``: messages in its input queues that nobody has received, None where
-    that was not counted; ``running``: calls; ``busy``: seconds spent in the function by all its workers so far.
-    """
-
-    name: str
-    workers: int
-    room: int
-    waiting: int | None = None
-    running: int = 0
-    done: int = 0
-    failed: int = 0
-    dead: int = 0
-    busy: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A reading with what it takes two to know: ``per_second`` (messages done), ``busy`` (share of the workers' time,
-    0 to 1), ``eta`` (seconds until what is left is through at this pace; None: nobody can tell).
-    """
-
-    reading: Reading
-    per_second: float
-    busy: float
-    eta: float | None
 
 
 class Pace:

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.demo import pipeline as demo_pipeline
 from sqspipes_mp.cli.demo.progress import Progress
@@ -87,8 +86,7 @@ def _pipeline(root: Path, workers: Any, total: int, progress: Progress) -> Measu
                 progress.show(f"{len(reports):,} of {total:,} files, {lines:,} lines in {passed:.1f} s")
     finally:
         # What is left after an interruption is of no use to anybody: it goes without a word.
-        if isinstance(engine.broker, SQLite):
-            engine.broker.cleanup()
+        engine.broker.cleanup()
     seconds = time.perf_counter() - began
     if results.summary is None or results.summary.reason != "drained":
         return None

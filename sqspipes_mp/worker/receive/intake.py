@@ -13,7 +13,7 @@ from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.scoreboard import NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
-from sqspipes_mp.messages.foreign import reader
+from sqspipes_mp.pipeline.foreign import reader
 from sqspipes_mp.worker.context import Delivery, Station
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.prefetch import LONG, ask

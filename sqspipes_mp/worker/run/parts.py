@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqspipes_mp.pipeline.function import Products
 from sqspipes_mp.worker.context import Station
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.run.function import Caller
-from sqspipes_mp.worker.run.products import Products
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.window import Results
 

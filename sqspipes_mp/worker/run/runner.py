@@ -12,21 +12,21 @@ from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
-from sqspipes_mp.caller.ledger import mark, token
 from sqspipes_mp.errors import HELD, LATE, BrokerError, TaskTimeout
 from sqspipes_mp.ipc.lease import LeaseState
 from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.report.words import short_id
 from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.ipc.scoreboard import FAILED
+from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
+from sqspipes_mp.pipeline.function import DROPPED, Product
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.leaving import give_back, hand_over
 from sqspipes_mp.worker.run.parts import Bench
-from sqspipes_mp.worker.run.products import DROPPED, Product
 from sqspipes_mp.worker.send.failures import decide_on, decide_on_late, log_retry
 from sqspipes_mp.worker.send.outgoing import Done, GiveBack
 from sqspipes_mp.worker.send.policy import Decision

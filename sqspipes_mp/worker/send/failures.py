@@ -10,13 +10,13 @@ import time
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.caller.ledger import mark, token
 from sqspipes_mp.errors import TaskTimeout
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.report.words import message_of, short_id, traceback_text
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
+from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.worker.context import Delivery, Station
 from sqspipes_mp.worker.send.policy import Decision, decide
 

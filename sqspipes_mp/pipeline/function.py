@@ -1,20 +1,37 @@
-"""From what a function returned to the messages it means. Pure but for the user's callables."""
+"""A task's function as a worker has it, and from what it returned to messages. Pure but for the user's callables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 from sqspipes_mp.brokers.base import Output
 from sqspipes_mp.errors import WrongShape
-from sqspipes_mp.messages.envelope import Encoder, Message, clamp_priority, hop_id, outgoing_meta
-from sqspipes_mp.messages.fifo_group import group_name
+from sqspipes_mp.messages.envelope import Encoder, Message, clamp_priority, outgoing_meta
+from sqspipes_mp.messages.ids import group_name, hop_id
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
-from sqspipes_mp.pipeline.task import EmptyTaskOutput, TaskCallback
+from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
 
 DROPPED = object()
+
+
+@contextmanager
+def built(task: Task) -> Iterator[Callable[..., Any]]:
+    """Give the block the task's function as a worker has it: after ``init``, built where it is a class."""
+    if task.init is not None:
+        task.init()
+    method = task.method(*task.init_args) if task.is_class else task.method
+    try:
+        yield method
+    finally:
+        close = getattr(method, "close", None) if task.is_class else None
+        if callable(close):
+            close()
+        if task.exit is not None:
+            task.exit()
 
 
 def results_of(stage: str, count: int, results: object) -> list[Any]:

@@ -21,9 +21,8 @@ from multiprocessing import reduction
 from typing import Any, Self
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.brokers.sqlite import SQLite
-from sqspipes_mp.brokers.sqlite import forks as sqlite_fork
 from sqspipes_mp.errors import BrokerError, MapRunning
+from sqspipes_mp.host import forks
 
 #: Longest text of a lock file that is read, bytes.
 _MOST = 500
@@ -36,7 +35,7 @@ class MapLock:
         self._fd = fd
         #: The thread that forks the one child which keeps it.
         self._heirs_parent: int | None = None
-        sqlite_fork.protect(self)
+        forks.protect(self)
 
     @classmethod
     def take(cls, broker: Broker, domain: str, what: str) -> Self | None:
@@ -44,13 +43,13 @@ class MapLock:
 
         ``map`` is alone; whatever else is done only keeps maps out. Raises ``MapRunning`` and ``BrokerError``.
         """
-        if not isinstance(broker, SQLite):
-            return None
         broker.check()
-        path = f"{broker.file}-{domain}.lock"
+        path = broker.lock_file(domain)
+        if path is None:
+            return None
         alone = what == "map"
         # No fork in between: its child would have the descriptor and not know of it.
-        with sqlite_fork.postponed():
+        with forks.postponed():
             try:
                 fd = _open(path)
             except OSError as error:
