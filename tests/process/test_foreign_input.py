@@ -426,7 +426,7 @@ def test_it_is_never_created(broker: Broker, log: Log) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["url", "arn"])
-def test_a_url_or_an_arn_names_it_too(moto: SQS, log: Log, form: str, request: pytest.FixtureRequest) -> None:
+def test_a_url_or_an_arn_names_it_too(moto: SQS, log: Log, form: str) -> None:
     others: Broker = moto
     others.check()
     with closing(others.open()) as connection:

@@ -537,7 +537,7 @@ def test_an_iterator_closed_in_another_thread_leaves_sigterm_deadly(tmp_path: Pa
         assert ended(process)[0] == -signal.SIGTERM
 
 
-def test_iterators_closed_in_any_order_put_the_signal_handler_back(db: Path, tmp_path: Path) -> None:
+def test_iterators_closed_in_any_order_put_the_signal_handler_back(tmp_path: Path) -> None:
     engines = [one_stage(tmp_path / f"{n}.db", 1, method=same) for n in range(3)]
     before = signal.getsignal(signal.SIGTERM)
     iterators = [engine.run(iterate=True, only="work") for engine in engines]
@@ -546,7 +546,7 @@ def test_iterators_closed_in_any_order_put_the_signal_handler_back(db: Path, tmp
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_one_sigterm_stops_every_open_iterator(db: Path, tmp_path: Path) -> None:
+def test_one_sigterm_stops_every_open_iterator(tmp_path: Path) -> None:
     engines = [one_stage(tmp_path / f"{n}.db", 1, method=same) for n in range(2)]
     iterators = [engine.run(iterate=True, only="work") for engine in engines]
     signal.raise_signal(signal.SIGTERM)

@@ -53,9 +53,7 @@ def interrupted(value: object, log: Log, gate: Gate) -> object:
     return value
 
 
-def test_a_call_that_the_stack_signal_woke_is_charged_and_never_sent_on(
-    db: Path, log: Log, gate: Gate, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_call_that_the_stack_signal_woke_is_charged_and_never_sent_on(db: Path, log: Log, gate: Gate) -> None:
     task = Task(interrupted, name="work", args=(log, gate), timeout=0.5, max_attempts=2)
     engine = engine_at(db, [source, task, sink], on_error="retry")
     feed(engine, "work", ["late", "next"])
@@ -94,7 +92,7 @@ def spin(until: int) -> None:
         pass
 
 
-def test_a_call_that_returns_1_ms_after_its_deadline_is_late(db: Path, log: Log) -> None:
+def test_a_call_that_returns_1_ms_after_its_deadline_is_late(db: Path) -> None:
     engine = engine_at(db, [source, Task(around, name="work", timeout=0.5, max_attempts=1), sink], on_error="retry")
     # The first is so far within it that a busy machine does not make it late.
     feed(engine, "work", [-0.4, 0.001])
@@ -111,7 +109,7 @@ def around(value: float) -> float:
 
 
 def test_the_worker_that_is_to_be_killed_late_keeps_the_message_it_has_begun_meanwhile(
-    db: Path, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    db: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As long as the late one has for its last words: the next one is in the middle of its call when the kill is due.
     monkeypatch.setattr(watchdog, "_LAST_WORDS", 0.4)

@@ -86,7 +86,7 @@ def jitter(value):
     return value
 
 
-def test_an_endless_iterable_is_read_as_results_are_taken(db: Path, log: Log) -> None:
+def test_an_endless_iterable_is_read_as_results_are_taken(db: Path) -> None:
     read = itertools.count()
     engine = pipeline(db)
     with engine.map(read, ordered=True) as results:

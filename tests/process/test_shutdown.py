@@ -265,7 +265,7 @@ def test_two_engines_run_in_two_threads_at_once(tmp_path: Path, log: Log, gate: 
 
 
 def test_unpicklable_tasks_beside_another_thread_fork_with_a_warning(
-    db: Path, log: Log, gate: Gate, caplog: pytest.LogCaptureFixture
+    db: Path, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     lock = threading.Lock()
     engine = engine_at(db, [source, Task(lambda value: (lock.locked(), value)[1], name="work"), sink])

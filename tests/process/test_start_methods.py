@@ -79,7 +79,7 @@ def test_a_workers_death_loses_and_doubles_nothing(db: Path, log: Log, method: s
 
 
 @METHODS
-def test_tasks_that_cannot_be_sent_are_a_config_error(db: Path, log: Log, method: str) -> None:
+def test_tasks_that_cannot_be_sent_are_a_config_error(db: Path, method: str) -> None:
     engine = engine_at(db, [source, Task(lambda value: value, name="work")], start_method=method)
     with pytest.raises(ConfigError, match="start_method"):
         engine.run()

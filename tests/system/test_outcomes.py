@@ -649,7 +649,7 @@ def test_a_workers_death_keeps_the_order_of_its_groups(db: Path, log: Log) -> No
 # --- without processes ---
 
 
-def test_call_sends_one_value_through_all_functions(tmp_path: Path, db: Path, log: Log) -> None:
+def test_call_sends_one_value_through_all_functions(db: Path, log: Log) -> None:
     engine = engine_at(
         db, [source_of, Task(many, name="fan"), Task(Model, name="model", init_args=(log, "m"), args=(1,))]
     )

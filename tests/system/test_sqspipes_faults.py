@@ -168,7 +168,7 @@ def wrapped(*items):
         yield TaskCallback(item, print)
 
 
-def test_a_priority_callable_sees_the_wrapper(db: Path, log: Log) -> None:
+def test_a_priority_callable_sees_the_wrapper(db: Path) -> None:
     client = client_at(db, Task(wrapped, name="gen", priorities=3), work)
     client.engine.run("gen", args=(2, 1), priority=by_value)
     client.submit((2,), priority=by_value)

@@ -183,7 +183,7 @@ def test_a_role_of_a_profile_is_not_assumed_by_workers_whose_keeper_has_done_so(
     worker.close()
 
 
-def test_static_credentials_are_not_shared(monkeypatch):
+def test_static_credentials_are_not_shared():
     wallet = Wallet()
     connection = SQS("us-east-1").open(patience=1.0, wallet=wallet)
     connection.tend()

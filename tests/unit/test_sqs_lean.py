@@ -443,7 +443,7 @@ def test_client_that_is_wrapped_for_tracing_keeps_boto3(monkeypatch: pytest.Monk
     assert not is_lean(SQS(**MADE))
 
 
-def test_endpoint_is_the_one_botocore_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_is_the_one_botocore_asks() -> None:
     for region in ("us-east-1", "eu-central-1", "cn-north-1", "us-gov-west-1"):
         made = boto3.Session("a", "b", region_name=region)
         urls: list[str] = []
