@@ -40,7 +40,7 @@ class Item:
 
     @property
     def token(self) -> str:
-        """What names it in ``counting``."""
+        """What names it in the ledger."""
         return token(self.id)
 
 

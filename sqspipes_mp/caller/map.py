@@ -1,6 +1,6 @@
 """``engine.map``: a finite job over an iterable, fed and handed out by one iterator (caller).
 
-Between two results it feeds more values, so that a bounded number of them is on the way; ``counting`` knows when each
+Between two results it feeds more values, so that a bounded number of them is on the way; ``ledger`` knows when each
 is done. Its supervisor is a process of its own, as with ``iterate=True``, and its rule is the same: a result is
 acknowledged, and its message deleted, when the next one is asked for.
 """

@@ -10,8 +10,8 @@
     channel        ──▶ DRAIN, RELEASE, ACK, RECYCLE (workers); WATCH, JUDGE, QUIT (keeper)
     scoreboard     ◀── counters, running calls, leases
 
-It decides with ``restart`` and ``shutdown``, which are pure, hears through ``switchboard`` (children here, everybody
-else in ``orders``), acts through ``crew``, comes to its ``ending``, and never blocks but in the one wait, whose timeout
+It decides with ``restart`` and ``shutdown``, which are pure, hears through ``events`` (children here, everybody
+else in ``requests``), acts through ``children``, ends by ``stopping``, and never blocks but in the one wait, whose timeout
 is the next deadline.
 """
 

@@ -31,7 +31,8 @@ from tests.gates import ROOT, TIMEOUT, Gate, engine_at, eventually
 
 PROGRAM = """
 import os, sys
-from sqspipes_mp import Engine, Task, progress
+from sqspipes_mp import Engine, Task
+from sqspipes_mp.caller.progress import progress
 from tests.gates import Gate
 
 progress.DRAW_EVERY = progress.COUNT_EVERY = 0.05

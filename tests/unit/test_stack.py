@@ -28,7 +28,7 @@ def test_only_the_users_frames_are_kept():
 
 
 def test_a_dump_without_a_running_call_is_kept_whole():
-    text = _DUMP.replace("caller.py", "other.py")
+    text = _DUMP.replace("function.py", "other.py")
     assert users_part(text) == text.strip()
     assert users_part("") == ""
 

@@ -1,7 +1,7 @@
 """The SQLite broker as the user writes it down: ``SQLite(path)`` (any process).
 
-One file carries all queues of a pipeline on one machine, with SQS's semantics. How it works is in ``sqlite_file``
-(turns, transactions, forks), ``sqlite_schema`` (the tables) and ``wake`` (waiting without polling).
+One file carries all queues of a pipeline on one machine, with SQS's semantics. How it works is in ``file``
+(turns, transactions, forks), ``schema`` (the tables) and ``wake`` (waiting without polling).
 """
 
 import os

@@ -3,7 +3,7 @@
 One handle serves all threads of a process: writers exclude each other anyway, and a second handle's commits would
 empty the first one's page cache.
 
-A process holds the file's write lock only inside of one call into C (see ``sqlite_program``), never while a thread of
+A process holds the file's write lock only inside of one call into C (see ``program``), never while a thread of
 it waits for Python's lock. Losers of a race for it wait in C, too (SQLite's busy handler), a tenth of a second at most.
 
 A commit that gives others something to receive is announced by closing a *writable* descriptor of the -wal file,

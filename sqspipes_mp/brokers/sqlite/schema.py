@@ -1,14 +1,14 @@
 """The SQLite broker's tables and statements: text only (any process).
 
-What is done to messages, and what changes several tables at once, is in ``sqlite_program``.
+What is done to messages, and what changes several tables at once, is in ``program``.
 
 ``messages``  one row per message; ``receives`` numbers its deliveries, so ``seq`` and ``receives`` are its receipt.
 ``groups``    one row per FIFO group that has messages: when it may be received again, and its oldest message.
 ``keys``      hop ids that were accepted before. One lives until ``expires``, or as long as its ``stream`` lives.
 ``streams``   inputs whose outputs came in several calls: alive until the input is deleted, then until ``expires``.
 ``garbage``   ids of purged and deleted queues whose rows are still to be removed.
-``owners``    whose the queues are; made by its first row, see ``sqlite_owners``.
-``clocks``    see ``sqlite_session``: milliseconds to add to this boot's clock.
+``owners``    whose the queues are; made by its first row, see ``owners``.
+``clocks``    see ``session``: milliseconds to add to this boot's clock.
 
 All times are integer milliseconds of that one clock. ``visible_at``, ``receives`` and ``streamed`` keep their stored
 size from the send to the first receive: SQLite then overwrites the row in place and leaves a large body alone.

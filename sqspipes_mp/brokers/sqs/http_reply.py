@@ -1,4 +1,4 @@
-"""Replies of SQS off the socket, for ``sqs_lean``: what they say, and what is none (any process with one open)."""
+"""Replies of SQS off the socket, for ``http``: what they say, and what is none (any process with one open)."""
 
 from __future__ import annotations
 

@@ -5,11 +5,11 @@
     worker, keeper                                    parent
     ──────────────                                    ──────
     pack_exception ──▶ Report ── to_bytes ─▶ socket ─▶ from_bytes ── Report ──▶ rebuild
-      report_text      the words                                                report_load
-      report_pack      the chain
-      report_pickle    one of its exceptions
+      words      the words                                                loading
+      packing      the chain
+      pickling    one of its exceptions
 
-``report_raw`` and ``report_bytes`` serve both sides. Trust: only bytes from the private socket of an own child.
+``raw`` and ``bytes`` serve both sides. Trust: only bytes from the private socket of an own child.
 """
 
 from dataclasses import dataclass
