@@ -10,9 +10,9 @@
     channel        ──▶ DRAIN, RELEASE, ACK, RECYCLE (workers); WATCH, JUDGE, QUIT (keeper)
     scoreboard     ◀── counters, running calls, leases
 
-It decides with ``restart`` and ``shutdown``, which are pure, hears through ``events`` (children here, everybody
-else in ``requests``), acts through ``children``, ends by ``stopping``, and never blocks but in the one wait, whose timeout
-is the next deadline.
+It decides with ``restart`` and ``shutdown``, which are pure, hears through ``events`` (children here, everybody else in
+``requests``), acts through ``children``, ends by ``stopping``, and never blocks but in the one wait, whose timeout is
+the next deadline.
 """
 
 from __future__ import annotations

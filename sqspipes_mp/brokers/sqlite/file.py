@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sqspipes_mp.brokers.sqlite import faults as sqlite_errors
+from sqspipes_mp.brokers.sqlite import faults
 from sqspipes_mp.brokers.sqlite.session import QueuesChanged, Session
 from sqspipes_mp.errors import BrokerBusy, BrokerError, QueueMissing
 from sqspipes_mp.host import forks
@@ -157,7 +157,7 @@ class File:
     def _check_place(self, found: os.stat_result) -> None:
         # It cannot change under an open session, unless someone moves or removes the files.
         if found.st_ino != self._inode:
-            raise sqlite_errors.gone(self.file)
+            raise faults.gone(self.file)
 
     def _sync(self) -> None:
         try:
@@ -182,7 +182,7 @@ class File:
             try:
                 return step()
             except (sqlite3.Error, OSError) as error:
-                wait = sqlite_errors.judge(error, self.file)
+                wait = faults.judge(error, self.file)
                 cause = error
             failures += 1
             if wait.notable or time.monotonic() - since > _PATIENCE:

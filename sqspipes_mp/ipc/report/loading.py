@@ -43,7 +43,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def load(pickled: bytes) -> BaseException:
-    """Return the exception that ``report_pack.pack`` packed. Raises whatever keeps it from being itself."""
+    """Return the exception that ``packing.pack`` packed. Raises whatever keeps it from being itself."""
     return _Loader(pickled).load()
 
 

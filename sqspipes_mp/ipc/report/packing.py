@@ -26,7 +26,7 @@ Code = tuple[str, str, str]
 
 
 def pack(root: BaseException) -> tuple[bytes | None, list[str]]:
-    """Return what ``report_load.load`` reads (None: ``root`` cannot travel), and notes for ``root``."""
+    """Return what ``loading.load`` reads (None: ``root`` cannot travel), and notes for ``root``."""
     numbers = Numbers(root)
     # Numbered by their order; a traceback refers to them.
     codes: dict[Code, int] = {}

@@ -5,9 +5,9 @@
     worker, keeper                                    parent
     ──────────────                                    ──────
     pack_exception ──▶ Report ── to_bytes ─▶ socket ─▶ from_bytes ── Report ──▶ rebuild
-      words      the words                                                loading
-      packing      the chain
-      pickling    one of its exceptions
+      words      the words                                                  loading
+      packing    the chain
+      pickling   one of its exceptions
 
 ``raw`` and ``bytes`` serve both sides. Trust: only bytes from the private socket of an own child.
 """
