@@ -208,10 +208,14 @@ def test_a_workers_children_go_with_it(db: Path, log: Log, act: Callable[[Log], 
 
 def dies_with_a_child_alive(log: Log):
     if len(log.lines()) == 0:
+        heard, told = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.setsid()
+            os.write(told, b"!")
             threading.Event().wait()
+        # Out of the worker's group, with which it would be killed.
+        os.read(heard, 1)
         log.note(pid)
         os._exit(1)
 
