@@ -15,11 +15,11 @@ from sqspipes_mp.brokers.base import Broker, Connection
 from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.caller.dead_letters import DeadLetter, look
 from sqspipes_mp.caller.feed import Feeder, put, put_many
-from sqspipes_mp.caller.map import Mapping
+from sqspipes_mp.caller.map import MapResults
 from sqspipes_mp.caller.map_job import fed_pipeline, plan_job, survey
 from sqspipes_mp.caller.progress.progress import check as check_progress
 from sqspipes_mp.caller.rehearse import rehearse
-from sqspipes_mp.caller.results import Iteration
+from sqspipes_mp.caller.results import Results
 from sqspipes_mp.caller.runs import Runs
 from sqspipes_mp.caller.stats import PipelineStats, existing, opened, read_stats, total
 from sqspipes_mp.errors import ConfigError
@@ -290,7 +290,7 @@ class Engine:
         key: Callable[[Any], Any] | None = None,
         resume: bool = False,
         progress: bool | None = None,
-    ) -> Iteration:
+    ) -> Results:
         """Send values through all stages, run here, and iterate over what becomes of each.
 
         The first task is fed, also where it is declared as a source. A bounded number of values is on the way, so
@@ -332,7 +332,7 @@ class Engine:
         # Before the look at the queues: what is found there must be no other map's.
         lock = MapLock.take(broker, plan.pipeline.domain, "map")
         try:
-            make = partial(Mapping, job, survey(plan, broker, job), lock)
+            make = partial(MapResults, job, survey(plan, broker, job), lock)
             return self._runs.iterate(plan, broker, self, make, progress=progress, total=total)
         except BaseException:
             if lock is not None:

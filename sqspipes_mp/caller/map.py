@@ -19,7 +19,7 @@ from sqspipes_mp.brokers.base import Broker, Connection, as_keyed
 from sqspipes_mp.caller.feed import Item
 from sqspipes_mp.caller.ledger import Hand, Ledger
 from sqspipes_mp.caller.map_job import Job, cure, known_key
-from sqspipes_mp.caller.results import Iteration
+from sqspipes_mp.caller.results import Results
 from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
 from sqspipes_mp.ipc.channel import Frame, Kind
 from sqspipes_mp.ipc.leases import LEASES
@@ -42,7 +42,7 @@ _SILENCE = 2.0
 _LOOKS = 3
 
 
-class Mapping(Iteration):
+class MapResults(Results):
     """Hands out what becomes of each value once, and feeds the next ones meanwhile. Not for several threads at once."""
 
     def __init__(

@@ -43,7 +43,7 @@ _REMEMBERED = 100_000
 _SLACK = 20.0
 
 
-class Iteration(Iterator[Any]):
+class Results(Iterator[Any]):
     """Hands out each result once.
 
     A result is acknowledged, and its message deleted, when the *next* one is asked for: what fails in the loop's body
@@ -302,7 +302,7 @@ def _running(plan: RunPlan, board: Scoreboard) -> int:
     return sum(reading.running for reading in readings(plan, board))
 
 
-def _close_at_exit(left_open: weakref.ref[Iteration]) -> None:
+def _close_at_exit(left_open: weakref.ref[Results]) -> None:
     """Drain at the interpreter's end, where an iterator was left open."""
     iteration = left_open()
     if iteration is not None:

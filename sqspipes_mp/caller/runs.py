@@ -11,7 +11,7 @@ from functools import partial
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.caller.progress.progress import Progress, choose
 from sqspipes_mp.caller.progress.rates import Pace
-from sqspipes_mp.caller.results import Iteration
+from sqspipes_mp.caller.results import Results
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
@@ -27,7 +27,7 @@ class Runs:
     def __init__(self) -> None:
         self._stoppers: list[Callable[[], None]] = []
         #: Weak: losing the caller's last reference is what closes an iteration.
-        self._iterations: list[weakref.ref[Iteration]] = []
+        self._iterations: list[weakref.ref[Results]] = []
         self._watch: _Watch | None = None
         self._last: tuple[StageSummary, ...] = ()
 
@@ -70,11 +70,11 @@ class Runs:
         plan: RunPlan,
         broker: Broker,
         owner: object,
-        make: Callable[..., Iteration] = Iteration,
+        make: Callable[..., Results] = Results,
         *,
         progress: bool | None = None,
         total: int | None = None,
-    ) -> Iteration:
+    ) -> Results:
         """Supervise in a process of its own; ``owner`` lives as long as the iteration does, which ``make`` makes.
 
         ``total``: values that the first stage will get, where that is known.
@@ -154,7 +154,7 @@ class _Watch:
     pace: Pace
 
 
-def _stages_of(weak: weakref.ref[Iteration]) -> set[int]:
+def _stages_of(weak: weakref.ref[Results]) -> set[int]:
     """Return what an iteration runs; nothing where it is over. No frame of an error's traceback may keep it alive."""
     iteration = weak()
     return set(iteration.stages) if iteration is not None and iteration.open else set()

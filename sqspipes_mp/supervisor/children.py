@@ -48,7 +48,7 @@ class Mains:
 
 
 @dataclass(slots=True)
-class Place:
+class Slot:
     """A slot and who sits there now."""
 
     slot: int
@@ -93,7 +93,7 @@ class Death:
     stack: str
 
 
-class Crew:
+class Children:
     """Keeper and workers."""
 
     def __init__(self, plan: RunPlan, broker: Broker, board: Scoreboard, context: Any, mains: Mains) -> None:
@@ -101,7 +101,7 @@ class Crew:
         self.board = board
         self.keeper: Child | None = None
         self.keeper_booted = False
-        self.places = [Place(slot, seat) for slot, seat in enumerate(plan.seats)]
+        self.places = [Slot(slot, seat) for slot, seat in enumerate(plan.seats)]
         self.policies = {index: RestartPolicy() for index in plan.selected}
         self._broker = broker
         #: The broker's ``longest_hold``.
@@ -111,10 +111,10 @@ class Crew:
         #: Descriptors of this process that are no child's business, beside those of the children.
         self.own_fds: list[int] = []
 
-    def name(self, place: Place) -> str:
+    def name(self, place: Slot) -> str:
         return f"{self.stage(place).name}[{place.seat.index}]"
 
-    def stage(self, place: Place) -> Stage:
+    def stage(self, place: Slot) -> Stage:
         return self.plan.pipeline.stages[place.seat.stage]
 
     def worker(self, number: object) -> Child | None:
@@ -141,7 +141,7 @@ class Crew:
         self.keeper = start(self._context, target, name="keeper", inherited=self._fds(), now=now)
         return self.keeper
 
-    def start_worker(self, place: Place, now: float) -> Child | None:
+    def start_worker(self, place: Slot, now: float) -> Child | None:
         """Fork a worker for a place; None (and a later try) while no region is free. Raises ``OSError``."""
         region = self.board.free_region()
         if region is None:
@@ -164,7 +164,7 @@ class Crew:
             self.tell_keeper(Kind.JUDGE)
             raise
 
-    def _fork_worker(self, place: Place, region: Region, now: float) -> Child:
+    def _fork_worker(self, place: Slot, region: Region, now: float) -> Child:
         board = self.board
         stack = place.stack = StackFile()
 
@@ -184,7 +184,7 @@ class Crew:
         place.child = start(self._context, target, name=self.name(place), inherited=self._fds(), now=now)
         return place.child
 
-    def bury_worker(self, place: Place) -> Death:
+    def bury_worker(self, place: Slot) -> Death:
         """Reap a dead worker and leave its leases to the keeper."""
         child, region = place.child, place.region
         assert child is not None

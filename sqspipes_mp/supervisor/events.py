@@ -13,7 +13,7 @@ from sqspipes_mp.supervisor.child import Child
 Heard = Callable[[Frame], None]
 
 
-class Switchboard:
+class Events:
     """Calls back what happens; ``wait`` is the only place where the supervisor blocks."""
 
     def __init__(self) -> None:

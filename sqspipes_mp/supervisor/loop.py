@@ -32,12 +32,12 @@ from sqspipes_mp.ipc.summary import summarize
 from sqspipes_mp.pipeline.leftovers import left_note
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.child import Child
-from sqspipes_mp.supervisor.children import Crew, Death, Mains, Place
-from sqspipes_mp.supervisor.events import Switchboard
-from sqspipes_mp.supervisor.requests import Orders
+from sqspipes_mp.supervisor.children import Children, Death, Mains, Slot
+from sqspipes_mp.supervisor.events import Events
+from sqspipes_mp.supervisor.requests import Requests
 from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
 from sqspipes_mp.supervisor.signals import Wakeup, watching
-from sqspipes_mp.supervisor.stopping import Ending
+from sqspipes_mp.supervisor.stopping import Stopping
 from sqspipes_mp.supervisor.watchdog import Watchdog
 
 log = logging.getLogger("sqspipes_mp.supervisor")
@@ -77,11 +77,11 @@ class Supervisor:
     ) -> None:
         self._plan = plan
         self._board = board
-        self._crew = Crew(plan, broker, board, context, mains)
-        self._lines = Switchboard()
+        self._crew = Children(plan, broker, board, context, mains)
+        self._lines = Events()
         self._watchdog = Watchdog(self._crew, self._lines)
-        self._ending = Ending(self._crew, self._lines, caller)
-        self._orders = Orders(self._crew, self._lines, self._ending, wakeup, caller)
+        self._ending = Stopping(self._crew, self._lines, caller)
+        self._orders = Requests(self._crew, self._lines, self._ending, wakeup, caller)
         self._wakeup = wakeup
         self._caller = caller
         self._progress = progress
@@ -150,7 +150,7 @@ class Supervisor:
         if self._ending.quitting:
             self._lines.tell(keeper.channel, Kind.QUIT)
 
-    def _start_worker(self, place: Place) -> None:
+    def _start_worker(self, place: Slot) -> None:
         try:
             child = self._crew.start_worker(place, time.monotonic())
         except OSError as error:
@@ -211,7 +211,7 @@ class Supervisor:
         if self._orders.watching or self._plan.until is not None:
             self._lines.tell(keeper.channel, Kind.WATCH)
 
-    def _on_worker(self, place: Place, child: Child, frame: Frame) -> None:
+    def _on_worker(self, place: Slot, child: Child, frame: Frame) -> None:
         if frame.kind is Kind.READY:
             child.ready = True
             self._crew.policies[place.seat.stage].booted()
@@ -258,7 +258,7 @@ class Supervisor:
         log.warning("the keeper (pid %d) was lost: %s; restarting it", keeper.pid, text)
         self._start_keeper()
 
-    def _worker_died(self, place: Place) -> None:
+    def _worker_died(self, place: Slot) -> None:
         death = self._crew.bury_worker(place)
         self._watchdog.gone(place)
         name = self._crew.name(place)
@@ -287,7 +287,7 @@ class Supervisor:
         what = f"was lost: {death.text}" if death.ready else f"{booting}: {death.text}"
         log.warning("%s (pid %d) %s; restart in %.1f s", name, death.pid, what, decision.delay)
 
-    def _replace(self, place: Place, death: Death) -> None:
+    def _replace(self, place: Slot, death: Death) -> None:
         """Start the successor of a worker that went as planned: at once, but for one that would fare no better."""
         policy = self._crew.policies[place.seat.stage]
         later = policy.starved(time.monotonic(), lived=death.lived, done=death.done) if place.starved else None
@@ -298,7 +298,7 @@ class Supervisor:
         name = self._crew.name(place)
         log.warning("%s has no memory for its messages; its next worker starts in %.1f s", name, later.delay)
 
-    def _give_up(self, place: Place, death: Death, decision: GiveUp) -> None:
+    def _give_up(self, place: Slot, death: Death, decision: GiveUp) -> None:
         stage = self._crew.stage(place).name
         if decision.booting:
             log.error("stage %s: %d boot failures in a row; stopping", stage, BOOT_FAILURES)

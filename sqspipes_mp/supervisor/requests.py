@@ -7,22 +7,22 @@ import signal
 import time
 
 from sqspipes_mp.ipc.channel import Kind, ParentChannel
-from sqspipes_mp.supervisor.children import Crew
-from sqspipes_mp.supervisor.events import Switchboard
+from sqspipes_mp.supervisor.children import Children
+from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.shutdown import SECOND_AFTER
 from sqspipes_mp.supervisor.signals import STOP, Wakeup
-from sqspipes_mp.supervisor.stopping import Ending
+from sqspipes_mp.supervisor.stopping import Stopping
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Orders:
+class Requests:
     """Hears them and passes them on. ``caller``: the line to the process that iterates, where that is another one."""
 
     def __init__(
-        self, crew: Crew, lines: Switchboard, ending: Ending, wakeup: Wakeup, caller: ParentChannel | None
+        self, crew: Children, lines: Events, ending: Stopping, wakeup: Wakeup, caller: ParentChannel | None
     ) -> None:
         self._crew = crew
         self._lines = lines

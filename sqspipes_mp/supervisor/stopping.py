@@ -16,8 +16,8 @@ from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.report.report import Report
 from sqspipes_mp.ipc.scoreboard import S_BOOTING, STATE
 from sqspipes_mp.ipc.summary import readings
-from sqspipes_mp.supervisor.children import Crew
-from sqspipes_mp.supervisor.events import Switchboard
+from sqspipes_mp.supervisor.children import Children
+from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.shutdown import Shutdown, Step
 
 log = logging.getLogger("sqspipes_mp.supervisor")
@@ -27,10 +27,10 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 _NOTHING_RUNS, _LAST_STEPS = frozenset({"drained", "ended"}), 5.0
 
 
-class Ending:
+class Stopping:
     """A run's end: nothing until ``drain`` or ``fail``, of which the first counts."""
 
-    def __init__(self, crew: Crew, lines: Switchboard, caller: ParentChannel | None) -> None:
+    def __init__(self, crew: Children, lines: Events, caller: ParentChannel | None) -> None:
         self._crew = crew
         self._lines = lines
         self._caller = caller

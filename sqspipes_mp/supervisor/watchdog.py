@@ -15,9 +15,9 @@ from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
 from sqspipes_mp.ipc.stack_dump import DUMP
 from sqspipes_mp.supervisor.child import Child
-from sqspipes_mp.supervisor.children import Crew, Place
+from sqspipes_mp.supervisor.children import Children, Slot
 from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, Fill, has_large_part, has_most, pressure
-from sqspipes_mp.supervisor.events import Switchboard
+from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.memory import LOOK_EVERY, MemoryWatch
 
 log = logging.getLogger("sqspipes_mp.supervisor")
@@ -46,7 +46,7 @@ _HELD = (
 class Watchdog:
     """Looks at the scoreboard once per turn and kills what has to be killed."""
 
-    def __init__(self, crew: Crew, board: Switchboard) -> None:
+    def __init__(self, crew: Children, board: Events) -> None:
         self._crew = crew
         self._lines = board
         self._contained = pressure() is not None
@@ -95,14 +95,14 @@ class Watchdog:
             if child.leaving_since is not None and now >= child.leaving_since + _BYE_GRACE:
                 child.kill()
 
-    def ready(self, place: Place) -> None:
+    def ready(self, place: Slot) -> None:
         assert place.child is not None
         self._memory.ready(place.slot, place.child.pid)
 
-    def gone(self, place: Place) -> None:
+    def gone(self, place: Slot) -> None:
         self._memory.gone(place.slot)
 
-    def _mind_call(self, place: Place, now: float) -> None:
+    def _mind_call(self, place: Slot, now: float) -> None:
         timeout = self._crew.stage(place).task.timeout
         started = self._crew.board.get(place.slot, CALL_STARTED)
         if timeout is None or not started or place.cause is not None or now < self._late_at(started, timeout):
@@ -116,7 +116,7 @@ class Watchdog:
         log.warning("%s (pid %d): a call ran over %g s; killing it", self._crew.name(place), place.child.pid, timeout)
         self._ask_for_stack(place, place.child)
 
-    def _mind_hold(self, place: Place, now: float) -> None:
+    def _mind_hold(self, place: Slot, now: float) -> None:
         """Kill a call whose message could not be kept from others any longer: they would run it again, for ever."""
         longest = self._crew.longest_hold
         if longest is None or place.cause is not None or now < place.hold_look_at:
@@ -138,7 +138,7 @@ class Watchdog:
         log.warning(_HELD, self._crew.name(place), place.child.pid, longest / 3600)
         self._ask_for_stack(place, place.child)
 
-    def _ask_for_stack(self, place: Place, child: Child) -> None:
+    def _ask_for_stack(self, place: Slot, child: Child) -> None:
         """Have a worker say what it is doing; it is killed soon after."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, DUMP)
@@ -149,7 +149,7 @@ class Watchdog:
         """Return when a call that began at ``started`` (monotonic ns) is late, monotonic s."""
         return (started + self._crew.board.credit(started)) / 1e9 + timeout
 
-    def _kill_late(self, place: Place, child: Child, now: float) -> None:
+    def _kill_late(self, place: Slot, child: Child, now: float) -> None:
         """Kill a worker whose call is late, once it has said what it was doing, or was silent for long."""
         if not self._still_runs(place, *place.late):
             # The signal that asks for a stack makes some C calls return early. Its worker has failed the call, and may
@@ -166,7 +166,7 @@ class Watchdog:
         else:
             child.kill()
 
-    def _blame(self, place: Place, started: int, cause: Cause) -> Lease | None:
+    def _blame(self, place: Slot, started: int, cause: Cause) -> Lease | None:
         """Mark the call that began then (monotonic ns) as the one to blame; None where no single message is its own."""
         assert place.region is not None
         running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
@@ -179,7 +179,7 @@ class Watchdog:
         place.region.blame(lease, cause)
         return lease
 
-    def _still_runs(self, place: Place, started: int, lease: Lease | None) -> bool:
+    def _still_runs(self, place: Slot, started: int, lease: Lease | None) -> bool:
         """Tell whether a call that was to be killed runs still; what runs there now may be another.
 
         ``started``: when it began (monotonic ns); 0: its lease alone tells.
@@ -188,7 +188,7 @@ class Watchdog:
         same = not started or self._crew.board.get(place.slot, CALL_STARTED) == started
         return same and (lease is None or place.region.runs(lease))
 
-    def _mind_memory(self, place: Place, now: float) -> None:
+    def _mind_memory(self, place: Slot, now: float) -> None:
         assert place.child is not None
         started, before = self._call(place)
         verdict = self._memory.look(place.slot, place.seat.stage, now, before)
@@ -203,7 +203,7 @@ class Watchdog:
             log.warning("%s (pid %d) is far over its max_memory; killing it", self._crew.name(place), place.child.pid)
             place.child.kill()
 
-    def _call(self, place: Place) -> tuple[int, int | None]:
+    def _call(self, place: Slot) -> tuple[int, int | None]:
         """Return when a worker's running call began (monotonic ns), and the bytes it had then; 0, None: none runs."""
         board = self._crew.board
         started = board.get(place.slot, CALL_STARTED)
@@ -237,7 +237,7 @@ class Watchdog:
             log.warning(_FULL, 100 * fill.share, f"replacing {who}")
             self._lines.tell(child.channel, Kind.RECYCLE, {"reason": "the container's memory"})
 
-    def _to_blame(self, place: Place, gained: int, fill: Fill) -> Cause:
+    def _to_blame(self, place: Slot, gained: int, fill: Fill) -> Cause:
         """Have the running call pay only where it is the reason: beside a large neighbour any would die."""
         started, before = self._call(place)
         if not has_most(min(gained, self._memory.own(place.slot, before)), fill):

@@ -37,7 +37,7 @@ class Delivery:
         return self.failed + 1
 
 
-class Station:
+class WorkerContext:
     """The worker's shared state.
 
     ``full_stop``: begin nothing new (drain). ``no_more``: receive nothing new (drain, or before a planned restart).

@@ -13,17 +13,17 @@ from sqspipes_mp.ipc.channel import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, EXIT_OK, C
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.pipeline.function import Products
-from sqspipes_mp.worker.context import Station
+from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.intake import Intake
-from sqspipes_mp.worker.run.batch import BatchCaller, Batches, Gathering
-from sqspipes_mp.worker.run.function import Caller
-from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.batch import BatchCaller, Batches, BatchQueue
+from sqspipes_mp.worker.run.function import Function
+from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.run.runner import Runner
 from sqspipes_mp.worker.run.source import Source
-from sqspipes_mp.worker.run.threads import Crowd, SharedCaller, Turns
+from sqspipes_mp.worker.run.threads import GroupQueue, SharedCaller, ThreadMode
 from sqspipes_mp.worker.send.outbox import Outbox
-from sqspipes_mp.worker.send.window import Results
+from sqspipes_mp.worker.send.window import ResultWindow
 
 #: Seconds a worker that ends with a fault waits for its poll in flight.
 _POLL_GRACE = 2.0
@@ -50,7 +50,7 @@ def worker_main(orders: Assignment) -> None:
             if os.getpid() != pid:
                 # A child that setup= has forked, and that came back: it is no worker.
                 os._exit(EXIT_OK)
-        station = Station(orders, orders.broker.open(wallet=board.wallet), channel)
+        station = WorkerContext(orders, orders.broker.open(wallet=board.wallet), channel)
         caller = _caller(station)
     except BaseException as error:
         # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
@@ -67,37 +67,37 @@ def worker_main(orders: Assignment) -> None:
     station.say(Kind.BYE)
 
 
-def _caller(station: Station) -> Caller:
+def _caller(station: WorkerContext) -> Function:
     if station.threads > 1:
         return SharedCaller(station)
-    return Caller(station) if station.stage.task.batch is None else BatchCaller(station)
+    return Function(station) if station.stage.task.batch is None else BatchCaller(station)
 
 
-def _work(station: Station, caller: Caller) -> None:
+def _work(station: WorkerContext, caller: Function) -> None:
     plan, stage = station.orders.plan, station.stage
     settings = plan.settings
-    ready: Ready | Turns | Gathering = Ready()
+    ready: Ready | GroupQueue | BatchQueue = Ready()
     if station.threads > 1:
-        ready = Turns(station)
+        ready = GroupQueue(station)
     elif stage.task.batch is not None:
-        ready = Gathering(stage.task.batch)
+        ready = BatchQueue(stage.task.batch)
     outbox = Outbox(station, ready)
-    results = Results(station, outbox) if plan.sink == stage.index else None
+    results = ResultWindow(station, outbox) if plan.sink == stage.index else None
     products = Products.of(plan.pipeline, settings, stage, plan.priority)
-    bench = Bench(station, caller, ready, outbox, products, results)
+    parts = Parts(station, caller, ready, outbox, products, results)
     threading.Thread(target=partial(_listen, station, ready, results), name="orders", daemon=True).start()
     station.board.put(station.slot, STATE, S_READY)
     station.say(Kind.READY)
     if stage.is_source:
-        Source(bench).run()
+        Source(parts).run()
     else:
-        runner = Runner(bench)
+        runner = Runner(parts)
         intake = Intake(station, ready, outbox, runner.lifetime)
         intake.start()
-        if isinstance(ready, Turns):
-            runner.run(Crowd(bench, runner, ready).serve)
-        elif isinstance(ready, Gathering) and isinstance(caller, BatchCaller):
-            runner.run(Batches(bench, caller, runner, ready).serve)
+        if isinstance(ready, GroupQueue):
+            runner.run(ThreadMode(parts, runner, ready).serve)
+        elif isinstance(ready, BatchQueue) and isinstance(caller, BatchCaller):
+            runner.run(Batches(parts, caller, runner, ready).serve)
         else:
             runner.run()
         if station.faulted.is_set():
@@ -106,13 +106,13 @@ def _work(station: Station, caller: Caller) -> None:
             intake.join(_POLL_GRACE)
     station.board.put(station.slot, STATE, S_DRAINING)
     outbox.close()
-    bench.run_callbacks()
+    parts.run_callbacks()
     if not station.faulted.is_set():
         caller.finish()
         station.connection.close()
 
 
-def _listen(station: Station, ready: Ready, results: Results | None) -> None:
+def _listen(station: WorkerContext, ready: Ready, results: ResultWindow | None) -> None:
     """Take the supervisor's orders; its silence for good means that it is gone."""
     while (frame := station.channel.recv()) is not None:
         if frame.kind is Kind.DRAIN:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from sqspipes_mp.ipc.channel import Kind
-from sqspipes_mp.worker.context import Station
+from sqspipes_mp.worker.context import WorkerContext
 
 #: A limit from which it is one of several, for leaks and the like; a lower one means that it is meant to the letter.
 _ROUND = 10
@@ -16,7 +16,7 @@ _ROUND = 10
 class Lifetime:
     """Counts messages towards ``max_tasks_per_worker``; any of the threads that run messages may call it."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: WorkerContext) -> None:
         self._station = station
         self._recycling = False
         self._sharing = threading.Lock()

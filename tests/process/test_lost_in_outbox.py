@@ -22,7 +22,7 @@ from sqspipes_mp.ipc.scoreboard import DONE, SENT, Scoreboard
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings
 from sqspipes_mp.pipeline.stages import build
-from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.outgoing import Done
@@ -66,7 +66,7 @@ class Bench:
         orders = Assignment(
             plan=plan, broker=broker, board=self.board, birth=unused, slot=0, seat=plan.seats[0], region=region.index
         )
-        self.station = Station(orders, self.connection, unused)
+        self.station = WorkerContext(orders, self.connection, unused)
         self.ready = Ready()
         self.outbox = Outbox(self.station, self.ready)
 

@@ -45,9 +45,9 @@ def test_a_worker_that_wakes_holds_nothing_that_ran_out(fifo: bool, monkeypatch:
     region.write(0, 0, Handle("q", "r", "i"), None, (1, 0), (now, now + 30, 0.0))
     one = SimpleNamespace(region=region, fifo=fifo)
     delivery = SimpleNamespace(lease=0, until=now + 30)
-    assert station.Station.holds(one, delivery)  # type: ignore[arg-type]
+    assert station.WorkerContext.holds(one, delivery)  # type: ignore[arg-type]
     monkeypatch.setattr(station, "lease_now", lambda: clock.lease_now() + SLEPT)
-    assert not station.Station.holds(one, delivery)  # type: ignore[arg-type]
+    assert not station.WorkerContext.holds(one, delivery)  # type: ignore[arg-type]
 
 
 def received(leased_at: float | None) -> Received:

@@ -1,8 +1,9 @@
 """Workers, supervisor and keeper in any order, one step at a time, against SQS's rules.
 
-Real here: the scoreboard with its regions, the worker's ``Station``, and the whole ``Keeper``. Modelled: the broker,
-the clock, and a worker's threads as single steps. The keeper runs in a thread that stands still at each point where
-its process could be killed or another could be quicker; only one of the two threads ever runs, so nothing is random.
+Real here: the scoreboard with its regions, the worker's ``WorkerContext``, and the whole ``Keeper``. Modelled: the
+broker, the clock, and a worker's threads as single steps. The keeper runs in a thread that stands still at each point
+where its process could be killed or another could be quicker; only one of the two threads ever runs, so nothing is
+random.
 
 Longer: ``LEASE_EXAMPLES=5000 pytest tests/unit/test_lease_machine.py``.
 """
@@ -40,7 +41,7 @@ from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.worker import context as station_module
-from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, WorkerContext
 
 EXAMPLES = int(os.environ.get("LEASE_EXAMPLES", "150"))
 BODY = '{"meta": {"priority": 0}, "value": 1}'
@@ -320,7 +321,7 @@ class Worker:
 
     number: int
     slot: int
-    station: Station
+    station: WorkerContext
     region: Region
     pending: list[tuple[Received, float]] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
@@ -625,7 +626,7 @@ class LeaseMachine(RuleBasedStateMachine):
             seat=self.plan.seats[slot],
             region=region.index,
         )
-        self.seats[slot] = Worker(next(self.numbers), slot, Station(orders, UNUSED, UNUSED), region)
+        self.seats[slot] = Worker(next(self.numbers), slot, WorkerContext(orders, UNUSED, UNUSED), region)
 
     @rule(slot=st.integers(0, 1), data=st.data())
     def call_runs_late(self, slot: int, data: st.DataObject) -> None:

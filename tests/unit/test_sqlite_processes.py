@@ -18,7 +18,7 @@ from sqspipes_mp.brokers.base import Completion, Depth, Output
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.brokers.sqlite.session import Session, is_ours, prepare
-from sqspipes_mp.brokers.sqlite.wake import Bell, Pace, Waiter
+from sqspipes_mp.brokers.sqlite.wake import Bell, Rhythm, Waiter
 from sqspipes_mp.errors import ConfigError
 from tests.unit.sqlite_bench import DEADLOCK, bodies, look, opened, send, take
 
@@ -202,7 +202,7 @@ def test_commits_for_others_cost_a_waiting_receive_little(path: Path) -> None:
 
 
 def test_pace_grows_while_nothing_comes_and_forgets_after_a_pause() -> None:
-    pace = Pace(0.001, 0.025)
+    pace = Rhythm(0.001, 0.025)
     gaps = []
     for _ in range(7):
         pace.fruitless(0.0)

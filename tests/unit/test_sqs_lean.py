@@ -31,7 +31,7 @@ from sqspipes_mp import SQS
 from sqspipes_mp.brokers.base import Completion, Handle
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify
 from sqspipes_mp.brokers.sqs.http import OPERATIONS, ConnectionClosedError, Lean, ReadTimeoutError, Signer, Target
-from sqspipes_mp.brokers.sqs.http_reply import Refused, Unsure
+from sqspipes_mp.brokers.sqs.http_reply import BadReply, Unsure
 from sqspipes_mp.errors import ConfigError
 
 KEYS = botocore.credentials.ReadOnlyCredentials("AKIA", "secret", None)
@@ -236,7 +236,7 @@ def test_nobody_there_is_unreachable() -> None:
 def test_errors_are_judged_as_boto3s(first: str, body: bytes, more: str, kind: Kind | str) -> None:
     with spoken(answering(reply(body, first, more))) as (port, _):
         lean = path(port, tries=1)
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(BadReply) as caught:
             lean("SendMessageBatch", {}, 30)
         lean.close()
     fault = classify(caught.value)

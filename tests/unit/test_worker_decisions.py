@@ -11,7 +11,7 @@ from sqspipes_mp import ConfigError, Reject, Retry
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.prefetch import ask, wanted
 from sqspipes_mp.worker.recycle import drawn
-from sqspipes_mp.worker.run.function import Caller, Late
+from sqspipes_mp.worker.run.function import Function, Late
 from sqspipes_mp.worker.send.policy import Decision, decide
 
 
@@ -203,7 +203,7 @@ def test_a_worker_that_got_its_first_message_without_waiting_is_not_idle_while_i
     ("milliseconds", "credit", "late"), [(499, 0, False), (501, 0, True), (900, 500, False), (1001, 500, True)]
 )
 def test_a_call_is_late_from_the_first_millisecond_after_its_timeout(milliseconds, credit, late):
-    caller = Caller.__new__(Caller)
+    caller = Function.__new__(Function)
     caller._limit = 0.5 * 1e9
     board = SimpleNamespace(credit=lambda started: credit * 1_000_000)
     # A call that the supervisor has marked is known to it: no word of a stop is waited for.

@@ -2,7 +2,7 @@
 
 ``Bell`` hears through Linux's inotify when someone closes a writable descriptor of the file, which writers do after
 each commit that matters to others. ``Waiter`` adds the connection's interrupt and lends bells to waiting threads.
-``Pace`` keeps wake-ups that were for others from becoming a load.
+``Rhythm`` keeps wake-ups that were for others from becoming a load.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Bell:
 
 
 @dataclass(slots=True)
-class Pace:
+class Rhythm:
     """The gap to leave between two looks: none after a quiet time, growing while wake-ups bring nothing.
 
     All in seconds; pure.
@@ -84,8 +84,8 @@ class Ear:
         self.bell: Bell | None = None
         #: Which opening of the file the bell belongs to.
         self.opened = 0
-        self._pace = Pace(0.001, 0.025)
-        self._deaf_pace = Pace(0.010, 0.050)
+        self._pace = Rhythm(0.001, 0.025)
+        self._deaf_pace = Rhythm(0.010, 0.050)
 
     def fresh(self) -> "Ear":
         """Return this ear for another wait, with the pace of a quiet time."""

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqspipes_mp.brokers.sqs.http_reply import Ended, Refused, Socket, Unsure, read, understood
+from sqspipes_mp.brokers.sqs.http_reply import BadReply, Ended, Socket, Unsure, read, understood
 
 OPERATIONS = frozenset(
     {"ReceiveMessage", "SendMessageBatch", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"},
@@ -129,7 +129,7 @@ class Lean:
     def __call__(self, operation: str, params: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """Make a call, each try within ``timeout`` seconds of silence.
 
-        Raises ``Refused``, ``ConnectionClosedError``, ``ReadTimeoutError``, ``Unsure``, and whatever botocore raises
+        Raises ``BadReply``, ``ConnectionClosedError``, ``ReadTimeoutError``, ``Unsure``, and whatever botocore raises
         for credentials that cannot be had.
         """
         body = json.dumps(params, separators=(",", ":"), default=_blob).encode()
@@ -149,7 +149,7 @@ class Lean:
                 if tries >= self._tries:
                     raise
                 self._closed.wait(random.uniform(0, _PAUSE))
-            except Refused as error:
+            except BadReply as error:
                 if tries >= self._tries or not _may_pass(error):
                     raise
                 self._closed.wait(random.uniform(0, _PAUSE))
@@ -273,5 +273,5 @@ def _close(sock: Socket) -> None:
         sock.close()
 
 
-def _may_pass(error: Refused) -> bool:
+def _may_pass(error: BadReply) -> bool:
     return error.status >= 500 or error.status == 429 or error.code in _THROTTLING

@@ -31,7 +31,7 @@ class Unsure(Exception):
     """Not the ordinary case: leave it, and everything after it, to boto3."""
 
 
-class Refused(Exception):
+class BadReply(Exception):
     """An error of SQS; ``response`` has the shape of botocore's ``ClientError``."""
 
     def __init__(self, code: str, message: str, status: int) -> None:
@@ -91,7 +91,7 @@ def _more(sock: Socket, data: bytearray) -> None:
 
 
 def understood(status: int, fields: Mapping[bytes, bytes], content: bytes) -> dict[str, Any]:
-    """Return what a reply says; raise ``Refused`` for an error, ``Unsure`` for what makes no sense."""
+    """Return what a reply says; raise ``BadReply`` for an error, ``Unsure`` for what makes no sense."""
     try:
         told = json.loads(content or b"{}")
     except ValueError:
@@ -100,7 +100,7 @@ def understood(status: int, fields: Mapping[bytes, bytes], content: bytes) -> di
         return told
     if status >= 500 and not isinstance(told, dict):
         # A load balancer's page.
-        raise Refused(str(status), "", status)
+        raise BadReply(str(status), "", status)
     if not isinstance(told, dict) or not 400 <= status < 600:
         raise Unsure(f"a reply with status {status} that is no JSON object")
     code = str(told.get("__type") or status).partition(":")[0].rpartition("#")[2]
@@ -109,4 +109,4 @@ def understood(status: int, fields: Mapping[bytes, bytes], content: bytes) -> di
     message = str(told.get("message") or told.get("Message") or "")
     if code in _SIGNATURE_CODES or "ignature" in message:
         raise Unsure(f"{code}: {message}")
-    raise Refused(code, message, status)
+    raise BadReply(code, message, status)

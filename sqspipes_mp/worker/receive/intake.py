@@ -14,12 +14,12 @@ from sqspipes_mp.ipc.scoreboard import NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline.foreign import reader
-from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.prefetch import LONG, ask
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.send.outbox import Outbox
-from sqspipes_mp.worker.send.outgoing import Done, GiveBack
+from sqspipes_mp.worker.send.outgoing import Done, Release
 
 log = logging.getLogger("sqspipes_mp.worker")
 
@@ -41,7 +41,7 @@ class _NoMemory(Exception):
 class Intake(threading.Thread):
     """Receives until told to stop, then says STOPPED."""
 
-    def __init__(self, station: Station, ready: Ready, outbox: Outbox, lifetime: Lifetime) -> None:
+    def __init__(self, station: WorkerContext, ready: Ready, outbox: Outbox, lifetime: Lifetime) -> None:
         super().__init__(name="intake", daemon=True)
         self._station = station
         self._ready = ready
@@ -183,9 +183,9 @@ class Intake(threading.Thread):
                 "in %.1f s, and this worker is replaced",
                 name, received.handle.message_id, len(received.body), delivery, delay,
             )  # fmt: skip
-            self._outbox.put(GiveBack((one,), delay, charge=uncounted))
+            self._outbox.put(Release((one,), delay, charge=uncounted))
         if others := (*before, *after):
-            self._outbox.put(GiveBack(others, 0.0))
+            self._outbox.put(Release(others, 0.0))
 
     def _open(self, received: Received, leased_at: float) -> Delivery | None:
         station = self._station
@@ -252,7 +252,7 @@ class Intake(threading.Thread):
             lease_now() - self._stale_after, lambda delivery: delivery.until - lease, fifo=self._station.fifo
         )
         if stale:
-            self._outbox.put(GiveBack(tuple(stale), 0.0))
+            self._outbox.put(Release(tuple(stale), 0.0))
 
 
 def _shell(received: Received) -> Message:

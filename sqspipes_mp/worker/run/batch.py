@@ -20,15 +20,15 @@ from sqspipes_mp.ipc.report.words import message_of
 from sqspipes_mp.pipeline.function import results_of
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.run.function import Caller
-from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.function import Function
+from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.run.runner import Runner
 from sqspipes_mp.worker.send.policy import decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 
 
-class BatchCaller(Caller):
+class BatchCaller(Function):
     """A function that takes a list of values and returns a list of as many."""
 
     #: What was wrong with the list that a whole batch gave, while its members run one by one.
@@ -55,7 +55,7 @@ class BatchCaller(Caller):
         """Several messages run at once: none is the current one."""
 
 
-class Gathering(Ready):
+class BatchQueue(Ready):
     """What waits to be run, taken several at a time."""
 
     def fill(self, most: int, until: float, give_up: Callable[[], bool]) -> None:
@@ -90,9 +90,9 @@ class Gathering(Ready):
 class Batches:
     """Gathers batches and runs them."""
 
-    def __init__(self, bench: Bench, caller: BatchCaller, runner: Runner, ready: Gathering) -> None:
-        self._bench = bench
-        self._station = bench.station
+    def __init__(self, parts: Parts, caller: BatchCaller, runner: Runner, ready: BatchQueue) -> None:
+        self._bench = parts
+        self._station = parts.station
         self._caller = caller
         self._runner = runner
         self._ready = ready

@@ -18,7 +18,7 @@ from sqspipes_mp.ipc.scoreboard import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCH
 from sqspipes_mp.messages.attributes import values_of
 from sqspipes_mp.pipeline.current import CurrentMessage, put_off, set_current
 from sqspipes_mp.pipeline.task import Task, interval_seconds
-from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, WorkerContext
 
 log = logging.getLogger("sqspipes_mp.worker")
 
@@ -36,10 +36,10 @@ class Late(Exception):
         super().__init__(why)
 
 
-class Caller:
+class Function:
     """The stage's function, built for this worker."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: WorkerContext) -> None:
         task = station.stage.task
         if task.init is not None:
             task.init()

@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqspipes_mp.pipeline.function import Products
-from sqspipes_mp.worker.context import Station
+from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.run.function import Caller
+from sqspipes_mp.worker.run.function import Function
 from sqspipes_mp.worker.send.outbox import Outbox
-from sqspipes_mp.worker.send.window import Results
+from sqspipes_mp.worker.send.window import ResultWindow
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Parts:
     """``ready``: what waits to be run; ``outbox``: where what comes of it goes; ``results``: or so, to the caller."""
 
-    station: Station
-    caller: Caller
+    station: WorkerContext
+    caller: Function
     ready: Ready
     outbox: Outbox
     products: Products
-    results: Results | None
+    results: ResultWindow | None
 
     def run_callbacks(self) -> None:
         """Run the callbacks of what was accepted meanwhile."""

@@ -26,9 +26,9 @@ from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.leaving import give_back, hand_over
-from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.send.failures import decide_on, decide_on_late, log_retry
-from sqspipes_mp.worker.send.outgoing import Done, GiveBack
+from sqspipes_mp.worker.send.outgoing import Done, Release
 from sqspipes_mp.worker.send.policy import Decision
 
 #: Seconds that a last attempt's dead letter may take before the run is ended by its error.
@@ -50,14 +50,14 @@ class _Faulted(Exception):
 class Runner:
     """Takes deliveries from ``ready``; what comes of them goes to ``outbox`` or, through ``results``, to the caller."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._station = station = bench.station
-        self._caller = bench.caller
-        self._ready = bench.ready
-        self._outbox = bench.outbox
-        self._products = bench.products
-        self._results = bench.results
+    def __init__(self, parts: Parts) -> None:
+        self._bench = parts
+        self._station = station = parts.station
+        self._caller = parts.caller
+        self._ready = parts.ready
+        self._outbox = parts.outbox
+        self._products = parts.products
+        self._results = parts.results
         #: Received, not run, and to go back once no worker of this engine would take it again.
         self.back: list[Delivery] = []
         self._charged: list[Delivery] = []
@@ -172,7 +172,7 @@ class Runner:
         if self._station.full_stop.is_set():
             self.back += deliveries
         else:
-            self._outbox.put(GiveBack(tuple(deliveries), 0.0))
+            self._outbox.put(Release(tuple(deliveries), 0.0))
 
     def _run(self, delivery: Delivery) -> tuple[list[Product], Completion, int]:
         self._children[delivery.lease] = []
@@ -313,7 +313,7 @@ class Runner:
             self._charged.append(delivery)
         else:
             log_retry(error, delivery, station, decision.delay)
-            self._outbox.put(GiveBack((delivery,), decision.delay, charge=True))
+            self._outbox.put(Release((delivery,), decision.delay, charge=True))
         if decision.report:
             station.end_run(error, short_id(delivery.message.parent))
         # What came after it in its FIFO group must not overtake it.

@@ -17,7 +17,7 @@ from sqspipes_mp.messages.backoff import backoff
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.function import DROPPED, Product
 from sqspipes_mp.worker.run.function import Late
-from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.send.outgoing import Done
 from sqspipes_mp.worker.send.policy import decide
 
@@ -30,14 +30,14 @@ _LONGEST_REST = 1.0
 class Source:
     """Makes messages out of nothing. Its calls are numbered, so that a replacement goes on where this one stopped."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._station = station = bench.station
-        self._caller = caller = bench.caller
-        self._ready = bench.ready
-        self._outbox = bench.outbox
-        self._products = bench.products
-        self._results = bench.results
+    def __init__(self, parts: Parts) -> None:
+        self._bench = parts
+        self._station = station = parts.station
+        self._caller = caller = parts.caller
+        self._ready = parts.ready
+        self._outbox = parts.outbox
+        self._products = parts.products
+        self._results = parts.results
         #: Calls accepted downstream before this worker began; calls are numbered from there.
         self._number = station.board.get(station.slot, ACCEPTED)
         self._slot = f"{station.stage.name}/{station.orders.seat.index}" if station.orders.seat else station.stage.name

@@ -12,20 +12,20 @@ import time
 from collections.abc import Callable
 
 from sqspipes_mp.ipc.scoreboard import RUNNING
-from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.run.function import Caller
-from sqspipes_mp.worker.run.parts import Bench
+from sqspipes_mp.worker.run.function import Function
+from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.run.runner import Runner
 
 #: Messages held at most while none of them can begin, their FIFO groups being busy.
 _MOST_BLOCKED = 60
 
 
-class SharedCaller(Caller):
+class SharedCaller(Function):
     """The stage's function, called by several threads at once. A class has one instance for all of them."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: WorkerContext) -> None:
         super().__init__(station)
         self._lock = threading.Lock()
         self._since: dict[int, int] = {}
@@ -60,10 +60,10 @@ class SharedCaller(Caller):
             super()._busy(nanoseconds)
 
 
-class Turns(Ready):
+class GroupQueue(Ready):
     """What waits to be run, and whose turn it is."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: WorkerContext) -> None:
         super().__init__(station.threads)
         self._station = station
         self._running = 0
@@ -145,15 +145,15 @@ class Turns(Ready):
         return None
 
 
-class Crowd:
+class ThreadMode:
     """The threads that call the function."""
 
-    def __init__(self, bench: Bench, runner: Runner, turns: Turns) -> None:
-        self._bench = bench
-        self._station = bench.station
+    def __init__(self, parts: Parts, runner: Runner, turns: GroupQueue) -> None:
+        self._bench = parts
+        self._station = parts.station
         self._runner = runner
         self._turns = turns
-        turns.left = bench.station.left
+        turns.left = parts.station.left
 
     def serve(self) -> None:
         """Run messages until told to stop; the main thread runs the callbacks meanwhile."""

@@ -17,13 +17,13 @@ from sqspipes_mp.ipc.report.words import message_of, short_id, traceback_text
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import mark, token
-from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.send.policy import Decision, decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 
 
-def decide_on(error: BaseException, delivery: Delivery, station: Station) -> tuple[Decision, BaseException]:
+def decide_on(error: BaseException, delivery: Delivery, station: WorkerContext) -> tuple[Decision, BaseException]:
     """Return what becomes of a message that failed with ``error``, by its stage's policy, and the error to report."""
     task = station.stage.task
     return decide(
@@ -37,7 +37,7 @@ def decide_on(error: BaseException, delivery: Delivery, station: Station) -> tup
     )
 
 
-def decide_on_late(delivery: Delivery, station: Station, *, held: bool) -> Decision:
+def decide_on_late(delivery: Delivery, station: WorkerContext, *, held: bool) -> Decision:
     """Return what becomes of a message whose call was late: charged in every mode, no policy of the user's is asked.
 
     ``held``: it was late for SQS's 12 hours.
@@ -47,13 +47,13 @@ def decide_on_late(delivery: Delivery, station: Station, *, held: bool) -> Decis
     return Decision("retry", pause(delivery.attempt, delivery.received.group, random.uniform))
 
 
-def _receives(delivery: Delivery, station: Station) -> int:
+def _receives(delivery: Delivery, station: WorkerContext) -> int:
     """Return the deliveries of a message so far; 0 where the broker keeps the attempts itself."""
     # Receives count releases, too: the last resort where nothing counts attempts for good.
     return 0 if station.connection.keeps_charges else delivery.received.receives
 
 
-def letter_of(error: BaseException, delivery: Delivery, station: Station) -> DeadLetter:
+def letter_of(error: BaseException, delivery: Delivery, station: WorkerContext) -> DeadLetter:
     """Return the dead letter of a message that ``error`` ended, and log why."""
     received = delivery.received
     stage = station.stage
@@ -77,7 +77,7 @@ def letter_of(error: BaseException, delivery: Delivery, station: Station) -> Dea
     )
 
 
-def tell_buried(error: BaseException, delivery: Delivery, station: Station) -> None:
+def tell_buried(error: BaseException, delivery: Delivery, station: WorkerContext) -> None:
     """Tell the caller of ``map`` that a message is about to be dead-lettered."""
     if station.orders.plan.counted:
         ident = short_id(delivery.message.parent)
@@ -86,7 +86,7 @@ def tell_buried(error: BaseException, delivery: Delivery, station: Station) -> N
         station.say(Kind.BURIED, header, report.to_bytes())
 
 
-def log_retry(error: BaseException, delivery: Delivery, station: Station, delay: float) -> None:
+def log_retry(error: BaseException, delivery: Delivery, station: WorkerContext, delay: float) -> None:
     """Log that a message failed and comes again."""
     log.info(
         "%s: message %s failed (%s: %.200s), attempt %d of %d; visible again in %.1f s",
@@ -95,7 +95,7 @@ def log_retry(error: BaseException, delivery: Delivery, station: Station, delay:
     )  # fmt: skip
 
 
-def _stack_of(error: BaseException, station: Station) -> str:
+def _stack_of(error: BaseException, station: WorkerContext) -> str:
     """Return what a late call was doing when the supervisor asked for it; empty where it was not asked."""
     ours = isinstance(error, TaskTimeout) and error.__traceback__ is None
     stack = station.orders.stack

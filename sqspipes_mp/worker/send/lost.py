@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import Completion
-from sqspipes_mp.worker.context import Station
+from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.send.outgoing import Done
 
 
@@ -15,7 +15,7 @@ class StillOurs:
     Five minutes later SQS would take for new what another worker has sent long since.
     """
 
-    def __init__(self, station: Station, batch: Sequence[Done]) -> None:
+    def __init__(self, station: WorkerContext, batch: Sequence[Done]) -> None:
         self._station = station
         self._items = {id(item.completion): (place, item) for place, item in enumerate(batch)}
         #: The place of the first one lost, by group.

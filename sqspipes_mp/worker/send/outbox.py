@@ -19,11 +19,11 @@ from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.lease import LeaseState
 from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
 from sqspipes_mp.pipeline.task import TaskCallback
-from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.send.failures import letter_of, tell_buried
 from sqspipes_mp.worker.send.lost import StillOurs
-from sqspipes_mp.worker.send.outgoing import Bury, Done, GiveBack
+from sqspipes_mp.worker.send.outgoing import Bury, Done, Release
 from sqspipes_mp.worker.send.refusals import Refusals
 
 log = logging.getLogger("sqspipes_mp.worker")
@@ -35,10 +35,10 @@ _BACKLOG_BATCHES = 8
 class Outbox:
     """A bounded queue of finished work and the threads that carry it away."""
 
-    def __init__(self, station: Station, ready: Ready) -> None:
+    def __init__(self, station: WorkerContext, ready: Ready) -> None:
         self._station = station
         self._ready = ready
-        self._items: deque[Done | GiveBack | Bury] = deque()
+        self._items: deque[Done | Release | Bury] = deque()
         self._changed = threading.Condition()
         self._hurry = False
         self._closing = False
@@ -58,7 +58,7 @@ class Outbox:
 
     # -- main thread, intake ------------------------------------------------------------------------------------
 
-    def put(self, item: Done | GiveBack | Bury) -> None:
+    def put(self, item: Done | Release | Bury) -> None:
         """Queue an item; waits while too much is queued."""
         with self._changed:
             if len(self._items) >= self._most:
@@ -129,7 +129,7 @@ class Outbox:
             with self._changed:
                 self._changed.notify_all()
 
-    def _next_batch(self) -> list[Done] | list[GiveBack] | list[Bury]:
+    def _next_batch(self) -> list[Done] | list[Release] | list[Bury]:
         with self._changed:
             while not self._station.faulted.is_set():
                 if not self._items:
@@ -146,15 +146,15 @@ class Outbox:
                 self._changed.wait(wait)
             return []
 
-    def _patience(self, first: Done | GiveBack | Bury) -> float:
+    def _patience(self, first: Done | Release | Bury) -> float:
         """Return how long the first item may still wait for company."""
         if not isinstance(first, Done) or self._hurry or self._closing or len(self._items) >= self._batch:
             return 0.0
         return first.at + self._linger - time.monotonic()
 
-    def _take(self) -> list[Done] | list[GiveBack] | list[Bury]:
+    def _take(self) -> list[Done] | list[Release] | list[Bury]:
         item = self._items.popleft()
-        if isinstance(item, GiveBack):
+        if isinstance(item, Release):
             return [item]
         if isinstance(item, Bury):
             return [item]
@@ -235,13 +235,13 @@ class Outbox:
         for back in backs:
             self._give_back(back)
 
-    def _carry_one(self, item: GiveBack | Bury) -> None:
-        if isinstance(item, GiveBack):
+    def _carry_one(self, item: Release | Bury) -> None:
+        if isinstance(item, Release):
             self._give_back(item)
         else:
             self._bury_now(item)
 
-    def _give_back(self, item: GiveBack) -> None:
+    def _give_back(self, item: Release) -> None:
         station = self._station
         self._close(item.deliveries)
         handles = [delivery.received.handle for delivery in item.deliveries]

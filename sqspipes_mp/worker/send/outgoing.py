@@ -28,7 +28,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
+class Release:
     """Messages to make visible again in ``seconds``; ``charge``: as failed attempts."""
 
     deliveries: tuple[Delivery, ...]

@@ -16,10 +16,10 @@ from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.lease import LeaseState
 from sqspipes_mp.ipc.report.words import message_of, short_id
 from sqspipes_mp.ipc.scoreboard import FAILED
-from sqspipes_mp.worker.context import Delivery, Station
+from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.send.failures import decide_on, letter_of, log_retry, tell_buried
-from sqspipes_mp.worker.send.outgoing import Bury, Done, GiveBack
+from sqspipes_mp.worker.send.outgoing import Bury, Done, Release
 
 log = logging.getLogger("sqspipes_mp.worker")
 
@@ -27,18 +27,18 @@ log = logging.getLogger("sqspipes_mp.worker")
 class Refusals:
     """Decides about refused outputs. Carriers call it; what it returns is for them to carry at once."""
 
-    def __init__(self, station: Station, ready: Ready) -> None:
+    def __init__(self, station: WorkerContext, ready: Ready) -> None:
         self._station = station
         self._ready = ready
         #: Receipts of what this worker had of a FIFO group when an earlier message of it was refused or lost.
         self._behind: set[str] = set()
-        self._left: list[GiveBack] = []
+        self._left: list[Release] = []
 
-    def take(self, batch: Sequence[Done], some: OutputsRefused) -> tuple[list[Done], list[GiveBack | Bury]]:
+    def take(self, batch: Sequence[Done], some: OutputsRefused) -> tuple[list[Done], list[Release | Bury]]:
         """Return what of a batch is completed, and what becomes of the rest."""
         reasons = {id(completion): error for completion, error in some.refused}
         unsent = {id(completion) for completion in some.unsent}
-        items: list[GiveBack | Bury] = []
+        items: list[Release | Bury] = []
         completed = []
         for done in batch:
             error = reasons.get(id(done.completion))
@@ -58,11 +58,11 @@ class Refusals:
         """Tell whether this worker had a message already when an earlier one of its group was refused or lost."""
         return delivery.received.handle.receipt in self._behind
 
-    def go_back(self, delivery: Delivery) -> list[GiveBack]:
+    def go_back(self, delivery: Delivery) -> list[Release]:
         """Give back a message that is not to blame for anything."""
-        return self._now_or_later(GiveBack((delivery,), 0.0))
+        return self._now_or_later(Release((delivery,), 0.0))
 
-    def followers(self, delivery: Delivery) -> list[GiveBack]:
+    def followers(self, delivery: Delivery) -> list[Release]:
         """Give back what follows in the same FIFO group, and mark what of it runs or waits to be carried."""
         group = delivery.received.group
         if not self._station.fifo or group is None:
@@ -73,22 +73,22 @@ class Refusals:
             lease.handle.receipt for lease in held if lease.group == group or lease.handle.receipt in self._behind
         }
         followers = self._ready.take_group(group)
-        return self._now_or_later(GiveBack(tuple(followers), 0.0)) if followers else []
+        return self._now_or_later(Release(tuple(followers), 0.0)) if followers else []
 
-    def wait_left(self) -> list[GiveBack]:
+    def wait_left(self) -> list[Release]:
         """Once every carrier has ended: return what was not to go back before the engine's workers receive no more."""
         station = self._station
         while self._left and not (station.release.wait(1.0) or station.faulted.is_set()):
             pass
         return self._left
 
-    def _failed(self, delivery: Delivery, error: BaseException, done: Done) -> list[GiveBack | Bury]:
+    def _failed(self, delivery: Delivery, error: BaseException, done: Done) -> list[Release | Bury]:
         station = self._station
         # Counted where all failures are: the main thread is the counter's only writer.
         self._ready.put_callback(partial(station.count, FAILED, 1))
         decision, error = decide_on(error, delivery, station)
         station.region.set_state(delivery.lease, LeaseState.FAILED)
-        items: list[GiveBack | Bury] = []
+        items: list[Release | Bury] = []
         if decision.action == "dead":
             items.append(Bury(delivery, letter_of(error, delivery, station)))
             tell_buried(error, delivery, station)
@@ -99,12 +99,12 @@ class Refusals:
         else:
             if not decision.report:
                 log_retry(error, delivery, station, decision.delay)
-            items += self._now_or_later(GiveBack((delivery,), decision.delay, charge=True), later=decision.report)
+            items += self._now_or_later(Release((delivery,), decision.delay, charge=True), later=decision.report)
         if decision.report:
             self._end_run(error, short_id(delivery.message.parent))
         return items + self.followers(delivery)
 
-    def _now_or_later(self, item: GiveBack, *, later: bool = False) -> list[GiveBack]:
+    def _now_or_later(self, item: Release, *, later: bool = False) -> list[Release]:
         """Return an item to carry now; once the run ends it waits, or this engine's workers would take it again."""
         if not (later or self._station.full_stop.is_set()):
             return [item]

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqspipes_mp.errors import MessageTooLarge, OutputError
 from sqspipes_mp.ipc.channel import MAX_FRAME, Kind
-from sqspipes_mp.worker.context import Station
+from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.outgoing import Done
 
@@ -18,10 +18,10 @@ from sqspipes_mp.worker.send.outgoing import Done
 MAX_RESULT = MAX_FRAME - 65_536
 
 
-class Results:
+class ResultWindow:
     """The last stage's window. An input is deleted only once all its values were acknowledged."""
 
-    def __init__(self, station: Station, outbox: Outbox) -> None:
+    def __init__(self, station: WorkerContext, outbox: Outbox) -> None:
         self._station = station
         self._outbox = outbox
         # Values that may be on the way; the function waits when the caller is slower.
