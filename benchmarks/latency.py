@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import queues
 from benchmarks.harness import Report, Spread, interleave, parse
 from benchmarks.work import Tally
-from sqspipes_mp import Engine, Task
+from sqspipes_mp import Engine, Task, TaskLike
 from sqspipes_mp.brokers.base import Broker
 
 #: Seconds between two messages: long enough for everything to be idle again.
@@ -55,7 +55,7 @@ def journeys(messages: int, broker: Callable[[], Broker]) -> list[float]:
     """Send messages, one at a time; return how many milliseconds each took, the first one left out."""
     with tempfile.TemporaryDirectory(prefix="sqspipes-mp-bench-") as folder:
         tally = Tally(f"{folder}/tally", messages + 1, os.getpid())
-        tasks = [Task(begin, interval=_INTERVAL), first, second, Task(Arrive(tally), name="third")]
+        tasks: list[TaskLike] = [Task(begin, interval=_INTERVAL), first, second, Task(Arrive(tally), name="third")]
         Engine(tasks, domain="bench", broker=broker()).run()
         spans = sorted(tally.spans())[1 : messages + 1]
     return [(arrived - made) * 1000 for made, arrived in spans]

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args, overload
 
 from sqspipes_mp.brokers.base import Broker, Connection
 from sqspipes_mp.brokers.url import parse, resolve
@@ -24,19 +24,46 @@ from sqspipes_mp.caller.runs import Runs
 from sqspipes_mp.caller.stats import PipelineStats, existing, opened, read_stats, total
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.map_lock import MapLock, no_map
+from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.callsite import constructing_file
 from sqspipes_mp.pipeline.checks import sync_callable
 from sqspipes_mp.pipeline.domain import derive_domain
 from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings, check_flag, check_timeouts, make_plan, number
 from sqspipes_mp.pipeline.stages import Pipeline, build
-from sqspipes_mp.pipeline.task import check_on_error
+from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, TaskRef, Workers, check_on_error
 
 log = logging.getLogger("sqspipes_mp.engine")
 
-_METHODS = ("fork", "forkserver", "spawn")
+StartMethod: TypeAlias = Literal["fork", "forkserver", "spawn"]
+Only: TypeAlias = TaskRef | Collection[TaskRef] | None
+#: Positional arguments: of the one task that runs here, or of each by its name.
+Args: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]
+V = TypeVar("V")
 #: The default as an object of its own (and so never interned), to tell it from a "raise" that was given.
-_RAISE = str(b"raise", "ascii")
+_RAISE = cast(Literal["raise"], str(b"raise", "ascii"))
+
+
+class RunArgs(TypedDict, total=False):
+    """Keyword arguments of ``Engine.run``, whatever it returns; what they mean is said there."""
+
+    args: Args | None
+    workers: Workers | Mapping[str, Workers] | None
+    priority: int | Callable[[Any], int]
+    min_priority: int | None
+    max_priority: int | None
+    until: Literal["drained"] | None
+    idle: float | None
+    progress: bool | None
+
+
+class MapArgs(TypedDict, Generic[V], total=False):
+    """Keyword arguments of ``Engine.map``, whatever it hands out; what they mean is said there."""
+
+    ordered: bool
+    key: Callable[[V], Key] | None
+    resume: bool
+    progress: bool | None
 
 
 class Engine:
@@ -69,17 +96,17 @@ class Engine:
 
     def __init__(
         self,
-        tasks: Any,
+        tasks: Sequence[TaskLike],
         *,
         domain: str | None = None,
         broker: Broker | str | None = None,
         fifo: bool = False,
         ignore_none: bool = True,
-        on_error: Any = _RAISE,
+        on_error: OnError = _RAISE,
         setup: Callable[[], object] | None = None,
         visibility_timeout: float = 60.0,
         shutdown_grace: float = 25.0,
-        start_method: str | None = None,
+        start_method: StartMethod | None = None,
         create_queues: bool = True,
         json_default: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -88,7 +115,7 @@ class Engine:
         for field, hook in (("setup", setup), ("json_default", json_default)):
             if hook is not None:
                 sync_callable(f"Engine({field})", hook)
-        if start_method is not None and start_method not in _METHODS:
+        if start_method is not None and start_method not in get_args(StartMethod):
             raise ConfigError("Engine(start_method)", start_method, 'None, "fork", "forkserver" or "spawn"')
         self._settings = Settings(
             ignore_none=ignore_none,
@@ -145,7 +172,7 @@ class Engine:
                 weakref.finalize(self, _clean_up, self._broker, os.getpid(), self.domain, names, dead)
         return self._broker
 
-    def use(self, broker: Broker | str | None = None, *, on_error: Any = None) -> None:
+    def use(self, broker: Broker | str | None = None, *, on_error: OnError | None = None) -> None:
         """Use another broker or ``on_error`` from the next call on (the command line's flags)."""
         if on_error is not None:
             self._settings = replace(self._settings, on_error=check_on_error("Engine(on_error)", on_error))
@@ -154,20 +181,26 @@ class Engine:
             self._wanted = parse(broker) if isinstance(broker, str) else broker
             check_timeouts(self._pipeline, resolve(self._wanted, self.domain, {}).longest_hold)
 
+    @overload
+    def run(self, only: Only = None, *, iterate: Literal[False] = False, **options: Unpack[RunArgs]) -> Summary: ...
+    @overload
+    def run(self, only: Only = None, *, iterate: Literal[True], **options: Unpack[RunArgs]) -> Results[Any]: ...
+    @overload
+    def run(self, only: Only = None, *, iterate: bool, **options: Unpack[RunArgs]) -> Summary | Results[Any]: ...
     def run(
         self,
-        only: Any = None,
+        only: Only = None,
         *,
-        args: Any = None,
-        workers: Any = None,
-        priority: Any = 0,
+        args: Args | None = None,
+        workers: Workers | Mapping[str, Workers] | None = None,
+        priority: int | Callable[[Any], int] = 0,
         min_priority: int | None = None,
         max_priority: int | None = None,
         iterate: bool = False,
-        until: str | None = None,
+        until: Literal["drained"] | None = None,
         idle: float | None = None,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> Summary | Results[Any]:
         """Run the pipeline, or some of its stages, until stopped, drained, or an exception ends it.
 
         Args:
@@ -223,7 +256,15 @@ class Engine:
         """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
         self._runs.stop()
 
-    def put(self, value: Any, *, priority: Any = 0, group: str | None = None, delay: float = 0, key: Any = None) -> str:
+    def put(
+        self,
+        value: V,
+        *,
+        priority: int | Callable[[V], int] = 0,
+        group: str | None = None,
+        delay: float = 0,
+        key: Key | Callable[[V], Key] | None = None,
+    ) -> str:
         """Send one value to the first task, declared with ``input=True``; any process may, no run is needed.
 
         Args:
@@ -247,12 +288,12 @@ class Engine:
 
     def put_many(
         self,
-        values: Iterable[Any],
+        values: Iterable[V],
         *,
-        priority: Any = 0,
+        priority: int | Callable[[V], int] = 0,
         group: str | None = None,
         delay: float = 0,
-        key: Callable[[Any], Any] | None = None,
+        key: Callable[[V], Key] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> int:
         """Send many values, from any iterable, in batches that are checked as a whole before they are sent.
@@ -280,17 +321,44 @@ class Engine:
         with opened(self.broker) as connection:
             return put_many(feeder, connection, values, progress)
 
+    @overload
     def map(
         self,
-        values: Iterable[Any],
+        values: Iterable[V],
+        *,
+        with_input: Literal[False] = False,
+        return_exceptions: bool = False,
+        **options: Unpack[MapArgs[V]],
+    ) -> Results[Any]: ...
+    @overload
+    def map(
+        self,
+        values: Iterable[V],
+        *,
+        with_input: Literal[True],
+        return_exceptions: bool = False,
+        **options: Unpack[MapArgs[V]],
+    ) -> Results[tuple[V, Any]]: ...
+    @overload
+    def map(
+        self,
+        values: Iterable[V],
+        *,
+        with_input: bool,
+        return_exceptions: bool = False,
+        **options: Unpack[MapArgs[V]],
+    ) -> Results[Any]: ...
+    def map(
+        self,
+        values: Iterable[V],
         *,
         ordered: bool = False,
         return_exceptions: bool = False,
         with_input: bool = False,
-        key: Callable[[Any], Any] | None = None,
+        key: Callable[[V], Key] | None = None,
         resume: bool = False,
         progress: bool | None = None,
-    ) -> Results:
+    ) -> Results[Any]:
         """Send values through all stages, run here, and iterate over what becomes of each.
 
         The first task is fed, also where it is declared as a source. A bounded number of values is on the way, so

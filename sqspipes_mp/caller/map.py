@@ -42,7 +42,7 @@ _SILENCE = 2.0
 _LOOKS = 3
 
 
-class MapResults(Results):
+class MapResults(Results[Any]):
     """Hands out what becomes of each value once, and feeds the next ones meanwhile. Not for several threads at once."""
 
     def __init__(

@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.caller.progress.progress import Progress
@@ -37,13 +37,15 @@ from sqspipes_mp.supervisor.shutdown import SECOND_AFTER
 
 log = logging.getLogger("sqspipes_mp.engine")
 
+R = TypeVar("R")
+
 #: Ids of results handed out that are remembered, to drop one that comes again after its worker died.
 _REMEMBERED = 100_000
 #: What a supervisor may need beyond ``shutdown_grace``, seconds, before its caller stops waiting for it.
 _SLACK = 20.0
 
 
-class Results(Iterator[Any]):
+class Results(Iterator[R]):
     """Hands out each result once.
 
     A result is acknowledged, and its message deleted, when the *next* one is asked for: what fails in the loop's body
@@ -109,7 +111,7 @@ class Results(Iterator[Any]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> R:
         """Return the next result. Raises what ended the run, as ``run()`` would."""
         if self._closed:
             raise StopIteration
@@ -125,7 +127,7 @@ class Results(Iterator[Any]):
                 if str(frame.header["id"]) in self._seen:
                     self._acknowledge(frame)
                     continue
-                value = self._read(frame)
+                value: R = self._read(frame)
                 # Only now: one that cannot be read here was not handed out.
                 self._remember(frame)
                 self._handed = frame
@@ -302,7 +304,7 @@ def _running(plan: RunPlan, board: Scoreboard) -> int:
     return sum(reading.running for reading in readings(plan, board))
 
 
-def _close_at_exit(left_open: weakref.ref[Results]) -> None:
+def _close_at_exit(left_open: weakref.ref[Results[Any]]) -> None:
     """Drain at the interpreter's end, where an iterator was left open."""
     iteration = left_open()
     if iteration is not None:

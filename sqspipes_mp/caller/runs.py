@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.caller.progress.progress import Progress, choose
@@ -27,7 +28,7 @@ class Runs:
     def __init__(self) -> None:
         self._stoppers: list[Callable[[], None]] = []
         #: Weak: losing the caller's last reference is what closes an iteration.
-        self._iterations: list[weakref.ref[Results]] = []
+        self._iterations: list[weakref.ref[Results[Any]]] = []
         self._watch: _Watch | None = None
         self._last: tuple[StageSummary, ...] = ()
 
@@ -70,11 +71,11 @@ class Runs:
         plan: RunPlan,
         broker: Broker,
         owner: object,
-        make: Callable[..., Results] = Results,
+        make: Callable[..., Results[Any]] = Results,
         *,
         progress: bool | None = None,
         total: int | None = None,
-    ) -> Results:
+    ) -> Results[Any]:
         """Supervise in a process of its own; ``owner`` lives as long as the iteration does, which ``make`` makes.
 
         ``total``: values that the first stage will get, where that is known.
@@ -154,7 +155,7 @@ class _Watch:
     pace: Pace
 
 
-def _stages_of(weak: weakref.ref[Results]) -> set[int]:
+def _stages_of(weak: weakref.ref[Results[Any]]) -> set[int]:
     """Return what an iteration runs; nothing where it is over. No frame of an error's traceback may keep it alive."""
     iteration = weak()
     return set(iteration.stages) if iteration is not None and iteration.open else set()

@@ -7,7 +7,7 @@ import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqspipes_mp.cli.exits import Refused
 from sqspipes_mp.errors import ConfigError
@@ -39,7 +39,7 @@ class RunOptions:
     only: list[Given]
     workers: list[Given]
     broker: str | None
-    until: str | None
+    until: Literal["drained"] | None
     idle: float | None
     on_error: Given | None
     log_level: int
@@ -67,7 +67,7 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
         workers=[*_from_flag(flags, "workers"), *_split(_from_variable(environ, "workers"))],
         # SQSPIPES_BROKER is the engine's own to read: only it knows whether its constructor was given one.
         broker=flags.broker,
-        until=until.value if until else None,
+        until="drained" if until else None,
         idle=_idle(flags, environ, ends=until is not None),
         on_error=one("on-error", POLICIES),
         log_level=logging.getLevelNamesMapping()[level.value.upper()],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from typing import cast
 
 from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit
@@ -14,6 +15,7 @@ from sqspipes_mp.ipc.histogram import duration
 from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.pipeline.leftovers import behind_source, finishing_command
 from sqspipes_mp.pipeline.plan import Settings, make_plan
+from sqspipes_mp.pipeline.task import Policy
 
 
 def run(flags: Namespace, console: Console) -> Exit:
@@ -24,7 +26,7 @@ def run(flags: Namespace, console: Console) -> Exit:
     if options.broker is not None:
         engine.use(options.broker)
     if options.on_error is not None and (options.on_error.from_flag or not engine.on_error_given):
-        engine.use(on_error=options.on_error.value)
+        engine.use(on_error=cast("Policy", options.on_error.value))
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
     plan = make_plan(engine.pipeline, Settings(), only=only, workers=workers, until=options.until, idle=options.idle)
@@ -33,6 +35,7 @@ def run(flags: Namespace, console: Console) -> Exit:
         engine.broker.check()
         names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
         console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
+    summary: Summary | None
     try:
         summary = engine.run(only, workers=workers, until=options.until, idle=options.idle, progress=options.progress)
     except KeyboardInterrupt as interrupt:

@@ -10,15 +10,21 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, TypeAlias, cast, get_args
 
-from sqspipes_mp.errors import ConfigError, Retry
+from sqspipes_mp.errors import ConfigError, Reject, Retry
 from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, task_name
 from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole
 from sqspipes_mp.pipeline.foreign import Decode
 
-_Policy = Literal["raise", "retry", "reject"]
-OnError = _Policy | Callable[[Exception, int], str | Retry]
+#: What becomes of a message whose function raised.
+Policy: TypeAlias = Literal["raise", "retry", "reject"]
+OnError: TypeAlias = Policy | Callable[[Exception, int], Policy | Retry | Reject]
+#: A task by its name or its place.
+TaskRef: TypeAlias = str | int
+Workers: TypeAlias = int | Literal["auto"]
+#: What a value travels under.
+Key: TypeAlias = str | int
 
 _FOREIGN = re.compile(
     r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo|https?://[^/\s]+/\S+|arn:[^:\s]+:sqs:[^:\s]+:[^:\s]+:\S+"
@@ -69,15 +75,15 @@ class Task:
 
     method: Callable[..., Any]
     name: str
-    workers: int | Literal["auto"]
+    workers: Workers
     threads: int
     priorities: int
     interval: float | Callable[[], float]
     args: tuple[Any, ...]
     input: str | Literal[True] | None
     decode: Decode | None
-    init: Callable[[], Any] | None
-    exit: Callable[[], Any] | None
+    init: Callable[[], object] | None
+    exit: Callable[[], object] | None
     timeout: float | None
     max_attempts: int
     on_error: OnError | None
@@ -94,15 +100,15 @@ class Task:
         method: Callable[..., Any],
         *,
         name: str | None = None,
-        workers: int | Literal["auto"] = 1,
+        workers: Workers = 1,
         threads: int = 1,
         priorities: int = 1,
         interval: float | Callable[[], float] = 0.0,
         args: Sequence[Any] = (),
         input: str | Literal[True] | None = None,
         decode: Decode | None = None,
-        init: Callable[[], Any] | None = None,
-        exit: Callable[[], Any] | None = None,
+        init: Callable[[], object] | None = None,
+        exit: Callable[[], object] | None = None,
         timeout: float | None = None,
         max_attempts: int = 5,
         on_error: OnError | None = None,
@@ -222,7 +228,7 @@ def interval_seconds(task: Task) -> float:
     return seconds(f"Task({task.name!r}).interval()", task.interval(), zero=True, cure="Return one, 0 for no pause")
 
 
-def check_workers(field: str, value: object) -> int | Literal["auto"]:
+def check_workers(field: str, value: object) -> Workers:
     """Return a number of workers, or "auto"."""
     if value == "auto" and isinstance(value, str):
         return "auto"
@@ -231,8 +237,8 @@ def check_workers(field: str, value: object) -> int | Literal["auto"]:
 
 def check_on_error(field: str, value: object) -> OnError:
     """Return a policy for what a task raises."""
-    if isinstance(value, str) and value in get_args(_Policy):
-        return cast(_Policy, value)
+    if isinstance(value, str) and value in get_args(Policy):
+        return cast(Policy, value)
     if isinstance(value, str) or not callable(value):
         allowed = '"raise", "retry", "reject" or a callable(exception, attempt)'
         raise ConfigError(field, value, allowed, '"raise" stops the engine, "retry" tries again later')
@@ -280,3 +286,7 @@ class TaskCallback:
         # sqspipes's default is None.
         given = () if self.callback_args is None else self.callback_args
         object.__setattr__(self, "callback_args", items("TaskCallback.callback_args", given))
+
+
+#: What a pipeline is made of: a task, its keyword arguments in sqspipes's dict, or just its function.
+TaskLike: TypeAlias = Task | Mapping[str, Any] | Callable[..., Any]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp import SQS, Engine, SQLite, Task
+from sqspipes_mp import SQS, Engine, SQLite, Task, TaskLike
 from sqspipes_mp.brokers.base import Broker
 from standin import StandIn, standin
 from standin.brokers import sqs_at
@@ -164,7 +164,7 @@ engine_for(parse(broker), Log(log)).run(only="work")
 
 
 def engine_for(broker: Broker, log: Log) -> Engine:
-    tasks = [source, Task(half_told_at_first, name="work", args=(log,)), sink]
+    tasks: list[TaskLike] = [source, Task(half_told_at_first, name="work", args=(log,)), sink]
     return Engine(tasks, domain="t", broker=broker, start_method="fork")
 
 

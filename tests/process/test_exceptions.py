@@ -131,7 +131,7 @@ def iterate_through(engine: Engine) -> None:
         assert value in {10, 30, 40}
 
 
-def raised(engine: Engine, through: Callable[[Engine], None], kind: type[BaseException]) -> Any:
+def raised(engine: Engine, through: Callable[[Engine], object], kind: type[BaseException]) -> Any:
     with pytest.raises(kind) as caught:
         through(engine)
     return caught.value
@@ -164,7 +164,7 @@ WAYS = pytest.mark.parametrize("through", [run_through, iterate_through], ids=["
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else None,
 )
 def test_the_exception_comes_out_as_itself(
-    db: Path, fail: Callable[[], object], kind: type[BaseException], text: str, through: Callable[[Engine], None]
+    db: Path, fail: Callable[[], object], kind: type[BaseException], text: str, through: Callable[[Engine], object]
 ) -> None:
     engine = one_stage(db, fail)
     error = raised(engine, through, kind)
@@ -220,7 +220,7 @@ def test_a_recursion_error_shows_where_it_began(db: Path) -> None:
 
 
 @WAYS
-def test_a_message_of_50_megabytes_is_cut_and_does_not_hang(db: Path, through: Callable[[Engine], None]) -> None:
+def test_a_message_of_50_megabytes_is_cut_and_does_not_hang(db: Path, through: Callable[[Engine], object]) -> None:
     engine = one_stage(db, fail_long)
     error = raised(engine, through, RemoteError)
     assert "ValueError" in str(error)
@@ -230,7 +230,7 @@ def test_a_message_of_50_megabytes_is_cut_and_does_not_hang(db: Path, through: C
 
 @WAYS
 def test_the_last_allowed_attempt_dead_letters_the_message_and_still_raises(
-    db: Path, through: Callable[[Engine], None]
+    db: Path, through: Callable[[Engine], object]
 ) -> None:
     engine = engine_at(db, [source, Task(raise_at_two, name="work", args=(fail_noted,), max_attempts=2), sink])
     feed(engine, "work", [2])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from sqspipes_mp import Engine, Task, current_message
+from sqspipes_mp import Engine, Task, TaskLike, current_message
 from standin import standin
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, bodies, engine_at, eventually, feed, kill, present, values, waiting
@@ -76,7 +76,7 @@ def test_killed_half_way_it_begins_again_and_nothing_comes_twice(db: Path, log: 
 
 
 def test_longer_than_its_visibility_timeout_it_stays_in_one_hand(db: Path, log: Log, gate: Gate) -> None:
-    tasks = [source, Task(halts_half_way, name="work", args=(log, gate), workers=2), sink]
+    tasks: list[TaskLike] = [source, Task(halts_half_way, name="work", args=(log, gate), workers=2), sink]
     engine = engine_at(db, tasks, visibility_timeout=4)
     feed(engine, "work", [0])
     with Background(engine, only="work", until="drained", idle=0.0):
@@ -102,7 +102,11 @@ def in_two_parts(value: int, log: Log, gate: Gate, parts: tuple[int, int]) -> It
 
 def test_a_timeout_does_not_count_what_sending_takes(db: Path, log: Log, gate: Gate) -> None:
     # What comes after the first part is asked for once that is sent.
-    tasks = [source, Task(in_two_parts, name="work", args=(log, gate, (BATCH, 2 * BATCH + 1)), timeout=2.5), sink]
+    tasks: list[TaskLike] = [
+        source,
+        Task(in_two_parts, name="work", args=(log, gate, (BATCH, 2 * BATCH + 1)), timeout=2.5),
+        sink,
+    ]
     engine = engine_at(db, tasks)
     feed(engine, "work", [0])
     with Background(engine, only="work", until="drained", idle=0.0) as run:
@@ -131,7 +135,7 @@ def told(value: int, log: Log) -> None:
 def test_killed_half_way_on_a_fifo_queue_nothing_comes_twice_either(log: Log, gate: Gate, tmp_path: Path) -> None:
     out = Log(str(tmp_path / "out"))
     with standin() as server:
-        tasks = [one, Task(halts_half_way, name="work", args=(log, gate)), Task(told, args=(out,))]
+        tasks: list[TaskLike] = [one, Task(halts_half_way, name="work", args=(log, gate)), Task(told, args=(out,))]
         engine = Engine(tasks, domain="t", broker=sqs_at(server.url), fifo=True)
         with Background(engine, until="drained"):
             [pid] = log.wait_for(1)

@@ -28,6 +28,7 @@ from tests.gates import (
     eventually,
     feed,
     kill,
+    present,
     program,
     query,
     values,
@@ -337,7 +338,7 @@ def long(value):
 def test_a_source_alone_can_be_iterated(db: Path) -> None:
     with engine_at(db, [numbers]).run(iterate=True) as results:
         assert list(results) == list(range(50))
-        assert results.summary["numbers"].done == 50
+        assert present(results.summary)["numbers"].done == 50
 
 
 def fan_out(value):

@@ -27,6 +27,7 @@ from sqspipes_mp import (
     SQLite,
     SupervisorLost,
     Task,
+    TaskLike,
     TaskTimeout,
     WorkerLost,
     current_message,
@@ -47,7 +48,7 @@ def less(value):
     return value - 1
 
 
-def pipeline(db: Path, *tasks: object, **settings: Any) -> Engine:
+def pipeline(db: Path, *tasks: TaskLike, **settings: Any) -> Engine:
     chosen = tasks or (Task(double, workers=2), Task(less, workers=2))
     return Engine(list(chosen), domain="t", broker=SQLite(db), **settings)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp import SQS, AccessDenied, BrokerError, Engine, QueueMissing, Task
+from sqspipes_mp import SQS, AccessDenied, BrokerError, Engine, QueueMissing, Task, TaskLike
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.brokers.sqs import faults as sqs_errors
 from sqspipes_mp.pipeline.plan import RunPlan
@@ -34,7 +34,7 @@ def sink(value):
 
 
 def gated_engine(broker: Broker, log: Log, gate: Gate) -> Engine:
-    tasks = [source, Task(gated, name="work", args=(log, gate)), sink]
+    tasks: list[TaskLike] = [source, Task(gated, name="work", args=(log, gate)), sink]
     return Engine(tasks, domain="t", broker=broker, start_method="fork", shutdown_grace=5)
 
 
@@ -133,7 +133,7 @@ def test_a_network_that_stands_still_for_longer_than_a_keeper_may_costs_no_lease
     sqs: SQS, server: StandIn, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The second worker would take the message, were its lease to end.
-    tasks = [source, Task(gated, name="work", args=(log, gate), workers=2), sink]
+    tasks: list[TaskLike] = [source, Task(gated, name="work", args=(log, gate), workers=2), sink]
     monkeypatch.setattr(RunPlan, "keeper_patience", 0.5)
     engine = Engine(tasks, domain="t", broker=sqs, start_method="fork", visibility_timeout=8)
     clock = threading.Event()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp import SQS, Engine, Task, TaskCallback, current_message
+from sqspipes_mp import SQS, Engine, Task, TaskCallback, TaskLike, current_message
 from standin import standin
 from tests.gates import (
     Background,
@@ -308,7 +308,7 @@ def test_a_stream_on_fifo_waits_for_what_was_before_it_and_not_for_what_others_m
     with standin() as server:
         broker = SQS("us-east-1", endpoint_url=server.url, access_key="x", secret_key="x")
         broker._settle = 0.1
-        tasks = [source, Task(mixed, name="work", threads=8, prefetch=30), sink]
+        tasks: list[TaskLike] = [source, Task(mixed, name="work", threads=8, prefetch=30), sink]
         engine = Engine(tasks, domain="t", broker=broker, fifo=True)
         feed(engine, "work", range(600))
         # Slow enough that there is always something to carry.

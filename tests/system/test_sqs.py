@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp import SQS, Engine, Reject, Retry, Task
+from sqspipes_mp import SQS, Engine, Reject, Retry, Task, TaskLike
 from sqspipes_mp.brokers.base import Completion, Output, QueueSpec
 from tests.gates import Background, Gate, Log, ended, eventually, program, waiting
 
@@ -41,7 +41,7 @@ def sink(value, log: Log):
 def engine(moto: SQS, log: Log, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     out = Log(str(tmp_path / "out"))
     domain = f"sqs-{request.param}"
-    tasks = [numbers, Task(work, args=(log, request.param)), Task(sink, args=(out,))]
+    tasks: list[TaskLike] = [numbers, Task(work, args=(log, request.param)), Task(sink, args=(out,))]
     engine = Engine(tasks, domain=domain, broker=moto, visibility_timeout=2 if request.param == "die" else 6)
     yield engine
     engine.delete()
@@ -112,7 +112,7 @@ def test_sigterm_ends_a_long_poll_at_once_and_leaves_nothing_in_flight(
 
 
 def test_a_message_running_longer_than_its_lease_comes_once(moto: SQS, log: Log, gate: Gate) -> None:
-    tasks = [one, Task(held, workers=2, args=(log, gate))]
+    tasks: list[TaskLike] = [one, Task(held, workers=2, args=(log, gate))]
     engine = Engine(tasks, domain="sqs-lease", broker=moto, visibility_timeout=4, start_method="fork")
     with Background(engine, until="drained"):
         log.wait_for(1)

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_it_runs_again_on_the_same_file(db: Path, log: Log) -> None:
 
 
 def run_stage(broker: Any, log: Log, name: str, domain: str) -> None:
-    until = "drained" if name == "words" else None
+    until: Literal["drained"] | None = "drained" if name == "words" else None
     summary = pipeline(broker, log, domain).run(only=name, until=until)
     log_of_reasons(log).note(name, summary.reason, summary[name].done)
 

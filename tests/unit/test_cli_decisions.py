@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissing, RestartLimit, Task
+from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissing, RestartLimit, Task, TaskLike
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped, judge
 from sqspipes_mp.cli.options import Given, run_options, task_names, worker_counts
 from sqspipes_mp.cli.table import table
@@ -85,7 +85,7 @@ def pipeline(**workers: int) -> Any:
     def last(value):
         return value
 
-    tasks = [source, *(Task(each, workers=workers.get(each.__name__, 1)) for each in (first, last))]
+    tasks: list[TaskLike] = [source, *(Task(each, workers=workers.get(each.__name__, 1)) for each in (first, last))]
     return Engine(tasks, domain="t").pipeline
 
 

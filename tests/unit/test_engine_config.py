@@ -46,8 +46,8 @@ def plan(tasks=None, **run):
 
 _BAD_ENGINES = {
     "no tasks": (lambda: Engine([], domain="app"), ["tasks", "[]", "at least one"]),
-    "tasks is a function": (lambda: Engine(step, domain="app"), ["tasks", "[step]"]),
-    "tasks is text": (lambda: Engine("step", domain="app"), ["tasks", "'step'"]),
+    "tasks is a function": (lambda: Engine(step, domain="app"), ["tasks", "[step]"]),  # type: ignore[arg-type]
+    "tasks is text": (lambda: Engine("step", domain="app"), ["tasks", "'step'"]),  # type: ignore[arg-type]
     "a task that is not callable": (lambda: engine([source, 7]), ["7"]),
     "a lambda without a name": (lambda: engine([source, lambda v: v]), ["name="]),
     "a partial without a name": (lambda: engine([source, functools.partial(step)]), ["name="]),

@@ -91,7 +91,7 @@ class Batches:
     """Gathers batches and runs them."""
 
     def __init__(self, parts: Parts, caller: BatchCaller, runner: Runner, ready: BatchQueue) -> None:
-        self._bench = parts
+        self._parts = parts
         self._station = parts.station
         self._caller = caller
         self._runner = runner
@@ -103,7 +103,7 @@ class Batches:
         station, ready, wait = self._station, self._ready, self._caller.task.batch_wait
         until: float | None = None
         while not station.no_more.is_set():
-            self._bench.run_callbacks()
+            self._parts.run_callbacks()
             most = self._size if station.left is None else min(self._size, station.left)
             if not len(ready):
                 if ready.closed:
@@ -123,7 +123,7 @@ class Batches:
                 self._caller.serve(self._process, members)
 
     def _rest(self) -> None:
-        self._bench.outbox.hurry()
+        self._parts.outbox.hurry()
         self._ready.hungry()
         self._station.demand.set()
 
@@ -132,7 +132,7 @@ class Batches:
         if len(members) == 1:
             runner.process(members[0])
             return
-        if not self._caller.pace(self._bench.outbox.hurry):
+        if not self._caller.pace(self._parts.outbox.hurry):
             runner.back += members
             return
         line = _Line(self._runner, fifo=station.fifo)

@@ -51,7 +51,7 @@ class Runner:
     """Takes deliveries from ``ready``; what comes of them goes to ``outbox`` or, through ``results``, to the caller."""
 
     def __init__(self, parts: Parts) -> None:
-        self._bench = parts
+        self._parts = parts
         self._station = station = parts.station
         self._caller = parts.caller
         self._ready = parts.ready
@@ -74,13 +74,13 @@ class Runner:
         """
         (serve or self._serve)()
         if not self._station.full_stop.is_set():
-            hand_over(self._bench)
-        give_back(self._bench, self.back, self._charged)
+            hand_over(self._parts)
+        give_back(self._parts, self.back, self._charged)
 
     def _serve(self) -> None:
         station, ready = self._station, self._ready
         while not station.no_more.is_set():
-            self._bench.run_callbacks()
+            self._parts.run_callbacks()
             delivery = ready.take()
             if delivery is not None:
                 if len(ready) < 10:

@@ -31,7 +31,7 @@ class Source:
     """Makes messages out of nothing. Its calls are numbered, so that a replacement goes on where this one stopped."""
 
     def __init__(self, parts: Parts) -> None:
-        self._bench = parts
+        self._parts = parts
         self._station = station = parts.station
         self._caller = caller = parts.caller
         self._ready = parts.ready
@@ -56,7 +56,7 @@ class Source:
             self._repeat()
         # A source receives nothing: it has stopped as far as giving back is concerned.
         station.say(Kind.STOPPED)
-        self._bench.run_callbacks()
+        self._parts.run_callbacks()
         if self._results is not None:
             self._results.wait_taken()
             self._results.take_unacknowledged()
@@ -67,7 +67,7 @@ class Source:
         rest, failures, done, idle = 0.0, 0, 0, 0.0
         most = self._caller.task.max_tasks_per_worker
         while not station.no_more.wait(rest) and self._caller.pace(self._outbox.hurry):
-            self._bench.run_callbacks()
+            self._parts.run_callbacks()
             try:
                 value = self._caller.call()
                 product = self._make(value)
@@ -109,7 +109,7 @@ class Source:
             self._end_with(error)
             return
         while not station.no_more.is_set() and self._caller.pace(self._outbox.hurry):
-            self._bench.run_callbacks()
+            self._parts.run_callbacks()
             try:
                 value = self._caller.next_of(values)
                 product = self._make(value)

@@ -149,7 +149,7 @@ class ThreadMode:
     """The threads that call the function."""
 
     def __init__(self, parts: Parts, runner: Runner, turns: GroupQueue) -> None:
-        self._bench = parts
+        self._parts = parts
         self._station = parts.station
         self._runner = runner
         self._turns = turns
@@ -161,7 +161,7 @@ class ThreadMode:
             threading.Thread(target=self._work, args=(seat,), name=f"call-{seat}", daemon=True).start()
         while self._turns.threads:
             self._turns.wait_for_callbacks()
-            self._bench.run_callbacks()
+            self._parts.run_callbacks()
         if self._turns.left is not None and self._turns.left <= 0:
             # The last one it might have may have been lost before it began: then nothing has asked for a successor.
             self._runner.lifetime.recycle("max_tasks_per_worker")
@@ -182,5 +182,5 @@ class ThreadMode:
             self._turns.leave()
 
     def _idle(self) -> None:
-        self._bench.outbox.hurry()
+        self._parts.outbox.hurry()
         self._station.demand.set()
