@@ -16,12 +16,10 @@ from sqspipes_mp.pipeline.function import Products
 from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.intake import Intake
-from sqspipes_mp.worker.run.batch import BatchCaller, Batches, BatchQueue
-from sqspipes_mp.worker.run.function import Function
+from sqspipes_mp.worker.run.modes import Mode, mode_of
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.run.runner import Runner
 from sqspipes_mp.worker.run.source import Source
-from sqspipes_mp.worker.run.threads import GroupQueue, SharedCaller, ThreadMode
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.window import ResultWindow
 
@@ -51,14 +49,14 @@ def worker_main(orders: Assignment) -> None:
                 # A child that setup= has forked, and that came back: it is no worker.
                 os._exit(EXIT_OK)
         station = WorkerContext(orders, orders.broker.open(wallet=board.wallet), channel)
-        caller = _caller(station)
+        mode = mode_of(station)
     except BaseException as error:
         # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
         report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note=BOOT_NOTE)
         channel.send(Kind.FAILED, {"boot": True}, report.to_bytes())
         os._exit(EXIT_BOOT)
     try:
-        _work(station, caller)
+        _work(station, mode)
     except BaseException as error:
         # The engine's own fault, or the user's exit hook: either way it must be seen.
         station.fault(error)
@@ -67,24 +65,12 @@ def worker_main(orders: Assignment) -> None:
     station.say(Kind.BYE)
 
 
-def _caller(station: WorkerContext) -> Function:
-    if station.threads > 1:
-        return SharedCaller(station)
-    return Function(station) if station.stage.task.batch is None else BatchCaller(station)
-
-
-def _work(station: WorkerContext, caller: Function) -> None:
-    plan, stage = station.orders.plan, station.stage
-    settings = plan.settings
-    ready: Ready | GroupQueue | BatchQueue = Ready()
-    if station.threads > 1:
-        ready = GroupQueue(station)
-    elif stage.task.batch is not None:
-        ready = BatchQueue(stage.task.batch)
+def _work(station: WorkerContext, mode: Mode) -> None:
+    plan, stage, ready = station.orders.plan, station.stage, mode.ready
     outbox = Outbox(station, ready)
     results = ResultWindow(station, outbox) if plan.sink == stage.index else None
-    products = Products.of(plan.pipeline, settings, stage, plan.priority)
-    parts = Parts(station, caller, ready, outbox, products, results)
+    products = Products.of(plan.pipeline, plan.settings, stage, plan.priority)
+    parts = Parts(station, mode.function, ready, outbox, products, results)
     threading.Thread(target=partial(_listen, station, ready, results), name="orders", daemon=True).start()
     station.board.put(station.slot, STATE, S_READY)
     station.say(Kind.READY)
@@ -94,12 +80,7 @@ def _work(station: WorkerContext, caller: Function) -> None:
         runner = Runner(parts)
         intake = Intake(station, ready, outbox, runner.lifetime)
         intake.start()
-        if isinstance(ready, GroupQueue):
-            runner.run(ThreadMode(parts, runner, ready).serve)
-        elif isinstance(ready, BatchQueue) and isinstance(caller, BatchCaller):
-            runner.run(Batches(parts, caller, runner, ready).serve)
-        else:
-            runner.run()
+        runner.run(mode.serve(parts, runner))
         if station.faulted.is_set():
             # What a poll in flight brings must be on the scoreboard, or the keeper could not give it back.
             station.stop_receiving()
@@ -108,7 +89,7 @@ def _work(station: WorkerContext, caller: Function) -> None:
     outbox.close()
     parts.run_callbacks()
     if not station.faulted.is_set():
-        caller.finish()
+        mode.function.finish()
         station.connection.close()
 
 

@@ -1,7 +1,7 @@
-"""``SQS(...)``: which SQS to use, and the only place that imports boto3 and botocore.
+"""``SQS(...)``: which SQS to use, and what a boto3 session of its own is made of.
 
 The value itself travels through every process; ``check`` and ``warm`` run in the caller's, ``open`` in each child after
-the fork. boto3 is imported inside the functions that need it: naming ``SQS`` must not cost its 110 ms.
+the fork. botocore is imported inside the functions that need it: naming ``SQS`` must not cost its 110 ms.
 """
 
 from __future__ import annotations

@@ -14,13 +14,17 @@ from sqspipes_mp.worker.send.window import ResultWindow
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """``ready``: what waits to be run; ``outbox``: where what comes of it goes; ``results``: or so, to the caller."""
+    """What a main thread uses."""
 
     station: WorkerContext
     caller: Function
+    #: Messages received, not started.
     ready: Ready
+    #: Sends outputs, then deletes inputs.
     outbox: Outbox
+    #: Makes messages of returned values.
     products: Products
+    #: Streams results to an iterating caller; None without one.
     results: ResultWindow | None
 
     def run_callbacks(self) -> None:

@@ -67,17 +67,15 @@ class Runner:
         #: What the running messages have become so far, by their leases (map).
         self._children: dict[int, list[int]] = {}
 
-    def run(self, serve: Callable[[], None] | None = None) -> None:
-        """Run messages until told to stop, then give back what was not begun.
-
-        ``serve``: runs them, if not one after the other.
-        """
-        (serve or self._serve)()
+    def run(self, serve: Callable[[], None]) -> None:
+        """Run messages by the worker's main loop until told to stop, then release those not begun."""
+        serve()
         if not self._station.full_stop.is_set():
             hand_over(self._parts)
         give_back(self._parts, self.back, self._charged)
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Run one message after the other until told to stop."""
         station, ready = self._station, self._ready
         while not station.no_more.is_set():
             self._parts.run_callbacks()

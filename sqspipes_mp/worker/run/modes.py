@@ -1,0 +1,37 @@
+"""How a worker runs its messages: one after the other, in threads, or in batches; decided once, at boot (worker)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sqspipes_mp.worker.context import WorkerContext
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.run.batch import BatchCaller, Batches, BatchQueue
+from sqspipes_mp.worker.run.function import Function
+from sqspipes_mp.worker.run.parts import Parts
+from sqspipes_mp.worker.run.runner import Runner
+from sqspipes_mp.worker.run.threads import GroupQueue, SharedCaller, ThreadMode
+
+#: Makes the main loop, which takes messages until it is told to stop.
+Serve = Callable[[Parts, Runner], Callable[[], None]]
+
+
+class Mode(NamedTuple):
+    """The user's function, the queue it is served from, and the main loop between the two."""
+
+    function: Function
+    ready: Ready
+    serve: Serve
+
+
+def mode_of(context: WorkerContext) -> Mode:
+    """Build the user's function for this worker. Raises what ``init`` and the class's constructor raise."""
+    task = context.stage.task
+    if context.threads > 1:
+        turns = GroupQueue(context)
+        return Mode(SharedCaller(context), turns, lambda parts, runner: ThreadMode(parts, runner, turns).serve)
+    if task.batch is not None:
+        batches, caller = BatchQueue(task.batch), BatchCaller(context)
+        return Mode(caller, batches, lambda parts, runner: Batches(parts, caller, runner, batches).serve)
+    return Mode(Function(context), Ready(), lambda _, runner: runner.serve)
