@@ -1,7 +1,6 @@
 import logging
 import os
 import pickle
-import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -36,7 +35,7 @@ def statements() -> list[str]:
 @pytest.mark.parametrize("statement", statements())
 def test_no_statement_scans_what_can_be_long(connection: SQLiteConnection, path: Path, statement: str) -> None:
     db = sqlite3.connect(path)
-    holes = max([int(number) for number in re.findall(r"\?(\d)", statement)], default=statement.count("?"))
+    holes = statement.count("?")
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * holes)]
     db.close()
     scans = [step for step in plan if step.startswith("SCAN") and "CONSTANT" not in step]

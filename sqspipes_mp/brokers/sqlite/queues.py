@@ -55,7 +55,7 @@ def depth(session: Session, name: str) -> Depth:
     """Count one queue exactly: one step per message through an index, no message is read but those hidden now."""
     session.refresh()
     queue, now = session.queue(name), session.now()
-    visible, hidden, in_flight = session.db.execute(sql.DEPTH, (queue.id, now)).fetchone()
+    visible, hidden, in_flight = session.db.execute(sql.DEPTH, (queue.id, now, queue.id, now)).fetchone()
     return Depth(visible, in_flight, hidden - in_flight)
 
 

@@ -63,8 +63,8 @@ LOOK_FIFO = "SELECT min(ready_at) FROM groups WHERE queue = ?"
 # Queues.
 BODIES = "SELECT body, seq, failure FROM messages WHERE queue = ?"
 #: Visible, hidden and in flight, in one statement: a message given back between two would be missed by both.
-DEPTH = """SELECT (SELECT count(*) FROM messages WHERE queue = ?1 AND visible_at <= ?2), count(*),
-    coalesce(sum(receives > 0), 0) FROM messages WHERE queue = ?1 AND visible_at > ?2"""
+DEPTH = """SELECT (SELECT count(*) FROM messages WHERE queue = ? AND visible_at <= ?), count(*),
+    coalesce(sum(receives > 0), 0) FROM messages WHERE queue = ? AND visible_at > ?"""
 
 # Owners of queues, each statement a transaction of its own.
 HAS_OWNERS = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'owners'"
