@@ -34,7 +34,7 @@ All of them pickle, and carry their data as attributes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 #: Why a call failed that its worker, or the supervisor, found over its timeout.
 LATE = "the call outlived the task's timeout"
@@ -42,6 +42,27 @@ LATE = "the call outlived the task's timeout"
 HELD = "the call had its message for nearly as long as SQS lets one be in flight, 12 hours from its receive"
 #: What a program needs whose children are fresh processes.
 GUARD = 'With spawn and forkserver a child imports the program again: start the engine under if __name__ == "__main__":'
+
+
+class ChildNote(str):  # noqa: SLOT000  (str has no slots for fields)
+    """A note on an exception that a child process raised: in which stage or process, with which message."""
+
+    #: Whether the child was not ready yet.
+    booting: bool
+    #: Whether it was raised with a message.
+    held: bool
+
+    def __new__(cls, text: str, *, booting: bool = False, held: bool = False) -> Self:
+        """Make the note; its text is for people."""
+        note = super().__new__(cls, text)
+        note.booting, note.held = booting, held
+        return note
+
+
+class LeftNote(str):
+    """A note on the exception of a run whose source, run again, makes everything once more."""
+
+    __slots__ = ()
 
 
 class SqsPipesError(Exception):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from sqspipes_mp.errors import BootError, BrokerError, ConfigError, MapRunning, RestartLimit
-from sqspipes_mp.ipc.channel import BOOT_NOTE
-from sqspipes_mp.pipeline.leftovers import LEFT_NOTE
+from sqspipes_mp.errors import BootError, BrokerError, ChildNote, ConfigError, LeftNote, MapRunning, RestartLimit
 
 
 class Exit(IntEnum):
@@ -49,22 +47,19 @@ def judge(error: BaseException, finish: str = "") -> Ending | None:
     """
     if isinstance(error, Refused):
         return Ending(error.code, error.message, error.__cause__)
-    notes = [str(note) for note in getattr(error, "__notes__", ())]
-    if any(note.startswith(("in stage ", "in the keeper, ")) for note in notes):
-        return _of_a_child(
-            error,
-            booting=BOOT_NOTE in notes,
-            held=any(", message " in note for note in notes),
-            finish=finish if _begins_anew(notes) else "",
-        )
+    notes = getattr(error, "__notes__", ())
+    anew = finish if any(isinstance(note, LeftNote) for note in notes) else ""
+    for note in notes:
+        if isinstance(note, ChildNote):
+            return _of_a_child(error, booting=note.booting, held=note.held, finish=anew)
     if isinstance(error, (KeyboardInterrupt, Stopped)):
         return Ending(Exit.DONE)
     if isinstance(error, SystemExit):
         return None
     if isinstance(error, RestartLimit):
-        return Ending(Exit.RESTARTS, ". ".join([str(error), *([_finishing(finish)] if _begins_anew(notes) else [])]))
+        return Ending(Exit.RESTARTS, f"{error}. {_finishing(anew)}" if anew else str(error))
     if isinstance(error, ConfigError):
-        return Ending(Exit.USAGE, "\n".join([str(error), *notes]))
+        return Ending(Exit.USAGE, "\n".join(map(str, [error, *notes])))
     if isinstance(error, MapRunning):
         return Ending(Exit.FAILED, str(error))
     if isinstance(error, (BootError, BrokerError)):
@@ -87,10 +82,6 @@ def _of_a_child(error: BaseException, *, booting: bool, held: bool, finish: str)
         f"{what if held else 'a task failed. '}{again}, or go on despite failures: --on-error retry, --on-error reject",
         error,
     )
-
-
-def _begins_anew(notes: list[str]) -> bool:
-    return any(note.startswith(LEFT_NOTE) for note in notes)
 
 
 def _finishing(command: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line ``sqspipes-mp``: what can be asked, and the exit code of what came of it (its own process)."""
+"""The command line ``sqspipes-mp``: its commands and flags. ``exits`` picks the exit code (its own process)."""
 
 from __future__ import annotations
 

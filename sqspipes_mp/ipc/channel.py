@@ -33,8 +33,6 @@ EXIT_OK = 0
 EXIT_TASK = 1
 #: Failed before READY (import, setup, init, credentials). Not 2: Python's own for a wrong command line.
 EXIT_BOOT = 3
-#: The note on an exception that kept a child from booting.
-BOOT_NOTE = "before it was ready"
 #: The broker refuses for good (FAULT).
 EXIT_FAULT = 4
 #: The parent is gone: nobody is left to work for.

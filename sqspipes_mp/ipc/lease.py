@@ -1,4 +1,4 @@
-"""A lease: our hold of a message, as region.py keeps it for worker, keeper and supervisor. Pure."""
+"""A lease: our hold of a message, its state and its deadlines. ``leases`` stores it. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One map of a pipeline at a time, on SQLite: a lock that the kernel takes back with its holders (caller, supervisor).
+"""A file lock: one ``map`` per pipeline on SQLite. The kernel frees it when its holders die (caller, supervisor).
 
 Two maps would take each other's results. The lock is ``flock`` on a file of its own beside the database, one per
 domain: a row would outlive a crash, and closing a descriptor of the database itself would drop SQLite's own locks. The

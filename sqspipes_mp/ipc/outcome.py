@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
-from sqspipes_mp.errors import SqsPipesError
+from sqspipes_mp.errors import LeftNote, SqsPipesError
 from sqspipes_mp.ipc.report.report import Report, rebuild
 from sqspipes_mp.ipc.summary import Summary
 
@@ -37,7 +37,7 @@ class Outcome:
         error = rebuild(self.report) if self.report is not None else self.error
         if error is not None:
             if self.note is not None:
-                error.add_note(self.note)
+                error.add_note(LeftNote(self.note))
             return error
         interrupt = KeyboardInterrupt()
         interrupt.summary = self.summary  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ descriptor.
 
 ::
 
-    header | wallet | stages | slots | charge tables (one per slot, one for the keeper) | regions (region.py)
+    header | wallet | stages | slots | charge tables (one per slot, one for the keeper) | regions (leases.py)
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SENT = 13  # worker (outbox): outputs accepted downstream
 CALL_STARTED = 14  # worker (main): monotonic ns at which the running call began; 0 between calls
 RUNNING = 15  # worker (its threads, where it has several): calls running, while CALL_STARTED says that one is
 CALL_MEMORY = 16  # worker (main): bytes of its own when the running call began, where WATCHES_MEMORY; 0: not known
-RUN_TIMES = 24  # worker (main): calls by how long they took, BUCKETS words (runtimes.py)
+RUN_TIMES = 24  # worker (main): calls by how long they took, BUCKETS words (histogram.py)
 
 S_EMPTY, S_BOOTING, S_READY, S_DRAINING = range(4)
 

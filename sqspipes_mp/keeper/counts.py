@@ -1,4 +1,4 @@
-"""What waits: of an earlier run, told at boot; for each stage, where somebody is shown the progress (keeper)."""
+"""Counts of waiting messages: leftovers are logged at boot, stages are counted for the progress display (keeper)."""
 
 from __future__ import annotations
 

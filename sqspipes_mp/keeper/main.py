@@ -20,7 +20,7 @@ from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.assignment import Assignment
 from sqspipes_mp.ipc.birth import begin, orphaned
-from sqspipes_mp.ipc.channel import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, Channel, Kind
+from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.ipc.lease import Lease
 from sqspipes_mp.ipc.leases import Cause, Region, id_digest
 from sqspipes_mp.ipc.report.report import Report, pack_exception
@@ -87,7 +87,7 @@ def _boot_report(error: BaseException) -> Report:
     if ours:
         error.__traceback__ = error.__cause__ = None
         error.__suppress_context__ = True
-    report = pack_exception(error, stage=None, pid=os.getpid(), message_id=None, note=BOOT_NOTE)
+    report = pack_exception(error, stage=None, pid=os.getpid(), message_id=None, booting=True)
     return replace(report, notes=()) if ours else report
 
 

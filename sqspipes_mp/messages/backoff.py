@@ -1,4 +1,4 @@
-"""How long to wait after a failure. Pure (any process)."""
+"""The backoff of a message: the wait before its next attempt. Pure (any process)."""
 
 from __future__ import annotations
 

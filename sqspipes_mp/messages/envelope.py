@@ -1,7 +1,7 @@
 """The envelope: bodies to messages, values to bodies, and the ids that tie a hop's output to its input.
 
 Pure; runs in workers once or more per message, and in the keeper and the caller where they read or send one.
-The wire format is DESIGN section 3's: ``{"meta": {"priority": p, "id": ..., "hop": ...}, "value": v}``.
+The wire format (docs/architecture.rst): ``{"meta": {"priority": p, "id": ..., "hop": ...}, "value": v}``.
 """
 
 from __future__ import annotations

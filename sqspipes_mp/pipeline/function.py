@@ -1,4 +1,4 @@
-"""A task's function as a worker has it, and from what it returned to messages. Pure but for the user's callables."""
+"""A task's function, built; its returned values become messages in ``Products``. Pure but for the user's callables."""
 
 from __future__ import annotations
 

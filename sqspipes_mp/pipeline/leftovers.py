@@ -1,4 +1,4 @@
-"""What a run with a source leaves in the queues, and the run that finishes only that. Pure; any process.
+"""Messages that a run with a source leaves in its queues, and the command that finishes them. Pure; any process.
 
 A source that is started again begins anew: what it made before, it makes once more.
 """
@@ -9,9 +9,6 @@ import shlex
 from collections.abc import Sequence
 
 from sqspipes_mp.pipeline.plan import RunPlan
-
-#: What the note on a failed run's exception begins with.
-LEFT_NOTE = "run again, the source "
 
 
 def behind_source(plan: RunPlan) -> tuple[str, ...]:
@@ -45,6 +42,6 @@ def left_note(plan: RunPlan) -> str | None:
     if plan.source is None or not names:
         return None
     return (
-        f"{LEFT_NOTE}{plan.source.name!r} begins anew and makes everything once more. To finish only what is in the "
-        f"queues, without what it had not made yet: {finishing_call(plan, names)}; to drop that: purge()"
+        f"run again, the source {plan.source.name!r} begins anew and makes everything once more. To finish only what is "
+        f"in the queues, without what it had not made yet: {finishing_call(plan, names)}; to drop that: purge()"
     )

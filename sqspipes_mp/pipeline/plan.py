@@ -23,7 +23,7 @@ IDLE = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The engine's own arguments that its processes need (DESIGN: public API)."""
+    """The engine's own arguments that its processes need."""
 
     ignore_none: bool = True
     on_error: Any = "raise"

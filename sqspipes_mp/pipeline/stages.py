@@ -151,7 +151,7 @@ def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipel
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Queue names of one pipeline (DESIGN section 3; the output queues are sqspipes's)."""
+    """Queue names of one pipeline (docs/architecture.rst; the output queues are sqspipes's)."""
 
     domain: str
     suffix: str

@@ -1,4 +1,4 @@
-"""How near the container is to the memory limit at which the kernel kills something, or all, in it (supervisor)."""
+"""The container's memory: use, limit, and the shares at which workers are replaced or killed (supervisor)."""
 
 from __future__ import annotations
 

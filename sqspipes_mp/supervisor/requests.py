@@ -1,4 +1,4 @@
-"""What the supervisor is told from outside: signals, ``stop()``, and the caller where that is another process."""
+"""Orders to the supervisor: signals, ``stop()``, the iterating caller. Ctrl-C becomes a drain here (supervisor)."""
 
 from __future__ import annotations
 

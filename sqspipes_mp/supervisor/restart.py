@@ -1,4 +1,4 @@
-"""When a dead worker's seat is filled again, and when it is no use. Pure: times come in, decisions go out."""
+"""The restart policy: backoff, crash budget, boot failures. Pure: times come in, decisions go out."""
 
 from __future__ import annotations
 

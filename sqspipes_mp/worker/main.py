@@ -9,7 +9,7 @@ from functools import partial
 from sqspipes_mp.host.numeric import reseed, settle
 from sqspipes_mp.ipc.assignment import Assignment
 from sqspipes_mp.ipc.birth import begin, orphaned, volunteer
-from sqspipes_mp.ipc.channel import BOOT_NOTE, EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
+from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.pipeline.function import Products
@@ -52,7 +52,7 @@ def worker_main(orders: Assignment) -> None:
         mode = mode_of(station)
     except BaseException as error:
         # A boot failure of any kind, sys.exit included, is told to the supervisor in the worker's own words.
-        report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None, note=BOOT_NOTE)
+        report = pack_exception(error, stage=orders.stage.name, pid=os.getpid(), message_id=None, booting=True)
         channel.send(Kind.FAILED, {"boot": True}, report.to_bytes())
         os._exit(EXIT_BOOT)
     try:

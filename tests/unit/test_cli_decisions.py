@@ -10,9 +10,11 @@ from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissi
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped, judge
 from sqspipes_mp.cli.options import Given, run_options, task_names, worker_counts
 from sqspipes_mp.cli.table import table
+from sqspipes_mp.errors import ChildNote
 
-NOTE = "in stage 'reduce', worker 12, message abc"
-BOOT = "before it was ready"
+NOTE = ChildNote("in stage 'reduce', worker 12, message abc", held=True)
+STAGE = "in stage 'reduce', worker 12"
+KEEPER = "in the keeper, process 12"
 
 
 def noted(error: BaseException, *notes: str) -> BaseException:
@@ -37,10 +39,10 @@ def noted(error: BaseException, *notes: str) -> BaseException:
         (Refused("no", Exit.BOOT), Exit.BOOT),
         (BootError("the keeper", 1, "killed"), Exit.BOOT),
         (AccessDenied("no"), Exit.BOOT),
-        (noted(ValueError("x"), BOOT, "in stage 'reduce', worker 12"), Exit.BOOT),
-        (noted(QueueMissing("q", "Create it"), BOOT, "in the keeper, process 12"), Exit.BOOT),
-        (noted(QueueMissing("q", "Create it"), "in the keeper, process 12"), Exit.FAILED),
-        (noted(ValueError("x"), "in the keeper, process 12"), Exit.FAILED),
+        (noted(ValueError("x"), ChildNote(STAGE, booting=True)), Exit.BOOT),
+        (noted(QueueMissing("q", "Create it"), ChildNote(KEEPER, booting=True)), Exit.BOOT),
+        (noted(QueueMissing("q", "Create it"), ChildNote(KEEPER)), Exit.FAILED),
+        (noted(ValueError("x"), ChildNote(KEEPER)), Exit.FAILED),
         (RestartLimit("a", 1, 2.0, "x"), Exit.RESTARTS),
         (RuntimeError("ours"), Exit.FAILED),
     ],
@@ -122,8 +124,14 @@ def test_idle_goes_with_until_and_the_flag_wins() -> None:
             options(None, **flags)
 
 
+def test_a_users_own_note_is_no_note_of_a_childs() -> None:
+    ending = judge(noted(RestartLimit("a", 1, 2.0, "x"), "in stage 'reduce', I said"))
+    assert ending is not None
+    assert ending.code is Exit.RESTARTS
+
+
 def test_only_what_had_a_message_is_told_of_one() -> None:
-    told = [judge(noted(ValueError("x"), note)) for note in (NOTE, NOTE.partition(", message")[0])]
+    told = [judge(noted(ValueError("x"), note)) for note in (NOTE, ChildNote(STAGE))]
     assert [ending and "its message is back" in ending.message for ending in told] == [True, False]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp.errors import RemoteError
+from sqspipes_mp.errors import ChildNote, RemoteError
 from sqspipes_mp.ipc.report.report import Report, rebuild
 from tests.unit.report_cases import (
     BreaksHere,
@@ -57,8 +57,14 @@ def test_stage_note_comes_last(carry):
 
 
 def test_extra_note_and_no_message_id():
-    back = rebuild(pack(Plain("x"), message_id=None, note="while booting"))
-    assert back.__notes__ == ["while booting", "in stage 'resize', worker 4711"]
+    back = rebuild(pack(Plain("x"), message_id=None, booting=True))
+    assert back.__notes__ == ["before it was ready", "in stage 'resize', worker 4711"]
+    note = back.__notes__[-1]
+    assert isinstance(note, ChildNote)
+    assert (note.booting, note.held) == (True, False)
+    # Whoever pickles the error loses nothing of it.
+    again = pickle.loads(pickle.dumps(note))
+    assert (again, again.booting, again.held) == (note, True, False)
 
 
 def test_the_original_is_left_as_it_was():

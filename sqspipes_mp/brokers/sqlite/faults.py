@@ -1,4 +1,4 @@
-"""Which faults of SQLite and of its file pass by waiting, and what to do about the others; pure (any process)."""
+"""SQLite errors, sorted: some pass after a wait, others end the call with advice. Pure (any process)."""
 
 import errno
 import sqlite3

@@ -1,4 +1,4 @@
-"""Whose a queue of the file is: names are joined from domain and task, so two pipelines can name one (any process).
+"""The owner (domain) of each queue in the file: two pipelines can arrive at the same queue name (any process).
 
 The table is made when the first owner is written, so that files of 0.1.0 stay readable to both. An owner holds for the
 queue that was created at that very moment: 0.1.0 deletes and creates queues without knowing of owners.

@@ -1,4 +1,4 @@
-"""Queues as a whole: create, compare, count, purge, delete, and clearing away what is past its time (any process)."""
+"""SQLite queues: create, compare, count, purge, delete. Expired rows are cleared here (any process)."""
 
 from collections.abc import Sequence
 

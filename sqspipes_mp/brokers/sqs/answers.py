@@ -1,4 +1,4 @@
-"""What the replies of SQS say of single messages, whoever read them off the wire. Pure."""
+"""SQS replies as our messages and faults, entry by entry; both boto3 and ``http`` use it. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the lean path may stand in for a boto3 client: only where boto3 would do nothing else (where one is opened).
+"""The check that ``http`` may replace a boto3 client: it must behave as boto3 would (at opening).
 
 Looks at what botocore made of configuration, environment and session; imports none of it. Some of that has no public
 name: whatever cannot be found is a reason to stay with boto3.

@@ -1,4 +1,4 @@
-"""Replies of SQS off the socket, for ``http``: what they say, and what is none (any process with one open)."""
+"""Reader of SQS's HTTP replies, for ``http``: one that is incomplete or unclear raises (any process with one open)."""
 
 from __future__ import annotations
 

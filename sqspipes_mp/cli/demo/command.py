@@ -1,4 +1,4 @@
-"""``sqspipes-mp demo``: the pipeline of ``demo_pipeline`` over real files, and how fast it was (its own process)."""
+"""``sqspipes-mp demo``: ``pipeline`` over real files, and how fast it was (its own process)."""
 
 from __future__ import annotations
 

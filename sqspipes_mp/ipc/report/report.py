@@ -13,13 +13,17 @@
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-from sqspipes_mp.errors import RemoteError
+from sqspipes_mp.errors import ChildNote, RemoteError
 from sqspipes_mp.ipc.report.bytes import join, split
 from sqspipes_mp.ipc.report.loading import load
 from sqspipes_mp.ipc.report.packing import pack
 from sqspipes_mp.ipc.report.raw import put_notes
 from sqspipes_mp.ipc.report.words import MAX_MESSAGE, cut, message_of, traceback_text, type_name
+
+#: What is said of an exception that was raised before its process was ready.
+BOOT_NOTE = "before it was ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Report:
     """An exception on its way up.
 
     ``text`` is the whole formatted traceback (causes and notes included, cut to MAX_TEXT), ``pickled`` what
-    ``rebuild`` makes the exception of (None: it cannot travel), ``notes`` its notes and ours.
+    ``rebuild`` makes the exception of (None: it cannot travel), ``notes`` its notes.
     """
 
     type_name: str
@@ -35,45 +39,54 @@ class Report:
     text: str
     pickled: bytes | None
     notes: tuple[str, ...] = ()
+    #: In which stage and process, with which message.
+    where: str = ""
+    #: Whether its process was not ready yet.
+    booting: bool = False
+    #: Whether it was raised with a message.
+    held: bool = False
 
     def to_bytes(self) -> bytes:
         """Encode for the blob of a frame: JSON, then the pickles."""
         head = [self.type_name, self.message, self.text, self.pickled is not None, self.notes]
+        head += [self.where, self.booting, self.held]
         return join(head, self.pickled or b"")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Report":
         """Decode; bytes that are no report become a report that says so."""
         try:
-            (name, message, text, travels, notes), pickled = split(data)
-            return cls(str(name), str(message), str(text), pickled if travels else None, tuple(map(str, notes)))
+            (name, message, text, travels, notes, where, booting, held), pickled = split(data)
+            own = tuple(map(str, notes))
+            body = pickled if travels else None
+            return cls(str(name), str(message), str(text), body, own, str(where), bool(booting), bool(held))
         except Exception as error:
             why = f"{len(data)} bytes that are no report ({type(error).__name__}: {error})"
             return cls("unreadable report", why, f"{why}: {data[:200]!r}", None)
 
 
 def pack_exception(
-    exc: BaseException, *, stage: str | None, pid: int, message_id: str | None, note: str | None = None
+    exc: BaseException, *, stage: str | None, pid: int, message_id: str | None, booting: bool = False
 ) -> Report:
     """Describe ``exc`` for the parent; never raises, and leaves ``exc`` as it was.
 
-    ``note``: one more note for it, before the one naming stage, worker and message; ``stage`` None: the keeper.
+    ``booting``: the process was not ready yet; ``stage`` None: the keeper.
     """
     where = f"in stage {stage!r}, worker {pid}" if stage is not None else f"in the keeper, process {pid}"
     where += f", message {message_id}" if message_id else ""
-    ours = (note, where) if note else (where,)
+    described = partial(Report, where=where, booting=booting, held=bool(message_id))
     # BaseException throughout: code of the user runs here (__str__, __reduce__), and it may well call sys.exit().
     try:
         name, message, text = type_name(type(exc)), cut(message_of(exc), MAX_MESSAGE), traceback_text(exc)
     except BaseException as error:
         name, message = "exception", f"could not be described ({type(error).__name__})"
-        return Report(name, message, f"{name}: {message}", None, ours)
+        return described(name, message, f"{name}: {message}", None)
     try:
         pickled, notes = pack(exc)
-        return Report(name, message, text, pickled, (*notes, *ours))
+        return described(name, message, text, pickled, tuple(notes))
     except BaseException as error:
         left = f"the exception itself stayed in the worker ({type(error).__name__} while packing it)"
-        return Report(name, message, text, None, (left, *ours))
+        return described(name, message, text, None, (left,))
 
 
 def rebuild(report: Report) -> BaseException:
@@ -92,5 +105,7 @@ def rebuild(report: Report) -> BaseException:
         error = None
     if error is None:
         error = RemoteError(report.type_name, report.message, report.text)
-    put_notes(error, report.notes)
+    booting = [BOOT_NOTE] if report.booting else []
+    where = [ChildNote(report.where, booting=report.booting, held=report.held)] if report.where else []
+    put_notes(error, [*report.notes, *booting, *where])
     return error

@@ -1,4 +1,4 @@
-"""Everything a main thread works with, whether it takes messages or makes them (worker)."""
+"""The objects that a worker's main thread needs, in one dataclass (worker)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What becomes of a message in a worker: it goes through the user's function, and its fate is settled (worker).
+"""One message's run: the function is called, then its outcome goes to the outbox (worker).
 
-The main thread takes one after the other; in thread mode (crowd.py) several threads are in here at once.
+The main thread takes one after the other; in thread mode (``threads``) several threads are in here at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is written beside a dead-lettered message, for people (worker)."""
+"""A failed message's decision, its log line and its dead letter (worker)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a FIFO batch may still be sent: not what was lost while it waited, nor what follows that (worker)."""
+"""The check before each try to send a FIFO batch: a lost message and later ones of its group are skipped (worker)."""
 
 from __future__ import annotations
 

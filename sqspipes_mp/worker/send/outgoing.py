@@ -1,4 +1,4 @@
-"""What the outbox carries away (worker)."""
+"""The outbox's three kinds of item: done, to release, to dead-letter (worker)."""
 
 from __future__ import annotations
 
