@@ -42,6 +42,6 @@ def left_note(plan: RunPlan) -> str | None:
     if plan.source is None or not names:
         return None
     return (
-        f"run again, the source {plan.source.name!r} begins anew and makes everything once more. To finish only what is "
-        f"in the queues, without what it had not made yet: {finishing_call(plan, names)}; to drop that: purge()"
+        f"run again, the source {plan.source.name!r} begins anew and makes everything once more. To finish only "
+        f"what is in the queues, without what it had not made yet: {finishing_call(plan, names)}; to drop that: purge()"
     )
