@@ -98,10 +98,11 @@ def children(pid: int | None = None) -> list[psutil.Process]:
 def _is_helper(process: psutil.Process) -> bool:
     try:
         command = " ".join(process.cmdline())
+    except psutil.ZombieProcess:
+        # A kind of NoSuchProcess; but nobody has reaped it, which is what a test wants to know.
+        return False
     except psutil.NoSuchProcess:
         return True
-    except psutil.ZombieProcess:
-        return False
     helpers = ("moto_server.py", "-m standin", "multiprocessing.resource_tracker", "multiprocessing.forkserver")
     # A child of the forkserver has its command line, but another parent.
     if "multiprocessing.forkserver" in command:

@@ -168,9 +168,9 @@ def cure(job: Job, broker: Broker) -> str:
 
 
 def _clearing(job: Job) -> str:
-    finish = 'Finish them with run(until="drained")'
+    finish = 'Finish them with run(until="drained", idle=1)'
     if job.source is not None:
-        finish = f'Finish them: write Task({job.source}, input=True), then run(until="drained")'
+        finish = f'Finish them: write Task({job.source}, input=True), then run(until="drained", idle=1)'
     return f"{finish}, or drop them with purge()"
 
 

@@ -51,7 +51,7 @@ def _exit(summary: Summary, console: Console, target: str) -> Exit:
     if summary.reason != "drained" or not summary.dead:
         return Exit.DONE
     stages = ", ".join(f"{stage.name} {stage.dead}" for stage in summary.stages if stage.dead)
-    console.fail(f"drained, but with dead-lettered messages: {stages}. See sqspipes-mp status {target}")
+    console.fail(f"drained, but with dead-lettered messages: {stages}. See sqspipes-mp dead list {target}")
     return Exit.FAILED
 
 

@@ -88,7 +88,7 @@ def _boot_report(error: BaseException) -> Report:
         error.__traceback__ = error.__cause__ = None
         error.__suppress_context__ = True
     report = pack_exception(error, stage=None, pid=os.getpid(), message_id=None, booting=True)
-    return replace(report, notes=()) if ours else report
+    return replace(report, notes=(), where="", booting=False) if ours else report
 
 
 class Keeper:

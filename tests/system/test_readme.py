@@ -11,6 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import docutils.core
 import pytest
 
 import sqspipes_mp
@@ -181,6 +182,10 @@ def test_ci_calls_the_readmes_test_command_word_for_word(command):
 
 def test_no_line_is_longer_than_120_characters():
     assert [number for number, line in enumerate(_README.splitlines(), 1) if len(line) > 120] == []
+
+
+def test_it_is_well_formed():
+    docutils.core.publish_string(_README, writer="null", settings_overrides={"report_level": 2, "halt_level": 2})
 
 
 def test_every_option_of_engine_and_task_is_in_the_tables():
