@@ -354,6 +354,10 @@ def test_no_program_costs_more_in_a_full_file(path: Path, fifo: bool) -> None:
     assert [(a, b) for a, b in zip(few, many, strict=True) if b > 2 * a + 10] == []
 
 
+def clock(connection: SQLiteConnection) -> int:
+    return connection._file.read(lambda session: session.now())
+
+
 def test_large_bodies_are_sent_in_several_transactions_and_a_stale_group_waits_in_all(
     connection: SQLiteConnection,
 ) -> None:
@@ -364,6 +368,10 @@ def test_large_bodies_are_sent_in_several_transactions_and_a_stale_group_waits_i
     others = take(connection, "in")
     # Given back: what was received with it must not overtake it.
     connection.extend([first.handle], 0.0)
+    # It is stale from the next millisecond of the file's clock on.
+    given_back = clock(connection)
+    while clock(connection) <= given_back:
+        pass
     completions = [
         Completion(message.handle, (Output(f"out{'.fifo' * (message.group is not None)}", large, message.body, "g"),))
         for message in (first, second, *others)
