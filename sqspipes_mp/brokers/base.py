@@ -274,11 +274,11 @@ class Broker(Protocol):
 
     @property
     def temporary(self) -> bool:
-        """Whether the queues go with the engine that made them."""
+        """True: the queues are removed with the engine that made them."""
 
     @property
     def remembers_keys(self) -> bool:
-        """Whether keys are remembered for good and messages can be looked at, by a ``KeyedConnection``."""
+        """True: keys are remembered for good, and the connection is a ``KeyedConnection``."""
 
     @property
     def longest_hold(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Keep SQLite out of forks (any process that has the broker open).
+"""Members that must not cross a fork: SQLite handles and the lock of a map (any process that has one open).
 
 Locks of an open database belong to the process that took them, and SQLite's own tables about them would be copied
 into a child that holds none: a child that opened the file again could then corrupt it. So every handle is closed just

@@ -157,6 +157,14 @@ old, new = pipeline("old"), pipeline("new")
 """
 
 
+def said(tmp_path: Path, text: str, db: Path) -> str:
+    """Run a program to its good end; return what it logged."""
+    with program(tmp_path, text, db) as process:
+        code, _, errors = ended(process)
+    assert code == 0, errors
+    return errors
+
+
 def test_what_a_renamed_stage_leaves_is_told_at_boot(tmp_path: Path, db: Path) -> None:
     text = RENAMED + (
         "old.put_many([1, 2, 3], priority=lambda value: value % 2)\n"
@@ -166,9 +174,7 @@ def test_what_a_renamed_stage_leaves_is_told_at_boot(tmp_path: Path, db: Path) -
         "new.broker.open().delete(['app-old', 'app-old--p1', 'app-old--dead'])\n"
         "new.run(until='drained', idle=0)\n"
     )
-    with program(tmp_path, text, db) as process:
-        code, _, errors = ended(process)
-    assert code == 0, errors
+    errors = said(tmp_path, text, db)
     told, after = errors.split("told\n")
     assert told.count("no task of this pipeline") == 1
     for part in (
@@ -189,9 +195,7 @@ def test_a_stranded_queue_of_the_first_version_may_be_another_domains(tmp_path: 
         "with sqlite3.connect(sys.argv[1]) as file:\n    file.execute('DROP TABLE owners')\n"
         "new.run(until='drained', idle=0)\n"
     )
-    with program(tmp_path, text, db) as process:
-        code, _, errors = ended(process)
-    assert code == 0, errors
+    errors = said(tmp_path, text, db)
     assert "app-x-y (1)" in errors
     assert "they may be another domain's" in errors
     assert "delete(" not in errors
@@ -205,9 +209,7 @@ def test_stranded_dead_letters_are_counted_apart_and_other_domains_left_alone(tm
         "gone.put(2)\ngone.run(until='drained', idle=0)\n"
         "new.run(until='drained', idle=0)\n"
     )
-    with program(tmp_path, text, db) as process:
-        code, _, errors = ended(process)
-    assert code == 0, errors
+    errors = said(tmp_path, text, db)
     assert "WARNING app: 0 messages and 1 dead letters" in errors
     assert "app-gone--dead (1)" in errors
     assert "app-x" not in errors

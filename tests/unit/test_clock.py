@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +11,13 @@ import pytest
 from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.brokers.sqlite import session as sqlite_session
 from sqspipes_mp.host import clock
-from sqspipes_mp.ipc.lease import Lease, LeaseState
+from sqspipes_mp.ipc.lease import LeaseState
 from sqspipes_mp.ipc.leases import REGION_BYTES, Region
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.worker import context as station
 from sqspipes_mp.worker.receive import intake
 from tests.unit.sqlite_bench import bodies, opened, send, take
+from tests.unit.test_keeper_decisions import _LEASE
 
 SLEPT = 300.0
 
@@ -101,21 +103,7 @@ def test_a_sleep_is_what_one_clock_counts_and_the_other_does_not(monkeypatch: py
 
 
 def test_the_cap_of_a_call_counts_from_its_start_by_its_own_clock() -> None:
-    lease = Lease(
-        index=0,
-        generation=1,
-        state=LeaseState.RUNNING,
-        handle=Handle("q", "r", "i"),
-        group=None,
-        receives=1,
-        charges=0,
-        received_at=1000.0,
-        deadline=1015.0,
-        sent_at=0.0,
-        started_at=100.0,
-        extended=False,
-        lost=False,
-    )
+    lease = replace(_LEASE, state=LeaseState.RUNNING, received_at=1000.0, deadline=1015.0, started_at=100.0)
     (extension,), _ = due([lease], 1010.0, visibility=60.0, first=15.0, timeout=20.0, longest=None, ahead=900.0)
     assert extension.seconds == 40  # 100 + 20 + 60 / 2, seen from 110
 

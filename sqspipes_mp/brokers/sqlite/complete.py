@@ -23,9 +23,8 @@ def complete(session: Session, completions: Sequence[Completion], held_up: Seque
     """
     closed = {handle.queue for handle in held_up if handle.queue.endswith(".fifo")}
     behind = [each.input for each in completions if each.input and each.input.queue in closed]
-    completions = (
-        [each for each in completions if not (each.input and each.input.queue in closed)] if behind else completions
-    )
+    if behind:
+        completions = [each for each in completions if each.input not in behind]
     plain = _plain(session, completions)
     if plain is None or not session.pass_on(plain):
         _run(session, completions)

@@ -1,4 +1,4 @@
-"""What is done to the SQLite file under its write lock: programs of SQLite's own, each one call into C (any process).
+"""Programs that change the SQLite file under its write lock, each one call into C (any process).
 
 A thread that holds the write lock and needs Python's lock to go on stands as long as another thread keeps that one
 (a long regular expression, say), and every other process stands with it. So nothing here comes back to Python between
@@ -28,14 +28,14 @@ MAX_RECEIVES = 1_000
 _AT_ONCE = 20
 #: Messages looked at by ``RETIRE``.
 _OLDEST = 100
-#: What a transaction fails with whose caller knows an older list of queues.
+#: Text of the error for a caller with an outdated list of queues.
 CHANGED = "sqspipes_mp: the queues are others now"
-#: What a program fails with that is only for messages without a stream.
+#: Text of the error of ``pass`` for a message with a stream.
 STREAMED = "sqspipes_mp: there is a stream"
 
 
 class Step(IntEnum):
-    """What a staged row does; the columns it uses are in brackets."""
+    """Kinds of staged rows; the columns of each are in brackets."""
 
     OPEN = 0  # refuse if the list of queues is another one (seq: generation)
     FIND = 1  # the message behind a receipt (place, queue, fifo, seq, receives; flag: in the order of its group)
