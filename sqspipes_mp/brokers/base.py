@@ -223,10 +223,11 @@ class Connection(Protocol):
         have been sent before, which were dropped.
         """
 
-    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
+    def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:
         """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale.
 
-        ``charge``: count a failed attempt, where the broker keeps them.
+        ``attempts``: failed attempts of each of these messages so far, noted where the broker keeps them; a smaller
+        number than the noted one changes nothing.
         """
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:

@@ -23,7 +23,8 @@ class LeaseState(IntEnum):
     DONE = 3  # computed, outputs not accepted yet
     SENT = 4  # outputs accepted, not deleted yet
     CLOSING = 5  # its worker is changing its visibility, deleting or dead-lettering it
-    FAILED = 6  # its call raised: charged however its worker ends, unless that writes it first
+    FAILED = 6  # its call raised: charged however its worker ends
+    CHARGING = 7  # as CLOSING, after a call that raised: charged however its worker ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,6 @@ class Lease:
     started_at: float
     extended: bool
     lost: bool
-    charged: bool = False
     company: bool = False
 
 

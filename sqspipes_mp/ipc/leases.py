@@ -38,7 +38,6 @@ _STARTED = _CRC_AT + 16  # worker: monotonic s, when the function began; infinit
 _KEPT_GENERATION = _CRC_AT + 24  # keeper: which generation the two below speak of
 _KEPT_UNTIL = _CRC_AT + 32  # keeper: until when (lease_now) the lease was extended
 _KEPT_LOST = _CRC_AT + 40  # keeper: a byte
-_KEPT_CHARGED = _CRC_AT + 48  # keeper: which generation was charged with its worker's death
 _U32 = struct.Struct("<I")
 _F64 = struct.Struct("d")  # native: packed in one store, for whoever reads it meanwhile
 
@@ -206,10 +205,6 @@ class Region:
         self._view[base + _KEPT_LOST] = 1
         _U32.pack_into(self._view, base + _KEPT_GENERATION, lease.generation)
 
-    def note_charge(self, lease: Lease) -> None:
-        """Note that a lease's message is being charged with its worker's death; once is all it may be."""
-        _U32.pack_into(self._view, _HEADER + lease.index * _ENTRY + _KEPT_CHARGED, lease.generation)
-
     # -- worker -------------------------------------------------------------------------------------------------
 
     def write(
@@ -338,7 +333,6 @@ class Region:
             started_at=_F64.unpack_from(raw, _STARTED)[0],
             extended=kept,
             lost=bool(kept and raw[_KEPT_LOST]),
-            charged=_U32.unpack_from(raw, _KEPT_CHARGED)[0] == generation,
             company=bool(raw[_COMPANY]),
         )
 

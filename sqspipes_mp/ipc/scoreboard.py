@@ -263,13 +263,16 @@ class Scoreboard:
     # -- attempts -----------------------------------------------------------------------------------------------
 
     def charges(self, digest: bytes) -> int:
-        """Return the failed attempts charged to a message by any writer; ``digest`` from ``region.id_digest``."""
-        return sum(self._charge_entry(writer, digest)[1] & ~_ALONE for writer in range(self.slots + 1))
+        """Return the failed attempts of a message that any writer has noted; ``digest`` from ``leases.id_digest``."""
+        return max(self._charge_entry(writer, digest)[1] & ~_ALONE for writer in range(self.slots + 1))
 
-    def charge(self, writer: int, digest: bytes) -> None:
-        """Charge one attempt in ``writer``'s table (its slot; the keeper's is ``slots``)."""
+    def charge(self, writer: int, digest: bytes, attempts: int) -> None:
+        """Note in ``writer``'s table (its slot; the keeper's is ``slots``) how many attempts of a message failed.
+
+        ``attempts`` is the number so far, not an increment: a charge that two processes note counts once.
+        """
         offset, count = self._charge_entry(writer, digest)
-        _CHARGE.pack_into(self._map, offset, digest, count + 1)
+        _CHARGE.pack_into(self._map, offset, digest, max(attempts, count & ~_ALONE) | count & _ALONE)
 
     def isolate(self, writer: int, digest: bytes) -> None:
         """Have a message run alone from now on, so that the next death it is in can be told from others'."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqspipes_mp.ipc.lease import Lease, LeaseState, extended_until
 
-#: Its worker is deleting a SENT one and changing a CLOSING one: extending it now would undo that.
+#: Its worker is deleting a SENT one and changing a CLOSING or CHARGING one: extending it now would undo that.
 _KEPT = frozenset({LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED})
 #: Less than this is no extension, seconds.
 _WORTH = 0.01

@@ -24,7 +24,7 @@ class Judgement:
 #: Deaths that are nobody's fault.
 _BLAMELESS = frozenset({Cause.CLEAN, Cause.CUT, Cause.ROOM})
 #: States in which a call that was blamed is charged: until its outputs are accepted it never counts as done.
-_CHARGEABLE = frozenset({LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED})
+_CHARGEABLE = frozenset({LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED, LeaseState.CHARGING})
 
 
 def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None) -> Judgement:
@@ -48,7 +48,7 @@ def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None) -> Judgem
             continue
         elif lease.state is LeaseState.SENT:
             delete.append(lease)
-        elif lease.state is LeaseState.FAILED:
+        elif lease.state in {LeaseState.FAILED, LeaseState.CHARGING}:
             failed.append(lease)
         else:
             release.append(lease)

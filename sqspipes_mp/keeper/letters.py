@@ -77,7 +77,7 @@ def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode:
 def _reason(lease: Lease, cause: Cause, exitcode: int) -> tuple[str, str]:
     if cause in _REASON:
         return _REASON[cause]
-    if lease.state is LeaseState.FAILED:
+    if lease.state in {LeaseState.FAILED, LeaseState.CHARGING}:
         return "WorkerLost", "its call raised, and the worker was gone before it could write down what"
     return "WorkerLost", f"the worker died while it ran: {describe_death(exitcode)}"
 

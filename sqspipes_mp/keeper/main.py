@@ -267,11 +267,8 @@ class Keeper:
             self._connection.dead_letter([letter])
             self._board.add_stage(stage.index, KEEPER_DEAD, 1)
             return
-        if not lease.charged:
-            # Noted before it is done: a keeper that ends, or finds the broker busy, judges again and must not charge
-            # again. Dying between the two spares a message one charge, which is the lesser harm.
-            region.note_charge(lease)
-            self._board.charge(self._board.slots, id_digest(lease.handle.message_id))
+        # A keeper that ends here, or finds the broker busy, judges again and notes the same number again.
+        self._board.charge(self._board.slots, id_digest(lease.handle.message_id), attempt)
         delay = pause(attempt, lease.group, random.uniform)
-        self._connection.extend([lease.handle], delay, charge=not lease.charged)
+        self._connection.extend([lease.handle], delay, attempts=attempt)
         self._board.add_stage(stage.index, KEEPER_CHARGED, 1)

@@ -174,4 +174,4 @@ class WorkerContext:
 
     def charge(self, delivery: Delivery) -> None:
         with self._charging:
-            self.board.charge(self.slot, id_digest(delivery.received.handle.message_id))
+            self.board.charge(self.slot, id_digest(delivery.received.handle.message_id), delivery.attempt)

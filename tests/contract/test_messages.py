@@ -79,10 +79,16 @@ def test_charge_counts_a_failed_attempt(bench: Bench) -> None:
     queue = bench.queue()
     bench.send(queue, "hello")
     (first,) = bench.receive(queue)
-    bench.connection.extend([first.handle], 0, charge=True)
+    bench.connection.extend([first.handle], 0, attempts=1)
+    # Whoever finds it unsaid that this was done does it again.
+    bench.connection.extend([first.handle], 0, attempts=1)
     (second,) = bench.receive(queue)
+    assert second.charges == 1
     bench.connection.extend([second.handle], 0)
-    assert bench.receive(queue)[0].charges == 1
+    (third,) = bench.receive(queue)
+    assert third.charges == 1
+    bench.connection.extend([third.handle], 0, attempts=2)
+    assert bench.receive(queue)[0].charges == 2
 
 
 def test_deleted_is_stale_to_extend(bench: Bench, fifo: bool) -> None:

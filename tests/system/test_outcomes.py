@@ -3,13 +3,17 @@
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sqspipes_mp import (
@@ -29,6 +33,7 @@ from tests.gates import (
     Background,
     Gate,
     Log,
+    alive,
     bodies,
     charges,
     dead,
@@ -137,6 +142,40 @@ def test_without_any_grace_the_attempt_that_ends_the_run_counts_all_the_same(db:
         drain(engine, "work")
     [(_, failure)] = dead(engine, "work")
     assert (failure.error, failure.attempts, len(log.lines())) == ("Flaky", 2, 2)
+
+
+@contextmanager
+def write_lock(db: Path) -> Iterator[None]:
+    """Hold the file's write lock: whoever else writes waits in the midst of it."""
+    with closing(sqlite3.connect(db, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def fails_behind(value, log: Log, gate: Gate):
+    log.note("called", os.getpid())
+    gate.wait()
+    raise Flaky("bad luck")
+
+
+def releases(pid: int) -> bool:
+    """Tell whether a process is within a write that wakes receivers: its bell is the log, opened to be written."""
+    return any(file.path.endswith("-wal") and file.mode == "w" for file in psutil.Process(pid).open_files())
+
+
+def test_an_attempt_counts_though_its_worker_is_killed_while_it_writes_that_down(
+    db: Path, log: Log, gate: Gate
+) -> None:
+    work = Task(fails_behind, name="work", args=(log, gate))
+    engine = one_stage(db, work, ["bad"], shutdown_grace=1.0)
+    with pytest.raises(Flaky), Background(engine, only="work"):
+        [(_, pid)] = log.wait_for(1)
+        with write_lock(db):
+            gate.open()
+            eventually(lambda: releases(pid), "a release that waits for the lock")
+            eventually(lambda: not alive(pid), "the end of the grace")
+    assert charges(engine) == [1]
 
 
 def test_a_policy_that_fails_itself_ends_the_run_with_its_own_error(db: Path, log: Log) -> None:

@@ -52,6 +52,7 @@ def test_sent_closing_and_lost_leases_are_left_alone():
     for lease in (
         replace(_LEASE, state=LeaseState.SENT),
         replace(_LEASE, state=LeaseState.CLOSING),
+        replace(_LEASE, state=LeaseState.CHARGING),
         replace(_LEASE, lost=True),
     ):
         assert _due(lease, now=114.0)[0] == []
@@ -99,7 +100,7 @@ def test_the_next_look_is_never_later_than_the_next_lease_that_falls_due(entries
     extensions, again = _due(*leases, now=now)
     chosen = {extension.lease.index for extension in extensions}
     for lease in leases:
-        if lease.state in {LeaseState.SENT, LeaseState.CLOSING} or lease.lost:
+        if lease.state in {LeaseState.SENT, LeaseState.CLOSING, LeaseState.CHARGING} or lease.lost:
             assert lease.index not in chosen
         elif lease.index not in chosen:
             assert again <= lease.deadline - (30.0 if lease.extended else 7.5)

@@ -49,7 +49,7 @@ MESSAGES, ENTRIES = 40, 16
 #: What an assignment has and these machines need not.
 UNUSED: Any = None
 MOST_ATTEMPTS = 3
-CHARGEABLE = {LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED}
+CHARGEABLE = {LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED, LeaseState.CHARGING}
 KEPT = {LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED}
 #: What a lease is in before it goes each way.
 COURSES = {"complete": LeaseState.DONE, "fail": LeaseState.RUNNING, "give back": LeaseState.HELD}
@@ -137,7 +137,7 @@ class Queue:
         message = self.messages[handle.message_id]
         return None if message.deleted or handle.receipt != f"{message.ident}-{message.receives}" else message
 
-    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
+    def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:
         stale = []
         for handle in handles:
             message = self.current(handle)
@@ -145,7 +145,7 @@ class Queue:
                 stale.append(handle)
                 continue
             message.visible_at = self.clock.now + seconds
-            message.charges += charge
+            message.charges = max(message.charges, attempts)
         return stale
 
     def delete(self, handles: Sequence[Handle]) -> list[Handle]:
@@ -222,7 +222,7 @@ class WatchedRegion:
         self._region, self._machine, self._puppet = region, machine, puppet
 
     def __getattr__(self, name: str) -> Any:
-        if name in {"keep", "lose", "note_charge", "mark_judged"}:
+        if name in {"keep", "lose", "mark_judged"}:
             self._puppet.point("note")
             if name == "mark_judged":
                 self._machine.judged(self._region)
@@ -244,12 +244,11 @@ class WatchedBoard:
     def region(self, index: int) -> WatchedRegion:
         return WatchedRegion(self._board.region(index), self._machine, self._puppet)
 
-    def charge(self, writer: int, digest: bytes) -> None:
+    def charge(self, writer: int, digest: bytes, attempts: int) -> None:
         self._puppet.point("note")
-        self._machine.charged(
-            next(m.ident for m in self._machine.queue.messages.values() if id_digest(m.ident) == digest)
-        )
-        self._board.charge(writer, digest)
+        ident = next(m.ident for m in self._machine.queue.messages.values() if id_digest(m.ident) == digest)
+        self._machine.charged(ident, attempts)
+        self._board.charge(writer, digest, attempts)
         self._puppet.point("noted")
 
 
@@ -261,15 +260,16 @@ class KeepersConnection:
     def __init__(self, machine: "LeaseMachine", puppet: Puppet) -> None:
         self._machine, self._puppet = machine, puppet
 
-    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
+    def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:
         machine = self._machine
-        if charge:
-            machine.charged_row(handles)
-        if seconds > 0 and not charge:
+        if attempts:
+            for handle in handles:
+                machine.charged(handle.message_id, attempts)
+        if seconds > 0 and not attempts:
             machine.extending(handles)
         elif seconds == 0:
             machine.releasing(handles)
-        return self._call(lambda: machine.queue.extend(handles, seconds, charge=charge))
+        return self._call(lambda: machine.queue.extend(handles, seconds, attempts=attempts))
 
     def complete(self, completions: Sequence[Completion], on_sent: object = None) -> list[Handle]:
         handles = [completion.input for completion in completions if completion.input is not None]
@@ -333,8 +333,7 @@ class Worker:
 
 @dataclass
 class Death:
-    """``running``: the messages that ran; ``failed``: whose calls had raised before, uncharged as yet; ``charged``,
-    ``row``: which were charged for it, and where."""
+    """``running``: the messages that ran; ``failed``: whose calls had raised before."""
 
     number: int
     region: int
@@ -344,11 +343,9 @@ class Death:
     batch: bool = False
     handles: tuple[Handle, ...] = ()
     failed: tuple[str, ...] = ()
-    charged: list[str] = field(default_factory=list)
-    row: list[str] = field(default_factory=list)
 
     def due(self) -> list[str]:
-        """Return what is to be charged at this death; twice what failed, came again, and ran."""
+        """Return the messages to charge at this death."""
         return [*self.failed, *self.guilty()]
 
     def guilty(self) -> list[str]:
@@ -445,19 +442,9 @@ class LeaseMachine(RuleBasedStateMachine):
             if any(handle in death.handles and handle.message_id in death.suspects() for death in self.deaths):
                 assert self.board.isolated(id_digest(handle.message_id)), "released, and may meet others again"
 
-    def charged(self, ident: str) -> None:
-        for death in self.deaths:
-            if death.charged.count(ident) < death.due().count(ident):
-                death.charged.append(ident)
-                return
-        raise AssertionError(f"{ident} was charged on the scoreboard for no death, or twice")
-
-    def charged_row(self, handles: Sequence[Handle]) -> None:
-        for handle in handles:
-            ident = handle.message_id
-            death = next((d for d in self.deaths if d.row.count(ident) < d.due().count(ident)), None)
-            assert death is not None, f"{handle.message_id} was charged at the broker for no death, or twice"
-            death.row.append(ident)
+    def charged(self, ident: str, attempts: int) -> None:
+        assert any(ident in death.due() for death in self.deaths), f"{ident} was charged for no death"
+        assert attempts <= self.queue.messages[ident].attempts, f"{ident} was charged twice for one death"
 
     def buried(self, letter: DeadLetter) -> None:
         ident = letter.handle.message_id
@@ -473,6 +460,9 @@ class LeaseMachine(RuleBasedStateMachine):
             if message is None:
                 continue
             assert lease.state is not LeaseState.SENT or lease.lost, "sent, and not deleted"
+            if lease.state in {LeaseState.FAILED, LeaseState.CHARGING} and not message.buried:
+                noted = max(message.charges, self.board.charges(id_digest(message.ident)))
+                assert noted > lease.charges or self.clock.now > message.received_at + MAX_VISIBILITY, "not charged"
             if lease.handle.message_id in death.due() and lease.state in CHARGEABLE:
                 assert message.visible_at <= self.clock.now + MOST_BACKOFF
             elif not lease.lost:
@@ -683,7 +673,9 @@ class LeaseMachine(RuleBasedStateMachine):
         handles = tuple(d.received.handle for d in worker.deliveries if d.lease in running)
         together = any(region.company for lease in running if (region := worker.region.read(lease)) is not None)
         failed = tuple(
-            d.received.handle.message_id for d in worker.deliveries if worker.region.state(d.lease) is LeaseState.FAILED
+            d.received.handle.message_id
+            for d in worker.deliveries
+            if worker.region.state(d.lease) in {LeaseState.FAILED, LeaseState.CHARGING}
         )
         death = Death(
             worker.number, worker.region.index, cause, list(running.values()), late, together, handles, failed
@@ -866,7 +858,7 @@ class LeaseMachine(RuleBasedStateMachine):
         message.attempts += 1
         worker.region.set_state(delivery.lease, LeaseState.FAILED)
         yield
-        worker.region.set_state(delivery.lease, LeaseState.CLOSING)
+        worker.region.set_state(delivery.lease, LeaseState.CHARGING)
         yield
         if delivery.attempt >= MOST_ATTEMPTS:
             message.buried = True
@@ -877,7 +869,7 @@ class LeaseMachine(RuleBasedStateMachine):
         else:
             worker.station.charge(delivery)
             yield
-            self.queue.extend([handle], 1.0, charge=True)
+            self.queue.extend([handle], 1.0, attempts=delivery.attempt)
         yield
         self.close(worker, delivery)
 

@@ -241,7 +241,7 @@ def test_the_thousandth_delivery_is_the_last(connection: SQLiteConnection, path:
 def test_dead_letter_keeps_what_is_shown(connection: SQLiteConnection, path: Path) -> None:
     send(connection, "in", "hop")
     (message,) = take(connection, "in", visibility=0.0)
-    connection.extend([message.handle], 60, charge=True)
+    connection.extend([message.handle], 60, attempts=1)
     letter = DeadLetter(message.handle, "dead", "body", "hop", failure='{"error": 1}')
     assert connection.dead_letter([letter, letter]) == [message.handle]
     kept = look(path, "SELECT origin, source, failure, charges FROM messages")

@@ -363,15 +363,15 @@ class SQLiteMachine(RuleBasedStateMachine):
         self.time_passes(1_000 if early else 10_000)
         self.receive(which, ["in.fifo"], 10, 1.0)
 
-    @rule(which=st.integers(0, 1), data=st.data(), time=seconds, charge=st.booleans())
-    def extend(self, which: int, data: st.DataObject, time: float, charge: bool) -> None:
+    @rule(which=st.integers(0, 1), data=st.data(), time=seconds, attempts=st.integers(0, 3))
+    def extend(self, which: int, data: st.DataObject, time: float, attempts: int) -> None:
         handles = self.pick(data)
-        stale = self.connections[which].extend(handles, time, charge=charge)
+        stale = self.connections[which].extend(handles, time, attempts=attempts)
         current = {handle: self.model.current(handle) for handle in handles}
         assert stale == [handle for handle in handles if current[handle] is None]
         for message in filter(None, current.values()):
             message.visible_at = self.model.now + int(time * SECOND)
-            message.charges += charge
+            message.charges = max(message.charges, attempts)
 
     @rule(which=st.integers(0, 1), data=st.data())
     def complete(self, which: int, data: st.DataObject) -> None:

@@ -69,7 +69,7 @@ def test_what_another_has_completed_holds_up_nothing(connection: SQLiteConnectio
 def test_backoff_at_the_head_blocks_the_group_only(connection: SQLiteConnection) -> None:
     send(connection, "in.fifo", *"ab", group="g")
     (head,) = take(connection, "in.fifo", 1)
-    connection.extend([head.handle], 30, charge=True)
+    connection.extend([head.handle], 30, attempts=1)
     send(connection, "in.fifo", "c", group="other")
     assert bodies(connection, "in.fifo") == ["c"]
 

@@ -140,12 +140,12 @@ class SQLiteConnection:
         """Return those of the hop ids that were fed to one of the queues with a key, which the file never forgets."""
         return self._file.read(lambda session: sqlite_complete.keyed(session, queues, hops))
 
-    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:
+    def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:
         """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale."""
         if not handles:
             return []
         return self._file.write(
-            lambda session: sqlite_leases.extend(session, handles, seconds, charge=charge), ring=True
+            lambda session: sqlite_leases.extend(session, handles, seconds, attempts=attempts), ring=True
         )
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:

@@ -40,12 +40,12 @@ def found(session: Session) -> set[int]:
     return {place for (place,) in session.db.execute(_FOUND)}
 
 
-def extend(session: Session, handles: Sequence[Handle], seconds: float, *, charge: bool) -> list[Handle]:
+def extend(session: Session, handles: Sequence[Handle], seconds: float, *, attempts: int) -> list[Handle]:
     """Hide deliveries for ``seconds`` from now; returns the stale ones."""
     rows: list[Row] = []
     for place, handle in enumerate(handles):
         rows += find(session, place, handle)
-        rows.append(row(Step.EXTEND, place, millis=int(seconds * 1000), flag=charge))
+        rows.append(row(Step.EXTEND, place, millis=int(seconds * 1000), number=attempts))
     session.run(Program.EXTEND, [*rows, row(Step.CLOSE)])
     current = found(session)
     return [handle for place, handle in enumerate(handles) if place not in current]

@@ -42,7 +42,7 @@ class Step(IntEnum):
     STREAM = 2  # its outputs come in several calls (place)
     OUTPUT = 3  # send (place, queue, fifo, number, millis: delay; flag: one of Key; hop, grp, body)
     REMOVE = 4  # delete (place)
-    EXTEND = 5  # hide (place; millis: from now on; flag: charge)
+    EXTEND = 5  # hide (place; millis: from now on; number: failed attempts so far)
     BURY = 6  # move to a dead-letter queue (place, queue, fifo, number, hop, grp, origin, source, failure, body)
     CLOSE = 7  # let groups go on, forget expired keys (number: of messages sent)
     TAKE = 8  # receive (queue, fifo, millis: visibility, number: how many in all; seq, receives: dead queue, its fifo)
@@ -241,7 +241,7 @@ CREATE TEMP TRIGGER pass INSTEAD OF INSERT ON passing BEGIN
     DELETE FROM staged;
 END;
 CREATE TEMP TRIGGER extend INSTEAD OF INSERT ON extending WHEN NEW.kind = {Step.EXTEND} BEGIN
-    UPDATE messages SET visible_at = NEW.now + NEW.millis, charges = charges + NEW.flag
+    UPDATE messages SET visible_at = NEW.now + NEW.millis, charges = max(charges, NEW.number)
         WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place);
     INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE place = NEW.place AND grp IS NOT NULL;
 END;

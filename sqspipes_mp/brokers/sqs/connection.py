@@ -149,8 +149,8 @@ class SqsConnection:
             raise error
         return []
 
-    def extend(self, handles: Sequence[Handle], seconds: float, *, charge: bool = False) -> list[Handle]:  # noqa: ARG002  (the port's)
-        """Hide deliveries for ``seconds``, rounded up; ``charge`` means nothing to SQS."""
+    def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:  # noqa: ARG002  (the port's)
+        """Hide deliveries for ``seconds``, rounded up; SQS keeps no ``attempts``."""
         stale, beyond, errors = self._change(handles, visibility(seconds))
         for less in shorter(visibility(seconds)):
             if beyond:

@@ -243,25 +243,28 @@ class Outbox:
 
     def _give_back(self, item: Release) -> None:
         station = self._station
-        self._close(item.deliveries)
-        handles = [delivery.received.handle for delivery in item.deliveries]
         if item.charge:
             for delivery in item.deliveries:
+                self._close((delivery,), LeaseState.CHARGING)
                 station.charge(delivery)
-        station.connection.extend(handles, item.seconds, charge=item.charge)
-        self._closed(item.deliveries, RETRIED if item.charge else None)
+                station.connection.extend([delivery.received.handle], item.seconds, attempts=delivery.attempt)
+                self._closed((delivery,), RETRIED)
+            return
+        self._close(item.deliveries, LeaseState.CLOSING)
+        station.connection.extend([delivery.received.handle for delivery in item.deliveries], item.seconds)
+        self._closed(item.deliveries, None)
 
     def _bury_now(self, item: Bury) -> None:
         if not self._station.connection.keeps_charges:
             # Where it is one transaction, which looks at the receipt, the keeper does no harm, and keeps it ours.
-            self._close((item.delivery,))
+            self._close((item.delivery,), LeaseState.CHARGING)
         stale: list[Handle] = self._station.connection.dead_letter([item.letter])
         self._station.forget_charges(item.delivery)
         self._closed((item.delivery,), None if stale else DEAD)
 
-    def _close(self, deliveries: Sequence[Delivery]) -> None:
+    def _close(self, deliveries: Sequence[Delivery], state: LeaseState) -> None:
         for delivery in deliveries:
-            self._station.region.set_state(delivery.lease, LeaseState.CLOSING)
+            self._station.region.set_state(delivery.lease, state)
 
     def _closed(self, deliveries: Sequence[Delivery], counter: int | None) -> None:
         for delivery in deliveries:
