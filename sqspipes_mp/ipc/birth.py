@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.ipc.channel import EXIT_ORPHAN
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.stack_dump import StackFile
+from sqspipes_mp.pipeline.plan import RunPlan, Seat
+from sqspipes_mp.pipeline.stages import Stage
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = 500
@@ -33,6 +38,25 @@ class Birth:
     close_fds: tuple[int, ...]
     parent: int
     die_with: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One child's orders. ``slot``, ``seat``, ``region`` and ``stack`` are a worker's; the keeper has none of them."""
+
+    plan: RunPlan
+    broker: Broker
+    board: Scoreboard
+    birth: Birth
+    slot: int = -1
+    seat: Seat | None = None
+    region: int = -1
+    stack: StackFile | None = None
+
+    @property
+    def stage(self) -> Stage:
+        assert self.seat is not None
+        return self.plan.pipeline.stages[self.seat.stage]
 
 
 def begin(birth: Birth) -> None:

@@ -25,7 +25,7 @@ from multiprocessing import reduction
 from typing import Any
 
 from sqspipes_mp.ipc.histogram import BUCKETS, bucket
-from sqspipes_mp.ipc.leases import REGION_BYTES, Region, body_bytes
+from sqspipes_mp.ipc.leases import REGION_BYTES, LeaseTable, body_bytes
 
 _WORD = 8
 _HEADER_WORDS = 8
@@ -105,7 +105,7 @@ class Scoreboard:
         self._map = mmap.mmap(fd, self.size)
         self._view = memoryview(self._map)
         self._words = self._view[: self._charges_at].cast("Q")
-        self._looked_at: dict[int, Region] = {}
+        self._looked_at: dict[int, LeaseTable] = {}
         self._turning = threading.Lock()
         #: Until when this process has turns, by stage (monotonic ns).
         self._taken_until: dict[int, int] = {}
@@ -305,15 +305,15 @@ class Scoreboard:
 
     # -- regions ------------------------------------------------------------------------------------------------
 
-    def region(self, index: int) -> Region:
+    def region(self, index: int) -> LeaseTable:
         """Return one lease region."""
         known = self._looked_at.get(index)
         if known is not None:
             return known
         start = self._regions_at + index * self._region_bytes
-        return self._looked_at.setdefault(index, Region(self._view[start : start + self._region_bytes], index))
+        return self._looked_at.setdefault(index, LeaseTable(self._view[start : start + self._region_bytes], index))
 
-    def free_region(self) -> Region | None:
+    def free_region(self) -> LeaseTable | None:
         """Return a region nobody uses (supervisor); None while the keeper still has to judge them all."""
         for index in range(self.regions):
             region = self.region(index)

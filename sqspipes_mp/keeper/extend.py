@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sqspipes_mp.ipc.lease import Lease, LeaseState, extended_until
+from sqspipes_mp.ipc.leases import Lease, LeaseState, extended_until
 
 #: Its worker is deleting a SENT one and changing a CLOSING or CHARGING one: extending it now would undo that.
 _KEPT = frozenset({LeaseState.HELD, LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED})

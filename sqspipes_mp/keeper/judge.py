@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqspipes_mp.ipc.lease import Lease, LeaseState
-from sqspipes_mp.ipc.leases import Blame, Cause
+from sqspipes_mp.ipc.leases import Blame, Cause, Lease, LeaseState
 
 
 @dataclass(frozen=True, slots=True)

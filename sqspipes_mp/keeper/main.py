@@ -18,11 +18,9 @@ from dataclasses import replace
 from sqspipes_mp.brokers.base import Completion, Connection
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.host.clock import lease_now
-from sqspipes_mp.ipc.assignment import Assignment
-from sqspipes_mp.ipc.birth import begin, orphaned
+from sqspipes_mp.ipc.birth import Assignment, begin, orphaned
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, Channel, Kind
-from sqspipes_mp.ipc.lease import Lease
-from sqspipes_mp.ipc.leases import Cause, Region, id_digest
+from sqspipes_mp.ipc.leases import Cause, Lease, LeaseTable, id_digest
 from sqspipes_mp.ipc.report.report import Report, pack_exception
 from sqspipes_mp.ipc.scoreboard import (
     KEEPER_BEAT,
@@ -168,7 +166,7 @@ class Keeper:
         now = lease_now()
         ahead = now - time.monotonic()
         again = now + self._visibility / 4
-        due_by_seconds: dict[int, list[tuple[Region, Lease]]] = {}
+        due_by_seconds: dict[int, list[tuple[LeaseTable, Lease]]] = {}
         for index in range(self._board.regions):
             region = self._board.region(index)
             if not region.live:
@@ -193,7 +191,7 @@ class Keeper:
                 self._extend(leases[start : start + _AT_ONCE], seconds)
         return again - ahead
 
-    def _extend(self, leases: list[tuple[Region, Lease]], seconds: int) -> None:
+    def _extend(self, leases: list[tuple[LeaseTable, Lease]], seconds: int) -> None:
         # Between the look and the call its worker may have begun to close a lease: ask again just before.
         current = [(region, lease) for region, lease in leases if self._unchanged(region, lease)]
         if not current:
@@ -209,11 +207,11 @@ class Keeper:
         self._count(KEEPER_EXTENDED, len(current) - len(stale))
         self._count(KEEPER_LOST, len(stale))
 
-    def _unchanged(self, region: Region, lease: Lease) -> bool:
+    def _unchanged(self, region: LeaseTable, lease: Lease) -> bool:
         fresh = region.read(lease.index, self._queues)
         return fresh is not None and fresh.generation == lease.generation and fresh.state == lease.state
 
-    def _stage(self, region: Region) -> Stage:
+    def _stage(self, region: LeaseTable) -> Stage:
         return self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
 
     def _count(self, field: int, amount: int) -> None:
@@ -228,7 +226,7 @@ class Keeper:
                 self._judge(region)
                 region.mark_judged()
 
-    def _judge(self, region: Region) -> None:
+    def _judge(self, region: LeaseTable) -> None:
         cause, exitcode, pid = region.death
         stage = self._stage(region)
         verdict = judge(region.leases(self._queues), cause, region.blamed)
@@ -250,7 +248,7 @@ class Keeper:
             self._board.add_stage(stage.index, KEEPER_RELEASED, len(verdict.release))
             log.info("%s: %d messages of dead worker %d are back in their queue", stage.name, len(verdict.release), pid)
 
-    def _charge(self, region: Region, lease: Lease, exitcode: int, pid: int) -> None:
+    def _charge(self, region: LeaseTable, lease: Lease, exitcode: int, pid: int) -> None:
         stage = self._stage(region)
         blamed = region.blamed
         cause = blamed.cause if blamed is not None and blamed.means(lease) else Cause.CRASH

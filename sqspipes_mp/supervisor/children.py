@@ -10,11 +10,9 @@ from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.ipc.assignment import Assignment
-from sqspipes_mp.ipc.birth import Birth
+from sqspipes_mp.ipc.birth import Assignment, Birth
 from sqspipes_mp.ipc.channel import Kind, describe_death, describe_exit
-from sqspipes_mp.ipc.lease import Lease, LeaseState
-from sqspipes_mp.ipc.leases import Cause, Region
+from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable
 from sqspipes_mp.ipc.report.report import Report
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
 from sqspipes_mp.ipc.stack_dump import StackFile
@@ -54,7 +52,7 @@ class Slot:
     slot: int
     seat: Seat
     child: Child | None = None
-    region: Region | None = None
+    region: LeaseTable | None = None
     restart_at: float | None = None
     finished: bool = False
     ended: bool = False
@@ -164,7 +162,7 @@ class Children:
             self.tell_keeper(Kind.JUDGE)
             raise
 
-    def _fork_worker(self, place: Slot, region: Region, now: float) -> Child:
+    def _fork_worker(self, place: Slot, region: LeaseTable, now: float) -> Child:
         board = self.board
         stack = place.stack = StackFile()
 
@@ -239,7 +237,7 @@ class Children:
         return tuple(fds)
 
 
-def _charges_one(region: Region, cause: Cause) -> bool:
+def _charges_one(region: LeaseTable, cause: Cause) -> bool:
     """Tell whether a message goes to the account of a death: the one it was killed for, or the only one that ran."""
     if cause is not Cause.CRASH:
         return region.blamed is not None

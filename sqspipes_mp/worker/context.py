@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Connection, Received
 from sqspipes_mp.host.clock import lease_now
-from sqspipes_mp.ipc.assignment import Assignment
-from sqspipes_mp.ipc.birth import orphaned
+from sqspipes_mp.ipc.birth import Assignment, orphaned
 from sqspipes_mp.ipc.channel import EXIT_OK, Channel, Kind, ParentGone
-from sqspipes_mp.ipc.lease import LeaseState
-from sqspipes_mp.ipc.leases import LEASES, id_digest
+from sqspipes_mp.ipc.leases import LEASES, LeaseState, id_digest
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.messages.envelope import Message
 

@@ -7,8 +7,7 @@ import threading
 from functools import partial
 
 from sqspipes_mp.host.numeric import reseed, settle
-from sqspipes_mp.ipc.assignment import Assignment
-from sqspipes_mp.ipc.birth import begin, orphaned, volunteer
+from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE

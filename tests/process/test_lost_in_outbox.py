@@ -16,7 +16,7 @@ import pytest
 from sqspipes_mp import SQLite, Task
 from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
-from sqspipes_mp.ipc.assignment import Assignment
+from sqspipes_mp.ipc.birth import Assignment
 from sqspipes_mp.ipc.leases import LEASES
 from sqspipes_mp.ipc.scoreboard import DONE, SENT, Scoreboard
 from sqspipes_mp.messages.envelope import decode

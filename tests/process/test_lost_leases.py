@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, Engine, Task
-from sqspipes_mp.ipc.leases import Region
+from sqspipes_mp.ipc.leases import LeaseTable
 from standin import StandIn
 from tests.gates import Background, Gate, Log, eventually, feed
 
@@ -33,13 +33,13 @@ def sink(value: int) -> None:
 
 def tell_lost(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
     """Have the keeper note each lease that it has found lost; it inherits this over the fork."""
-    lose: Callable[..., None] = Region.lose
+    lose: Callable[..., None] = LeaseTable.lose
 
-    def told(region: Region, lease: Any) -> None:
+    def told(region: LeaseTable, lease: Any) -> None:
         lose(region, lease)
         log.note("lost")
 
-    monkeypatch.setattr(Region, "lose", told)
+    monkeypatch.setattr(LeaseTable, "lose", told)
 
 
 def test_what_was_lost_while_it_ran_is_sent_once_by_whoever_has_it_now(

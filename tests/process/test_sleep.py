@@ -11,7 +11,7 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.host import clock
-from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.keeper.extend import due
 from standin import StandIn
 from tests.gates import Background, Gate, Log, direct_children, eventually, feed, kill

@@ -11,8 +11,7 @@ import pytest
 from sqspipes_mp.brokers.base import Handle, Received
 from sqspipes_mp.brokers.sqlite import session as sqlite_session
 from sqspipes_mp.host import clock
-from sqspipes_mp.ipc.lease import LeaseState
-from sqspipes_mp.ipc.leases import REGION_BYTES, Region
+from sqspipes_mp.ipc.leases import REGION_BYTES, LeaseState, LeaseTable
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.worker import context as station
 from sqspipes_mp.worker.receive import intake
@@ -42,7 +41,7 @@ def test_a_message_of_the_file_is_visible_after_a_sleep(path: Path, monkeypatch:
 
 @pytest.mark.parametrize("fifo", [False, True])
 def test_a_worker_that_wakes_holds_nothing_that_ran_out(fifo: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    region = Region(memoryview(bytearray(REGION_BYTES)), 0)
+    region = LeaseTable(memoryview(bytearray(REGION_BYTES)), 0)
     now = clock.lease_now()
     region.write(0, 0, Handle("q", "r", "i"), None, (1, 0), (now, now + 30, 0.0))
     one = SimpleNamespace(region=region, fifo=fifo)

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Depth, Handle
-from sqspipes_mp.ipc.lease import Lease, LeaseState
-from sqspipes_mp.ipc.leases import Blame, Cause
+from sqspipes_mp.ipc.leases import Blame, Cause, Lease, LeaseState
 from sqspipes_mp.keeper.drained import DrainWatch
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import judge

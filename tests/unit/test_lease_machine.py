@@ -28,9 +28,8 @@ from sqspipes_mp import Task
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Received
 from sqspipes_mp.errors import BrokerBusy
 from sqspipes_mp.ipc import leases as region_module
-from sqspipes_mp.ipc.assignment import Assignment
-from sqspipes_mp.ipc.lease import Lease, LeaseState
-from sqspipes_mp.ipc.leases import Blame, Cause, Region, id_digest
+from sqspipes_mp.ipc.birth import Assignment
+from sqspipes_mp.ipc.leases import Blame, Cause, Lease, LeaseState, LeaseTable, id_digest
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.keeper import main as keeper_main
 from sqspipes_mp.keeper.extend import due
@@ -218,7 +217,7 @@ class Puppet:
 class WatchedRegion:
     """A region as the keeper sees it: there is a point after the look at all its leases, and before every note."""
 
-    def __init__(self, region: Region, machine: "LeaseMachine", puppet: Puppet) -> None:
+    def __init__(self, region: LeaseTable, machine: "LeaseMachine", puppet: Puppet) -> None:
         self._region, self._machine, self._puppet = region, machine, puppet
 
     def __getattr__(self, name: str) -> Any:
@@ -322,7 +321,7 @@ class Worker:
     number: int
     slot: int
     station: WorkerContext
-    region: Region
+    region: LeaseTable
     pending: list[tuple[Received, float]] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     busy: list[Work] = field(default_factory=list)
@@ -452,7 +451,7 @@ class LeaseMachine(RuleBasedStateMachine):
         assert self.queue.messages[ident].attempts >= MOST_ATTEMPTS, "dead-lettered too early"
         assert letter.body == BODY
 
-    def judged(self, region: Region) -> None:
+    def judged(self, region: LeaseTable) -> None:
         """The keeper is about to give the region free: nothing of it may still be hidden."""
         death = next(death for death in reversed(self.deaths) if death.region == region.index)
         for lease in region.leases(self.plan.queue_names):

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Handle
-from sqspipes_mp.ipc.lease import LeaseState
-from sqspipes_mp.ipc.leases import LEASES, Blame, Cause, id_digest
+from sqspipes_mp.ipc.leases import LEASES, Blame, Cause, LeaseState, id_digest
 from sqspipes_mp.ipc.scoreboard import DONE, NEXT_CALL, S_READY, STATE, Scoreboard
 from tests.gates import present
 

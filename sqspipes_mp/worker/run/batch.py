@@ -15,7 +15,7 @@ from textwrap import shorten
 from typing import Any
 
 from sqspipes_mp.errors import WrongShape
-from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.words import message_of
 from sqspipes_mp.pipeline.function import results_of
 from sqspipes_mp.worker.context import Delivery

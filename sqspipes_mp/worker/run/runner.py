@@ -13,8 +13,7 @@ from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
 from sqspipes_mp.errors import HELD, LATE, BrokerError, TaskTimeout
-from sqspipes_mp.ipc.lease import LeaseState
-from sqspipes_mp.ipc.leases import Cause
+from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.report.words import short_id
 from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.ipc.scoreboard import FAILED

@@ -16,7 +16,7 @@ from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.ipc.channel import Kind
-from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext

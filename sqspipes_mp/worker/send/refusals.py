@@ -13,7 +13,7 @@ from functools import partial
 
 from sqspipes_mp.brokers.base import OutputsRefused
 from sqspipes_mp.ipc.channel import Kind
-from sqspipes_mp.ipc.lease import LeaseState
+from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.words import message_of, short_id
 from sqspipes_mp.ipc.scoreboard import FAILED
 from sqspipes_mp.worker.context import Delivery, WorkerContext
