@@ -296,6 +296,15 @@ class LeaseTable:
     def set_state(self, index: int, state: LeaseState) -> None:
         self._view[_HEADER + index * _ENTRY + _STATE] = state
 
+    def finish(self, index: int) -> Cause | None:
+        """Mark entry ``index`` as done; return why its call does not count, None where it does.
+
+        In this order: the supervisor marks a call as late, then looks whether it runs, and leaves a done one to its
+        worker.
+        """
+        self._view[_HEADER + index * _ENTRY + _STATE] = LeaseState.DONE
+        return self.late_for(index) if self._words[_BLAMED] else None
+
     def start(self, index: int, now: float, call: int, body: str, attributes: Sequence[Attribute] = ()) -> None:
         """Mark entry ``index`` as running in call seat ``call``, with a copy of its body for the keeper.
 

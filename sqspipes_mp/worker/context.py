@@ -1,4 +1,4 @@
-"""What the threads of one worker share: its orders, its events, its leases (worker)."""
+"""The state that the threads of one worker share: its assignment, its events, its leases (worker)."""
 
 from __future__ import annotations
 
@@ -18,74 +18,73 @@ from sqspipes_mp.messages.envelope import Message
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message on its way through this worker. ``failed``: attempts charged before this delivery.
-
-    ``alone``: it ran beside others when their worker died; nothing else may run beside it.
-    """
+    """A received message in this worker."""
 
     received: Received
     message: Message
+    #: Index of its entry in the lease table.
     lease: int
-    failed: int
+    #: Number of this attempt, from 1: the failed ones before it, and itself.
+    attempt: int
+    #: When the receive's lease ends (``lease_now``); the keeper may have extended it.
     until: float
+    #: It ran beside others when their worker died: nothing else may run beside it.
     alone: bool = False
-
-    @property
-    def attempt(self) -> int:
-        return self.failed + 1
 
 
 class WorkerContext:
-    """The worker's shared state.
+    """The worker's shared state."""
 
-    ``full_stop``: begin nothing new (drain). ``no_more``: receive nothing new (drain, or before a planned restart).
-    ``release``: every worker of this engine has stopped receiving, so what is held may go back.
-    """
-
-    def __init__(self, orders: Assignment, connection: Connection, channel: Channel) -> None:
-        self.orders = orders
-        self.stage = orders.stage
-        self.settings = orders.plan.settings
+    def __init__(self, assignment: Assignment, connection: Connection, channel: Channel) -> None:
+        self.assignment = assignment
+        self.stage = assignment.stage
+        self.settings = assignment.plan.settings
         self.connection = connection
         self.channel = channel
-        self.board = orders.board
-        self.slot = orders.slot
-        self.region = orders.board.region(orders.region)
-        self.fifo = orders.plan.pipeline.fifo
+        self.board = assignment.board
+        self.slot = assignment.slot
+        self.leases = assignment.board.region(assignment.region)
+        self.fifo = assignment.plan.pipeline.fifo
+        #: Whether the caller of ``map`` counts the messages that come of each value.
+        self.counted = assignment.plan.counted
+        #: Set at a drain: no call begins.
         self.full_stop = threading.Event()
+        #: Set at a drain and before a planned replacement: nothing more is received.
         self.no_more = threading.Event()
-        #: Wakes the intake: there may be room for more, or nothing more is wanted.
+        #: Wakes the intake: there may be room for more messages, or none is wanted any more.
         self.demand = threading.Event()
+        #: Set once each worker of this engine has stopped receiving: held messages may be released.
         self.release = threading.Event()
+        #: Set once this worker has reported a fault: it ends, and the keeper releases its messages.
         self.faulted = threading.Event()
-        #: Seconds from one message's begin until the next can (a batch's, where there are batches), a moving average;
-        #: None before the first.
+        #: Seconds from one message's begin until the next can begin (batch mode: one batch's), a moving average; None
+        #: before the first.
         self.mean: float | None = None
-        #: Whether the newest receive brought a full batch: more is likely to come at once.
+        #: Whether the newest receive brought a full batch: the next one is likely to as well.
         self.backlog = False
         #: Messages this worker may still begin; None: any number.
         self.left: int | None = None
-        self._queues = {name: place for place, name in enumerate(orders.plan.queue_names)}
+        task = self.stage.task
+        #: The policy for a call that raised: the task's own, or the engine's.
+        self.on_error = self.settings.on_error if task.on_error is None else task.on_error
+        self.threads = task.threads
+        #: Whether several messages may run at once here, so that one may have to run alone.
+        self.shared = self.threads > 1 or task.batch is not None
+        self._queues = {name: place for place, name in enumerate(assignment.plan.queue_names)}
         self._free = deque(range(LEASES))
         self._charging = threading.Lock()
         self._counting = threading.Lock()
-        task = self.stage.task
-        #: What is done with a failure: the task's own policy, or the engine's.
-        self.on_error = self.settings.on_error if task.on_error is None else task.on_error
-        self.threads = task.threads
         self._pid = os.getpid()
-        #: Whether several messages may run at once here, so that one may have to run alone.
-        self.shared = self.threads > 1 or task.batch is not None
 
     def check_process(self) -> None:
-        """End a process that the user's code has forked and that came back from it: it is not this worker."""
+        """End a forked copy of this worker that came back from the user's code."""
         if os.getpid() != self._pid:
             os._exit(EXIT_OK)
 
-    # -- orders -------------------------------------------------------------------------------------------------
+    # -- orders and reports -------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Begin nothing new and receive nothing new."""
+        """Begin no call and receive nothing from now on."""
         self.full_stop.set()
         self.stop_receiving()
 
@@ -95,22 +94,21 @@ class WorkerContext:
         self.demand.set()
 
     def say(self, kind: Kind, header: dict[str, object] | None = None, blob: bytes = b"") -> None:
-        """Tell the supervisor; if it is gone, so is this worker."""
+        """Tell the supervisor; without a supervisor this worker ends."""
         try:
             self.channel.send(kind, header or {}, blob)
         except ParentGone:
-            # The descriptor may also have been closed by the user's function: either way nobody hears this worker.
+            # The user's function may have closed the descriptor; then too nobody hears this worker.
             orphaned()
 
     def fault(self, error: BaseException) -> None:
-        """Report that the engine cannot go on (the broker refuses for good), once."""
-        if self.faulted.is_set():
-            return
-        self.faulted.set()
-        self._report(Kind.FAULT, error)
+        """Report, once, that the engine cannot go on: the broker refuses for good, or a thread of ours ended."""
+        if not self.faulted.is_set():
+            self.faulted.set()
+            self._report(Kind.FAULT, error)
 
     def end_run(self, error: BaseException, message_id: str | None = None) -> None:
-        """Report an exception of the user's that ends the run, and drain."""
+        """Report an exception of the user's code that ends the run, and drain."""
         self._report(Kind.FAILED, error, message_id)
         self.drain()
 
@@ -127,17 +125,17 @@ class WorkerContext:
 
     @property
     def room(self) -> int:
-        """How many more leases fit on the scoreboard."""
+        """How many more leases fit into the table."""
         return len(self._free)
 
     def open_lease(self, received: Received, leased_at: float, visibility: float) -> tuple[int, int, float]:
-        """Write a lease before its message can run. Returns (lease, attempts charged before, deadline)."""
+        """Write a lease before its message can run. Returns (lease, failed attempts before, deadline)."""
         failed = received.charges
         if received.receives != 1:
             failed = max(failed, self.board.charges(id_digest(received.handle.message_id)))
         lease = self._free.popleft()
         now, until = lease_now(), leased_at + visibility
-        self.region.write(
+        self.leases.write(
             lease,
             self._queues.get(received.handle.queue, 0),
             received.handle,
@@ -148,28 +146,25 @@ class WorkerContext:
         return lease, failed, until
 
     def is_suspect(self, received: Received) -> bool:
-        """Tell whether a message has to run alone."""
-        if not self.shared or received.receives == 1:
-            return False
-        return self.board.isolated(id_digest(received.handle.message_id))
+        """Tell whether a message has to run alone: it was among several that ran when their worker died."""
+        return received.receives != 1 and self.board.isolated(id_digest(received.handle.message_id))
 
     def close_lease(self, lease: int) -> None:
-        """Free a lease: its message is deleted, given back, or somebody else's."""
-        self.region.set_state(lease, LeaseState.FREE)
+        """Free a lease: its message is deleted, released, or lost."""
+        self.leases.set_state(lease, LeaseState.FREE)
         self._free.append(lease)
 
     def holds(self, delivery: Delivery) -> bool:
-        """Tell whether the message is still ours, as far as can be known without asking the broker."""
+        """Tell whether the lease still holds, as far as this worker knows without a request."""
         now = lease_now()
         if now < delivery.until and not self.fifo:
             return True
-        return not self.region.lost(delivery.lease) and now < self.region.deadline(delivery.lease)
-
-    def forget_charges(self, delivery: Delivery) -> None:
-        if delivery.failed:
-            with self._charging:
-                self.board.forget_charges(self.slot, id_digest(delivery.received.handle.message_id))
+        return not self.leases.lost(delivery.lease) and now < self.leases.deadline(delivery.lease)
 
     def charge(self, delivery: Delivery) -> None:
         with self._charging:
             self.board.charge(self.slot, id_digest(delivery.received.handle.message_id), delivery.attempt)
+
+    def forget_charges(self, delivery: Delivery) -> None:
+        with self._charging:
+            self.board.forget_charges(self.slot, id_digest(delivery.received.handle.message_id))

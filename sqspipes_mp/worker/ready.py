@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterable
 
 from sqspipes_mp.worker.context import Delivery
 
+#: Messages held below which the intake is woken as one is taken.
+_LOW = 10
+
 
 class Ready:
-    """A queue of deliveries and of callbacks that the main thread has to run between messages."""
+    """A queue of deliveries, and of callbacks that the main thread runs between messages."""
 
-    def __init__(self, appetite: int = 1) -> None:
+    def __init__(self, demand: threading.Event, appetite: int = 1) -> None:
+        self._demand = demand
         self._deliveries: deque[Delivery] = deque()
-        self._callbacks: deque[Callable[[], object]] = deque()
+        #: Callbacks to run, oldest first (main thread).
+        self.callbacks: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         #: Messages that could begin now.
         self.idle = self._appetite = appetite
-        #: When one began last, monotonic s.
+        #: When a message began last, monotonic seconds.
         self.taken_at = time.monotonic()
 
     def __len__(self) -> int:
@@ -28,8 +33,12 @@ class Ready:
 
     @property
     def waiting(self) -> int:
-        """How many could begin as soon as there is a thread for them."""
+        """How many messages could begin as soon as a thread is free."""
         return len(self._deliveries)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def put(self, deliveries: Iterable[Delivery]) -> None:
         with self._changed:
@@ -38,11 +47,11 @@ class Ready:
 
     def put_callback(self, callback: Callable[[], object]) -> None:
         with self._changed:
-            self._callbacks.append(callback)
+            self.callbacks.append(callback)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Say that nothing more will be put, callbacks excepted."""
+        """Say that no delivery will be put any more; callbacks may be."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -52,32 +61,29 @@ class Ready:
         with self._changed:
             self._changed.notify_all()
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def take_callback(self) -> Callable[[], object] | None:
-        return self._callbacks.popleft() if self._callbacks else None
-
     def take(self) -> Delivery | None:
-        """Return the next delivery if there is one."""
+        """Return the next delivery; None where there is none."""
         with self._changed:
             if not self._deliveries:
                 return None
-            # Also where it never waited: one that was there at once must not let the intake fetch another behind it.
+            # Reset though `wait` may not have been entered: a stale `idle` of 1 has the intake fetch one too many.
             self.idle = 0
             self.taken_at = time.monotonic()
-            return self._deliveries.popleft()
+            delivery = self._deliveries.popleft()
+        if len(self._deliveries) < _LOW:
+            self._demand.set()
+        return delivery
 
     def hungry(self) -> None:
-        """Say that one could begin now, before the intake is woken for it."""
+        """Say that a message could begin now, and wake the intake."""
         self.idle = self._appetite
+        self._demand.set()
 
     def wait(self, give_up: Callable[[], bool], timeout: float | None = None) -> None:
-        """Wait until there is something to take or run, nothing more can come, or ``give_up`` says so when poked."""
+        """Wait for a delivery, a callback, the close, or a poke after which ``give_up`` is true; seconds at most."""
         with self._changed:
             self.idle = self._appetite
-            self._changed.wait_for(lambda: self._deliveries or self._callbacks or self._closed or give_up(), timeout)
+            self._changed.wait_for(lambda: self._deliveries or self.callbacks or self._closed or give_up(), timeout)
             self.idle = 0
 
     def take_all(self) -> list[Delivery]:
@@ -87,11 +93,11 @@ class Ready:
             return taken
 
     def take_group(self, group: str | None) -> list[Delivery]:
-        """Take every delivery of one FIFO group: what precedes them failed, so they go back with it."""
+        """Take each delivery of one FIFO group."""
         return self._take_if(lambda delivery: delivery.received.group == group) if group is not None else []
 
     def take_older(self, than: float, received_at: Callable[[Delivery], float], *, fifo: bool) -> list[Delivery]:
-        """Take what was received before ``than`` (``lease_now``), on FIFO with all that follows in the same groups."""
+        """Take the deliveries received before ``than`` (``lease_now``); on FIFO also later ones of their groups."""
         if not self._deliveries or received_at(self._deliveries[0]) >= than:
             return []
         groups: set[str | None] = set()

@@ -1,4 +1,4 @@
-"""How long a worker lives: how many messages it may have, and its planned replacement (worker)."""
+"""A worker's planned replacement: after ``max_tasks_per_worker`` messages, or for lack of memory (worker)."""
 
 from __future__ import annotations
 
@@ -9,55 +9,57 @@ from collections.abc import Callable
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.worker.context import WorkerContext
 
-#: A limit from which it is one of several, for leaks and the like; a lower one means that it is meant to the letter.
+#: A ``max_tasks_per_worker`` from which the limit is drawn a little lower for each worker; a lower one is kept exactly.
 _ROUND = 10
 
 
 class Lifetime:
     """Counts messages towards ``max_tasks_per_worker``; any of the threads that run messages may call it."""
 
-    def __init__(self, station: WorkerContext) -> None:
-        self._station = station
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
         self._recycling = False
         self._sharing = threading.Lock()
-        most = station.stage.task.max_tasks_per_worker
-        station.left = None if most is None else drawn(most, random.randrange)
+        most = context.stage.task.max_tasks_per_worker
+        context.left = None if most is None else drawn(most, random.randrange)
         #: Messages to go on with while another worker of the stage is being replaced; 0: never.
-        self._more = 0 if most is None or station.threads > 1 else most // _ROUND
-        stage, seats = station.stage.index, station.orders.plan.seats
-        self._others = [slot for slot, seat in enumerate(seats) if seat.stage == stage and slot != station.slot]
+        self._more = 0 if most is None or context.threads > 1 else most // _ROUND
+        stage, seats = context.stage.index, context.assignment.plan.seats
+        #: Whether there is a limit to count towards.
+        self.counts = most is not None
+        self._others = [slot for slot, seat in enumerate(seats) if seat.stage == stage and slot != context.slot]
 
     def begins(self, count: int) -> None:
-        """Take note that so many messages begin."""
-        if self._station.left is not None:
+        """Take note that ``count`` messages begin."""
+        if self._context.left is not None:
             with self._sharing:
-                self._station.left -= count
+                self._context.left -= count
 
     def ends(self) -> None:
-        """Have this worker replaced if it has had all the messages it may have."""
-        station = self._station
-        if station.left is None or station.left > 0:
+        """Have this worker replaced once its last message has ended."""
+        context = self._context
+        if context.left is None or context.left > 0:
             return
-        if self._more and self._others and not station.board.leave(station.slot, self._others):
-            station.left = self._more
+        if self._more and self._others and not context.board.leave(context.slot, self._others):
+            context.left = self._more
         else:
             self.recycle("max_tasks_per_worker")
 
     def recycle(self, reason: str, *, starved: bool = False) -> None:
-        """Have this worker replaced once it has finished what it runs.
+        """Have this worker replaced once its running calls have ended.
 
-        ``starved``: it cannot even get at its messages, and its successor may not either.
+        ``starved``: it has no memory to receive or decode messages, and its successor may not have any either.
         """
         with self._sharing:
-            first, self._recycling = not (self._recycling or self._station.no_more.is_set()), True
+            first, self._recycling = not (self._recycling or self._context.no_more.is_set()), True
         if first:
-            self._station.say(Kind.RECYCLE, {"reason": reason, "starved": starved})
-            self._station.stop_receiving()
+            self._context.say(Kind.RECYCLE, {"reason": reason, "starved": starved})
+            self._context.stop_receiving()
 
 
 def drawn(most: int, below: Callable[[int], int]) -> int:
-    """Return after how many messages to end: up to a tenth fewer, so that workers do not all end together.
+    """Return the number of messages after which a worker ends: up to a tenth fewer, so that not all end together.
 
-    ``below``: draws a whole number from 0 to below the given one. Pure but for that.
+    ``below``: ``random.randrange``. Pure but for that.
     """
     return most - below(most // _ROUND + 1)

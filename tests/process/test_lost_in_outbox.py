@@ -23,7 +23,9 @@ from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings
 from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.worker.context import Delivery, WorkerContext
+from sqspipes_mp.worker.order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.outgoing import Done
 from standin import StandIn
@@ -67,8 +69,9 @@ class Bench:
             plan=plan, broker=broker, board=self.board, birth=unused, slot=0, seat=plan.seats[0], region=region.index
         )
         self.station = WorkerContext(orders, self.connection, unused)
-        self.ready = Ready()
-        self.outbox = Outbox(self.station, self.ready)
+        self.ready = Ready(self.station.demand)
+        order = GroupOrder(self.station, self.ready)
+        self.outbox = Outbox(self.station, self.ready, order, Failures(self.station, self.ready, order))
 
     def feed(self, *values: str) -> list[Delivery]:
         """Send values in one group and receive them, as the intake would."""
@@ -79,7 +82,7 @@ class Bench:
         for received in self.connection.receive([self.source], 10, 1, 60.0):
             lease, failed, until = self.station.open_lease(received, time.monotonic(), 60.0)
             message = decode(received.body, received.handle.message_id)
-            deliveries.append(Delivery(received, message, lease, failed, until))
+            deliveries.append(Delivery(received, message, lease, failed + 1, until))
         return deliveries
 
     def finish(self, *deliveries: Delivery) -> None:
@@ -96,9 +99,9 @@ class Bench:
 
     def lose(self, delivery: Delivery) -> None:
         """Find a lease lost, as the keeper does."""
-        lease = self.station.region.read(delivery.lease)
+        lease = self.station.leases.read(delivery.lease)
         assert lease is not None
-        self.station.region.lose(lease)
+        self.station.leases.lose(lease)
 
     def there(self, queue: str) -> list[str]:
         """Receive what can be received."""
@@ -132,7 +135,7 @@ def end(bench: Bench, running: Delivery) -> None:
     bench.finish(running)
     bench.outbox.wait_carried()
     assert not bench.station.faulted.is_set()
-    assert list(bench.station.region.leases(())) == []
+    assert list(bench.station.leases.leases(())) == []
     assert sorted(bench.station._free) == list(range(LEASES))
 
 
@@ -158,7 +161,7 @@ def test_found_between_two_tries(bench: Bench, server: StandIn) -> None:
         eventually(lambda: server.ledger(messages=False)["requests"]["SendMessageBatch"]["errors"], "a try has failed")
         bench.expire(lost)
         bench.lose(lost)
-        eventually(lambda: bench.station.region.read(lost.lease) is None, "nothing more of it is sent")
+        eventually(lambda: bench.station.leases.read(lost.lease) is None, "nothing more of it is sent")
     finally:
         server.faults(throttle=0, only=[])
     end(bench, running)

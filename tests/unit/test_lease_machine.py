@@ -716,7 +716,7 @@ class LeaseMachine(RuleBasedStateMachine):
         alone = worker.station.is_suspect(received)
         # A first delivery that came too late for its lease is not asked about: nothing begins in it.
         assert alone or message.ident not in self.isolated or self.queue.current(received.handle) is None
-        worker.deliveries.append(Delivery(received, decode(BODY, message.ident), lease, failed, until, alone))
+        worker.deliveries.append(Delivery(received, decode(BODY, message.ident), lease, failed + 1, until, alone))
         if not punctual:
             entry = worker.region.read(lease)
             assert entry is not None

@@ -1,5 +1,6 @@
 import contextlib
 import random
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -189,7 +190,7 @@ def test_what_is_asked_for_is_bounded_by_time_room_and_batch(mean, round_trip, w
 
 
 def test_a_worker_that_got_its_first_message_without_waiting_is_not_idle_while_it_runs():
-    ready = Ready()
+    ready = Ready(threading.Event())
     assert ready.idle
     first: Any = "first"
     ready.put([first])
@@ -203,10 +204,12 @@ def test_a_worker_that_got_its_first_message_without_waiting_is_not_idle_while_i
     ("milliseconds", "credit", "late"), [(499, 0, False), (501, 0, True), (900, 500, False), (1001, 500, True)]
 )
 def test_a_call_is_late_from_the_first_millisecond_after_its_timeout(milliseconds, credit, late):
-    caller = Function.__new__(Function)
-    caller._limit = 0.5 * 1e9
-    board = SimpleNamespace(credit=lambda started: credit * 1_000_000)
+    function = Function.__new__(Function)
+    function._limit = 0.5 * 1e9
+    board: Any = SimpleNamespace(credit=lambda started: credit * 1_000_000)
+    function._board = board
     # A call that the supervisor has marked is known to it: no word of a stop is waited for.
-    caller._station = SimpleNamespace(board=board, region=SimpleNamespace(blamed=True))  # type: ignore[assignment]
+    context: Any = SimpleNamespace(leases=SimpleNamespace(blamed=True))
+    function._context = context
     with pytest.raises(Late) if late else contextlib.nullcontext():
-        caller._check_late(1, milliseconds * 1_000_000)
+        function._check_late(1, milliseconds * 1_000_000)

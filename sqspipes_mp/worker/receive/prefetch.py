@@ -1,12 +1,12 @@
-"""How many messages to ask for: enough to keep the function fed, bounded by time and not by count. Pure (worker)."""
+"""The number of messages to ask for: enough to keep the function fed, bounded by time. Pure (worker)."""
 
 from __future__ import annotations
 
 import math
 
-#: From this mean run time on, nothing is held while something runs: a receive costs little beside it.
+#: Mean run time from which no message is held while one runs, seconds: a receive costs little beside it.
 LONG = 1.0
-#: Messages held unstarted at most, whatever the times say.
+#: Messages held unstarted at most.
 _MOST = 60
 
 

@@ -1,7 +1,7 @@
-"""Batches: one call of the user's function with several messages' values (worker's main thread).
+"""Batches: one call of the user's function with the values of several messages (worker's main thread).
 
-Nobody is charged for what happened to a batch of several: after a raise its members run again one by one, here and
-now; after a death each runs alone at its next delivery. Only then an attempt is counted, and to the right account.
+No message is charged for the failure of a batch of several. After a raise its members run again one by one, at once;
+after a death each runs alone at its next delivery. A failure of the one that runs alone is charged to it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.words import message_of
 from sqspipes_mp.pipeline.function import results_of
 from sqspipes_mp.worker.context import Delivery
+from sqspipes_mp.worker.order import Line
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.run.function import Function
 from sqspipes_mp.worker.run.parts import Parts
@@ -28,10 +29,10 @@ from sqspipes_mp.worker.send.policy import decide
 log = logging.getLogger("sqspipes_mp.worker")
 
 
-class BatchCaller(Function):
+class BatchFunction(Function):
     """A function that takes a list of values and returns a list of as many."""
 
-    #: What was wrong with the list that a whole batch gave, while its members run one by one.
+    #: The error of a whole batch's list, while its members run one by one.
     whole: WrongShape | None = None
 
     def call_many(self, values: list[Any]) -> list[Any]:
@@ -45,36 +46,36 @@ class BatchCaller(Function):
         except WrongShape:
             if self.whole is None:
                 raise
-            # Of the batch as the user knows it, not of the one made to find out.
+            # The user knows the whole batch, not the batch of one that was made to find the message.
             raise WrongShape(str(self.whole)) from None
         if isinstance(result, BaseException):
             raise result
         return result
 
     def announce(self, delivery: Delivery) -> None:
-        """Several messages run at once: none is the current one."""
+        """Announce nothing: of several messages that run at once none is the current one."""
 
 
 class BatchQueue(Ready):
-    """What waits to be run, taken several at a time."""
+    """The messages that wait to be run, taken several at a time."""
 
     def fill(self, most: int, until: float, give_up: Callable[[], bool]) -> None:
-        """Wait for so many until then (monotonic s), or for something else to do."""
+        """Wait for ``most`` messages until ``until`` (monotonic s), or for something else to do."""
         with self._changed:
             self.idle = self._appetite
             self._changed.wait_for(
-                lambda: len(self._deliveries) >= most or self._callbacks or self._closed or give_up(),
+                lambda: len(self._deliveries) >= most or self.callbacks or self._closed or give_up(),
                 max(0.0, until - time.monotonic()),
             )
             self.idle = 0
 
     @property
     def lone(self) -> bool:
-        """Whether the next one has to run alone, so that there is no company to wait for."""
+        """Whether the next message has to run alone, so that waiting for others is in vain."""
         return bool(self._deliveries) and self._deliveries[0].alone
 
     def take_some(self, most: int) -> list[Delivery]:
-        """Take up to so many; what has to run alone is taken alone."""
+        """Take up to ``most`` messages; one that has to run alone is taken alone."""
         with self._changed:
             taken: list[Delivery] = []
             self.taken_at = time.monotonic()
@@ -90,64 +91,66 @@ class BatchQueue(Ready):
 class Batches:
     """Gathers batches and runs them."""
 
-    def __init__(self, parts: Parts, caller: BatchCaller, runner: Runner, ready: BatchQueue) -> None:
+    def __init__(self, parts: Parts, function: BatchFunction, runner: Runner, ready: BatchQueue) -> None:
         self._parts = parts
-        self._station = parts.station
-        self._caller = caller
+        self._context = parts.context
+        self._function = function
         self._runner = runner
         self._ready = ready
-        self._size = caller.task.batch or 1
+        self._size = function.task.batch or 1
 
     def serve(self) -> None:
         """Run batches until told to stop."""
-        station, ready, wait = self._station, self._ready, self._caller.task.batch_wait
+        context, ready, wait = self._context, self._ready, self._function.task.batch_wait
         until: float | None = None
-        while not station.no_more.is_set():
+        while not context.no_more.is_set():
             self._parts.run_callbacks()
-            most = self._size if station.left is None else min(self._size, station.left)
+            most = self._size if context.left is None else min(self._size, context.left)
             if not len(ready):
                 if ready.closed:
                     return
                 self._rest()
-                ready.wait(station.no_more.is_set)
+                ready.wait(context.no_more.is_set)
                 continue
             if until is None:
                 until = time.monotonic() + wait
             if len(ready) < most and time.monotonic() < until and not (ready.closed or ready.lone):
                 self._rest()
-                ready.fill(most, until, station.no_more.is_set)
+                ready.fill(most, until, context.no_more.is_set)
                 continue
             until = None
             if members := ready.take_some(most):
-                station.demand.set()
-                self._caller.serve(self._process, members)
+                context.demand.set()
+                began = time.monotonic()
+                self._process(members)
+                self._runner.note_time(began)
 
     def _rest(self) -> None:
         self._parts.outbox.hurry()
         self._ready.hungry()
-        self._station.demand.set()
 
     def _process(self, members: list[Delivery]) -> None:
-        station, runner, region = self._station, self._runner, self._station.region
+        context, runner, leases = self._context, self._runner, self._context.leases
         if len(members) == 1:
             runner.process(members[0])
             return
-        if not self._caller.pace(self._parts.outbox.hurry):
-            runner.back += members
+        if not self._function.pace(self._parts.outbox.hurry):
+            for member in members:
+                runner.keep(member)
             return
-        line = _Line(self._runner, fifo=station.fifo)
+        line = Line(context, runner.hand_back)
         ours = [member for member in members if line.passes(member, self._is_ours)]
         if not ours:
             return
         now = time.monotonic()
         for member in ours:
-            region.start_together(member.lease, now)
+            leases.start_together(member.lease, now)
         try:
-            results = self._caller.call_many([member.message.value for member in ours])
+            results = self._function.call_many([member.message.value for member in ours])
         except BaseException as error:
             # SystemExit and KeyboardInterrupt of the user's code are its failures, too.
             for member in ours:
-                region.set_state(member.lease, LeaseState.HELD)
+                leases.set_state(member.lease, LeaseState.HELD)
             self._one_by_one(ours, line, error)
             return
         runner.lifetime.begins(len(ours))
@@ -156,60 +159,40 @@ class Batches:
         runner.lifetime.ends()
 
     def _is_ours(self, member: Delivery) -> bool:
-        if self._station.holds(member):
+        if self._context.holds(member):
             return True
         self._runner.lost(member)
         return False
 
-    def _one_by_one(self, members: list[Delivery], line: _Line, error: BaseException) -> None:
-        station, runner = self._station, self._runner
+    def _one_by_one(self, members: list[Delivery], line: Line, error: BaseException) -> None:
+        context, runner = self._context, self._runner
         log.warning(
             "%s: a batch of %d failed (%s: %s); its messages run one by one",
-            station.stage.name, len(members), type(error).__name__, _words_of(error),
+            context.stage.name, len(members), type(error).__name__, _words_of(error),
         )  # fmt: skip
-        self._caller.whole = error if isinstance(error, WrongShape) else None
+        self._function.whole = error if isinstance(error, WrongShape) else None
         for member in members:
-            if station.full_stop.is_set():
-                runner.back.append(member)
+            if context.full_stop.is_set():
+                runner.keep(member)
             else:
                 line.passes(member, runner.process)
-        self._caller.whole = None
+        self._function.whole = None
         if isinstance(error, WrongShape):
-            # No message's fault, so no message can tell of it.
+            # It is no message's fault, so no message's failure tells of it.
             self._blame_function(error)
         if isinstance(error, MemoryError):
             runner.lifetime.recycle("MemoryError")
 
     def _blame_function(self, error: BaseException) -> None:
         """End the run with an error that is no message's fault, if the task's policy says so."""
-        policy = self._station.on_error
+        policy = self._context.on_error
         decision, error = decide(
             error, attempt=1, receives=0, max_attempts=2, on_error=policy, group=None, jitter=random.uniform
         )
         if decision.report:
-            self._station.end_run(error)
+            self._context.end_run(error)
 
 
 def _words_of(error: BaseException) -> str:
-    """Return an error's message for one line of the log, in whole words."""
+    """Return an error's text for one line of the log, cut between words."""
     return shorten(message_of(error)[:2000], 300, placeholder=" ...")
-
-
-class _Line:
-    """Members of one batch, in order: on FIFO none may overtake one of its group that did not get through."""
-
-    def __init__(self, runner: Runner, *, fifo: bool) -> None:
-        self._runner = runner
-        self._fifo = fifo
-        self._blocked: set[str | None] = set()
-
-    def passes(self, member: Delivery, through: Callable[[Delivery], bool]) -> bool:
-        """Have a member go ``through``, or go back where it may not; tell whether it got through."""
-        group = member.received.group
-        if self._fifo and group in self._blocked:
-            self._runner.hand_back([member])
-            return False
-        if through(member):
-            return True
-        self._blocked.add(group)
-        return False

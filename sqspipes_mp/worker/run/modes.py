@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.run.batch import BatchCaller, Batches, BatchQueue
+from sqspipes_mp.worker.run.batch import Batches, BatchFunction, BatchQueue
 from sqspipes_mp.worker.run.function import Function
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.run.runner import Runner
-from sqspipes_mp.worker.run.threads import GroupQueue, SharedCaller, ThreadMode
+from sqspipes_mp.worker.run.threads import GroupQueue, SharedFunction, ThreadMode
 
 #: Makes the main loop, which takes messages until it is told to stop.
 Serve = Callable[[Parts, Runner], Callable[[], None]]
@@ -26,12 +26,12 @@ class Mode(NamedTuple):
 
 
 def mode_of(context: WorkerContext) -> Mode:
-    """Build the user's function for this worker. Raises what ``init`` and the class's constructor raise."""
+    """Build the user's function and its queue. Raises the errors of ``init`` and of the class's constructor."""
     task = context.stage.task
     if context.threads > 1:
         turns = GroupQueue(context)
-        return Mode(SharedCaller(context), turns, lambda parts, runner: ThreadMode(parts, runner, turns).serve)
+        return Mode(SharedFunction(context), turns, lambda parts, runner: ThreadMode(parts, runner, turns).serve)
     if task.batch is not None:
-        batches, caller = BatchQueue(task.batch), BatchCaller(context)
-        return Mode(caller, batches, lambda parts, runner: Batches(parts, caller, runner, batches).serve)
-    return Mode(Function(context), Ready(), lambda _, runner: runner.serve)
+        batches, function = BatchQueue(context.demand, task.batch), BatchFunction(context)
+        return Mode(function, batches, lambda parts, runner: Batches(parts, function, runner, batches).serve)
+    return Mode(Function(context), Ready(context.demand), lambda _, runner: runner.serve)

@@ -6,20 +6,27 @@ from dataclasses import dataclass
 
 from sqspipes_mp.pipeline.function import Products
 from sqspipes_mp.worker.context import WorkerContext
+from sqspipes_mp.worker.order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.run.function import Function
+from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.window import ResultWindow
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a main thread uses."""
+    """The objects of one worker, put together in ``worker/main.py``."""
 
-    station: WorkerContext
-    caller: Function
+    context: WorkerContext
+    #: The user's function.
+    function: Function
     #: Messages received, not started.
     ready: Ready
+    #: Keeps the order of FIFO groups.
+    order: GroupOrder
+    #: Sees to messages that failed.
+    failures: Failures
     #: Sends outputs, then deletes inputs.
     outbox: Outbox
     #: Makes messages of returned values.
@@ -28,7 +35,8 @@ class Parts:
     results: ResultWindow | None
 
     def run_callbacks(self) -> None:
-        """Run the callbacks of what was accepted meanwhile."""
-        while callback := self.ready.take_callback():
-            callback()
-            self.station.check_process()
+        """Run the ``TaskCallback``s of the results that were accepted meanwhile."""
+        callbacks = self.ready.callbacks
+        while callbacks:
+            callbacks.popleft()()
+            self.context.check_process()

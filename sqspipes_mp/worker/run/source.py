@@ -1,4 +1,4 @@
-"""The main thread of a source's worker: calls the function again and again, or walks its generator (worker)."""
+"""The main thread of a source's worker: it calls the function again and again, or walks its generator (worker)."""
 
 from __future__ import annotations
 
@@ -28,34 +28,36 @@ _LONGEST_REST = 1.0
 
 
 class Source:
-    """Makes messages out of nothing. Its calls are numbered, so that a replacement goes on where this one stopped."""
+    """Makes messages without an input. Its calls are numbered: a replacement goes on where this worker stopped."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._station = station = parts.station
-        self._caller = caller = parts.caller
+        self._context = context = parts.context
+        self._function = function = parts.function
         self._ready = parts.ready
         self._outbox = parts.outbox
         self._products = parts.products
         self._results = parts.results
         #: Calls accepted downstream before this worker began; calls are numbered from there.
-        self._number = station.board.get(station.slot, ACCEPTED)
-        self._slot = f"{station.stage.name}/{station.orders.seat.index}" if station.orders.seat else station.stage.name
-        if not caller.is_generator:
-            # A generator's replacement goes through the same values again; a function's calls are all new ones.
-            self._slot += f"/{station.board.get(station.slot, INCARNATION)}"
+        self._number = context.board.get(context.slot, ACCEPTED)
+        self._slot = (
+            f"{context.stage.name}/{context.assignment.seat.index}" if context.assignment.seat else context.stage.name
+        )
+        if not function.is_generator:
+            # A generator's replacement walks the same values again; each call of a function is a new one.
+            self._slot += f"/{context.board.get(context.slot, INCARNATION)}"
 
     def run(self) -> None:
         """Call until told to stop or the generator ends."""
-        station = self._station
-        if station.board.get(station.slot, FINISHED):
-            station.say(Kind.ENDED)
-        elif self._caller.is_generator:
+        context = self._context
+        if context.board.get(context.slot, FINISHED):
+            context.say(Kind.ENDED)
+        elif self._function.is_generator:
             self._walk()
         else:
             self._repeat()
-        # A source receives nothing: it has stopped as far as giving back is concerned.
-        station.say(Kind.STOPPED)
+        # A source receives nothing, so the release of others' messages need not wait for it.
+        context.say(Kind.STOPPED)
         self._parts.run_callbacks()
         if self._results is not None:
             self._results.wait_taken()
@@ -63,23 +65,23 @@ class Source:
 
     def _repeat(self) -> None:
         """Call the function for ever."""
-        station = self._station
+        context = self._context
         rest, failures, done, idle = 0.0, 0, 0, 0.0
-        most = self._caller.task.max_tasks_per_worker
-        while not station.no_more.wait(rest) and self._caller.pace(self._outbox.hurry):
+        most = self._function.task.max_tasks_per_worker
+        while not context.no_more.wait(rest) and self._function.pace(self._outbox.hurry):
             self._parts.run_callbacks()
             try:
-                value = self._caller.call()
+                value = self._function.call()
                 product = self._make(value)
             except Late as late:
-                # No policy is asked: the call is dropped, as it would be with its worker.
+                # No policy is asked: the call is dropped, as it would be with a killed worker.
                 failures += 1
-                station.count(FAILED, 1)
+                context.count(FAILED, 1)
                 rest = backoff(failures, random.uniform)
-                log.warning("%s: %s; trying again in %.1f s", station.stage.name, late, rest)
+                log.warning("%s: %s; trying again in %.1f s", context.stage.name, late, rest)
                 continue
             except BaseException as error:
-                # SystemExit and KeyboardInterrupt of the user's code are its failures too.
+                # SystemExit and KeyboardInterrupt of the user's code are its failures, too.
                 failures += 1
                 again = self._failed(error, failures)
                 if again is None:
@@ -88,19 +90,19 @@ class Source:
                 continue
             failures = 0
             nothing = product.output is None and (product.value is None or product.value is DROPPED)
-            idle = min(_LONGEST_REST, 2 * idle or 0.01) if nothing and not self._caller.task.interval else 0.0
+            idle = min(_LONGEST_REST, 2 * idle or 0.01) if nothing and not self._function.task.interval else 0.0
             rest = idle
             self._send(product)
             done += 1
             if done == most:
-                station.say(Kind.RECYCLE, {"reason": "max_tasks_per_worker"})
+                context.say(Kind.RECYCLE, {"reason": "max_tasks_per_worker"})
                 return
 
     def _walk(self) -> None:
-        """Send each yield; what was accepted before this worker began is skipped."""
-        station = self._station
+        """Send each yield after those accepted before this worker began."""
+        context = self._context
         try:
-            values: Iterator[Any] = self._caller.call()
+            values: Iterator[Any] = self._function.call()
             for _ in range(self._number):
                 next(values)
         except StopIteration:
@@ -108,46 +110,46 @@ class Source:
         except BaseException as error:
             self._end_with(error)
             return
-        while not station.no_more.is_set() and self._caller.pace(self._outbox.hurry):
+        while not context.no_more.is_set() and self._function.pace(self._outbox.hurry):
             self._parts.run_callbacks()
             try:
-                value = self._caller.next_of(values)
+                value = self._function.next_of(values)
                 product = self._make(value)
             except StopIteration:
                 if self._results is not None:
                     self._results.wait_taken()
                 self._outbox.put(Done(Completion(None), ended=True))
                 self._outbox.hurry()
-                station.say(Kind.ENDED)
+                context.say(Kind.ENDED)
                 return
             except Late as late:
-                # A generator cannot be asked for the same value again: a successor goes through it once more, and
-                # skips what was accepted.
+                # A generator cannot be asked for the same value again. A successor walks it anew, and skips the
+                # accepted values.
                 self._outbox.wait_carried()
-                log.error("%s: %s; this worker ends", station.stage.name, late)
+                log.error("%s: %s; this worker ends", context.stage.name, late)
                 os._exit(EXIT_TASK)
             except BaseException as error:
-                # A generator that raised is over, in every mode: there is nothing to call again.
+                # A generator that raised is over, in every mode.
                 self._end_with(error)
                 return
             self._send(product)
 
     def _make(self, value: Any) -> Product:
-        parent = source_parent(self._station.board.run_id, self._slot, self._number)
+        parent = source_parent(self._context.board.run_id, self._slot, self._number)
         product = self._products.make(value, None, parent, 0)
-        self._station.check_process()
+        self._context.check_process()
         if self._results is not None and product.value is not DROPPED:
             self._blob = self._results.pack(product.value)
         return product
 
     def _send(self, product: Product) -> None:
-        station = self._station
-        if product.value is DROPPED or (station.stage.outputs and product.output is None):
-            station.board.add(station.slot, DROPPED_COUNT, 1)
+        context = self._context
+        if product.value is DROPPED or (context.stage.outputs and product.output is None):
+            context.count(DROPPED_COUNT, 1)
         callbacks = () if product.callback is None else (product.callback,)
         outputs = () if product.output is None else (product.output,)
-        done = Done(Completion(None, outputs, again=self._caller.is_generator), None, callbacks, calls=1)
-        ident = f"{source_parent(station.board.run_id, self._slot, self._number)}"
+        done = Done(Completion(None, outputs, again=self._function.is_generator), None, callbacks, calls=1)
+        ident = f"{source_parent(context.board.run_id, self._slot, self._number)}"
         self._number += 1
         if self._results is None or product.value is DROPPED:
             self._outbox.put(done)
@@ -156,24 +158,24 @@ class Source:
 
     def _failed(self, error: BaseException, failures: int) -> float | None:
         """Take note of a failed call; return the seconds to rest, None where the run ends with it."""
-        station = self._station
-        station.board.add(station.slot, FAILED, 1)
+        context = self._context
+        context.count(FAILED, 1)
         decision, error = decide(
             error,
             attempt=failures,
             receives=0,
-            # There is no message whose attempts could be used up.
+            # Without a message there are no attempts to use up.
             max_attempts=failures + 1,
-            on_error=station.on_error,
+            on_error=context.on_error,
             group=None,
             jitter=random.uniform,
         )
         if decision.report:
-            station.end_run(error)
+            context.end_run(error)
             return None
-        log.warning("%s: the source failed: %s: %.200s", station.stage.name, type(error).__name__, message_of(error))
+        log.warning("%s: the source failed: %s: %.200s", context.stage.name, type(error).__name__, message_of(error))
         return decision.delay if decision.action == "retry" else backoff(failures, random.uniform)
 
     def _end_with(self, error: BaseException) -> None:
-        self._station.board.add(self._station.slot, FAILED, 1)
-        self._station.end_run(error)
+        self._context.count(FAILED, 1)
+        self._context.end_run(error)

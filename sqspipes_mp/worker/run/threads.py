@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from sqspipes_mp.ipc.scoreboard import RUNNING
+from sqspipes_mp.ipc.scoreboard import CALL_STARTED, RUNNING
 from sqspipes_mp.worker.context import Delivery, WorkerContext
+from sqspipes_mp.worker.order import Busy
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.run.function import Function
 from sqspipes_mp.worker.run.parts import Parts
@@ -22,71 +23,75 @@ from sqspipes_mp.worker.run.runner import Runner
 _MOST_BLOCKED = 60
 
 
-class SharedCaller(Function):
+class SharedFunction(Function):
     """The stage's function, called by several threads at once. A class has one instance for all of them."""
 
-    def __init__(self, station: WorkerContext) -> None:
-        super().__init__(station)
-        self._lock = threading.Lock()
+    def __init__(self, context: WorkerContext) -> None:
+        super().__init__(context)
+        self._lock = threading.RLock()
+        #: When each thread's running call began, monotonic ns.
         self._since: dict[int, int] = {}
 
     def _reserve(self) -> int:
-        # The board's lock is the kernel's, which keeps processes apart and not threads.
+        # The board's turns are record locks of the kernel, which keep processes apart and not threads.
         with self._lock:
             return super()._reserve()
 
-    def _running_since(self, started: int) -> None:
-        """Note this thread's call; the board has the oldest one, which is the next to be late."""
-        me = threading.get_ident()
+    def _begins(self, started: int) -> None:
         with self._lock:
-            if started:
-                self._since[me] = started
-            else:
-                self._since.pop(me, None)
-            super()._running_since(min(self._since.values(), default=0))
-            self._station.board.put(self._station.slot, RUNNING, len(self._since))
+            self._since[threading.get_ident()] = started
+            self._tell()
+
+    def _ends(self, started: int, *, counts: bool, goes_on: bool = False) -> int:
+        with self._lock:
+            return super()._ends(started, counts=counts, goes_on=goes_on)
+
+    def ended(self) -> None:
+        with self._lock:
+            self._since.pop(threading.get_ident(), None)
+            self._tell()
+
+    def took(self, since: int) -> None:
+        with self._lock:
+            super().took(since)
+
+    def _tell(self) -> None:
+        """Put the oldest call, which is the next to be late, and the number of calls on the board."""
+        self._board.put(self._slot, CALL_STARTED, min(self._since.values(), default=0))
+        self._board.put(self._slot, RUNNING, len(self._since))
 
     def _note_memory(self) -> None:
         if not self._since:
-            # What grows while several run is nobody's own.
+            # Growth while several calls run is no single call's.
             super()._note_memory()
-
-    def _took(self, nanoseconds: int) -> None:
-        with self._lock:
-            super()._took(nanoseconds)
-
-    def _busy(self, nanoseconds: int) -> None:
-        with self._lock:
-            super()._busy(nanoseconds)
 
 
 class GroupQueue(Ready):
-    """What waits to be run, and whose turn it is."""
+    """The messages that wait for a thread. It decides which of them may begin."""
 
-    def __init__(self, station: WorkerContext) -> None:
-        super().__init__(station.threads)
-        self._station = station
+    def __init__(self, context: WorkerContext) -> None:
+        super().__init__(context.demand, context.threads)
+        self._context = context
         self._running = 0
         self._alone = False
-        self._groups: set[str] = set()
+        self._busy = Busy(fifo=context.fifo)
         #: Threads that still take messages.
-        self.threads = station.threads
+        self.threads = context.threads
         #: Messages that may still begin; None: any number.
         self.left: int | None = None
 
     @property
     def waiting(self) -> int:
-        if not self._station.fifo or len(self._deliveries) >= _MOST_BLOCKED:
+        if not self._context.fifo or len(self._deliveries) >= _MOST_BLOCKED:
             return len(self._deliveries)
         with self._changed:
-            groups = {delivery.received.group for delivery in self._deliveries}
-            return len(groups - self._groups)
+            return self._busy.idle_groups(self._deliveries)
 
     def next(self, idle: Callable[[], None]) -> Delivery | None:
-        """Wait for a message that may begin, ``idle`` being called before; None: there will be no more."""
-        station = self._station
+        """Wait for a message that may begin, calling ``idle`` before; None: there will be no more."""
+        context = self._context
         with self._changed:
-            while not station.no_more.is_set():
+            while not context.no_more.is_set():
                 if self.left is not None and self.left <= 0:
                     return None
                 delivery = self._pick()
@@ -104,11 +109,9 @@ class GroupQueue(Ready):
             self._running -= 1
             self.idle += 1
             self._alone = False
-            group = delivery.received.group
-            if group is not None:
-                self._groups.discard(group)
-            if group is not None or not self._running:
-                # Something may begin now that had to wait for this; anything else could have begun before.
+            self._busy.leave(delivery)
+            if self._context.fifo or not self._running:
+                # Only the next of its group, or one that runs alone, can have waited for this one.
                 self._changed.notify_all()
 
     def leave(self) -> None:
@@ -120,17 +123,16 @@ class GroupQueue(Ready):
     def wait_for_callbacks(self) -> None:
         """Wait until there is a callback to run, or all threads have left (main thread)."""
         with self._changed:
-            self._changed.wait_for(lambda: self._callbacks or not self.threads)
+            self._changed.wait_for(lambda: self.callbacks or not self.threads)
 
     def _pick(self) -> Delivery | None:
         if self._alone:
             return None
         for place, delivery in enumerate(self._deliveries):
-            group = delivery.received.group
-            if group is not None and group in self._groups:
+            if self._busy.has(delivery):
                 continue
             if delivery.alone and self._running:
-                # Nothing else begins before it, or it might wait for ever.
+                # No other begins before it, or it might wait for ever.
                 return None
             del self._deliveries[place]
             self._running += 1
@@ -139,8 +141,7 @@ class GroupQueue(Ready):
                 self.left -= 1
             self.idle -= 1
             self._alone = delivery.alone
-            if group is not None:
-                self._groups.add(group)
+            self._busy.enter(delivery)
             return delivery
         return None
 
@@ -150,37 +151,37 @@ class ThreadMode:
 
     def __init__(self, parts: Parts, runner: Runner, turns: GroupQueue) -> None:
         self._parts = parts
-        self._station = parts.station
+        self._context = parts.context
         self._runner = runner
         self._turns = turns
-        turns.left = parts.station.left
+        turns.left = parts.context.left
 
     def serve(self) -> None:
         """Run messages until told to stop; the main thread runs the callbacks meanwhile."""
-        for seat in range(self._station.threads):
-            threading.Thread(target=self._work, args=(seat,), name=f"call-{seat}", daemon=True).start()
+        for lane in range(self._context.threads):
+            threading.Thread(target=self._work, args=(lane,), name=f"call-{lane}", daemon=True).start()
         while self._turns.threads:
             self._turns.wait_for_callbacks()
             self._parts.run_callbacks()
         if self._turns.left is not None and self._turns.left <= 0:
-            # The last one it might have may have been lost before it began: then nothing has asked for a successor.
+            # The last of them may have been lost before it began, without a request for a successor.
             self._runner.lifetime.recycle("max_tasks_per_worker")
 
-    def _work(self, seat: int) -> None:
+    def _work(self, lane: int) -> None:
         try:
             while (delivery := self._turns.next(self._idle)) is not None:
-                self._station.demand.set()
+                self._context.demand.set()
                 try:
-                    self._runner.serve_one(delivery, seat)
+                    self._runner.serve_one(delivery, lane)
                 finally:
                     self._turns.over(delivery)
         except BaseException as error:
-            # The engine's own fault: a worker that has lost a thread must not look alive.
-            self._station.fault(error)
-            self._station.drain()
+            # The engine's own fault; a worker that has lost a thread must not look alive.
+            self._context.fault(error)
+            self._context.drain()
         finally:
             self._turns.leave()
 
     def _idle(self) -> None:
         self._parts.outbox.hurry()
-        self._station.demand.set()
+        self._context.demand.set()

@@ -1,64 +1,207 @@
-"""A failed message's decision, its log line and its dead letter (worker)."""
+"""A message that failed: its decision, its log lines, its dead letter, and what follows it in its group (worker).
+
+The function raised, the call was late, ``decode`` refused the body, or a queue refused an output: there is one way.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.errors import TaskTimeout
 from sqspipes_mp.ipc.channel import Kind
+from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.report.words import message_of, short_id, traceback_text
+from sqspipes_mp.ipc.scoreboard import FAILED
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.worker.context import Delivery, WorkerContext
+from sqspipes_mp.worker.order import GroupOrder
+from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.send.outgoing import Done, Letter, Release
 from sqspipes_mp.worker.send.policy import Decision, decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 
+#: Takes an item on its way: ``Outbox.put``, or, in a carrier, the carrying itself.
+Carry = Callable[[Release | Letter], None]
 
-def decide_on(error: BaseException, delivery: Delivery, station: WorkerContext) -> tuple[Decision, BaseException]:
+
+class Failures:
+    """Decides about failed and lost messages. Threads that run messages call it, and carriers."""
+
+    def __init__(self, context: WorkerContext, ready: Ready, order: GroupOrder) -> None:
+        self._context = context
+        self._ready = ready
+        self._order = order
+        #: Released at the worker's end, once no worker of this engine would receive them again.
+        self.left: list[Release] = []
+
+    def failed(self, delivery: Delivery, error: BaseException, carry: Carry, flush: Callable[[], None]) -> None:
+        """See to a message whose call raised.
+
+        ``flush`` returns once a dead letter given to ``carry`` is written: the report may be this worker's end.
+        """
+        decision, error = decide_on(error, delivery, self._context)
+        self._settle(delivery, error, decision, carry, flush)
+        self.hand_back(self._order.take_waiting(delivery), carry)
+
+    def late(self, delivery: Delivery, why: str, carry: Carry, flush: Callable[[], None], *, held: bool) -> None:
+        """See to a message whose call came back too late, as the keeper does with one that was killed for it.
+
+        ``held``: late for the longest that SQS lets a message be in flight.
+        """
+        context = self._context
+        error = TaskTimeout(context.stage.name, os.getpid(), why)
+        self._settle(delivery, error, decide_on_late(delivery, context, held=held), carry, flush)
+        self.hand_back(self._order.take_waiting(delivery), carry)
+
+    def refused(self, done: Done, error: BaseException, carry: Carry) -> None:
+        """See to a call whose output a queue refuses for good, in the carrier that carries its items at once."""
+        delivery = done.delivery
+        if delivery is None:
+            self._source_refused(error)
+            return
+        decision, error = decide_on(error, delivery, self._context)
+        self._settle(delivery, error, decision, carry, lambda: None, done.step)
+        self.hand_back(self._order.block(delivery), carry)
+
+    def lost(self, delivery: Delivery, carry: Carry) -> None:
+        """Let go of a message that is another worker's, and of those that wait behind it in its group."""
+        self._context.close_lease(delivery.lease)
+        self.hand_back(self._order.take_waiting(delivery), carry)
+
+    def lost_in_outbox(self, delivery: Delivery, carry: Carry) -> None:
+        """Let go of a message that was lost after its call, and of what this worker has of its group behind it."""
+        if self._order.blocks(delivery):
+            # Its own lease may still hold: released, it is to be had by others at once.
+            self.hand_back([delivery], carry)
+            return
+        log.warning(
+            "%s: the lease of message %s was lost while it ran; whoever has it now completes it",
+            self._context.stage.name, delivery.received.handle.message_id,
+        )  # fmt: skip
+        self._context.close_lease(delivery.lease)
+        self.hand_back(self._order.block(delivery), carry)
+
+    def hand_back(self, deliveries: list[Delivery], carry: Carry) -> None:
+        """Release messages that are not to blame for anything: now, or at the end of a run that ends."""
+        for delivery in deliveries:
+            self._context.leases.set_state(delivery.lease, LeaseState.DONE)
+        if deliveries:
+            self._release(Release(tuple(deliveries), 0.0), carry)
+
+    def _release(self, item: Release, carry: Carry, *, later: bool = False) -> None:
+        # Once the run ends, another worker of this engine would receive it before that one stops, too.
+        if later or self._context.full_stop.is_set():
+            self.left.append(item)
+        else:
+            carry(item)
+
+    def _settle(
+        self,
+        delivery: Delivery,
+        error: BaseException,
+        decision: Decision,
+        carry: Carry,
+        flush: Callable[[], None],
+        step: tuple[str, int, list[int]] | None = None,
+    ) -> None:
+        context = self._context
+        context.check_process()
+        context.count(FAILED, 1)
+        # The call is over: a worker that dies from here on has this failure charged, and no crash.
+        context.leases.set_state(delivery.lease, LeaseState.FAILED)
+        if decision.action == "dead":
+            self.dead_letter(delivery, error, carry, step)
+            if decision.report and not context.full_stop.is_set():
+                # Without grace the report is this worker's end, and the letter would not say why.
+                flush()
+        else:
+            if not decision.report:
+                log_retry(error, delivery, context, decision.delay)
+            self._release(Release((delivery,), decision.delay, charge=True), carry, later=decision.report)
+        if decision.report:
+            context.end_run(error, short_id(delivery.message.parent))
+            self._ready.poke()
+
+    def dead_letter(
+        self,
+        delivery: Delivery,
+        error: BaseException,
+        carry: Carry,
+        step: tuple[str, int, list[int]] | None = None,
+    ) -> None:
+        """Dead-letter a message with ``error`` as its reason. ``step``: what the caller of ``map`` was told of it."""
+        context = self._context
+        letter = letter_of(error, delivery, context)
+        if context.counted:
+            ident = short_id(delivery.message.parent)
+            report = pack_exception(error, stage=context.stage.name, pid=os.getpid(), message_id=ident)
+            header: dict[str, object] = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
+            context.say(Kind.BURIED, header, report.to_bytes())
+        if step is not None:
+            # The children that the caller was told of will never be.
+            name, _, children = step
+            context.say(Kind.STEP, {}, json.dumps([(name, child, []) for child in children]).encode())
+        carry(Letter(delivery, letter))
+
+    def _source_refused(self, error: BaseException) -> None:
+        """A source has no message to try again: a generator ends with the error, a function as its policy says."""
+        context = self._context
+        context.count(FAILED, 1)
+        if context.stage.task.is_generator or context.on_error == "raise" or callable(context.on_error):
+            context.end_run(error)
+            self._ready.poke()
+        else:
+            log.warning("%s: an output was left out: %.300s", context.stage.name, message_of(error))
+
+
+def decide_on(error: BaseException, delivery: Delivery, context: WorkerContext) -> tuple[Decision, BaseException]:
     """Return what becomes of a message that failed with ``error``, by its stage's policy, and the error to report."""
-    task = station.stage.task
+    task = context.stage.task
     return decide(
         error,
         attempt=delivery.attempt,
-        receives=_receives(delivery, station),
+        receives=_receives(delivery, context),
         max_attempts=task.max_attempts,
-        on_error=station.on_error,
+        on_error=context.on_error,
         group=delivery.received.group,
         jitter=random.uniform,
     )
 
 
-def decide_on_late(delivery: Delivery, station: WorkerContext, *, held: bool) -> Decision:
+def decide_on_late(delivery: Delivery, context: WorkerContext, *, held: bool) -> Decision:
     """Return what becomes of a message whose call was late: charged in every mode, no policy of the user's is asked.
 
     ``held``: it was late for SQS's 12 hours.
     """
-    if is_last(delivery.attempt, _receives(delivery, station), station.stage.task.max_attempts, held=held):
+    if is_last(delivery.attempt, _receives(delivery, context), context.stage.task.max_attempts, held=held):
         return Decision("dead")
     return Decision("retry", pause(delivery.attempt, delivery.received.group, random.uniform))
 
 
-def _receives(delivery: Delivery, station: WorkerContext) -> int:
+def _receives(delivery: Delivery, context: WorkerContext) -> int:
     """Return the deliveries of a message so far; 0 where the broker keeps the attempts itself."""
     # Receives count releases, too: the last resort where nothing counts attempts for good.
-    return 0 if station.connection.keeps_charges else delivery.received.receives
+    return 0 if context.connection.keeps_charges else delivery.received.receives
 
 
-def letter_of(error: BaseException, delivery: Delivery, station: WorkerContext) -> DeadLetter:
+def letter_of(error: BaseException, delivery: Delivery, context: WorkerContext) -> DeadLetter:
     """Return the dead letter of a message that ``error`` ended, and log why."""
     received = delivery.received
-    stage = station.stage
+    stage = context.stage
     assert stage.dead is not None
-    failure = failure_of(error, delivery, stage.name, _stack_of(error, station))
+    failure = failure_of(error, delivery, stage.name, _stack_of(error, context))
     log.warning(
         "%s: message %s is dead-lettered after attempt %d: %s: %.200s%s",
         stage.name, short_id(delivery.message.parent), delivery.attempt, type(error).__name__, message_of(error),
@@ -77,28 +220,19 @@ def letter_of(error: BaseException, delivery: Delivery, station: WorkerContext) 
     )
 
 
-def tell_buried(error: BaseException, delivery: Delivery, station: WorkerContext) -> None:
-    """Tell the caller of ``map`` that a message is about to be dead-lettered."""
-    if station.orders.plan.counted:
-        ident = short_id(delivery.message.parent)
-        report = pack_exception(error, stage=station.stage.name, pid=os.getpid(), message_id=ident)
-        header = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
-        station.say(Kind.BURIED, header, report.to_bytes())
-
-
-def log_retry(error: BaseException, delivery: Delivery, station: WorkerContext, delay: float) -> None:
+def log_retry(error: BaseException, delivery: Delivery, context: WorkerContext, delay: float) -> None:
     """Log that a message failed and comes again."""
     log.info(
         "%s: message %s failed (%s: %.200s), attempt %d of %d; visible again in %.1f s",
-        station.stage.name, short_id(delivery.message.parent), type(error).__name__, message_of(error),
-        delivery.attempt, station.stage.task.max_attempts, delay,
+        context.stage.name, short_id(delivery.message.parent), type(error).__name__, message_of(error),
+        delivery.attempt, context.stage.task.max_attempts, delay,
     )  # fmt: skip
 
 
-def _stack_of(error: BaseException, station: WorkerContext) -> str:
+def _stack_of(error: BaseException, context: WorkerContext) -> str:
     """Return what a late call was doing when the supervisor asked for it; empty where it was not asked."""
     ours = isinstance(error, TaskTimeout) and error.__traceback__ is None
-    stack = station.orders.stack
+    stack = context.assignment.stack
     return stack.read() if ours and stack is not None else ""
 
 

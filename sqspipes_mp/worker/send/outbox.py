@@ -1,7 +1,7 @@
 """The carrying threads of a worker: outputs are sent, then inputs deleted, in full batches (worker).
 
-Nothing is deleted before its outputs were accepted; that order is the library's promise and is kept by the broker's
-``complete``. Giving back and dead-lettering go the same way, so that one thread's order is everybody's order on FIFO.
+No input is deleted before its outputs were accepted: the broker's ``complete`` keeps that order, the library's promise.
+Releases and dead letters go the same way, so that on FIFO the one carrier's order is the order of them all.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext
+from sqspipes_mp.worker.order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.send.failures import letter_of, tell_buried
-from sqspipes_mp.worker.send.lost import StillOurs
-from sqspipes_mp.worker.send.outgoing import Bury, Done, Release
-from sqspipes_mp.worker.send.refusals import Refusals
+from sqspipes_mp.worker.send.failures import Failures
+from sqspipes_mp.worker.send.outgoing import Done, Item, Letter, Release
 
 log = logging.getLogger("sqspipes_mp.worker")
 
@@ -35,34 +34,35 @@ _BACKLOG_BATCHES = 8
 class Outbox:
     """A bounded queue of finished work and the threads that carry it away."""
 
-    def __init__(self, station: WorkerContext, ready: Ready) -> None:
-        self._station = station
+    def __init__(self, context: WorkerContext, ready: Ready, order: GroupOrder, failures: Failures) -> None:
+        self._context = context
         self._ready = ready
-        self._items: deque[Done | Release | Bury] = deque()
+        self._order = order
+        self._failures = failures
+        self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._hurry = False
         self._closing = False
         #: Items put so far, and of these, carried.
         self._put = self._carried = 0
         self._counting = threading.Lock()
-        self._batch = station.connection.batch
+        self._batch = context.connection.batch
         self._most = _BACKLOG_BATCHES * self._batch
-        # Within a FIFO group, and for a source's count of accepted calls, order matters: one carrier.
-        ordered = station.fifo or station.stage.is_source
-        self._refusals = Refusals(station, ready)
-        self._linger = 0.0 if station.fifo else station.connection.linger
-        count = 1 if ordered else station.connection.carriers
+        self._linger = 0.0 if context.fifo else context.connection.linger
+        # A FIFO group, and a source's count of accepted calls, need one order: one carrier.
+        ordered = context.fifo or context.stage.is_source
+        count = 1 if ordered else context.connection.carriers
         self._carriers = [threading.Thread(target=self._carry, name=f"outbox-{n}", daemon=True) for n in range(count)]
         for carrier in self._carriers:
             carrier.start()
 
     # -- main thread, intake ------------------------------------------------------------------------------------
 
-    def put(self, item: Done | Release | Bury) -> None:
+    def put(self, item: Item) -> None:
         """Queue an item; waits while too much is queued."""
         with self._changed:
             if len(self._items) >= self._most:
-                self._changed.wait_for(lambda: len(self._items) < self._most or self._station.faulted.is_set())
+                self._changed.wait_for(lambda: len(self._items) < self._most or self._context.faulted.is_set())
             self._items.append(item)
             self._put += 1
             count = len(self._items)
@@ -70,44 +70,36 @@ class Outbox:
             if count == 1 or count >= self._batch or not isinstance(item, Done) or not self._linger:
                 self._changed.notify_all()
 
-    def bury(self, delivery: Delivery, error: BaseException) -> None:
-        """Dead-letter a message with ``error`` as its reason."""
-        letter = letter_of(error, delivery, self._station)
-        tell_buried(error, delivery, self._station)
-        self.put(Bury(delivery, letter))
-
     def hurry(self) -> None:
-        """Carry what is here without waiting for a full batch: nothing else is coming just now."""
+        """Have the queued items carried without waiting for a full batch: no other is coming just now."""
         if self._items and not self._hurry:
             with self._changed:
                 self._hurry = True
                 self._changed.notify_all()
 
     def wait_carried(self, patience: float | None = None) -> None:
-        """Wait until everything put so far was carried away (FIFO: by one carrier), or nothing is any more.
+        """Wait until each item put before was carried away (FIFO: by one carrier), or none is any more after a fault.
 
-        ``patience``: seconds to wait at most.
-
-        What other threads put meanwhile is not waited for, or it might never end.
+        Items that other threads put meanwhile are not waited for. ``patience``: seconds to wait at most.
         """
         self.hurry()
         with self._changed:
             last = self._put
-            self._changed.wait_for(lambda: self._carried >= last or self._station.faulted.is_set(), patience)
-
-    def holds_back(self, delivery: Delivery) -> bool:
-        """Tell whether a message that runs would overtake one of its group that was refused or lost meanwhile."""
-        return self._refusals.holds_back(delivery)
+            self._changed.wait_for(lambda: self._carried >= last or self._context.faulted.is_set(), patience)
 
     def close(self) -> None:
-        """Carry everything away and end the carriers."""
+        """Carry everything away and end the carriers; then release what had to wait for the other workers' stop."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         for carrier in self._carriers:
             carrier.join()
-        for item in self._refusals.wait_left():
-            self._give_back(item)
+        left, context = self._failures.left, self._context
+        while left and not (context.release.wait(1.0) or context.faulted.is_set()):
+            pass
+        if not context.faulted.is_set():
+            for item in left:
+                self._release(item)
 
     # -- carriers -----------------------------------------------------------------------------------------------
 
@@ -118,20 +110,20 @@ class Outbox:
                     self._complete([item for item in batch if isinstance(item, Done)])
                 else:
                     self._carry_one(batch[0])
-                # There is room for new leases, which the intake may be waiting for.
-                self._station.demand.set()
+                # The intake may be waiting for room for new leases.
+                self._context.demand.set()
                 with self._changed:
                     self._carried += len(batch)
                     self._changed.notify_all()
         except BaseException as error:
-            # A carrier that ends silently would leave the main thread waiting for room for ever.
-            self._station.fault(error)
+            # After a silent end the main thread would wait for room for ever.
+            self._context.fault(error)
             with self._changed:
                 self._changed.notify_all()
 
-    def _next_batch(self) -> list[Done] | list[Release] | list[Bury]:
+    def _next_batch(self) -> list[Done] | list[Release] | list[Letter]:
         with self._changed:
-            while not self._station.faulted.is_set():
+            while not self._context.faulted.is_set():
                 if not self._items:
                     self._hurry = False
                     if self._closing:
@@ -146,17 +138,17 @@ class Outbox:
                 self._changed.wait(wait)
             return []
 
-    def _patience(self, first: Done | Release | Bury) -> float:
-        """Return how long the first item may still wait for company."""
+    def _patience(self, first: Item) -> float:
+        """Return the seconds that the first item may still wait for company."""
         if not isinstance(first, Done) or self._hurry or self._closing or len(self._items) >= self._batch:
             return 0.0
         return first.at + self._linger - time.monotonic()
 
-    def _take(self) -> list[Done] | list[Release] | list[Bury]:
+    def _take(self) -> list[Done] | list[Release] | list[Letter]:
         item = self._items.popleft()
         if isinstance(item, Release):
             return [item]
-        if isinstance(item, Bury):
+        if isinstance(item, Letter):
             return [item]
         batch = [item]
         while self._items and len(batch) < self._batch:
@@ -168,110 +160,121 @@ class Outbox:
         return batch
 
     def _complete(self, batch: list[Done]) -> None:
-        station = self._station
-        if station.fifo:
+        context = self._context
+        if context.fifo:
             batch = [item for item in batch if self._may_complete(item)]
-        if steps := [item.step for item in batch if item.step is not None]:
-            station.say(Kind.STEP, {}, json.dumps(steps).encode())
+        if context.counted and (steps := [item.step for item in batch if item.step is not None]):
+            context.say(Kind.STEP, {}, json.dumps(steps).encode())
         by_completion = {id(item.completion): item for item in batch}
 
         def sent(completion: Completion) -> None:
             delivery = by_completion[id(completion)].delivery
             if delivery is not None:
-                station.region.set_state(delivery.lease, LeaseState.SENT)
+                context.leases.set_state(delivery.lease, LeaseState.SENT)
 
         stale: set[Handle] = set()
         try:
             if batch:
-                still_ours = StillOurs(station, batch) if station.fifo else None
-                stale.update(station.connection.complete([item.completion for item in batch], sent, still_ours))
+                still_ours = self._order.check(batch)
+                stale.update(context.connection.complete([item.completion for item in batch], sent, still_ours))
         except OutputsRefused as some:
             stale.update(some.stale)
-            batch, others = self._refusals.take(batch, some)
-            for other in others:
-                self._carry_one(other)
-        carried: list[Done] = []
+            batch = self._refused(batch, some)
+        self._close_done(batch, stale)
+
+    def _close_done(self, batch: list[Done], stale: set[Handle]) -> None:
+        """Free the leases of completed messages, count them, and have their callbacks run."""
+        context = self._context
+        done = sent = calls = dropped = 0
+        ended = False
         for item in batch:
-            if item.delivery is not None:
+            if (delivery := item.delivery) is not None:
                 if item.completion.input in stale:
-                    self._let_go(item.delivery)
+                    self._failures.lost_in_outbox(delivery, self._carry_one)
                     continue
-                station.close_lease(item.delivery.lease)
-                station.forget_charges(item.delivery)
-            carried.append(item)
+                context.close_lease(delivery.lease)
+                if delivery.attempt > 1:
+                    context.forget_charges(delivery)
+            done += not (item.ended or item.dropped)
+            sent += len(item.completion.outputs)
+            calls += item.calls
+            dropped += item.dropped
+            ended = ended or item.ended
             for callback in item.callbacks:
                 self._ready.put_callback(partial(_run_callback, callback, item))
-        if dropped := sum(item.dropped for item in carried):
-            station.count(DROPPED, dropped)
+        if dropped:
+            context.count(DROPPED, dropped)
         with self._counting:
-            board, slot = station.board, station.slot
-            board.add(slot, DONE, sum(not (item.ended or item.dropped) for item in carried))
-            board.add(slot, SENT, sum(len(item.completion.outputs) for item in carried))
-            board.add(slot, ACCEPTED, sum(item.calls for item in carried))
-            if any(item.ended for item in carried):
+            board, slot = context.board, context.slot
+            board.add(slot, DONE, done)
+            board.add(slot, SENT, sent)
+            board.add(slot, ACCEPTED, calls)
+            if ended:
                 board.put(slot, FINISHED, 1)
 
     def _may_complete(self, item: Done) -> bool:
-        """On FIFO let go of a message that may be somebody else's by now, or would overtake such a one of its group."""
+        """On FIFO let go of a message whose lease is lost, or that would overtake such a one of its group."""
         delivery = item.delivery
-        if delivery is None or (self._station.holds(delivery) and not self._refusals.holds_back(delivery)):
+        if delivery is None or (self._context.holds(delivery) and not self._order.blocks(delivery)):
             return True
-        self._let_go(delivery)
+        self._failures.lost_in_outbox(delivery, self._carry_one)
         return False
 
-    def _let_go(self, delivery: Delivery) -> None:
-        """Give up a lost message, and give back what this worker has of its FIFO group behind it."""
-        if self._refusals.holds_back(delivery):
-            # It is one of these: perhaps still ours, and then to be had by others at once.
-            backs = self._refusals.go_back(delivery)
-        else:
-            log.warning(
-                "%s: the lease of message %s was lost while it ran; whoever has it now completes it",
-                self._station.stage.name,
-                delivery.received.handle.message_id,
-            )
-            self._station.close_lease(delivery.lease)
-            backs = self._refusals.followers(delivery)
-        for back in backs:
-            self._give_back(back)
+    def _refused(self, batch: Sequence[Done], some: OutputsRefused) -> list[Done]:
+        """See to the calls with a refused output, and release those held up by them; return the completed ones."""
+        reasons = {id(completion): error for completion, error in some.refused}
+        unsent = {id(completion) for completion in some.unsent}
+        completed = []
+        for item in batch:
+            error = reasons.get(id(item.completion))
+            if error is not None:
+                self._failures.refused(item, error, self._carry_one)
+            elif id(item.completion) in unsent and item.delivery is not None:
+                self._failures.hand_back([item.delivery], self._carry_one)
+                continue
+            if error is None or item.delivery is None:
+                completed.append(item)
+        return completed
 
-    def _carry_one(self, item: Release | Bury) -> None:
+    def _carry_one(self, item: Release | Letter) -> None:
         if isinstance(item, Release):
-            self._give_back(item)
+            self._release(item)
         else:
-            self._bury_now(item)
+            self._dead_letter(item)
 
-    def _give_back(self, item: Release) -> None:
-        station = self._station
+    def _release(self, item: Release) -> None:
+        context = self._context
         if item.charge:
             for delivery in item.deliveries:
-                self._close((delivery,), LeaseState.CHARGING)
-                station.charge(delivery)
-                station.connection.extend([delivery.received.handle], item.seconds, attempts=delivery.attempt)
+                self._mark(delivery, LeaseState.CHARGING)
+                context.charge(delivery)
+                context.connection.extend([delivery.received.handle], item.seconds, attempts=delivery.attempt)
                 self._closed((delivery,), RETRIED)
             return
-        self._close(item.deliveries, LeaseState.CLOSING)
-        station.connection.extend([delivery.received.handle for delivery in item.deliveries], item.seconds)
+        for delivery in item.deliveries:
+            self._mark(delivery, LeaseState.CLOSING)
+        context.connection.extend([delivery.received.handle for delivery in item.deliveries], item.seconds)
         self._closed(item.deliveries, None)
 
-    def _bury_now(self, item: Bury) -> None:
-        if not self._station.connection.keeps_charges:
-            # Where it is one transaction, which looks at the receipt, the keeper does no harm, and keeps it ours.
-            self._close((item.delivery,), LeaseState.CHARGING)
-        stale: list[Handle] = self._station.connection.dead_letter([item.letter])
-        self._station.forget_charges(item.delivery)
+    def _dead_letter(self, item: Letter) -> None:
+        context = self._context
+        if not context.connection.keeps_charges:
+            # (In SQLite it is one transaction that looks at the receipt: there the keeper may extend the lease.)
+            failed = context.leases.state(item.delivery.lease) is LeaseState.FAILED
+            self._mark(item.delivery, LeaseState.CHARGING if failed else LeaseState.CLOSING)
+        stale: list[Handle] = context.connection.dead_letter([item.letter])
+        context.forget_charges(item.delivery)
         self._closed((item.delivery,), None if stale else DEAD)
 
-    def _close(self, deliveries: Sequence[Delivery], state: LeaseState) -> None:
-        for delivery in deliveries:
-            self._station.region.set_state(delivery.lease, state)
+    def _mark(self, delivery: Delivery, state: LeaseState) -> None:
+        self._context.leases.set_state(delivery.lease, state)
 
     def _closed(self, deliveries: Sequence[Delivery], counter: int | None) -> None:
         for delivery in deliveries:
-            self._station.close_lease(delivery.lease)
+            self._context.close_lease(delivery.lease)
         if counter is not None:
             with self._counting:
-                self._station.board.add(self._station.slot, counter, len(deliveries))
+                self._context.board.add(self._context.slot, counter, len(deliveries))
 
 
 def _run_callback(callback: TaskCallback, item: Done) -> None:
@@ -279,6 +282,6 @@ def _run_callback(callback: TaskCallback, item: Done) -> None:
     try:
         callback.callback(*callback.callback_args)
     except BaseException:
-        # The message is done; re-running it for its callback would be worse than saying so.
+        # The message is done; running it again for its callback would be worse than this line.
         name = item.delivery.received.handle.message_id if item.delivery else "of a source"
         log.exception("the callback of message %s failed; the message itself is done", name)

@@ -12,33 +12,40 @@ from sqspipes_mp.worker.context import Delivery
 
 @dataclass(slots=True)
 class Done:
-    """A call's outputs, and its message to delete. ``calls``: a source's calls that this one completes; ``dropped``:
-    there was no call, since decode made nothing of the message.
-    """
+    """A call's outputs to send, and its message to delete."""
 
     completion: Completion
+    #: None for a source.
     delivery: Delivery | None = None
     callbacks: tuple[TaskCallback, ...] = ()
+    #: Calls of a source, or yields of its generator, that this one completes.
     calls: int = 0
+    #: A source's generator has ended.
     ended: bool = False
+    #: There was no call: ``decode`` returned None.
     dropped: bool = False
-    #: What the caller of ``map`` is to be told before it is carried away: token, hop, children.
+    #: Told to the caller of ``map`` before the outputs are sent: token of the value, marks of message and children.
     step: tuple[str, int, list[int]] | None = None
+    #: When it was put, monotonic seconds.
     at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Messages to make visible again in ``seconds``; ``charge``: as failed attempts."""
+    """Messages to make visible again in ``seconds``."""
 
     deliveries: tuple[Delivery, ...]
     seconds: float
+    #: Whether each of them has a failed attempt more.
     charge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Bury:
-    """A message to dead-letter."""
+class Letter:
+    """A message to move to its dead-letter queue."""
 
     delivery: Delivery
     letter: DeadLetter
+
+
+Item = Done | Release | Letter

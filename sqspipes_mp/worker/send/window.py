@@ -1,4 +1,4 @@
-"""Values on their way to the caller (``iterate=True``), until it has asked for the next one (worker)."""
+"""The results on their way to the caller (``iterate=True``, ``map``), until each is acknowledged (worker)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ MAX_RESULT = MAX_FRAME - 65_536
 
 
 class ResultWindow:
-    """The last stage's window. An input is deleted only once all its values were acknowledged."""
+    """The last stage's window. An input is deleted only once all its results were acknowledged."""
 
-    def __init__(self, station: WorkerContext, outbox: Outbox) -> None:
-        self._station = station
+    def __init__(self, context: WorkerContext, outbox: Outbox) -> None:
+        self._context = context
         self._outbox = outbox
-        # Values that may be on the way; the function waits when the caller is slower.
-        self._window = math.inf if station.orders.plan.window is None else station.orders.plan.window
+        #: Results that may be on the way; the function waits for a slower caller.
+        self._window = math.inf if context.assignment.plan.window is None else context.assignment.plan.window
+        #: Calls whose results are on the way, by key: the number of the call's first result.
         self._waiting: dict[int, Done] = {}
+        #: Results of each call not acknowledged yet, by key.
         self._left: dict[int, int] = {}
+        #: The key of the call that each result on the way belongs to.
         self._owner: dict[int, int] = {}
         self._next = 0
         self._moving = False
@@ -40,24 +43,24 @@ class ResultWindow:
             blob = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             raise OutputError(
-                f"stage {self._station.stage.name!r}: the output ({type(value).__name__}) cannot be pickled, so it "
+                f"stage {self._context.stage.name!r}: the output ({type(value).__name__}) cannot be pickled, so it "
                 f"cannot go to the caller of run(iterate=True): {error}. Return plain data"
             ) from error
         if len(blob) > MAX_RESULT:
             raise MessageTooLarge(
-                f"stage {self._station.stage.name!r}: the output ({type(value).__name__}) has {len(blob):,} bytes "
+                f"stage {self._context.stage.name!r}: the output ({type(value).__name__}) has {len(blob):,} bytes "
                 f"pickled; at most {MAX_RESULT:,} can go to the caller. Return less, or write it to a file"
             )
         return blob
 
     def send(self, done: Done, blobs: list[tuple[str, bytes]], header: Mapping[str, object] | None = None) -> bool:
-        """Hand the values of one call to the caller, each with its id; False: the run ends, they were not sent.
+        """Send the results of one call to the caller, each with its id; False: the run ends, none was sent.
 
-        ``header``: what else is said with each (map: which message of which value it comes of).
+        ``header``: told with each of them (map: the value's token and the message's mark).
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._owner) < self._window or self._station.full_stop.is_set())
-            if self._station.full_stop.is_set():
+            self._changed.wait_for(lambda: len(self._owner) < self._window or self._context.full_stop.is_set())
+            if self._context.full_stop.is_set():
                 return False
             key = self._next
             self._waiting[key] = done
@@ -68,11 +71,11 @@ class ResultWindow:
         extra = header or {}
         try:
             for number, (ident, blob) in zip(numbers, blobs, strict=True):
-                self._station.say(
+                self._context.say(
                     Kind.RESULT, {**extra, "number": number, "id": ident, "last": number == numbers[-1]}, blob
                 )
         except BaseException:
-            # No memory for it, say: then the call has failed, and nobody will acknowledge what was not sent.
+            # No memory for it, say: the call has failed, and nobody will acknowledge its results.
             self._withdraw(key, numbers)
             raise
         return True
@@ -85,7 +88,7 @@ class ResultWindow:
             self._changed.notify_all()
 
     def follow(self, done: Done) -> None:
-        """Carry away a call that gave nothing; on FIFO only after what the caller still has of its group."""
+        """Have a call without results carried away; on FIFO after those of its group that the caller still has."""
         with self._changed:
             group = self._group(done)
             if group is not None and any(self._group(earlier) == group for earlier in self._waiting.values()):
@@ -96,10 +99,10 @@ class ResultWindow:
         self._outbox.put(done)
 
     def _group(self, done: Done) -> str | None:
-        return done.delivery.received.group if self._station.fifo and done.delivery is not None else None
+        return done.delivery.received.group if self._context.fifo and done.delivery is not None else None
 
     def acknowledge(self, number: int) -> None:
-        """Take the caller's word that it is done with a value (control thread)."""
+        """Note the caller's ACK of a result (control thread)."""
         with self._changed:
             key = self._owner.pop(number, None)
             if key is None:
@@ -116,7 +119,7 @@ class ResultWindow:
                 self._changed.notify_all()
 
     def _pop(self, key: int) -> list[Done]:
-        """Take out a call the caller is done with, and those that only waited for it."""
+        """Take out a call whose results are acknowledged, and those of its group that waited only for it."""
         del self._left[key]
         finished = [self._waiting.pop(key)]
         group = self._group(finished[0])
@@ -134,21 +137,21 @@ class ResultWindow:
             self._changed.notify_all()
 
     def let_go(self) -> None:
-        """Take the caller's word that it cannot go on without a value that is still in a queue (control thread)."""
+        """Note that the caller waits for a message that is still in a queue (control thread)."""
         with self._changed:
             self._let_go = True
             self._changed.notify_all()
 
     def wait_taken(self) -> None:
-        """Wait until the caller is done with all values, the run ends, or only this worker's successor can help."""
+        """Wait until all results are acknowledged, the run ends, or the caller waits for this worker's successor."""
         with self._changed:
             self._let_go = False
             self._changed.wait_for(
-                lambda: not (self._owner or self._moving) or self._station.full_stop.is_set() or self._let_go,
+                lambda: not (self._owner or self._moving) or self._context.full_stop.is_set() or self._let_go,
             )
 
     def take_unacknowledged(self) -> list[Done]:
-        """Return what the caller did not acknowledge; it goes back to its queue."""
+        """Return the calls with results that the caller did not acknowledge; their messages are released."""
         with self._changed:
             self._changed.wait_for(lambda: not self._moving)
             left = list(self._waiting.values())
