@@ -167,14 +167,20 @@ class Connection(Protocol):
     #: Seconds of work that one receive may bring: fewer receives, but at a backlog's end one worker has what another
     #: could do.
     ahead: float
-    #: Threads worth having for ``complete`` (round trips overlap; 1 where there are none).
+    #: Calls of ``complete`` worth having under way at once (round trips overlap; 1 where there are none).
     carriers: int
+    #: Calls of ``receive`` worth having under way at once.
+    receivers: int
     #: Seconds for which every count must stay zero before "empty" may be believed (SQS: 60, its own documentation).
     settle: float
     #: Whether ``Received.charges`` counts the failed attempts for good.
     keeps_charges: bool
     #: Seconds a finished message may wait for a batch to fill while more are being made (its own cost: latency).
     linger: float
+
+    @property
+    def throttles(self) -> int:
+        """Requests that the queue service has throttled so far."""
 
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create what is missing (``create``) or raise ``QueueMissing``; warn of attributes that differ.

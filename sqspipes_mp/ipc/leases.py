@@ -78,7 +78,7 @@ def _before_the_end(lease: Lease, longest: float | None, seconds: float, share: 
 
 
 #: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.
-LEASES = 192
+LEASES = 512
 _RECEIPT = (
     1024  # Amazon SQS Developer Guide, queue and message identifiers: a receipt handle has up to 1,024 characters
 )
@@ -404,9 +404,9 @@ class LeaseTable:
 
     def leases(self, queues: tuple[str, ...]) -> Iterator[Lease]:
         """Yield all entries in use; those changing this very moment are left out."""
-        for index in range(LEASES):
-            lease = self.read(index, queues)
-            if lease is not None:
+        states = bytes(self._view[_HEADER + _STATE : _HEADER + LEASES * _ENTRY : _ENTRY])
+        for index, state in enumerate(states):
+            if state and (lease := self.read(index, queues)) is not None:
                 yield lease
 
     def body(self, lease: Lease, calls: int) -> str | None:

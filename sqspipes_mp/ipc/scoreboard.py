@@ -31,7 +31,7 @@ _WORD = 8
 _HEADER_WORDS = 8
 _WALLET_WORDS = 1024
 _STAGE_WORDS = 8
-_SLOT_WORDS = 24 + BUCKETS
+_SLOT_WORDS = 32 + BUCKETS
 _CHARGE = struct.Struct("<16sQ")
 #: Failed attempts one writer remembers at once; the oldest give way (then the receive count is the cap).
 _CHARGES = 512
@@ -60,7 +60,9 @@ SENT = 13  # worker (outbox): outputs accepted downstream
 CALL_STARTED = 14  # worker (main): monotonic ns at which the running call began; 0 between calls
 RUNNING = 15  # worker (its threads, where it has several): calls running, while CALL_STARTED says that one is
 CALL_MEMORY = 16  # worker (main): bytes of its own when the running call began, where WATCHES_MEMORY; 0: not known
-RUN_TIMES = 24  # worker (main): calls by how long they took, BUCKETS words (histogram.py)
+ACCEPTED_WINDOW = 17  # worker (outbox): a bit for each of a source's calls beyond ACCEPTED, WINDOW_WORDS words
+WINDOW_WORDS = 15
+RUN_TIMES = 32  # worker (main): calls by how long they took, BUCKETS words (histogram.py)
 
 S_EMPTY, S_BOOTING, S_READY, S_DRAINING = range(4)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
+import time
 from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Connection, Received
@@ -13,6 +13,7 @@ from sqspipes_mp.ipc.birth import Assignment, orphaned
 from sqspipes_mp.ipc.channel import EXIT_OK, Channel, Kind, ParentGone
 from sqspipes_mp.ipc.leases import LEASES, LeaseState, id_digest
 from sqspipes_mp.ipc.report.report import pack_exception
+from sqspipes_mp.ipc.scoreboard import CALL_STARTED
 from sqspipes_mp.messages.envelope import Message
 
 
@@ -60,6 +61,8 @@ class WorkerContext:
         #: Seconds from one message's begin until the next can begin (batch mode: one batch's), a moving average; None
         #: before the first.
         self.mean: float | None = None
+        #: When a call ended last that took longer than a quarter of the first lease, monotonic seconds.
+        self.long_call_ended = float("-inf")
         #: Whether the newest receive brought a full batch: the next one is likely to as well.
         self.backlog = False
         #: Messages this worker may still begin; None: any number.
@@ -71,7 +74,8 @@ class WorkerContext:
         #: Whether several messages may run at once here, so that one may have to run alone.
         self.shared = self.threads > 1 or task.batch is not None
         self._queues = {name: place for place, name in enumerate(assignment.plan.queue_names)}
-        self._free = deque(range(LEASES))
+        # The newest one freed is the next one used, so that few pages of the table are ever touched.
+        self._free = list(range(LEASES))
         self._charging = threading.Lock()
         self._counting = threading.Lock()
         self._pid = os.getpid()
@@ -121,6 +125,14 @@ class WorkerContext:
         with self._counting:
             self.board.add(self.slot, field, amount)
 
+    def long_call_since(self, then: float, seconds: float) -> bool:
+        """Tell whether a call longer than ``seconds`` runs, or has ended since ``then`` (monotonic s).
+
+        It may have kept the GIL, so that a reply that came meanwhile was not read.
+        """
+        started = self.board.get(self.slot, CALL_STARTED) / 1e9
+        return self.long_call_ended >= then or (started > 0 and time.monotonic() - started > seconds)
+
     # -- leases -------------------------------------------------------------------------------------------------
 
     @property
@@ -133,7 +145,7 @@ class WorkerContext:
         failed = received.charges
         if received.receives != 1:
             failed = max(failed, self.board.charges(id_digest(received.handle.message_id)))
-        lease = self._free.popleft()
+        lease = self._free.pop()
         now, until = lease_now(), leased_at + visibility
         self.leases.write(
             lease,

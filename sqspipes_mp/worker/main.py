@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from functools import partial
 
@@ -20,10 +21,13 @@ from sqspipes_mp.worker.run.modes import Mode, mode_of
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.run.runner import Runner
 from sqspipes_mp.worker.run.source import Source
+from sqspipes_mp.worker.send.accepted import Accepted
 from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.window import ResultWindow
 
+#: Seconds that a thread of ours waits for the GIL while the function computes; Python's own 5 ms are a round trip.
+_SWITCH = 0.0005
 #: Seconds a worker that ends with a fault waits for its poll in flight.
 _POLL_GRACE = 2.0
 
@@ -32,6 +36,7 @@ def worker_main(assignment: Assignment) -> None:
     """Run one worker; returns when it has ended cleanly, exits otherwise."""
     begin(assignment.birth)
     volunteer()
+    sys.setswitchinterval(_SWITCH)
     if assignment.stack is not None:
         assignment.stack.arm()
     channel = Channel(assignment.birth.sock)
@@ -70,7 +75,8 @@ def _work(context: WorkerContext, mode: Mode) -> None:
     plan, stage, ready = context.assignment.plan, context.stage, mode.ready
     order = GroupOrder(context, ready)
     failures = Failures(context, ready, order)
-    outbox = Outbox(context, ready, order, failures)
+    accepted = Accepted(context.board, context.slot, goes_on=stage.task.is_generator) if stage.is_source else None
+    outbox = Outbox(context, ready, order, failures, accepted)
     results = ResultWindow(context, outbox) if plan.sink == stage.index else None
     products = Products.of(plan.pipeline, plan.settings, stage, plan.priority)
     parts = Parts(context, mode.function, ready, order, failures, outbox, products, results)

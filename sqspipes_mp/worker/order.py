@@ -7,6 +7,7 @@ wait, and those whose outputs wait in the outbox.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from sqspipes_mp.brokers.base import Completion
@@ -23,6 +24,7 @@ class GroupOrder:
         self._ready = ready
         #: Receipts of the messages this worker had of a group when an earlier one's outputs were refused or lost.
         self._behind: set[str] = set()
+        self._marking = threading.Lock()
 
     def take_waiting(self, delivery: Delivery) -> list[Delivery]:
         """Take the messages that wait behind one of their group that failed before its outputs were in the outbox."""
@@ -33,11 +35,12 @@ class GroupOrder:
         group = delivery.received.group
         if not self._context.fifo or group is None:
             return []
-        held = self._context.leases.leases(())
-        # A receipt that is held no more is forgotten.
-        self._behind = {
-            lease.handle.receipt for lease in held if lease.group == group or lease.handle.receipt in self._behind
-        }
+        with self._marking:
+            held = self._context.leases.leases(())
+            # A receipt that is held no more is forgotten.
+            self._behind = {
+                lease.handle.receipt for lease in held if lease.group == group or lease.handle.receipt in self._behind
+            }
         return self._ready.take_group(group)
 
     def blocks(self, delivery: Delivery) -> bool:
@@ -91,7 +94,7 @@ class Line:
 
 
 class Busy:
-    """The groups of which a message runs. Its owner's lock guards it."""
+    """The groups of which a message runs, or is carried away. Its owner's lock guards it."""
 
     def __init__(self, *, fifo: bool) -> None:
         self._fifo = fifo

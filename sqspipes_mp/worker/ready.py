@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable
 
 from sqspipes_mp.worker.context import Delivery
 
-#: Messages held below which the intake is woken as one is taken.
-_LOW = 10
-
 
 class Ready:
     """A queue of deliveries, and of callbacks that the main thread runs between messages."""
@@ -23,6 +20,8 @@ class Ready:
         self.callbacks: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        #: Messages held below which taking one wakes the intake.
+        self.low = 10
         #: Messages that could begin now.
         self.idle = self._appetite = appetite
         #: When a message began last, monotonic seconds.
@@ -70,7 +69,7 @@ class Ready:
             self.idle = 0
             self.taken_at = time.monotonic()
             delivery = self._deliveries.popleft()
-        if len(self._deliveries) < _LOW:
+        if len(self._deliveries) < self.low and not self._demand.is_set():
             self._demand.set()
         return delivery
 

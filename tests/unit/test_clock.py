@@ -44,7 +44,7 @@ def test_a_worker_that_wakes_holds_nothing_that_ran_out(fifo: bool, monkeypatch:
     region = LeaseTable(memoryview(bytearray(REGION_BYTES)), 0)
     now = clock.lease_now()
     region.write(0, 0, Handle("q", "r", "i"), None, (1, 0), (now, now + 30, 0.0))
-    one = SimpleNamespace(region=region, fifo=fifo)
+    one = SimpleNamespace(leases=region, fifo=fifo)
     delivery = SimpleNamespace(lease=0, until=now + 30)
     assert station.WorkerContext.holds(one, delivery)  # type: ignore[arg-type]
     monkeypatch.setattr(station, "lease_now", lambda: clock.lease_now() + SLEPT)
@@ -56,11 +56,12 @@ def received(leased_at: float | None) -> Received:
 
 
 class Place:
-    """A worker that could not take anything."""
+    """A worker that could not take anything: nothing of it counts a message."""
 
     def __init__(self) -> None:
         self.stage = SimpleNamespace(name="work")
         self.fifo = False
+        self.long_call_since = lambda then, seconds: False
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["a reply from afar", "the file's own word"])
@@ -68,7 +69,7 @@ def test_what_ran_out_on_its_way_is_not_begun(known: bool, monkeypatch: pytest.M
     away = 0.0
     begun: list[object] = []
 
-    def fetch(_: int) -> list[Received]:
+    def fetch(queues: object, count: int, wait: float) -> list[Received]:
         nonlocal away
         sent_at = clock.lease_now()
         away = SLEPT
@@ -77,10 +78,10 @@ def test_what_ran_out_on_its_way_is_not_begun(known: bool, monkeypatch: pytest.M
     monkeypatch.setattr(intake, "lease_now", lambda: clock.lease_now() + away)
     monkeypatch.setattr(intake, "slept", lambda since, monotonic: away)
     one = SimpleNamespace(
-        _station=Place(), _fetch=fetch, _lease=15.0, _ready=SimpleNamespace(put=begun.append), _round_trip=0.0
+        _context=Place(), _fetch=fetch, _lease=15.0, _ready=SimpleNamespace(put=begun.append), _came=lambda *_: None
     )
     one._leased_at = intake.Intake._leased_at.__get__(one)
-    intake.Intake._receive(one, 1)  # type: ignore[arg-type]
+    intake.Intake._receive(one, ["q"], 1, 0.0)  # type: ignore[arg-type]
     assert begun == []
 
 

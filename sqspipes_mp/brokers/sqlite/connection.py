@@ -38,7 +38,8 @@ class SQLiteConnection:
     fetch = 40
     #: A receive takes well below a millisecond.
     ahead = 0.05
-    carriers = 1
+    carriers = receivers = 1
+    throttles = 0
     settle = 0.0
     keeps_charges = True
     #: A transaction for one message costs about as much as one for ten: wait a little for company.

@@ -303,7 +303,7 @@ def _config(read_timeout: float, patience: float | None = None) -> botocore.conf
         connect_timeout=CONNECT_TIMEOUT if patience is None else patience,
         read_timeout=read_timeout if patience is None else patience,
         retries={"mode": "standard", "total_max_attempts": _tries(patience)},
-        max_pool_connections=10,
+        max_pool_connections=50,
         tcp_keepalive=True,
     )
 

@@ -75,6 +75,8 @@ class Calls:
         self._known = False
         self._refused_at: float | None = None
         self._warned_at: float | None = None
+        #: Requests that were throttled so far.
+        self.throttles = 0
         self._warning = threading.Lock()
 
     def __call__(self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False) -> dict[str, Any]:
@@ -150,6 +152,7 @@ class Calls:
     def retrying(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
         """Warn that a call is going to be tried again, at most once a minute; return the seconds to wait first."""
         seconds = backoff(failures)
+        self.throttles += fault.throttled
         if fault.kind is Kind.CREDENTIALS:
             seconds = min(seconds, REFUSED_BACKOFF)
         with self._warning:

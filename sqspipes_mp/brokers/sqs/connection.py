@@ -41,7 +41,8 @@ class SqsConnection:
     batch = fetch = MAX_ENTRIES
     #: Each receive is paid for: full ones for tasks up to 50 ms.
     ahead = 0.5
-    carriers = 2
+    #: Each waits for one reply: at 60 ms and ten messages per request, 24 carry 2,000 messages per second.
+    carriers = receivers = 24
     keeps_charges = False
     linger = 0.15
     settle = 60.0
@@ -56,6 +57,11 @@ class SqsConnection:
         self._queues = queues
         self._batches = BatchCalls(calls, queues)
         self._turn = 0
+
+    @property
+    def throttles(self) -> int:
+        """Requests that SQS has throttled so far."""
+        return self._calls.throttles
 
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create what is missing or raise ``QueueMissing``; warn once per queue of what it has otherwise."""

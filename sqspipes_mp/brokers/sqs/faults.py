@@ -48,7 +48,14 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.code} ({self.message})" if self.message else self.code
 
+    @property
+    def throttled(self) -> bool:
+        """Whether SQS asks for fewer requests."""
+        return "hrottl" in self.code or self.code in _TOO_MANY
 
+
+#: Codes of throttling without that word in them.
+_TOO_MANY = frozenset({"TooManyRequestsException", "RequestLimitExceeded", "BandwidthLimitExceeded", "SlowDown"})
 _CODES: dict[Kind, frozenset[str]] = {
     Kind.TRANSIENT: frozenset(
         (

@@ -32,8 +32,8 @@ OPERATIONS = frozenset(
 _THROTTLING = frozenset(
     {"RequestThrottled", "RequestThrottledException", "Throttling", "ThrottlingException", "ThrottledException"}
 )
-#: Connections kept open; as many as botocore keeps.
-_KEPT = 10
+#: Connections kept open: one for each request that a worker may have under way.
+_KEPT = 50
 #: Seconds before the second try, at most (botocore's standard mode: drawn from 0 to 1).
 _PAUSE = 1.0
 

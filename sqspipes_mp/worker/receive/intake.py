@@ -1,11 +1,13 @@
-"""The receiving thread of a worker: it keeps the main thread fed, and holds few messages ahead (worker)."""
+"""The receiving threads of a worker: they keep the main thread fed, and hold few messages ahead (worker)."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import time
+from collections.abc import Iterator, Sequence
 
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.host.clock import lease_now, slept
@@ -15,15 +17,18 @@ from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last,
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline.foreign import reader
 from sqspipes_mp.worker.context import Delivery
-from sqspipes_mp.worker.receive.prefetch import LONG, ask
+from sqspipes_mp.worker.receive.prefetch import LONG, another, ask, depth
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.send.outgoing import Done, Release
+from sqspipes_mp.worker.under_way import Limit
 
 log = logging.getLogger("sqspipes_mp.worker")
 
 #: Longest wait of one receive, seconds (Amazon SQS API Reference, ReceiveMessage: WaitTimeSeconds).
 LONG_POLL = 20.0
+#: Wait of a receive beside others, seconds: long enough for SQS to look at all of its servers.
+_EXTRA_POLL = 1.0
 #: Messages of a receive from which more wait in the queue.
 _FULL = 10
 #: Longest wait for demand, seconds. Bounds the cost of a ``demand.set()`` that falls between the look and the wait.
@@ -37,11 +42,14 @@ class _NoMemory(Exception):
         self.delivery = delivery
 
 
-class Intake(threading.Thread):
-    """Receives until told to stop, then says STOPPED."""
+class Intake:
+    """Receives until told to stop, then says STOPPED.
+
+    Its first thread looks at every level and waits in long polls. While replies come full, further threads receive at
+    the level they came from, as many as it takes to have two round trips of work here or on its way.
+    """
 
     def __init__(self, parts: Parts, lifetime: Lifetime) -> None:
-        super().__init__(name="intake", daemon=True)
         self._context = context = parts.context
         self._ready = parts.ready
         self._failures = parts.failures
@@ -51,29 +59,117 @@ class Intake(threading.Thread):
         self._lease = context.assignment.plan.first_lease
         self._stale_after = context.settings.visibility / 2
         self._round_trip = 0.02
+        #: Mean bytes of a reply; None before the first.
+        self._reply: int | None = None
         task = context.stage.task
         #: Reads the bodies of others' queues; None in a queue of the pipeline's own.
         self._read = reader(task.decode) if isinstance(task.input, str) else None
         #: Messages that begin in one mean run time.
         self._at_once = task.batch or task.threads
+        self._limit = Limit(context.connection.receivers)
+        #: Guards the fields below.
+        self._lock = threading.Lock()
+        #: Messages asked for by the receives under way, and how many receives these are.
+        self._asked = self._under_way = 0
+        #: The level whose newest reply was full; None: none was.
+        self._full: str | None = None
+        #: Wakes one of the further threads for each receive that is wanted.
+        self._wanted = threading.Semaphore(0)
+        #: Further threads, and those of them that wait.
+        self._others = self._waiting = 0
+        self._alive = 1
+        self._threads = [threading.Thread(target=self._lead, name="intake", daemon=True)]
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self._threads[0].start()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the receives under way, seconds at most."""
+        until = time.monotonic() + timeout
+        for thread in list(self._threads):
+            thread.join(max(0.0, until - time.monotonic()))
+
+    # -- threads ------------------------------------------------------------------------------------------------
+
+    def _lead(self) -> None:
+        """Receive from all levels, and wait where nothing is wanted."""
         context = self._context
-        try:
+        with self._guarded():
             while not context.no_more.is_set():
-                count = self._ask()
-                if count:
-                    self._receive(count)
+                if count := self._reserve(first=True):
+                    self._receive(self._queues, count, LONG_POLL)
                 else:
                     context.demand.wait(min(_LONGEST_REST, self._stale_after / 4))
                     context.demand.clear()
                 self._return_stale()
+
+    def _help(self) -> None:
+        """Receive from the level with a backlog, each time another receive is wanted."""
+        with self._guarded():
+            while True:
+                with self._lock:
+                    self._waiting += 1
+                self._wanted.acquire()
+                if self._context.no_more.is_set():
+                    return
+                if (count := self._reserve(first=False)) and (full := self._full) is not None:
+                    self._receive((full,), count, _EXTRA_POLL if len(self._queues) == 1 else 0.0)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Report a thread's error, and say STOPPED after the last thread."""
+        try:
+            yield
         except BaseException as error:
             # A worker that receives no more must not look alive.
-            context.fault(error)
+            self._context.fault(error)
         finally:
-            self._ready.close()
-            context.say(Kind.STOPPED)
+            with self._lock:
+                self._alive -= 1
+                last = not self._alive
+            # The others are here no later than their receives.
+            for _ in range(self._others):
+                self._wanted.release()
+            if last:
+                self._ready.close()
+                self._context.say(Kind.STOPPED)
+
+    def _reserve(self, *, first: bool) -> int:
+        """Return how many messages to ask for now, and count them as on their way; have another thread ask, too."""
+        with self._lock:
+            if not first and not self._another():
+                return 0
+            if count := self._ask():
+                self._asked += count
+                self._under_way += 1
+                if self._another() and self._ask():
+                    self._call_another()
+            else:
+                # Woken once a whole batch fits again.
+                self._ready.low = max(1, self._depth() - self._asked)
+            return count
+
+    def _another(self) -> bool:
+        context = self._context
+        allowed = self._limit.allowed(self._under_way, context.connection.throttles, time.monotonic())
+        return self._under_way < allowed and another(
+            under_way=self._under_way, mean=context.mean, backlog=self._full is not None, reply=self._reply
+        )
+
+    def _call_another(self) -> None:
+        if self._waiting:
+            self._waiting -= 1
+            self._wanted.release()
+        elif self._others + 1 < self._context.connection.receivers and not self._context.no_more.is_set():
+            self._others += 1
+            self._alive += 1
+            self._wanted.release()
+            self._waiting -= 1
+            thread = threading.Thread(target=self._help, name=f"intake-{self._others}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    # -- receiving ----------------------------------------------------------------------------------------------
 
     def _ask(self) -> int:
         context = self._context
@@ -82,21 +178,26 @@ class Intake(threading.Thread):
             # Behind a call, a turn or a caller that takes this long, a message would be released again and again, each
             # time one delivery nearer to the dead-letter queue.
             return 0
-        waiting = self._ready.waiting
-        room = context.room if context.left is None else max(0, min(context.room, context.left - waiting))
+        waiting = self._ready.waiting + self._asked
+        room = context.room - self._asked
+        if context.left is not None:
+            room = min(room, context.left - waiting)
         return ask(
             waiting=waiting,
             idle=idle,
             mean=context.mean,
             round_trip=self._round_trip,
-            limit=self._limit(),
-            room=room,
+            limit=self._most(),
+            room=max(0, room),
             batch=context.connection.fetch,
             ahead=context.connection.ahead,
             at_once=self._at_once,
         )
 
-    def _limit(self) -> int | None:
+    def _depth(self) -> int:
+        return depth(self._context.mean, self._round_trip, self._most(), self._at_once)
+
+    def _most(self) -> int | None:
         """Return how many messages may wait beside the running ones; None: by time."""
         task, mean = self._context.stage.task, self._context.mean
         if task.prefetch is not None or task.batch is None or mean is None or mean >= LONG:
@@ -104,24 +205,29 @@ class Intake(threading.Thread):
         # The next batch of calls is gathered while this one runs.
         return task.batch
 
-    def _receive(self, count: int) -> None:
-        context = self._context
+    def _receive(self, queues: Sequence[str], count: int, wait: float) -> None:
+        """Receive ``count`` messages that were reserved, and hand them to the main thread."""
         asked_at, leased_at = time.monotonic(), lease_now()
-        batch = self._fetch(count)
-        context.backlog = len(batch) >= _FULL
+        batch: list[Received] = []
+        try:
+            batch = self._fetch(queues, count, wait)
+        finally:
+            self._came(batch, count, time.monotonic() - asked_at)
         if not batch:
             return
+        context = self._context
         if context.fifo and any(received.group == ONE_GROUP for received in batch):
             self._mind_one_group()
-        if len(batch) == count:
-            self._round_trip += (time.monotonic() - asked_at - self._round_trip) / 8
+        unsaid = batch[0].leased_at is None
         leased_at = self._leased_at(batch, leased_at, asked_at)
+        if unsaid and context.long_call_since(asked_at, self._lease / 4):
+            batch, leased_at = self._confirmed(batch)
         if lease_now() > leased_at + self._lease * 3 / 4:
             # The machine slept, or C code kept the GIL, with the messages on their way. Nobody extends them yet: their
             # leases are over, or about to be.
             log.info("%s: %d messages came too late to be begun here", context.stage.name, len(batch))
             return
-        context.board.add(context.slot, RECEIVED, len(batch))
+        context.count(RECEIVED, len(batch))
         deliveries: list[Delivery] = []
         unopened = iter(batch)
         try:
@@ -133,6 +239,20 @@ class Intake(threading.Thread):
             self._run_out(deliveries, short.delivery, others, short.__cause__)
         else:
             self._ready.put(deliveries)
+
+    def _came(self, batch: Sequence[Received], count: int, seconds: float) -> None:
+        """Count a receive's end, and learn from its reply."""
+        with self._lock:
+            self._asked -= count
+            self._under_way -= 1
+            if len(batch) == count:
+                self._round_trip += (seconds - self._round_trip) / 8
+            if batch:
+                size = sum(len(received.body) for received in batch)
+                self._reply = size if self._reply is None else self._reply + (size - self._reply) // 4
+            full = len(batch) >= _FULL
+            self._context.backlog = full
+            self._full = batch[0].handle.queue if full else None
 
     def _leased_at(self, batch: list[Received], sent_at: float, sent_at_monotonic: float) -> float:
         """Return when the leases of a batch began at the earliest (``lease_now``).
@@ -146,13 +266,19 @@ class Intake(threading.Thread):
         awake = lease_now() - slept(sent_at, sent_at_monotonic)
         return min(max(sent_at, awake - self._lease / 4), sent_at + LONG_POLL)
 
-    def _fetch(self, count: int) -> list[Received]:
+    def _confirmed(self, batch: list[Received]) -> tuple[list[Received], float]:
+        """Extend messages whose reply a long call may have kept unread; return those still ours, leased anew."""
+        leased_at = lease_now()
+        stale = set(self._context.connection.extend([received.handle for received in batch], self._lease))
+        if stale:
+            log.info("%s: %d messages came too late to be begun here", self._context.stage.name, len(stale))
+        return [received for received in batch if received.handle not in stale], leased_at
+
+    def _fetch(self, queues: Sequence[str], count: int, wait: float) -> list[Received]:
         """Receive; without memory for the messages have this worker replaced, and return none."""
         context = self._context
         try:
-            return context.connection.receive(
-                self._queues, count, LONG_POLL, self._lease, attributes=self._read is not None
-            )
+            return context.connection.receive(queues, count, wait, self._lease, attributes=self._read is not None)
         except MemoryError:
             log.warning(
                 "%s: there was no memory to receive messages; this worker is replaced, and what was on its way is "

@@ -54,6 +54,8 @@ class Function:
         context.check_process()
         self._line = context.channel.fileno()
         self._line_inode = os.fstat(self._line).st_ino
+        #: Nanoseconds after which a call may have kept a reply of the queue service unread for too long.
+        self._long = context.assignment.plan.first_lease / 4 * 1e9
         self._limit = math.inf if task.timeout is None else task.timeout * 1e9
         self._memory = open_memory() if context.board.header(WATCHES_MEMORY) else None
         #: Whether calls of the stage wait for their turn.
@@ -165,6 +167,8 @@ class Function:
         board.add(slot, BUSY_NS, spent)
         if counts:
             board.took(slot, spent)
+        if spent > self._long:
+            self._context.long_call_ended = time.monotonic()
         return spent
 
     def _check_late(self, started: int, spent: int) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
 from sqspipes_mp.ipc.report.words import message_of
-from sqspipes_mp.ipc.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
+from sqspipes_mp.ipc.scoreboard import FAILED, FINISHED, INCARNATION
 from sqspipes_mp.messages.backoff import backoff
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.function import DROPPED, Product
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.parts import Parts
+from sqspipes_mp.worker.send.accepted import SPAN
 from sqspipes_mp.worker.send.outgoing import Done
 from sqspipes_mp.worker.send.policy import decide
 
@@ -38,8 +39,10 @@ class Source:
         self._outbox = parts.outbox
         self._products = parts.products
         self._results = parts.results
-        #: Calls accepted downstream before this worker began; calls are numbered from there.
-        self._number = context.board.get(context.slot, ACCEPTED)
+        assert parts.outbox.accepted is not None
+        self._accepted = parts.outbox.accepted
+        #: Number of the next call. Those before the prefix were accepted before this worker began.
+        self._number = self._accepted.prefix
         self._slot = (
             f"{context.stage.name}/{context.assignment.seat.index}" if context.assignment.seat else context.stage.name
         )
@@ -68,7 +71,7 @@ class Source:
         context = self._context
         rest, failures, done, idle = 0.0, 0, 0, 0.0
         most = self._function.task.max_tasks_per_worker
-        while not context.no_more.wait(rest) and self._function.pace(self._outbox.hurry):
+        while not context.no_more.wait(rest) and self._function.pace(self._outbox.hurry) and self._has_room():
             self._parts.run_callbacks()
             try:
                 value = self._function.call()
@@ -110,15 +113,19 @@ class Source:
         except BaseException as error:
             self._end_with(error)
             return
-        while not context.no_more.is_set() and self._function.pace(self._outbox.hurry):
+        while not context.no_more.is_set() and self._function.pace(self._outbox.hurry) and self._has_room():
             self._parts.run_callbacks()
             try:
                 value = self._function.next_of(values)
+                if self._accepted.has(self._number):
+                    # Accepted out of order, before this worker began.
+                    self._number += 1
+                    continue
                 product = self._make(value)
             except StopIteration:
                 if self._results is not None:
                     self._results.wait_taken()
-                self._outbox.put(Done(Completion(None), ended=True))
+                self._outbox.put(Done(Completion(None), end=self._number))
                 self._outbox.hurry()
                 context.say(Kind.ENDED)
                 return
@@ -134,6 +141,12 @@ class Source:
                 return
             self._send(product)
 
+    def _has_room(self) -> bool:
+        """Wait until the next call fits into the window of accepted ones; False: the run ends first."""
+        if self._number >= self._accepted.prefix + SPAN:
+            self._outbox.hurry()
+        return self._accepted.wait_for_room(self._number, self._context.no_more)
+
     def _make(self, value: Any) -> Product:
         parent = source_parent(self._context.board.run_id, self._slot, self._number)
         product = self._products.make(value, None, parent, 0)
@@ -148,7 +161,7 @@ class Source:
             context.count(DROPPED_COUNT, 1)
         callbacks = () if product.callback is None else (product.callback,)
         outputs = () if product.output is None else (product.output,)
-        done = Done(Completion(None, outputs, again=self._function.is_generator), None, callbacks, calls=1)
+        done = Done(Completion(None, outputs, again=self._function.is_generator), None, callbacks, self._number)
         ident = f"{source_parent(context.board.run_id, self._slot, self._number)}"
         self._number += 1
         if self._results is None or product.value is DROPPED:

@@ -1,7 +1,7 @@
 """The carrying threads of a worker: outputs are sent, then inputs deleted, in full batches (worker).
 
 No input is deleted before its outputs were accepted: the broker's ``complete`` keeps that order, the library's promise.
-Releases and dead letters go the same way, so that on FIFO the one carrier's order is the order of them all.
+Releases and dead letters go the same way; on FIFO the batches of a group are carried one after the other.
 """
 
 from __future__ import annotations
@@ -10,90 +10,108 @@ import json
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
-from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
+from sqspipes_mp.ipc.scoreboard import DEAD, DONE, DROPPED, RETRIED, SENT
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.send.accepted import Accepted
+from sqspipes_mp.worker.send.backlog import Backlog, Batch
 from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outgoing import Done, Item, Letter, Release
+from sqspipes_mp.worker.under_way import Limit
 
 log = logging.getLogger("sqspipes_mp.worker")
 
 #: Items that may wait, in batches, before the main thread has to.
 _BACKLOG_BATCHES = 8
+#: Seconds after which a carrier without work ends, but for the last one.
+_IDLE = 20.0
 
 
 class Outbox:
-    """A bounded queue of finished work and the threads that carry it away."""
+    """A bounded queue of finished work and the threads that carry it away.
 
-    def __init__(self, context: WorkerContext, ready: Ready, order: GroupOrder, failures: Failures) -> None:
+    A carrier starts where a full batch waits and all others are under way, and ends when it has long had nothing to do.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        ready: Ready,
+        order: GroupOrder,
+        failures: Failures,
+        accepted: Accepted | None = None,
+    ) -> None:
         self._context = context
         self._ready = ready
         self._order = order
         self._failures = failures
-        self._items: deque[Item] = deque()
-        self._changed = threading.Condition()
+        #: The accepted calls of a source; None for a stage with an input.
+        self.accepted = accepted
+        connection = context.connection
+        self._batch = connection.batch
+        self._most = _BACKLOG_BATCHES * self._batch
+        self._linger = connection.linger
+        self._backlog = Backlog(batch=self._batch, linger=self._linger, by_group=context.fifo)
+        self._limit = Limit(connection.carriers)
         self._hurry = False
         self._closing = False
-        #: Items put so far, and of these, carried.
-        self._put = self._carried = 0
         self._counting = threading.Lock()
-        self._batch = context.connection.batch
-        self._most = _BACKLOG_BATCHES * self._batch
-        self._linger = 0.0 if context.fifo else context.connection.linger
-        # A FIFO group, and a source's count of accepted calls, need one order: one carrier.
-        ordered = context.fifo or context.stage.is_source
-        count = 1 if ordered else context.connection.carriers
-        self._carriers = [threading.Thread(target=self._carry, name=f"outbox-{n}", daemon=True) for n in range(count)]
-        for carrier in self._carriers:
-            carrier.start()
+        self._lock = threading.Lock()
+        #: Wakes carriers, and those that wait for room or for an item's end.
+        self._work, self._changed = threading.Condition(self._lock), threading.Condition(self._lock)
+        #: Carriers, and those of them that have nothing to do.
+        self._carriers: list[threading.Thread] = []
+        self._resting = 0
+        with self._lock:
+            self._start_carrier()
 
     # -- main thread, intake ------------------------------------------------------------------------------------
 
     def put(self, item: Item) -> None:
         """Queue an item; waits while too much is queued."""
-        with self._changed:
-            if len(self._items) >= self._most:
-                self._changed.wait_for(lambda: len(self._items) < self._most or self._context.faulted.is_set())
-            self._items.append(item)
-            self._put += 1
-            count = len(self._items)
+        backlog = self._backlog
+        with self._lock:
+            if len(backlog) >= self._most:
+                self._changed.wait_for(lambda: len(backlog) < self._most or self._context.faulted.is_set())
+            backlog.put(item)
+            count = len(backlog)
             # Waking a carrier costs as much as the rest of this method: only when there is something for it to do.
             if count == 1 or count >= self._batch or not isinstance(item, Done) or not self._linger:
-                self._changed.notify_all()
+                self._call_carrier()
 
     def hurry(self) -> None:
         """Have the queued items carried without waiting for a full batch: no other is coming just now."""
-        if self._items and not self._hurry:
-            with self._changed:
+        if self._backlog and not self._hurry:
+            with self._lock:
                 self._hurry = True
-                self._changed.notify_all()
+                self._call_carrier()
 
     def wait_carried(self, patience: float | None = None) -> None:
-        """Wait until each item put before was carried away (FIFO: by one carrier), or none is any more after a fault.
+        """Wait until each item put before was carried away, or none is any more after a fault.
 
         Items that other threads put meanwhile are not waited for. ``patience``: seconds to wait at most.
         """
         self.hurry()
-        with self._changed:
-            last = self._put
-            self._changed.wait_for(lambda: self._carried >= last or self._context.faulted.is_set(), patience)
+        with self._lock:
+            last = self._backlog.last
+            self._changed.wait_for(lambda: self._backlog.passed(last) or self._context.faulted.is_set(), patience)
 
     def close(self) -> None:
         """Carry everything away and end the carriers; then release what had to wait for the other workers' stop."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
-        for carrier in self._carriers:
-            carrier.join()
+            self._work.notify_all()
+        while self._carriers:
+            self._carriers[-1].join()
+            self._carriers.pop()
         left, context = self._failures.left, self._context
         while left and not (context.release.wait(1.0) or context.faulted.is_set()):
             pass
@@ -103,61 +121,65 @@ class Outbox:
 
     # -- carriers -----------------------------------------------------------------------------------------------
 
+    def _call_carrier(self) -> None:
+        """Wake a carrier, or start one where a full batch waits for it."""
+        if self._resting:
+            self._work.notify()
+        elif self._backlog.full and not self._closing and len(self._carriers) < self._allowed():
+            self._start_carrier()
+
+    def _start_carrier(self) -> None:
+        carrier = threading.Thread(target=self._carry, name=f"outbox-{len(self._carriers)}", daemon=True)
+        self._carriers.append(carrier)
+        carrier.start()
+
+    def _allowed(self) -> int:
+        return self._limit.allowed(self._backlog.under_way, self._context.connection.throttles, time.monotonic())
+
     def _carry(self) -> None:
         try:
-            while batch := self._next_batch():
-                if isinstance(batch[0], Done):
-                    self._complete([item for item in batch if isinstance(item, Done)])
+            while (batch := self._next_batch()) is not None:
+                if isinstance(batch.items[0], Done):
+                    self._complete([item for item in batch.items if isinstance(item, Done)])
                 else:
-                    self._carry_one(batch[0])
+                    self._carry_one(batch.items[0])
                 # The intake may be waiting for room for new leases.
                 self._context.demand.set()
-                with self._changed:
-                    self._carried += len(batch)
+                with self._lock:
+                    self._backlog.carried(batch)
                     self._changed.notify_all()
         except BaseException as error:
             # After a silent end the main thread would wait for room for ever.
             self._context.fault(error)
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
+                self._work.notify_all()
 
-    def _next_batch(self) -> list[Done] | list[Release] | list[Letter]:
-        with self._changed:
+    def _next_batch(self) -> Batch | None:
+        """Wait for a batch; None: this carrier ends."""
+        backlog = self._backlog
+        with self._lock:
             while not self._context.faulted.is_set():
-                if not self._items:
+                now = time.monotonic()
+                may = backlog.under_way < self._allowed()
+                if may and (batch := backlog.pick(now, flush=self._hurry or self._closing)):
+                    if backlog:
+                        self._call_carrier()
+                    self._changed.notify_all()
+                    return batch
+                if not backlog:
                     self._hurry = False
                     if self._closing:
-                        return []
-                    self._changed.wait()
-                    continue
-                wait = self._patience(self._items[0])
-                if wait <= 0:
-                    taken = self._take()
-                    self._changed.notify_all()
-                    return taken
-                self._changed.wait(wait)
-            return []
-
-    def _patience(self, first: Item) -> float:
-        """Return the seconds that the first item may still wait for company."""
-        if not isinstance(first, Done) or self._hurry or self._closing or len(self._items) >= self._batch:
-            return 0.0
-        return first.at + self._linger - time.monotonic()
-
-    def _take(self) -> list[Done] | list[Release] | list[Letter]:
-        item = self._items.popleft()
-        if isinstance(item, Release):
-            return [item]
-        if isinstance(item, Letter):
-            return [item]
-        batch = [item]
-        while self._items and len(batch) < self._batch:
-            following = self._items[0]
-            if not isinstance(following, Done):
-                break
-            self._items.popleft()
-            batch.append(following)
-        return batch
+                        self._work.notify_all()
+                        return None
+                wait = min(_IDLE, backlog.patience(now)) if may else 1.0
+                self._resting += 1
+                woken = self._work.wait(wait)
+                self._resting -= 1
+                if not (woken or backlog or self._closing) and len(self._carriers) > 1:
+                    self._carriers.remove(threading.current_thread())
+                    return None
+            return None
 
     def _complete(self, batch: list[Done]) -> None:
         context = self._context
@@ -185,8 +207,7 @@ class Outbox:
     def _close_done(self, batch: list[Done], stale: set[Handle]) -> None:
         """Free the leases of completed messages, count them, and have their callbacks run."""
         context = self._context
-        done = sent = calls = dropped = 0
-        ended = False
+        done = sent = dropped = 0
         for item in batch:
             if (delivery := item.delivery) is not None:
                 if item.completion.input in stale:
@@ -195,11 +216,14 @@ class Outbox:
                 context.close_lease(delivery.lease)
                 if delivery.attempt > 1:
                     context.forget_charges(delivery)
-            done += not (item.ended or item.dropped)
+            elif self.accepted is not None:
+                if item.call is not None:
+                    self.accepted.add(item.call)
+                if item.end is not None:
+                    self.accepted.end(item.end)
+            done += item.end is None and not item.dropped
             sent += len(item.completion.outputs)
-            calls += item.calls
             dropped += item.dropped
-            ended = ended or item.ended
             for callback in item.callbacks:
                 self._ready.put_callback(partial(_run_callback, callback, item))
         if dropped:
@@ -208,9 +232,6 @@ class Outbox:
             board, slot = context.board, context.slot
             board.add(slot, DONE, done)
             board.add(slot, SENT, sent)
-            board.add(slot, ACCEPTED, calls)
-            if ended:
-                board.put(slot, FINISHED, 1)
 
     def _may_complete(self, item: Done) -> bool:
         """On FIFO let go of a message whose lease is lost, or that would overtake such a one of its group."""

@@ -18,10 +18,10 @@ class Done:
     #: None for a source.
     delivery: Delivery | None = None
     callbacks: tuple[TaskCallback, ...] = ()
-    #: Calls of a source, or yields of its generator, that this one completes.
-    calls: int = 0
-    #: A source's generator has ended.
-    ended: bool = False
+    #: Number of a source's call, or of its generator's yield.
+    call: int | None = None
+    #: A source's generator has ended: the number of its yields.
+    end: int | None = None
     #: There was no call: ``decode`` returned None.
     dropped: bool = False
     #: Told to the caller of ``map`` before the outputs are sent: token of the value, marks of message and children.
