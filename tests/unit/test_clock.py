@@ -44,7 +44,7 @@ def test_a_worker_that_wakes_holds_nothing_that_ran_out(fifo: bool, monkeypatch:
     region = LeaseTable(memoryview(bytearray(REGION_BYTES)), 0)
     now = clock.lease_now()
     region.write(0, 0, Handle("q", "r", "i"), None, (1, 0), (now, now + 30, 0.0))
-    one = SimpleNamespace(region=region, fifo=fifo)
+    one = SimpleNamespace(leases=region, fifo=fifo)
     delivery = SimpleNamespace(lease=0, until=now + 30)
     assert station.WorkerContext.holds(one, delivery)  # type: ignore[arg-type]
     monkeypatch.setattr(station, "lease_now", lambda: clock.lease_now() + SLEPT)
@@ -77,7 +77,7 @@ def test_what_ran_out_on_its_way_is_not_begun(known: bool, monkeypatch: pytest.M
     monkeypatch.setattr(intake, "lease_now", lambda: clock.lease_now() + away)
     monkeypatch.setattr(intake, "slept", lambda since, monotonic: away)
     one = SimpleNamespace(
-        _station=Place(), _fetch=fetch, _lease=15.0, _ready=SimpleNamespace(put=begun.append), _round_trip=0.0
+        _context=Place(), _fetch=fetch, _lease=15.0, _ready=SimpleNamespace(put=begun.append), _round_trip=0.0
     )
     one._leased_at = intake.Intake._leased_at.__get__(one)
     intake.Intake._receive(one, 1)  # type: ignore[arg-type]
