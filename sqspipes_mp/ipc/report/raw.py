@@ -1,7 +1,7 @@
 """The contents of an exception, read and written past the code of its class (worker, keeper and parent).
 
 The class is the user's: its ``__init__`` may want arguments, its ``__getattr__`` may raise, a frozen dataclass refuses
-to be written to. ``tblib.pickling_support`` 3.2.2 goes through the class, and of 54 kinds of exceptions in the tests
+to be written to. ``tblib.pickling_support`` 3.2.2 goes through the class, and of 53 kinds of exceptions in the tests
 of reports it brings back 32: no ``UnicodeDecodeError``, ``SyntaxError``, ``SystemExit`` or ``__slots__``, for example.
 This module brings back all of them.
 """
