@@ -45,9 +45,10 @@ def pack(root: BaseException) -> tuple[bytes | None, list[str]]:
         node, pickled = _node(exc, numbers, MAX_PICKLED - start)
         pickler.dump(node)
         pickled = pickled if file.tell() + len(pickled) <= MAX_PICKLED else b""
-        notes = notes if number else node.notes
-        if not number and not pickled:
-            return None, notes
+        if exc is root:
+            notes = node.notes
+            if not pickled:
+                return None, notes
         if file.tell() > MAX_PICKLED or number == MAX_NODES:
             file.truncate(start)
             notes.append(f"{len(numbers.met) - number} or more exceptions of its chain did not fit into the report")

@@ -14,7 +14,7 @@ MAX_TEXT = 65_536
 MAX_MESSAGE, MAX_NOTE, MAX_NOTES = 16_384, 4_096, 32
 #: Entries of a formatted traceback.
 _MAX_ENTRIES = 50
-#: Characters of a formatted exception's text in it.
+#: Characters of one line in it.
 _MAX_LINE = MAX_TEXT // 4
 _OWN_FRAMES = "sqspipes_mp."
 
@@ -98,7 +98,7 @@ def _line(tb: TracebackType) -> int:
 
 
 def _both_ends(tb: TracebackType | None) -> tuple[TracebackType | None, int]:
-    """Shorten a traceback: who started a recursion matters as much as where it ended; formatting 1,000 is slow."""
+    """Leave out the middle: both ends of a recursion matter, and formatting 1,000 frames is slow."""
     entries, inner = [], tb
     while inner is not None:
         entries.append(inner)
@@ -120,5 +120,5 @@ def cut(text: str, limit: int) -> str:
 
 
 def short_id(hop: str) -> str:
-    """Return the beginning of a message's hop id for a log line: what ``sqspipes-mp dead show`` takes."""
+    """Return the beginning of a message's hop id for a log line; ``sqspipes-mp dead show`` takes it."""
     return hop[:16].encode("ascii", "backslashreplace").decode()
