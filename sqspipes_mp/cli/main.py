@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from sqspipes_mp import __version__
 from sqspipes_mp.cli.console import NAME, Console
 from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
-from sqspipes_mp.cli.demo.command import demo
+from sqspipes_mp.cli.demo import demo
 from sqspipes_mp.cli.exits import Exit, Stopped, judge
 from sqspipes_mp.cli.options import FORMATS, LEVELS, POLICIES, UNTIL
 from sqspipes_mp.cli.queues import delete, purge, status
@@ -228,7 +228,4 @@ def _add_demo(parser: ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", help="a folder of Python files, or one file, instead")
     parser.add_argument("--workers", metavar="N", default="auto", help="processes that measure; default: one per CPU")
     parser.add_argument("--json", action="store_true", help="the result as one JSON object")
-    parser.add_argument(
-        "--full-comparison", action="store_true", help="measure all files in one process, too, not only a sample"
-    )
     _add_progress(parser, "how far it is")

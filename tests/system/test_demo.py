@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sqspipes_mp.cli.demo.report import Measured, OneProcess, as_text
+from sqspipes_mp.cli.demo import as_text
 from tests.gates import ROOT, TIMEOUT, children, ended
 
 Demo = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -147,7 +147,6 @@ def test_a_sample_is_called_one(demo: Demo, tmp_path: Path) -> None:
     for number in range(60):
         (root / f"{number}.py").write_text(PLAIN)
     assert "a random sample of 50 of the files" in demo(root).stdout
-    assert "all the files" in demo(root, "--full-comparison").stdout
 
 
 @pytest.mark.slow
@@ -171,7 +170,7 @@ def test_stopped_in_the_middle_it_leaves_nothing(tmp_path: Path, temporary: Path
     )
     try:
         assert process.stderr is not None
-        while "lines in" not in process.stderr.readline():
+        while "files in" not in process.stderr.readline():
             assert process.poll() is None
         family = children(process.pid)
         assert len(family) >= 5
@@ -188,9 +187,10 @@ def test_stopped_in_the_middle_it_leaves_nothing(tmp_path: Path, temporary: Path
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(1.0, True), (3.0, False)])
-def test_a_speed_up_that_cannot_be_is_told(tmp_path: Path, seconds: float, told: bool) -> None:
-    report = {"path": "a.py", "lines": 100, "functions": 0, "top": []}
-    measured = Measured(root=tmp_path, reports=[report], seconds=seconds, stages=(), cpus=2)
-    text = as_text(measured, OneProcess(files=1, total=1, lines=100, seconds=4.0))
+@pytest.mark.parametrize(("speedup", "told"), [(4.0, True), (1.9, False)])
+def test_a_speed_up_that_cannot_be_is_told(speedup: float, told: bool) -> None:
+    counts = dict.fromkeys(("files", "lines", "functions", "seconds", "files_per_second", "lines_per_second"), 1)
+    found = {"root": "/tree", **counts, "most_complex": [], "errors": [], "stages": [], "cpus": 2, "speedup": speedup}
+    text = as_text({**found, "one_process": {"files": 1, "sample": False, "lines": 100, "seconds": 4.0}})
+    assert "all the files, 100 lines in 4.0 s" in text
     assert ("disturbed. Run the demo again" in text) == told

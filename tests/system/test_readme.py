@@ -91,7 +91,7 @@ def test_the_endless_example_runs_on_sqs_by_one_environment_variable(tmp_path, m
 
 
 def test_the_last_example_is_the_demos_own_source_and_runs(tmp_path):
-    own = (Path(sqspipes_mp.__file__).parent / "cli" / "demo" / "pipeline.py").read_text()
+    own = (Path(sqspipes_mp.__file__).parent / "cli" / "demo_pipeline.py").read_text()
     assert _BLOCKS[_DEMO].strip() == f"# {_DEMO}\n{own}".strip()
     tree = tmp_path / "tree"
     tree.mkdir()

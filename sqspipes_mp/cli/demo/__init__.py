@@ -1,1 +1,0 @@
-"""The demo: a pipeline over a tree of Python files."""

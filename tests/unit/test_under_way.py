@@ -1,0 +1,242 @@
+"""How many requests are under way, what a carrier takes, and which calls of a source were accepted."""
+
+import math
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqspipes_mp.brokers.base import Completion, Handle, Output, Received
+from sqspipes_mp.ipc.scoreboard import ACCEPTED, FINISHED, Scoreboard
+from sqspipes_mp.messages.envelope import Message
+from sqspipes_mp.worker.context import Delivery
+from sqspipes_mp.worker.receive.prefetch import another
+from sqspipes_mp.worker.send.accepted import SPAN, Accepted
+from sqspipes_mp.worker.send.backlog import Backlog, Batch
+from sqspipes_mp.worker.send.outgoing import Done, Item, Release
+from sqspipes_mp.worker.under_way import Limit
+
+# --- the limit ---
+
+
+def test_a_throttled_request_halves_what_may_be_under_way_once_a_second():
+    limit = Limit(24)
+    assert limit.allowed(12, 0, 100.0) == 24
+    assert limit.allowed(12, 1, 100.0) == 6
+    # Others that were under way then are throttled as well.
+    assert limit.allowed(12, 5, 100.5) == 6
+    assert limit.allowed(6, 6, 101.5) == 3
+    assert limit.allowed(3, 7, 102.6) == 1
+    assert limit.allowed(1, 8, 104.0) == 1
+
+
+def test_it_grows_again_by_one_a_second():
+    limit = Limit(4)
+    limit.allowed(4, 1, 100.0)
+    assert [limit.allowed(1, 1, 100.0 + seconds) for seconds in (0.5, 1, 1.5, 2, 3, 60)] == [2, 3, 3, 4, 4, 4]
+
+
+def test_a_further_receive_needs_a_backlog_short_calls_and_room_for_its_reply():
+    def may(**changed: Any) -> bool:
+        return another(**{"under_way": 3, "mean": 0.001, "backlog": True, "reply": 10_000, **changed})
+
+    assert may()
+    assert may(under_way=0, mean=None, backlog=False)
+    assert not may(mean=None)
+    assert not may(mean=1.0)
+    assert not may(backlog=False)
+    # 64 MiB in all.
+    assert may(reply=16 << 20)
+    assert not may(reply=17 << 20)
+
+
+# --- what a carrier takes ---
+
+
+def done(group: str | None = None, at: float = 0.0, name: str = "") -> Done:
+    received = Received(Handle("in", name, name), "{}", 1, 0, group, 0.0)
+    delivery = Delivery(received, Message(None, {}, "", "", 0), 0, 1, math.inf)
+    return Done(Completion(received.handle), delivery, at=at)
+
+
+def release(*groups: str) -> Release:
+    deliveries = [each.delivery for each in map(done, groups)]
+    return Release(tuple(each for each in deliveries if each is not None), 0.0)
+
+
+def picked(batch: Batch | None) -> list[Item]:
+    assert batch is not None
+    return batch.items
+
+
+def test_on_a_standard_queue_ten_go_together_or_what_has_waited_long_enough():
+    backlog = Backlog(batch=10, linger=0.15, by_group=False)
+    items = [done("same", at=5.0) for _ in range(13)]
+    for item in items:
+        backlog.put(item)
+    assert picked(backlog.pick(5.0, flush=False)) == items[:10]
+    assert backlog.pick(5.1, flush=False) is None
+    assert backlog.patience(5.1) == pytest.approx(0.05)
+    assert picked(backlog.pick(5.15, flush=False)) == items[10:]
+    assert backlog.under_way == 2
+    assert backlog.patience(6.0) == math.inf
+
+
+def test_a_release_goes_alone_at_once():
+    backlog = Backlog(batch=10, linger=0.15, by_group=False)
+    first, back = done(at=5.0), release("a", "b")
+    backlog.put(first)
+    backlog.put(back)
+    assert picked(backlog.pick(9.0, flush=False)) == [first]
+    assert picked(backlog.pick(5.0, flush=False)) == [back]
+
+
+def test_a_group_has_one_batch_under_way_and_keeps_its_order():
+    backlog = Backlog(batch=10, linger=0.15, by_group=True)
+    a, b, late_a = done("a", at=5.0), done("b", at=5.0), done("a", at=5.0)
+    backlog.put(a)
+    first = backlog.pick(5.0, flush=False)
+    assert picked(first) == [a]
+    for item in (late_a, release("a"), b):
+        backlog.put(item)
+    # Beside a batch that is under way others linger for company.
+    assert backlog.pick(5.1, flush=False) is None
+    second = backlog.pick(5.2, flush=False)
+    assert picked(second) == [b]
+    assert backlog.pick(9.0, flush=True) is None
+    assert first is not None
+    backlog.carried(first)
+    assert picked(backlog.pick(9.0, flush=False)) == [late_a]
+
+
+def test_whatever_follows_a_blocked_item_of_its_group_is_blocked_too():
+    backlog = Backlog(batch=10, linger=0.0, by_group=True)
+    backlog.put(done("a"))
+    backlog.pick(0.0, flush=True)
+    both, later = release("a", "b"), done("b")
+    backlog.put(both)
+    backlog.put(later)
+    assert backlog.pick(9.0, flush=True) is None
+
+
+def test_a_source_keeps_the_order_of_the_groups_it_sends_to():
+    def made(group: str | None, hop: str) -> Done:
+        return Done(Completion(None, (Output("out.fifo", "{}", hop, group),)), at=0.0)
+
+    backlog = Backlog(batch=2, linger=0.0, by_group=True)
+    items = [made("a", "1"), made("b", "2"), made("a", "3"), made(None, "4"), made(None, "5")]
+    for item in items:
+        backlog.put(item)
+    assert picked(backlog.pick(0.0, flush=True)) == items[:2]
+    assert picked(backlog.pick(0.0, flush=True)) == items[3:]
+    assert backlog.pick(0.0, flush=True) is None
+
+
+@given(st.data(), st.booleans())
+def test_any_order_of_picks_keeps_each_group_and_loses_nothing(data: st.DataObject, by_group: bool):
+    backlog = Backlog(batch=3, linger=0.15, by_group=by_group)
+    put: list[Item] = []
+    under_way: list[Batch] = []
+    carried: list[Item] = []
+    for number in range(data.draw(st.integers(0, 40))):
+        if data.draw(st.booleans()):
+            group = data.draw(st.sampled_from(["a", "b", None]))
+            item: Item = release(group) if group and data.draw(st.booleans()) else done(group, name=str(number))
+            put.append(item)
+            backlog.put(item)
+        elif under_way and data.draw(st.booleans()):
+            batch = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
+            carried += batch.items
+            backlog.carried(batch)
+        elif (some := backlog.pick(9.0, flush=data.draw(st.booleans()))) is not None:
+            if by_group:
+                assert all(some.groups.isdisjoint(other.groups) for other in under_way)
+            under_way.append(some)
+        gone = set(map(id, carried))
+        waiting = [number for number, item in enumerate(put, 1) if id(item) not in gone]
+        assert backlog.passed(min(waiting, default=len(put) + 1) - 1)
+        assert not waiting or not backlog.passed(waiting[0])
+    while under_way or len(backlog):
+        for batch in under_way:
+            carried += batch.items
+            backlog.carried(batch)
+        under_way = [some] if (some := backlog.pick(9.0, flush=True)) is not None else []
+    assert sorted(map(id, carried)) == sorted(map(id, put))
+    if by_group:
+        for group in "ab":
+            order = [id(item) for item in put if group in backlog._groups(item)]
+            assert [id(item) for item in carried if group in backlog._groups(item)] == order
+
+
+# --- a source's accepted calls ---
+
+
+@dataclass
+class Calls:
+    """What a window has to say of calls, kept the simple way."""
+
+    accepted: set[int] = field(default_factory=set)
+
+    @property
+    def prefix(self) -> int:
+        return next(number for number in range(10_000) if number not in self.accepted)
+
+
+@given(st.lists(st.tuples(st.integers(0, SPAN - 1), st.booleans()), max_size=60), st.integers(0, 3))
+def test_the_window_tells_each_accepted_call_from_the_others(steps: list[tuple[int, bool]], far: int):
+    board = Scoreboard.create(1, 1)
+    try:
+        known, window = Calls(), Accepted(board, 0, goes_on=True)
+        for number in range(far * SPAN // 2):
+            known.accepted.add(number)
+            window.add(number)
+        for beyond, restarts in steps:
+            number = known.prefix + beyond
+            known.accepted.add(number)
+            window.add(number)
+            if restarts:
+                window = Accepted(board, 0, goes_on=True)
+            assert window.prefix == board.get(0, ACCEPTED) == known.prefix
+        assert [window.has(n) for n in range(known.prefix + SPAN)] == [
+            n in known.accepted for n in range(known.prefix + SPAN)
+        ]
+        assert not window.has(known.prefix + SPAN)
+    finally:
+        board.close()
+
+
+def test_a_generator_has_finished_once_all_before_its_end_is_accepted():
+    board = Scoreboard.create(1, 1)
+    window = Accepted(board, 0, goes_on=True)
+    window.add(1)
+    window.end(2)
+    assert not board.get(0, FINISHED)
+    window.add(0)
+    assert board.get(0, FINISHED)
+    board.close()
+
+
+def test_a_function_takes_no_call_of_its_predecessor_for_its_own():
+    board = Scoreboard.create(1, 1)
+    first = Accepted(board, 0, goes_on=False)
+    first.add(0)
+    first.add(2)
+    second = Accepted(board, 0, goes_on=False)
+    assert (second.prefix, second.has(2)) == (1, False)
+    second.add(1)
+    assert second.prefix == 2
+    board.close()
+
+
+def test_a_call_waits_for_room_in_the_window():
+    board = Scoreboard.create(1, 1)
+    window, over = Accepted(board, 0, goes_on=True), threading.Event()
+    assert window.wait_for_room(SPAN - 1, over)
+    threading.Thread(target=window.add, args=(0,)).start()
+    assert window.wait_for_room(SPAN, over)
+    over.set()
+    assert not window.wait_for_room(SPAN + 1, over)
+    board.close()
