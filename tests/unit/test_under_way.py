@@ -148,9 +148,9 @@ def test_any_order_of_picks_keeps_each_group_and_loses_nothing(data: st.DataObje
             put.append(item)
             backlog.put(item)
         elif under_way and data.draw(st.booleans()):
-            batch = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
-            carried += batch.items
-            backlog.carried(batch)
+            ended = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
+            carried += ended.items
+            backlog.carried(ended)
         elif (some := backlog.pick(9.0, flush=data.draw(st.booleans()))) is not None:
             if by_group:
                 assert all(some.groups.isdisjoint(other.groups) for other in under_way)
