@@ -147,7 +147,7 @@ def test_any_order_of_picks_keeps_each_group_and_loses_nothing(data: st.DataObje
             item: Item = release(group) if group and data.draw(st.booleans()) else done(group, name=str(number))
             put.append(item)
             backlog.put(item)
-        elif under_way and data.draw(st.booleans()):
+        elif under_way and bool(data.draw(st.booleans())):
             ended = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
             carried += ended.items
             backlog.carried(ended)

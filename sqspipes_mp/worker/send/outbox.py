@@ -64,7 +64,7 @@ class Outbox:
         self._hurry = False
         self._closing = False
         self._counting = threading.Lock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         #: Wakes carriers, and those that wait for room or for an item's end.
         self._work, self._changed = threading.Condition(self._lock), threading.Condition(self._lock)
         #: Carriers, and those of them that have nothing to do.
