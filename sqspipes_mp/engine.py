@@ -16,7 +16,7 @@ from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.caller.dead_letters import DeadLetter, look
 from sqspipes_mp.caller.feed import Feeder, put, put_many
 from sqspipes_mp.caller.map import MapResults
-from sqspipes_mp.caller.map_job import fed_pipeline, plan_job, survey
+from sqspipes_mp.caller.map_job import plan_job, survey
 from sqspipes_mp.caller.progress.progress import check as check_progress
 from sqspipes_mp.caller.rehearse import rehearse
 from sqspipes_mp.caller.results import Results
@@ -30,7 +30,7 @@ from sqspipes_mp.pipeline.callsite import constructing_file
 from sqspipes_mp.pipeline.checks import sync_callable
 from sqspipes_mp.pipeline.domain import derive_domain
 from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings, check_flag, check_timeouts, make_plan, number
-from sqspipes_mp.pipeline.stages import Pipeline, build
+from sqspipes_mp.pipeline.stages import Pipeline, build, whole
 from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, TaskRef, Workers, check_on_error
 
 log = logging.getLogger("sqspipes_mp.engine")
@@ -132,6 +132,8 @@ class Engine:
         if domain is None:
             domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(constructing_file())
         self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
+        #: With every queue the pipeline can have: a source's input queue too, which ``map`` feeds.
+        self._whole = whole(self._pipeline)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
         if broker is not None:
             check_timeouts(self._pipeline, resolve(self._wanted, domain, {}).longest_hold)
@@ -150,25 +152,14 @@ class Engine:
         return self._pipeline
 
     @property
-    def whole(self) -> Pipeline:
-        """The pipeline with every queue it can have: a source's input queue too, which ``map`` feeds."""
-        if not self._pipeline.stages[0].is_source:
-            return self._pipeline
-        try:
-            return fed_pipeline(self._pipeline, self._settings.visibility)
-        except ConfigError:
-            # Such a queue cannot be (its name would be too long), so there is none.
-            return self._pipeline
-
-    @property
     def broker(self) -> Broker:
         """The broker in use; chosen at the first look where the constructor was given none."""
         if self._broker is None:
             self._broker = resolve(self._wanted, self.domain, os.environ)
             if self._broker.temporary:
                 # Not the pipeline: its tasks may refer to this engine, which would then never go.
-                dead = [stage.dead for stage in self.whole.stages if stage.dead is not None]
-                names = [name for name in self.whole.queue_names() if name not in dead]
+                dead = [stage.dead for stage in self._whole.stages if stage.dead is not None]
+                names = [name for name in self._whole.queue_names() if name not in dead]
                 weakref.finalize(self, _clean_up, self._broker, os.getpid(), self.domain, names, dead)
         return self._broker
 
@@ -386,9 +377,11 @@ class Engine:
             MapIncomplete: it was stopped, or others took messages; UnknownResult: others sent some.
             Exception: while iterating: as ``run``, and what a dead-lettered value's task raised.
         """
+        source = self._pipeline.stages[0].name if self._pipeline.stages[0].is_source else None
         plan, job = plan_job(
-            self._pipeline, self._settings, values,
+            self._whole, self._settings, values,
             ordered=ordered, return_exceptions=return_exceptions, with_input=with_input, key=key, resume=resume,
+            source=source,
         )  # fmt: skip
         check_progress("map(progress)", progress)
         self._runs.check_beside(plan)
@@ -418,11 +411,11 @@ class Engine:
 
     def stats(self) -> PipelineStats:
         """Count every queue, and say what this engine's latest run does. Raises ``ConfigError`` and ``BrokerError``."""
-        return read_stats(self.whole, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
+        return read_stats(self._whole, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return everything in the dead-letter queues, with its reason. On SQS it is hidden from others meanwhile."""
-        return look(self.whole, self.broker)
+        return look(self._whole, self.broker)
 
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included.
@@ -431,19 +424,19 @@ class Engine:
         pipeline's own (both on SQLite, which knows).
         """
         with no_map(self.broker, self.domain, "purge"), opened(self.broker) as connection:
-            connection.check_owners(self.whole.queues)
+            connection.check_owners(self._whole.queues)
             connection.purge(self._existing(connection))
 
     def delete(self) -> None:
         """Delete exactly this pipeline's queues. Raises as ``purge`` does."""
         with no_map(self.broker, self.domain, "delete"), opened(self.broker) as connection:
-            connection.check_owners(self.whole.queues)
-            connection.delete(self.whole.queue_names())
+            connection.check_owners(self._whole.queues)
+            connection.delete(self._whole.queue_names())
 
     def _existing(self, connection: Connection) -> list[str]:
         """Return this pipeline's queues; those that only ``map`` makes of a source's where it has."""
         own = self._pipeline.queue_names()
-        return [*own, *existing(connection, [name for name in self.whole.queue_names() if name not in own])]
+        return [*own, *existing(connection, [name for name in self._whole.queue_names() if name not in own])]
 
 
 def _clean_up(broker: Broker, owner: int, domain: str, queues: list[str], dead: list[str]) -> None:

@@ -18,7 +18,7 @@ from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import token
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, check_flag, make_plan
-from sqspipes_mp.pipeline.stages import Pipeline, build
+from sqspipes_mp.pipeline.stages import Pipeline, fed
 
 log = logging.getLogger("sqspipes_mp.engine")
 
@@ -38,22 +38,6 @@ class Job:
     source: str | None
 
 
-def fed_pipeline(pipeline: Pipeline, visibility: float, *, lenient: bool = False) -> Pipeline:
-    """Return the pipeline with its first task fed; ``lenient``: tasks whose ``on_error`` is "raise" reject instead.
-
-    Raises ``ConfigError`` for a first task that receives from a queue of others.
-    """
-    tasks = [stage.task for stage in pipeline.stages]
-    if isinstance(tasks[0].input, str):
-        raise ConfigError(
-            "map: the first task's input", tasks[0].input, "None or True: map feeds it itself", "Use run() here"
-        )
-    tasks[0] = replace(tasks[0], input=True)
-    if lenient:
-        tasks = [replace(task, on_error="reject") if task.on_error == "raise" else task for task in tasks]
-    return build(tasks, domain=pipeline.domain, fifo=pipeline.fifo, visibility=visibility)
-
-
 def plan_job(
     pipeline: Pipeline,
     settings: Settings,
@@ -64,8 +48,14 @@ def plan_job(
     with_input: bool,
     key: Any,
     resume: bool,
+    source: str | None,
 ) -> tuple[RunPlan, Job]:
-    """Check ``map``'s arguments. Raises ``ConfigError``."""
+    """Check ``map``'s arguments. Raises ``ConfigError``.
+
+    Args:
+        pipeline: with every queue it can have (``pipeline.stages.whole``).
+        source: name of the first task where it is declared as a source.
+    """
     for field, flag in (
         ("ordered", ordered), ("return_exceptions", return_exceptions), ("with_input", with_input), ("resume", resume),
     ):  # fmt: skip
@@ -76,10 +66,9 @@ def plan_job(
         raise ConfigError("map(key)", key, "callable(value) or None", "One key for all would make them one")
     if resume and key is None:
         raise ConfigError("map(key)", key, "given with resume=True", "Without a key no value is known again")
-    if return_exceptions and settings.on_error == "raise":
-        settings = replace(settings, on_error="reject")
-    source = pipeline.stages[0].name if pipeline.stages[0].is_source else None
-    pipeline = fed_pipeline(pipeline, settings.visibility, lenient=return_exceptions)
+    pipeline = fed(pipeline)
+    if return_exceptions:
+        settings, pipeline = _rejecting(settings, pipeline)
     feeder = Feeder(pipeline, settings, key=key, where="map")
     plan = make_plan(pipeline, settings, iterate=True)
     plan = replace(plan, counted=True, idle=0.0, window=None if ordered else plan.window)
@@ -93,6 +82,17 @@ def plan_job(
         source=source,
     )
     return plan, job
+
+
+def _rejecting(settings: Settings, pipeline: Pipeline) -> tuple[Settings, Pipeline]:
+    """Have every task whose ``on_error`` is "raise" dead-letter its message instead."""
+    if settings.on_error == "raise":
+        settings = replace(settings, on_error="reject")
+    stages = [
+        replace(stage, task=replace(stage.task, on_error="reject")) if stage.task.on_error == "raise" else stage
+        for stage in pipeline.stages
+    ]
+    return settings, replace(pipeline, stages=tuple(stages))
 
 
 def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:

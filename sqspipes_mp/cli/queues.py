@@ -97,7 +97,7 @@ def _stats(engine: Engine) -> PipelineStats:
 
 def _announce(engine: Engine, verb: str, what: str) -> list[str]:
     """Print what will be touched; return the names of the queues that exist."""
-    stats, own = _stats(engine), engine.whole.queue_names()
+    stats, own = _stats(engine), engine._whole.queue_names()
     found = {queue.name: queue.depth for stage in stats.stages for queue in _queues(stage) if queue.depth is not None}
     names = [name for name in own if name in found]
     place = f"{stats.domain} on {stats.broker}"
@@ -105,7 +105,7 @@ def _announce(engine: Engine, verb: str, what: str) -> list[str]:
         print(f"{place} has no queues: nothing to {verb}.")
         return []
     with opened(engine.broker) as connection:
-        connection.check_owners(engine.whole.queues)
+        connection.check_owners(engine._whole.queues)
     rows = [(name, _total(found[name])) for name in names]
     print(f"{what}; {place}:\n\n{table(('queue', 'messages'), rows)}\n", flush=True)
     return names

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -61,11 +61,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """The stages in order, and every queue they use: dead-letter queues first, others' queues with ``owned=False``."""
+    """The stages in order, and the queues between them."""
 
     domain: str
     fifo: bool
+    #: Visibility timeout of the queues, seconds.
+    visibility: float
     stages: tuple[Stage, ...]
+    #: Every queue of the stages: dead-letter queues first, others' queues with ``owned=False``.
     queues: tuple[QueueSpec, ...]
 
     def stage(self, name_or_index: object) -> Stage:
@@ -127,11 +130,54 @@ def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipel
                 f"less than half of the visibility timeout ({visibility:g} s): what waits that long goes back",
                 "Shorten it, or give Engine(visibility_timeout=) more",
             )
+    pipeline = _placed(declared, domain=domain, fifo=fifo, visibility=visibility)
+    problem = _name_problem(pipeline)
+    if problem is not None:
+        raise problem
+    return pipeline
+
+
+def fed(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with its first task fed, as ``map`` feeds it; itself where the task is declared so.
+
+    Raises ``ConfigError`` for a first task that receives from a queue of others, and for a source whose input queue
+    cannot be named.
+    """
+    first = pipeline.stages[0].task
+    if isinstance(first.input, str):
+        raise ConfigError(
+            "map: the first task's input", first.input, "None or True: map feeds it itself", "Use run() here"
+        )
+    found = _with_input(pipeline)
+    problem = _name_problem(found)
+    if problem is not None:
+        raise problem
+    return found
+
+
+def whole(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with every queue it can have: a source's input queue too, which ``map`` feeds.
+
+    The pipeline itself where that queue cannot be named, and so never exists.
+    """
+    found = _with_input(pipeline)
+    return pipeline if _name_problem(found) is not None else found
+
+
+def _with_input(pipeline: Pipeline) -> Pipeline:
+    if not pipeline.stages[0].is_source:
+        return pipeline
+    source, *others = (stage.task for stage in pipeline.stages)
+    tasks = [replace(source, input=True), *others]
+    return _placed(tasks, domain=pipeline.domain, fifo=pipeline.fifo, visibility=pipeline.visibility)
+
+
+def _placed(tasks: list[Task], *, domain: str, fifo: bool, visibility: float) -> Pipeline:
     names = _Names(domain, ".fifo" if fifo else "")
     stages = []
-    inputs = names.inputs(declared[0])
-    for position, task in enumerate(declared):
-        following = declared[position + 1] if position + 1 < len(declared) else None
+    inputs = names.inputs(tasks[0])
+    for position, task in enumerate(tasks):
+        following = tasks[position + 1] if position + 1 < len(tasks) else None
         outputs = names.levels(f"-{task.name}", task.priorities) if following else ()
         stages.append(
             Stage(
@@ -144,9 +190,8 @@ def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipel
             )
         )
         inputs = outputs
-    _check_collisions(stages)
-    _check_lengths(stages, domain)
-    return Pipeline(domain=domain, fifo=fifo, stages=tuple(stages), queues=_specs(stages, domain, fifo, visibility))
+    queues = _specs(stages, domain, fifo, visibility)
+    return Pipeline(domain=domain, fifo=fifo, visibility=visibility, stages=tuple(stages), queues=queues)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,21 +274,27 @@ def _check_place(task: Task, position: int, *, fifo: bool) -> None:
             refuse("group", f"None with input={task.input!r}: the queue's senders set its groups", "Drop it")
 
 
-def _check_collisions(stages: list[Stage]) -> None:
+def _name_problem(pipeline: Pipeline) -> ConfigError | None:
+    """Return why the queues cannot have their names; None: they can."""
+    return _collision(pipeline.stages) or _excess(pipeline.stages, pipeline.domain)
+
+
+def _collision(stages: Sequence[Stage]) -> ConfigError | None:
     owners: dict[str, str] = {}
     for stage in stages:
         for queue in (*(stage.inputs if stage.is_first else ()), *stage.outputs, *filter(None, (stage.dead,))):
             if queue in owners:
-                raise ConfigError(
+                return ConfigError(
                     f"Task({stage.name!r}).{'input' if queue == stage.task.input else 'name'}",
                     queue if queue == stage.task.input else stage.name,
                     f"another: queue {queue!r} would also be one of task {owners[queue]!r}",
                     "Avoid names that end in --dead or --p1 to --p15",
                 )
             owners[queue] = stage.name
+    return None
 
 
-def _check_lengths(stages: list[Stage], domain: str) -> None:
+def _excess(stages: Sequence[Stage], domain: str) -> ConfigError | None:
     for stage in stages:
         # What others named is as long as it is; highest levels have the longest names.
         inputs = stage.inputs[:1] if stage.task.input is True else ()
@@ -251,12 +302,13 @@ def _check_lengths(stages: list[Stage], domain: str) -> None:
         for queue in sorted((*named, *inputs), key=len, reverse=True):
             if len(queue) > MAX_NAME:
                 lengths = f"domain {domain!r} has {len(domain)} characters, the name {stage.name!r} {len(stage.name)}"
-                raise ConfigError(
+                return ConfigError(
                     "Engine(domain)" if queue in inputs else f"Task({stage.name!r}).name",
                     domain if queue in inputs else stage.name,
                     f"shorter: queue {queue!r} has {len(queue)} characters, SQS allows {MAX_NAME}",
                     f"Cut {len(queue) - MAX_NAME} characters ({lengths})",
                 )
+    return None
 
 
 def _specs(stages: list[Stage], domain: str, fifo: bool, visibility: float) -> tuple[QueueSpec, ...]:

@@ -255,7 +255,7 @@ def test_results_that_others_took_are_missed(db: Path, gate: Gate, log: Log) -> 
     def steal() -> None:
         log.wait_for(1)
         with opened(thief.broker) as connection:
-            connection.purge(thief.whole.queue_names())
+            connection.purge(thief._whole.queue_names())
         gate.open()
 
     thread = threading.Thread(target=steal)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.pipeline.domain import check_domain, derive_domain
-from sqspipes_mp.pipeline.stages import build
+from sqspipes_mp.pipeline.stages import build, fed, whole
 from sqspipes_mp.pipeline.task import Task
 
 
@@ -364,3 +364,25 @@ def test_domains_are_checked_on_their_own_too():
     check_domain("SQSPIPES_DOMAIN", "my-app")
     with pytest.raises(ConfigError, match="SQSPIPES_DOMAIN"):
         check_domain("SQSPIPES_DOMAIN", "my app")
+
+
+def test_a_source_that_map_feeds_has_an_input_queue_too() -> None:
+    pipeline = make([gen, step])
+    assert whole(pipeline) == fed(pipeline)
+    assert set(whole(pipeline).queue_names()) - set(pipeline.queue_names()) == {"d--input", "d-gen--dead"}
+    declared = make([Task(step, input=True)])
+    assert whole(declared) is fed(declared) is declared
+
+
+def test_a_source_whose_input_queue_cannot_be_named_has_none() -> None:
+    pipeline = make([Task(gen, name="n" * 75), step])
+    assert whole(pipeline) is pipeline
+    with pytest.raises(ConfigError, match="SQS allows 80"):
+        fed(pipeline)
+
+
+def test_map_does_not_feed_a_queue_of_others() -> None:
+    pipeline = make([Task(step, input="theirs")])
+    assert whole(pipeline) is pipeline
+    with pytest.raises(ConfigError, match="map feeds it itself"):
+        fed(pipeline)
