@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.brokers import SQS
 from sqspipes_mp.brokers.base import Broker, Completion
 from sqspipes_mp.caller.stats import opened
-from sqspipes_mp.engine import Engine
+from sqspipes_mp.engine import Engine, plan_run
 from sqspipes_mp.errors import ConfigError, QueueMissing
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.domain import check_domain
-from sqspipes_mp.pipeline.function import Products, built
-from sqspipes_mp.pipeline.plan import check_flag, make_plan
+from sqspipes_mp.pipeline.outputs import Built, Products
+from sqspipes_mp.pipeline.plan import check_flag
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY
 from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
 
@@ -158,22 +159,19 @@ class TaskClient:
             Exception: the one the method raised; nothing was sent then.
         """
         engine = self.engine
-        pipeline, settings = engine.pipeline, engine._settings
-        plan = make_plan(pipeline, settings, only=0, args=args, priority=priority)
-        stage = pipeline.stages[0]
+        plan = plan_run(engine, 0, args=args, priority=priority)
+        stage = plan.pipeline.stages[0]
         if not stage.is_source:
             raise ConfigError(f"Task({stage.name!r}).input", stage.task.input, "None for submit", "Use engine.put")
-        products = Products.of(pipeline, settings, stage, plan.priority)
+        products = Products(plan, stage)
         # Each call is a run of its own, so that no two submits share an id.
         parent = source_parent(uuid4().hex, stage.name, 0)
-        with built(stage.task) as method:
-            result = method(*plan.args[0])
-            values = result if stage.task.is_generator else [result]
-            made = [products.make(value, None, parent, index) for index, value in enumerate(values)]
+        with closing(Built(stage.task, plan.args[0])) as method:
+            made = [products.make(value, None, parent, index) for index, value in enumerate(method.outputs())]
         outputs = tuple(product.output for product in made if product.output is not None)
         if outputs:
             with opened(engine.broker) as connection:
-                connection.ensure(pipeline.specs_for({0}), create=settings.create_queues)
+                connection.ensure(plan.pipeline.specs_for({0}), create=plan.settings.create_queues)
                 connection.complete([Completion(None, outputs)])
         for product in made:
             if product.callback is not None:

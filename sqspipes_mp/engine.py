@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args, overload
 
 from sqspipes_mp.brokers.base import Broker, Connection
@@ -18,7 +18,7 @@ from sqspipes_mp.caller.feed import Feeder, put, put_many
 from sqspipes_mp.caller.map import MapResults
 from sqspipes_mp.caller.map_job import plan_job, survey
 from sqspipes_mp.caller.progress.progress import check as check_progress
-from sqspipes_mp.caller.rehearse import rehearse
+from sqspipes_mp.caller.rehearse import NoValue, rehearse
 from sqspipes_mp.caller.results import Results
 from sqspipes_mp.caller.runs import Runs
 from sqspipes_mp.caller.stats import PipelineStats, existing, opened, read_stats, total
@@ -29,7 +29,7 @@ from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.callsite import constructing_file
 from sqspipes_mp.pipeline.checks import sync_callable
 from sqspipes_mp.pipeline.domain import derive_domain
-from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings, check_flag, check_timeouts, make_plan, number
+from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, RunPlan, Settings, check_flag, check_timeouts, make_plan, number
 from sqspipes_mp.pipeline.stages import Pipeline, build, whole
 from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, TaskRef, Workers, check_on_error
 
@@ -40,12 +40,11 @@ Only: TypeAlias = TaskRef | Collection[TaskRef] | None
 #: Positional arguments: of the one task that runs here, or of each by its name.
 Args: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]
 V = TypeVar("V")
-#: The default as an object of its own (and so never interned), to tell it from a "raise" that was given.
-_RAISE = cast(Literal["raise"], str(b"raise", "ascii"))
+F = TypeVar("F", bound=Callable[..., None])
 
 
-class RunArgs(TypedDict, total=False):
-    """Keyword arguments of ``Engine.run``, whatever it returns; what they mean is said there."""
+class PlanArgs(TypedDict, total=False):
+    """Keyword arguments of ``Engine.run`` that say what runs; their meaning is told there."""
 
     args: Args | None
     workers: Workers | Mapping[str, Workers] | None
@@ -54,16 +53,32 @@ class RunArgs(TypedDict, total=False):
     max_priority: int | None
     until: Literal["drained"] | None
     idle: float | None
+
+
+class RunArgs(PlanArgs, total=False):
+    """Keyword arguments of ``Engine.run`` beside ``only`` and ``iterate``; their meaning is told there."""
+
     progress: bool | None
 
 
 class MapArgs(TypedDict, Generic[V], total=False):
-    """Keyword arguments of ``Engine.map``, whatever it hands out; what they mean is said there."""
+    """Keyword arguments of ``Engine.map`` that its result's type does not depend on; their meaning is told there."""
 
     ordered: bool
     key: Callable[[V], Key] | None
     resume: bool
     progress: bool | None
+
+
+def _remembering(init: F) -> F:
+    """Have an engine remember the names of the keyword arguments that its constructor was given."""
+
+    @wraps(init)
+    def remembering(engine: Engine, *args: Any, **keywords: Any) -> None:
+        engine._given = frozenset(keywords)
+        init(engine, *args, **keywords)
+
+    return cast("F", remembering)
 
 
 class Engine:
@@ -94,6 +109,9 @@ class Engine:
         ConfigError: naming the argument, its value, what is allowed and the cure.
     """
 
+    _given: frozenset[str]
+
+    @_remembering
     def __init__(
         self,
         tasks: Sequence[TaskLike],
@@ -102,7 +120,7 @@ class Engine:
         broker: Broker | str | None = None,
         fifo: bool = False,
         ignore_none: bool = True,
-        on_error: OnError = _RAISE,
+        on_error: OnError = "raise",
         setup: Callable[[], object] | None = None,
         visibility_timeout: float = 60.0,
         shutdown_grace: float = 25.0,
@@ -137,8 +155,6 @@ class Engine:
         self._wanted = parse(broker) if isinstance(broker, str) else broker
         if broker is not None:
             check_timeouts(self._pipeline, resolve(self._wanted, domain, {}).longest_hold)
-        #: Whether the constructor was given one; the environment gives way to that.
-        self.on_error_given = on_error is not _RAISE
         self._broker: Broker | None = None
         self._runs = Runs()
 
@@ -162,15 +178,6 @@ class Engine:
                 names = [name for name in self._whole.queue_names() if name not in dead]
                 weakref.finalize(self, _clean_up, self._broker, os.getpid(), self.domain, names, dead)
         return self._broker
-
-    def use(self, broker: Broker | str | None = None, *, on_error: OnError | None = None) -> None:
-        """Use another broker or ``on_error`` from the next call on (the command line's flags)."""
-        if on_error is not None:
-            self._settings = replace(self._settings, on_error=check_on_error("Engine(on_error)", on_error))
-        if broker is not None:
-            self._broker = None
-            self._wanted = parse(broker) if isinstance(broker, str) else broker
-            check_timeouts(self._pipeline, resolve(self._wanted, self.domain, {}).longest_hold)
 
     @overload
     def run(self, only: Only = None, *, iterate: Literal[False] = False, **options: Unpack[RunArgs]) -> Summary: ...
@@ -218,10 +225,10 @@ class Engine:
             BrokerError, BootError, RestartLimit, RemoteError: as their names say.
             Exception: the one a task raised, as itself, with the worker's frames.
         """
-        plan = make_plan(
-            self._pipeline,
-            self._settings,
-            only=only,
+        check_progress("run(progress)", progress)
+        plan = plan_run(
+            self,
+            only,
             args=args,
             workers=workers,
             priority=priority,
@@ -231,17 +238,9 @@ class Engine:
             until=until,
             idle=idle,
         )
-        check_progress("run(progress)", progress)
-        self._runs.check_beside(plan)
-        broker = self.broker
-        broker.check()
-        check_timeouts(plan.pipeline, broker.longest_hold)
         if plan.sink is not None:
-            return self._runs.iterate(plan, broker, self, progress=progress)
-        outcome = self._runs.run(plan, broker, progress)
-        if outcome.failed:
-            raise outcome.exception()
-        return outcome.summary
+            return self._runs.iterate(plan, self._broker_for(plan), self, progress=progress)
+        return start_run(self, plan, progress)
 
     def stop(self) -> None:
         """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
@@ -384,10 +383,7 @@ class Engine:
             source=source,
         )  # fmt: skip
         check_progress("map(progress)", progress)
-        self._runs.check_beside(plan)
-        broker = self.broker
-        broker.check()
-        check_timeouts(plan.pipeline, broker.longest_hold)
+        broker = self._broker_for(plan)
         # Of a resumed one nobody knows how many will be skipped.
         total = len(values) if isinstance(values, Sized) and not resume else None
         # Before the look at the queues: what is found there must be no other map's.
@@ -401,11 +397,24 @@ class Engine:
                 lock.close()
             raise
 
-    def call(self, value: Any) -> list[Any]:
+    @overload
+    def call(self) -> list[Any]: ...
+    @overload
+    def call(self, value: Any) -> list[Any]: ...
+    def call(self, value: Any = NoValue.GIVEN) -> list[Any]:
         """Send one value through all functions here: no broker, no process, the same JSON and drop rules.
 
-        The first function gets ``value`` (a source: as its only argument). Returns the last one's values; exceptions
-        come as they are.
+        Args:
+            value: as for ``put``; of a source its only argument. Without it a source is called with its ``args``.
+
+        Returns:
+            The last function's outputs.
+
+        Raises:
+            ConfigError: the first function does not take that value.
+            OutputError, MessageTooLarge: the value, or an output, cannot be sent.
+            Exception: the one that a function raised, as itself; to a ``Retry`` or ``Reject`` a note is added that
+                tells what it does in a run.
         """
         return rehearse(self._pipeline, self._settings, value)
 
@@ -433,10 +442,54 @@ class Engine:
             connection.check_owners(self._whole.queues)
             connection.delete(self._whole.queue_names())
 
+    def _broker_for(self, plan: RunPlan) -> Broker:
+        """Return the broker for a run that is about to start. Raises ``ConfigError`` where the run may not."""
+        self._runs.check_beside(plan)
+        broker = self.broker
+        broker.check()
+        check_timeouts(plan.pipeline, broker.longest_hold)
+        return broker
+
     def _existing(self, connection: Connection) -> list[str]:
         """Return this pipeline's queues; those that only ``map`` makes of a source's where it has."""
         own = self._pipeline.queue_names()
         return [*own, *existing(connection, [name for name in self._whole.queue_names() if name not in own])]
+
+
+# The command line and ``TaskClient`` need more of an engine than its users do: the functions below.
+
+
+def every_queue(engine: Engine) -> Pipeline:
+    """Return the pipeline with every queue it can have: a source's input queue too, which ``map`` feeds."""
+    return engine._whole
+
+
+def override(
+    engine: Engine, *, broker: Broker | str | None = None, on_error: OnError | None = None, weakly: bool = False
+) -> None:
+    """Have an engine use another broker or ``on_error`` from its next call on; None: the one it has.
+
+    ``weakly``: the constructor's ``on_error`` is kept where it was given one. Raises ``ConfigError``.
+    """
+    if on_error is not None and not (weakly and "on_error" in engine._given):
+        engine._settings = replace(engine._settings, on_error=check_on_error("Engine(on_error)", on_error))
+    if broker is not None:
+        engine._broker = None
+        engine._wanted = parse(broker) if isinstance(broker, str) else broker
+        check_timeouts(engine._pipeline, resolve(engine._wanted, engine.domain, {}).longest_hold)
+
+
+def plan_run(engine: Engine, only: Only = None, *, iterate: bool = False, **options: Unpack[PlanArgs]) -> RunPlan:
+    """Return the plan of ``engine.run`` with these arguments. Raises ``ConfigError``."""
+    return make_plan(engine._pipeline, engine._settings, only=only, iterate=iterate, **options)
+
+
+def start_run(engine: Engine, plan: RunPlan, progress: bool | None = None) -> Summary:
+    """Run a plan until it ends; raises as ``engine.run`` does."""
+    outcome = engine._runs.run(plan, engine._broker_for(plan), progress)
+    if outcome.failed:
+        raise outcome.exception()
+    return outcome.summary
 
 
 def _clean_up(broker: Broker, owner: int, domain: str, queues: list[str], dead: list[str]) -> None:

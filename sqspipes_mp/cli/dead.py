@@ -17,7 +17,7 @@ from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.queues import agreed, engine_of
 from sqspipes_mp.cli.table import table
-from sqspipes_mp.engine import Engine
+from sqspipes_mp.engine import Engine, every_queue
 
 #: Columns where there is no terminal to ask, and the least of an error that is shown on a narrow one.
 _WIDTH, _LEAST = 200, 20
@@ -26,7 +26,7 @@ _WIDTH, _LEAST = 200, 20
 def dead_list(flags: Namespace, _console: Console) -> Exit:
     """Show a line for each dead letter."""
     engine = engine_of(flags)
-    found = survey(engine._whole, engine.broker, flags.stage)
+    found = survey(every_queue(engine), engine.broker, flags.stage)
     if flags.json:
         print(json.dumps([_plain(letter) for letter in found.letters], indent=2))
         return Exit.DONE
@@ -41,7 +41,7 @@ def dead_list(flags: Namespace, _console: Console) -> Exit:
 def dead_show(flags: Namespace, _console: Console) -> Exit:
     """Show all that is known of one dead letter. Raises ``ConfigError`` for an id that fits none or several."""
     engine = engine_of(flags)
-    found = survey(engine._whole, engine.broker)
+    found = survey(every_queue(engine), engine.broker)
     ids = resolve_ids([letter.id for letter in found.letters], [flags.id], found.hidden)
     # SQS may have delivered, and so dead-lettered, one message twice.
     copies = [letter for letter in found.letters if letter.id in ids]
@@ -55,7 +55,7 @@ def dead_show(flags: Namespace, _console: Console) -> Exit:
 def dead_redrive(flags: Namespace, _console: Console) -> Exit:
     """Put dead letters back where they failed."""
     engine, ids = engine_of(flags), _ids(flags)
-    moved = redrive(engine._whole, engine.broker, ids)
+    moved = redrive(every_queue(engine), engine.broker, ids)
     queues = Counter(letter.queue for letter in moved.letters)
     counts = ", ".join(f"{queue} {count:,}" for queue, count in queues.items())
     return _done(engine, moved, f"Put back {len(moved.letters):,}: {counts}.", "redrive")
@@ -65,7 +65,7 @@ def dead_discard(flags: Namespace, _console: Console) -> Exit:
     """Delete dead letters, after asking."""
     engine, ids = engine_of(flags), _ids(flags)
     if not flags.yes:
-        found = survey(engine._whole, engine.broker)
+        found = survey(every_queue(engine), engine.broker)
         known = [letter.id for letter in found.letters]
         # What is asked about is what goes, not what has come meanwhile.
         ids = set(known) if ids is None else resolve_ids(known, ids, found.hidden)
@@ -74,7 +74,7 @@ def dead_discard(flags: Namespace, _console: Console) -> Exit:
             print(f"These dead letters will be deleted; {_place(engine)}:\n\n{_table(chosen)}\n", flush=True)
             if not agreed(flags, "Delete them all?"):
                 return Exit.FAILED
-    moved = discard(engine._whole, engine.broker, ids)
+    moved = discard(every_queue(engine), engine.broker, ids)
     return _done(engine, moved, f"Deleted {len(moved.letters):,}.", "discard")
 
 

@@ -15,7 +15,7 @@ from sqspipes_mp.cli.console import Console
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.loading import load
 from sqspipes_mp.cli.table import table
-from sqspipes_mp.engine import Engine
+from sqspipes_mp.engine import Engine, every_queue, override
 
 log = logging.getLogger("sqspipes_mp.cli")
 
@@ -66,8 +66,7 @@ def engine_of(flags: Namespace) -> Engine:
     engine = load(flags.target)
     # Which broker it is stands in what is printed; the warning is for what puts messages there.
     logging.getLogger(CHOICE).setLevel(logging.ERROR)
-    if flags.broker is not None:
-        engine.use(flags.broker)
+    override(engine, broker=flags.broker)
     if engine.broker.temporary:
         log.warning(
             "%s has a temporary file of its own in every process, so nothing of other processes is in this one. Name "
@@ -97,7 +96,7 @@ def _stats(engine: Engine) -> PipelineStats:
 
 def _announce(engine: Engine, verb: str, what: str) -> list[str]:
     """Print what will be touched; return the names of the queues that exist."""
-    stats, own = _stats(engine), engine._whole.queue_names()
+    stats, own = _stats(engine), every_queue(engine).queue_names()
     found = {queue.name: queue.depth for stage in stats.stages for queue in _queues(stage) if queue.depth is not None}
     names = [name for name in own if name in found]
     place = f"{stats.domain} on {stats.broker}"
@@ -105,7 +104,7 @@ def _announce(engine: Engine, verb: str, what: str) -> list[str]:
         print(f"{place} has no queues: nothing to {verb}.")
         return []
     with opened(engine.broker) as connection:
-        connection.check_owners(engine._whole.queues)
+        connection.check_owners(every_queue(engine).queues)
     rows = [(name, _total(found[name])) for name in names]
     print(f"{what}; {place}:\n\n{table(('queue', 'messages'), rows)}\n", flush=True)
     return names

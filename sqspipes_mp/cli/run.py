@@ -11,10 +11,10 @@ from sqspipes_mp.cli.exits import Exit
 from sqspipes_mp.cli.loading import load
 from sqspipes_mp.cli.options import run_options, task_names, worker_counts
 from sqspipes_mp.cli.table import table
+from sqspipes_mp.engine import override, plan_run, start_run
 from sqspipes_mp.ipc.histogram import duration
 from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.pipeline.leftovers import behind_source, finishing_command
-from sqspipes_mp.pipeline.plan import Settings, make_plan
 from sqspipes_mp.pipeline.task import Policy
 
 
@@ -23,13 +23,13 @@ def run(flags: Namespace, console: Console) -> Exit:
     options = run_options(flags, os.environ)
     console.configure(options.log_level, options.log_format)
     engine = load(flags.target)
-    if options.broker is not None:
-        engine.use(options.broker)
-    if options.on_error is not None and (options.on_error.from_flag or not engine.on_error_given):
-        engine.use(on_error=cast("Policy", options.on_error.value))
+    override(engine, broker=options.broker)
+    if options.on_error is not None:
+        policy = cast("Policy", options.on_error.value)
+        override(engine, on_error=policy, weakly=not options.on_error.from_flag)
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
-    plan = make_plan(engine.pipeline, Settings(), only=only, workers=workers, until=options.until, idle=options.idle)
+    plan = plan_run(engine, only, workers=workers, until=options.until, idle=options.idle)
     flags.finish = finishing_command(behind_source(plan), flags.target, flags.broker)
     with console.held():
         engine.broker.check()
@@ -37,7 +37,7 @@ def run(flags: Namespace, console: Console) -> Exit:
         console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
     summary: Summary | None
     try:
-        summary = engine.run(only, workers=workers, until=options.until, idle=options.idle, progress=options.progress)
+        summary = start_run(engine, plan, options.progress)
     except KeyboardInterrupt as interrupt:
         # A task that raised it has none.
         summary = getattr(interrupt, "summary", None)

@@ -12,7 +12,7 @@ from sqspipes_mp.ipc.birth import begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
-from sqspipes_mp.pipeline.function import Products
+from sqspipes_mp.pipeline.outputs import Products
 from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.intake import Intake
@@ -69,7 +69,7 @@ def _work(station: WorkerContext, mode: Mode) -> None:
     plan, stage, ready = station.orders.plan, station.stage, mode.ready
     outbox = Outbox(station, ready)
     results = ResultWindow(station, outbox) if plan.sink == stage.index else None
-    products = Products.of(plan.pipeline, plan.settings, stage, plan.priority)
+    products = Products(plan, stage)
     parts = Parts(station, mode.function, ready, outbox, products, results)
     threading.Thread(target=partial(_listen, station, ready, results), name="orders", daemon=True).start()
     station.board.put(station.slot, STATE, S_READY)

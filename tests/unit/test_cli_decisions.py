@@ -1,5 +1,6 @@
 """The command line's decisions: which value wins, and which exit code an exception means."""
 
+import inspect
 import logging
 from argparse import Namespace
 from typing import Any
@@ -10,6 +11,7 @@ from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissi
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped, judge
 from sqspipes_mp.cli.options import Given, run_options, task_names, worker_counts
 from sqspipes_mp.cli.table import table
+from sqspipes_mp.engine import override, plan_run
 from sqspipes_mp.errors import ChildNote
 
 NOTE = ChildNote("in stage 'reduce', worker 12, message abc", held=True)
@@ -192,9 +194,25 @@ def test_unknown_tasks_are_refused_by_the_option_s_name() -> None:
         task_names(options(only=["nobody"]).only, pipeline())
 
 
-def test_an_explicit_on_error_is_told_from_the_default() -> None:
-    assert not Engine([source], domain="t").on_error_given
-    assert Engine([source], domain="t", on_error="raise").on_error_given
+@pytest.mark.parametrize(
+    ("given", "weakly", "kept"),
+    [
+        ({}, True, "retry"),
+        ({}, False, "retry"),
+        ({"on_error": "raise"}, True, "raise"),
+        ({"on_error": "raise"}, False, "retry"),
+    ],
+)
+def test_the_environment_yields_to_an_on_error_of_the_code_even_to_the_default_one(
+    given: dict[str, Any], weakly: bool, kept: str
+) -> None:
+    engine = Engine([source], domain="t", **given)
+    override(engine, on_error="retry", weakly=weakly)
+    assert plan_run(engine).settings.on_error == kept
+
+
+def test_an_editor_sees_the_constructor_s_defaults() -> None:
+    assert str(inspect.signature(Engine).parameters["on_error"]) == "on_error: 'OnError' = 'raise'"
 
 
 def test_a_table_is_aligned() -> None:

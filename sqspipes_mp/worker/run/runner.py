@@ -20,7 +20,7 @@ from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.ipc.scoreboard import FAILED
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
-from sqspipes_mp.pipeline.function import DROPPED, Product
+from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.recycle import Lifetime
