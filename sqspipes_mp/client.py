@@ -18,9 +18,9 @@ from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.engine import Engine, plan_run
 from sqspipes_mp.errors import ConfigError, QueueMissing
 from sqspipes_mp.messages.ids import source_parent
+from sqspipes_mp.pipeline.checks import flag
 from sqspipes_mp.pipeline.domain import check_domain
 from sqspipes_mp.pipeline.outputs import Built, Products
-from sqspipes_mp.pipeline.plan import check_flag
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY
 from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
 
@@ -59,8 +59,8 @@ class TaskClient:
         broker: Broker | str | None = None,
     ) -> None:
         check_domain("TaskClient(domain)", domain)
-        check_flag("TaskClient(ignore_none)", ignore_none)
-        check_flag("TaskClient(fifo)", fifo)
+        flag("TaskClient(ignore_none)", ignore_none)
+        flag("TaskClient(fifo)", fifo)
         self.domain = domain
         self.aws_region = aws_region
         self.ignore_none = ignore_none

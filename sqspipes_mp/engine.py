@@ -27,10 +27,10 @@ from sqspipes_mp.ipc.map_lock import MapLock, no_map
 from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.callsite import constructing_file
-from sqspipes_mp.pipeline.checks import sync_callable
+from sqspipes_mp.pipeline.checks import flag, seconds, sync_callable
 from sqspipes_mp.pipeline.domain import derive_domain
-from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, RunPlan, Settings, check_flag, check_timeouts, make_plan, number
-from sqspipes_mp.pipeline.stages import Pipeline, build, whole
+from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, RunPlan, Settings, check_timeouts, make_plan
+from sqspipes_mp.pipeline.stages import Pipeline, build, feedable
 from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, TaskRef, Workers, check_on_error
 
 log = logging.getLogger("sqspipes_mp.engine")
@@ -128,8 +128,8 @@ class Engine:
         create_queues: bool = True,
         json_default: Callable[[Any], Any] | None = None,
     ) -> None:
-        for field, flag in (("fifo", fifo), ("ignore_none", ignore_none), ("create_queues", create_queues)):
-            check_flag(f"Engine({field})", flag)
+        for field, switch in (("fifo", fifo), ("ignore_none", ignore_none), ("create_queues", create_queues)):
+            flag(f"Engine({field})", switch)
         for field, hook in (("setup", setup), ("json_default", json_default)):
             if hook is not None:
                 sync_callable(f"Engine({field})", hook)
@@ -139,10 +139,10 @@ class Engine:
             ignore_none=ignore_none,
             on_error=check_on_error("Engine(on_error)", on_error),
             setup=setup,
-            visibility=number(
+            visibility=seconds(
                 "Engine(visibility_timeout)", visibility_timeout, least=MIN_VISIBILITY, most=MAX_VISIBILITY
             ),
-            grace=number("Engine(shutdown_grace)", shutdown_grace, least=0.0),
+            grace=seconds("Engine(shutdown_grace)", shutdown_grace),
             start_method=start_method,
             create_queues=create_queues,
             json_default=json_default,
@@ -151,7 +151,7 @@ class Engine:
             domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(constructing_file())
         self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
         #: With every queue the pipeline can have: a source's input queue too, which ``map`` feeds.
-        self._whole = whole(self._pipeline)
+        self._feedable = feedable(self._pipeline)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
         if broker is not None:
             check_timeouts(self._pipeline, resolve(self._wanted, domain, {}).longest_hold)
@@ -174,8 +174,8 @@ class Engine:
             self._broker = resolve(self._wanted, self.domain, os.environ)
             if self._broker.temporary:
                 # Not the pipeline: its tasks may refer to this engine, which would then never go.
-                dead = [stage.dead for stage in self._whole.stages if stage.dead is not None]
-                names = [name for name in self._whole.queue_names() if name not in dead]
+                dead = [stage.dead for stage in self._feedable.stages if stage.dead is not None]
+                names = [name for name in self._feedable.queue_names() if name not in dead]
                 weakref.finalize(self, _clean_up, self._broker, os.getpid(), self.domain, names, dead)
         return self._broker
 
@@ -378,7 +378,7 @@ class Engine:
         """
         source = self._pipeline.stages[0].name if self._pipeline.stages[0].is_source else None
         plan, job = plan_job(
-            self._whole, self._settings, values,
+            self._feedable, self._settings, values,
             ordered=ordered, return_exceptions=return_exceptions, with_input=with_input, key=key, resume=resume,
             source=source,
         )  # fmt: skip
@@ -420,11 +420,11 @@ class Engine:
 
     def stats(self) -> PipelineStats:
         """Count every queue, and say what this engine's latest run does. Raises ``ConfigError`` and ``BrokerError``."""
-        return read_stats(self._whole, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
+        return read_stats(self._feedable, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return everything in the dead-letter queues, with its reason. On SQS it is hidden from others meanwhile."""
-        return look(self._whole, self.broker)
+        return look(self._feedable, self.broker)
 
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included.
@@ -433,14 +433,14 @@ class Engine:
         pipeline's own (both on SQLite, which knows).
         """
         with no_map(self.broker, self.domain, "purge"), opened(self.broker) as connection:
-            connection.check_owners(self._whole.queues)
+            connection.check_owners(self._feedable.queues)
             connection.purge(self._existing(connection))
 
     def delete(self) -> None:
         """Delete exactly this pipeline's queues. Raises as ``purge`` does."""
         with no_map(self.broker, self.domain, "delete"), opened(self.broker) as connection:
-            connection.check_owners(self._whole.queues)
-            connection.delete(self._whole.queue_names())
+            connection.check_owners(self._feedable.queues)
+            connection.delete(self._feedable.queue_names())
 
     def _broker_for(self, plan: RunPlan) -> Broker:
         """Return the broker for a run that is about to start. Raises ``ConfigError`` where the run may not."""
@@ -453,7 +453,7 @@ class Engine:
     def _existing(self, connection: Connection) -> list[str]:
         """Return this pipeline's queues; those that only ``map`` makes of a source's where it has."""
         own = self._pipeline.queue_names()
-        return [*own, *existing(connection, [name for name in self._whole.queue_names() if name not in own])]
+        return [*own, *existing(connection, [name for name in self._feedable.queue_names() if name not in own])]
 
 
 # The command line and ``TaskClient`` need more of an engine than its users do: the functions below.
@@ -461,7 +461,7 @@ class Engine:
 
 def every_queue(engine: Engine) -> Pipeline:
     """Return the pipeline with every queue it can have: a source's input queue too, which ``map`` feeds."""
-    return engine._whole
+    return engine._feedable
 
 
 def override(

@@ -17,6 +17,7 @@ from sqspipes_mp.brokers.base import Connection, Output
 from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
 from sqspipes_mp.messages.envelope import Encoder, clamp_priority
 from sqspipes_mp.messages.ids import group_name, token
+from sqspipes_mp.pipeline.checks import is_whole, seconds, whole_number
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
 
@@ -80,17 +81,16 @@ class Feeder:
                 else f"receives from {first.task.input!r}, a queue of others"
             )
             raise ConfigError(f"{where}: the first task", first.name, allowed, cure)
-        _check_priority(f"{where}(priority)", priority)
+        if not callable(priority):
+            whole_number(f"{where}(priority)", priority, least=0, most=MAX_PRIORITY, also=", or callable(value)")
         if group is not None:
             if not pipeline.fifo:
                 allowed = "None on standard queues, which have no groups"
                 raise ConfigError(f"{where}(group)", group, allowed, "Give Engine(..., fifo=True), or drop group")
             if not isinstance(group, str) or not group:
                 raise ConfigError(f"{where}(group)", group, "None or a text")
-        numeric = isinstance(delay, (int, float)) and not isinstance(delay, bool)
-        if not numeric or not 0 <= delay <= MAX_DELAY:
-            raise ConfigError(f"{where}(delay)", delay, f"seconds from 0 to {MAX_DELAY}, SQS's longest delay")
-        if delay and pipeline.fifo:
+        rest = seconds(f"{where}(delay)", delay, most=MAX_DELAY, also=", SQS's longest delay")
+        if rest and pipeline.fifo:
             raise ConfigError(
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
             )
@@ -102,7 +102,7 @@ class Feeder:
         self._fifo = pipeline.fifo
         self._priority = priority
         self._group = group
-        self._delay = float(delay)
+        self._delay = rest
         self._key = key
         self._where = where
         self._encoder = Encoder(None, settings.json_default)
@@ -150,7 +150,7 @@ class Feeder:
         if self._key is None:
             return uuid4().hex
         key = self._key(value) if callable(self._key) else self._key
-        if isinstance(key, bool) or not isinstance(key, (str, int)) or key == "":
+        if not (is_whole(key) or isinstance(key, str)) or key == "":
             what = "key(value)" if callable(self._key) else "key"
             cure = "Return str(...)" if callable(self._key) else "Give str(...), or None for a value that is always new"
             raise ConfigError(f"{self._where}({what})", key, "a non-empty text or a whole number", cure)
@@ -223,10 +223,3 @@ def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> 
             began = time.monotonic()
     if batch:
         yield batch
-
-
-def _check_priority(name: str, priority: object) -> None:
-    if callable(priority):
-        return
-    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= MAX_PRIORITY:
-        raise ConfigError(name, priority, f"a whole number from 0 to {MAX_PRIORITY}, or callable(value)")

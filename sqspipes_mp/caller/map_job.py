@@ -17,7 +17,8 @@ from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteE
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import token
-from sqspipes_mp.pipeline.plan import RunPlan, Settings, check_flag, make_plan
+from sqspipes_mp.pipeline.checks import flag
+from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, fed
 
 log = logging.getLogger("sqspipes_mp.engine")
@@ -53,13 +54,13 @@ def plan_job(
     """Check ``map``'s arguments. Raises ``ConfigError``.
 
     Args:
-        pipeline: with every queue it can have (``pipeline.stages.whole``).
+        pipeline: with every queue it can have (``pipeline.stages.feedable``).
         source: name of the first task where it is declared as a source.
     """
-    for field, flag in (
+    for field, switch in (
         ("ordered", ordered), ("return_exceptions", return_exceptions), ("with_input", with_input), ("resume", resume),
     ):  # fmt: skip
-        check_flag(f"map({field})", flag)
+        flag(f"map({field})", switch)
     if not isinstance(values, Iterable):
         raise ConfigError("map(values)", values, "an iterable", "Write [value]")
     if key is not None and not callable(key):

@@ -1,11 +1,4 @@
-"""Tasks in their places: stages, the queues between them, and those queues' names. Pure; any process.
-
-    input  ->  [ first ]  ->  domain-first[--pN]  ->  [ second ]  ->  domain-second[--pN]  ->  [ last ]
-                   |                                       |                                       |
-           domain-first--dead                     domain-second--dead                      domain-last--dead
-
-``input`` is ``domain--input[--pN]`` for a task that is fed, a queue of others, or nothing for a source.
-"""
+"""Tasks in their places: the stages of a pipeline and the queues between them. Pure; any process."""
 
 from __future__ import annotations
 
@@ -17,10 +10,10 @@ from typing import Any
 from sqspipes_mp.brokers.base import QueueSpec
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.pipeline.domain import check_domain
+from sqspipes_mp.pipeline.names import MAX_NAME, QueueNames
 from sqspipes_mp.pipeline.task import Task
 
-#: Longest queue name, the .fifo suffix counted (Amazon SQS API Reference, CreateQueue).
-MAX_NAME = 80
+#: Highest priority of a message; 0 is the lowest.
 MAX_PRIORITY = 15
 
 
@@ -92,19 +85,15 @@ class Pipeline:
         used |= {spec.dead for spec in self.queues if spec.name in used and spec.dead is not None}
         return tuple(spec for spec in self.queues if spec.name in used)
 
-    def input_levels(self, stage: Stage, min_priority: int | None, max_priority: int | None) -> tuple[str, ...]:
-        """Return the input queues of a band of priorities, both ends included, highest first; none for a source.
+    def input_levels(self, stage: Stage, low: int = 0, high: int = MAX_PRIORITY) -> tuple[str, ...]:
+        """Return a stage's input queues of the priorities ``low`` to ``high``, highest first; none for a source.
 
-        Raises ``ConfigError`` for a band that is empty for this stage; one that only reaches beyond its levels is cut.
+        Raises ``ConfigError`` where all of the stage's levels are below ``low``; a ``high`` above them is cut.
         """
-        low = 0 if min_priority is None else _priority("min_priority", min_priority)
-        high = MAX_PRIORITY if max_priority is None else _priority("max_priority", max_priority)
-        if low > high:
-            raise ConfigError("min_priority", low, f"at most max_priority ({high})", "Swap them")
         top = len(stage.inputs) - 1
         if stage.inputs and low > top:
             raise ConfigError(
-                "min_priority",
+                "run(min_priority)",
                 low,
                 f"at most {top}, the highest priority task {stage.name!r} receives",
                 "Leave the task out with only=, or give the task before it (the first: itself) more priorities",
@@ -155,7 +144,7 @@ def fed(pipeline: Pipeline) -> Pipeline:
     return found
 
 
-def whole(pipeline: Pipeline) -> Pipeline:
+def feedable(pipeline: Pipeline) -> Pipeline:
     """Return the pipeline with every queue it can have: a source's input queue too, which ``map`` feeds.
 
     The pipeline itself where that queue cannot be named, and so never exists.
@@ -173,44 +162,25 @@ def _with_input(pipeline: Pipeline) -> Pipeline:
 
 
 def _placed(tasks: list[Task], *, domain: str, fifo: bool, visibility: float) -> Pipeline:
-    names = _Names(domain, ".fifo" if fifo else "")
+    names = QueueNames(domain, fifo)
     stages = []
     inputs = names.inputs(tasks[0])
     for position, task in enumerate(tasks):
         following = tasks[position + 1] if position + 1 < len(tasks) else None
-        outputs = names.levels(f"-{task.name}", task.priorities) if following else ()
+        outputs = names.outputs(task) if following else ()
         stages.append(
             Stage(
                 index=position,
                 task=task,
                 inputs=inputs[::-1],
                 outputs=outputs,
-                dead=names.one(f"-{task.name}--dead") if inputs else None,
+                dead=names.dead(task) if inputs else None,
                 next_group=following.group if following else None,
             )
         )
         inputs = outputs
     queues = _specs(stages, domain, fifo, visibility)
     return Pipeline(domain=domain, fifo=fifo, visibility=visibility, stages=tuple(stages), queues=queues)
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """Queue names of one pipeline (docs/architecture.rst; the output queues are sqspipes's)."""
-
-    domain: str
-    suffix: str
-
-    def one(self, middle: str) -> str:
-        return f"{self.domain}{middle}{self.suffix}"
-
-    def levels(self, middle: str, priorities: int) -> tuple[str, ...]:
-        return tuple(self.one(middle if level == 0 else f"{middle}--p{level}") for level in range(priorities))
-
-    def inputs(self, first: Task) -> tuple[str, ...]:
-        if first.input is None:
-            return ()
-        return self.levels("--input", first.priorities) if first.input is True else (first.input,)
 
 
 def _listed(tasks: object) -> Iterable[object]:
@@ -323,9 +293,3 @@ def _specs(stages: list[Stage], domain: str, fifo: bool, visibility: float) -> t
             else:
                 live.append(own(name=name, dead=stage.dead))
     return (*dead, *live)
-
-
-def _priority(field: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRIORITY:
-        raise ConfigError(field, value, f"None or a whole number from 0 to {MAX_PRIORITY}")
-    return value

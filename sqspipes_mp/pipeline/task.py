@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeAlias, cast, get_args
 
 from sqspipes_mp.errors import ConfigError, Reject, Retry
 from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, task_name
-from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole
+from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole_number
 from sqspipes_mp.pipeline.foreign import Decode
 
 #: What becomes of a message whose function raised.
@@ -127,7 +127,9 @@ class Task:
             return f"Task({name!r}).{keyword}"
 
         def optional(keyword: str, value: object, least: int, most: int | None = None) -> int | None:
-            return None if value is None else whole(field(keyword), value, least=least, most=most, also=" or None")
+            return (
+                None if value is None else whole_number(field(keyword), value, least=least, most=most, also=" or None")
+            )
 
         def hook(keyword: str, value: object) -> Callable[..., Any] | None:
             return None if value is None else sync_callable(field(keyword), value)
@@ -136,25 +138,27 @@ class Task:
             "method": method,
             "name": name,
             "workers": check_workers(field("workers"), workers),
-            "threads": whole(
+            "threads": whole_number(
                 field("threads"), threads, least=1, most=MOST_AT_ONCE, cure="More calls at once need more workers="
             ),
-            "priorities": whole(field("priorities"), priorities, least=1, most=16, cure="1 is one queue, no levels"),
+            "priorities": whole_number(
+                field("priorities"), priorities, least=1, most=16, cure="1 is one queue, no levels"
+            ),
             "interval": _interval(field("interval"), interval),
             "args": items(field("args"), args),
             "input": _input(field("input"), input),
             "decode": hook("decode", decode),
             "init": hook("init", init),
             "exit": hook("exit", exit),
-            "timeout": None if timeout is None else seconds(field("timeout"), timeout, zero=False, also=" or None"),
-            "max_attempts": whole(field("max_attempts"), max_attempts, least=1, cure="1 gives no second try"),
+            "timeout": None if timeout is None else seconds(field("timeout"), timeout, above=True, also=" or None"),
+            "max_attempts": whole_number(field("max_attempts"), max_attempts, least=1, cure="1 gives no second try"),
             "on_error": None if on_error is None else check_on_error(field("on_error"), on_error),
             "max_tasks_per_worker": optional("max_tasks_per_worker", max_tasks_per_worker, 1),
             "max_memory": None if max_memory is None else parse_size(field("max_memory"), max_memory),
             "prefetch": optional("prefetch", prefetch, 0),
             "group": hook("group", group),
             "batch": optional("batch", batch, 1, MOST_AT_ONCE),
-            "batch_wait": seconds(field("batch_wait"), batch_wait, zero=True),
+            "batch_wait": seconds(field("batch_wait"), batch_wait),
             "init_args": items(field("init_args"), init_args),
         }
         for keyword, value in values.items():
@@ -225,14 +229,14 @@ def interval_seconds(task: Task) -> float:
     """Return the seconds until the stage's next call. Raises ``ConfigError`` for a callable's bad result."""
     if not callable(task.interval):
         return task.interval
-    return seconds(f"Task({task.name!r}).interval()", task.interval(), zero=True, cure="Return one, 0 for no pause")
+    return seconds(f"Task({task.name!r}).interval()", task.interval(), cure="Return one, 0 for no pause")
 
 
 def check_workers(field: str, value: object) -> Workers:
     """Return a number of workers, or "auto"."""
     if value == "auto" and isinstance(value, str):
         return "auto"
-    return whole(field, value, least=1, also=' or "auto"', cure='"auto" is one per CPU this process may use')
+    return whole_number(field, value, least=1, also=' or "auto"', cure='"auto" is one per CPU this process may use')
 
 
 def check_on_error(field: str, value: object) -> OnError:
@@ -248,7 +252,7 @@ def check_on_error(field: str, value: object) -> OnError:
 def _interval(field: str, value: object) -> float | Callable[[], float]:
     if callable(value):
         return sync_callable(field, value, also="")
-    return seconds(field, value, zero=True, also=", or a callable that returns one")
+    return seconds(field, value, also=", or a callable that returns one")
 
 
 def _input(field: str, value: object) -> str | Literal[True] | None:
