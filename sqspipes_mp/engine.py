@@ -26,9 +26,8 @@ from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.map_lock import MapLock, no_map
 from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
-from sqspipes_mp.pipeline.callsite import constructing_file
 from sqspipes_mp.pipeline.checks import flag, seconds, sync_callable
-from sqspipes_mp.pipeline.domain import derive_domain
+from sqspipes_mp.pipeline.domain import constructing_file, derive_domain
 from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, RunPlan, Settings, check_timeouts, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, build, feedable
 from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, TaskRef, Workers, check_on_error

@@ -13,10 +13,9 @@ from dataclasses import asdict
 from datetime import datetime
 
 from sqspipes_mp.caller.dead_letters import DeadLetter, Moved, discard, redrive, resolve_ids, short_ids, survey
-from sqspipes_mp.cli.console import Console
+from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.queues import agreed, engine_of
-from sqspipes_mp.cli.table import table
 from sqspipes_mp.engine import Engine, every_queue
 
 #: Columns where there is no terminal to ask, and the least of an error that is shown on a narrow one.

@@ -16,9 +16,8 @@ from sqspipes_mp.cli.console import NAME, Console
 from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
 from sqspipes_mp.cli.demo.command import demo
 from sqspipes_mp.cli.exits import Exit, Stopped, judge
-from sqspipes_mp.cli.options import FORMATS, LEVELS, POLICIES, UNTIL
 from sqspipes_mp.cli.queues import delete, purge, status
-from sqspipes_mp.cli.run import run
+from sqspipes_mp.cli.run import FORMATS, LEVELS, POLICIES, UNTIL, run
 
 Command = Callable[[Namespace, Console], Exit]
 

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from sqspipes_mp.brokers.base import Depth
 from sqspipes_mp.brokers.url import CHOICE
 from sqspipes_mp.caller.stats import PipelineStats, QueueStats, StageStats, opened
-from sqspipes_mp.cli.console import Console
+from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.loading import load
-from sqspipes_mp.cli.table import table
 from sqspipes_mp.engine import Engine, every_queue, override
 
 log = logging.getLogger("sqspipes_mp.cli")

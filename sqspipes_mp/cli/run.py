@@ -1,21 +1,31 @@
-"""``sqspipes-mp run``: the user's engine, from flags and environment to an exit code (the command line's process)."""
+"""``sqspipes-mp run``: flags and environment to the options of a run, then the run (the command line's process)."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from argparse import Namespace
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
-from sqspipes_mp.cli.console import Console
-from sqspipes_mp.cli.exits import Exit
+from sqspipes_mp.cli.console import Console, table
+from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.loading import load
-from sqspipes_mp.cli.options import run_options, task_names, worker_counts
-from sqspipes_mp.cli.table import table
 from sqspipes_mp.engine import override, plan_run, start_run
+from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.histogram import duration
 from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.pipeline.leftovers import behind_source, finishing_command
+from sqspipes_mp.pipeline.stages import Pipeline, Stage
 from sqspipes_mp.pipeline.task import Policy
+
+POLICIES = ("raise", "retry", "reject")
+UNTIL = ("drained",)
+LEVELS = ("debug", "info", "warning", "error", "critical")
+FORMATS = ("text", "json")
+SWITCH = ("on", "off")
 
 
 def run(flags: Namespace, console: Console) -> Exit:
@@ -66,3 +76,133 @@ def summary_table(summary: Summary) -> str:
         for stage in summary.stages
     ]  # fmt: skip
     return table(columns, rows)
+
+
+# -- options ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value and where it comes from: the name of the flag or variable."""
+
+    source: str
+    value: str
+
+    @property
+    def from_flag(self) -> bool:
+        return self.source.startswith("--")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What was asked for; None or empty: nothing. ``workers``: flags before the environment's, which yields to code."""
+
+    only: list[Given]
+    workers: list[Given]
+    broker: str | None
+    until: Literal["drained"] | None
+    idle: float | None
+    on_error: Given | None
+    log_level: int
+    log_format: str
+    progress: bool
+
+
+def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
+    """Read flags and environment. Raises ``Refused`` naming the flag or the variable."""
+
+    def one(flag: str, allowed: Sequence[str], default: str | None = None) -> Given | None:
+        found = _from_flag(flags, flag) or _from_variable(environ, flag)
+        if found and found[0].value not in allowed:
+            raise Refused(f"{found[0].source} must be {_either(allowed)}, got {found[0].value!r}")
+        return found[0] if found else Given("default", default) if default else None
+
+    only = _from_flag(flags, "only") or _split(_from_variable(environ, "only"))
+    until, level, form = one("until", UNTIL), one("log-level", LEVELS, "info"), one("log-format", FORMATS, "text")
+    progress = one("progress", SWITCH, "on")
+    assert progress is not None
+    assert level is not None
+    assert form is not None
+    return RunOptions(
+        only=only,
+        workers=[*_from_flag(flags, "workers"), *_split(_from_variable(environ, "workers"))],
+        # SQSPIPES_BROKER is the engine's own to read: only it knows whether its constructor was given one.
+        broker=flags.broker,
+        until="drained" if until else None,
+        idle=_idle(flags, environ, ends=until is not None),
+        on_error=one("on-error", POLICIES),
+        log_level=logging.getLevelNamesMapping()[level.value.upper()],
+        log_format=form.value,
+        progress=progress.value == "on",
+    )
+
+
+def task_names(given: Sequence[Given], pipeline: Pipeline) -> list[str] | None:
+    """Return the tasks to run here; None: all. Raises ``Refused`` for one that is not there."""
+    return [_stage(one, pipeline, one.value).name for one in given] or None
+
+
+def worker_counts(given: Sequence[Given], pipeline: Pipeline, only: Sequence[str] | None) -> dict[str, Any]:
+    """Return the workers of each task named; a bare number is for the one task that runs here.
+
+    The environment's yield to a ``Task(workers=)`` other than 1, and may name tasks that run elsewhere. Raises
+    ``Refused`` for a task that is not there, and for what is no number.
+    """
+    stages = [pipeline.stage(name) for name in only] if only else list(pipeline.stages)
+    names = [stage.name for stage in stages]
+    counts: dict[str, Any] = {}
+    for one in given:
+        named, _, text = one.value.rpartition("=")
+        count: Any = int(text) if text.isdecimal() else text
+        if count != "auto" and (not isinstance(count, int) or count < 1):
+            raise Refused(f"{one.source} must be a number from 1, auto, or NAME=one of them, got {one.value!r}")
+        if not named and len(names) > 1:
+            raise Refused(
+                f"{one.source} must be NAME={text} where several tasks run ({', '.join(names)}), got {one.value!r}. "
+                f"Write {one.source}{' ' if one.from_flag else '='}{names[-1]}={text}, or run one of them with --only"
+            )
+        stage = _stage(one, pipeline, named or names[0])
+        if one.from_flag or (stage.name in names and stage.task.workers == 1):
+            counts.setdefault(stage.name, count)
+    return counts
+
+
+def _idle(flags: Namespace, environ: Mapping[str, str], *, ends: bool) -> float | None:
+    """Return the seconds of ``run(idle)``; the environment's are for runs that have an end."""
+    for given in _from_flag(flags, "idle") or (_from_variable(environ, "idle") if ends else []):
+        try:
+            seconds = float(given.value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise Refused(f"{given.source} must be a number of seconds from 0, got {given.value!r}")
+        if not ends:
+            raise Refused(f"{given.source} goes with an end that it puts off: add --until drained")
+        return seconds
+    return None
+
+
+def _stage(given: Given, pipeline: Pipeline, name: str) -> Stage:
+    try:
+        return pipeline.stage(name)
+    except ConfigError as error:
+        raise Refused(f"{given.source}: {error}") from None
+
+
+def _from_flag(flags: Namespace, flag: str) -> list[Given]:
+    value = getattr(flags, flag.replace("-", "_"))
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    return [Given(f"--{flag}", each) for each in values]
+
+
+def _from_variable(environ: Mapping[str, str], flag: str) -> list[Given]:
+    name = f"SQSPIPES_{flag.replace('-', '_').upper()}"
+    return [Given(name, environ[name])] if environ.get(name) else []
+
+
+def _split(found: list[Given]) -> list[Given]:
+    return [Given(one.source, part.strip()) for one in found for part in one.value.split(",") if part.strip()]
+
+
+def _either(allowed: Sequence[str]) -> str:
+    return " or ".join([", ".join(allowed[:-1]), allowed[-1]] if len(allowed) > 1 else allowed)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissing, RestartLimit, Task, TaskLike
+from sqspipes_mp.cli.console import table
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped, judge
-from sqspipes_mp.cli.options import Given, run_options, task_names, worker_counts
-from sqspipes_mp.cli.table import table
+from sqspipes_mp.cli.run import Given, run_options, task_names, worker_counts
 from sqspipes_mp.engine import override, plan_run
 from sqspipes_mp.errors import ChildNote
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from sqspipes_mp.cli.table import table
+from sqspipes_mp.cli.console import table
 from sqspipes_mp.ipc.summary import StageSummary
 
 _TOP = 10
