@@ -336,7 +336,7 @@ class Engine:
         with_input: bool,
         return_exceptions: bool = False,
         **options: Unpack[MapArgs[V]],
-    ) -> Results[Any]: ...
+    ) -> Results[tuple[V, Any]] | Results[Any]: ...
     def map(
         self,
         values: Iterable[V],

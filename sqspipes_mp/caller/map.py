@@ -362,7 +362,7 @@ class MapResults(Results[Any]):
         missing = len(self._ledger)
         if self._outcome.failed or (self._exhausted and not missing):
             self._end_with_outcome()
-        self.summary = self._outcome.summary
+        self._summary = self._outcome.summary
         self._finish()
         reason = f"it was stopped ({self._outcome.summary.reason}). {cure(self._job, self._broker)}"
         raise MapIncomplete(missing, reason)

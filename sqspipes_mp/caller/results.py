@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.caller.progress.progress import Progress
 from sqspipes_mp.caller.sigterm import Sigterm
-from sqspipes_mp.errors import GUARD, SupervisorLost
+from sqspipes_mp.errors import GUARD, SqsPipesError, SupervisorLost
 from sqspipes_mp.ipc.birth import Birth
 from sqspipes_mp.ipc.channel import Frame, Kind, describe_exit
 from sqspipes_mp.ipc.map_lock import MapLock
@@ -67,7 +67,7 @@ class Results(Iterator[R]):
         owner: object,
         progress: Progress,
     ) -> None:
-        self.summary: Summary | None = None
+        self._summary: Summary | None = None
         #: Indexes of the stages it runs.
         self.stages = plan.selected
         self._grace = plan.settings.grace
@@ -137,6 +137,18 @@ class Results(Iterator[R]):
             self._listen(None)
 
     @property
+    def summary(self) -> Summary:
+        """Every stage's figures, once the iteration has ended or was closed.
+
+        Raises:
+            SqsPipesError: before the end, and where an exception was the end.
+        """
+        if self._summary is None:
+            missing = "its end was an exception" if self._closed else "read the results to their end, or close them"
+            raise SqsPipesError(f"this iteration has no summary: {missing}")
+        return self._summary
+
+    @property
     def open(self) -> bool:
         """Whether it takes messages: not ended, not stopped, and no copy in a process that was forked."""
         return not self._closed and not self._stopped and self._owner == os.getpid()
@@ -170,7 +182,7 @@ class Results(Iterator[R]):
         outcome = self._outcome
         self._finish()
         if outcome is not None:
-            self.summary = outcome.summary
+            self._summary = outcome.summary
             failure = outcome.report.text if outcome.report is not None else outcome.error
             if failure:
                 log.error("a failure while the iterator was being closed: %s", failure)
@@ -265,7 +277,7 @@ class Results(Iterator[R]):
         self._finish()
         if self._outcome.failed:
             raise _not_the_end(self._outcome.exception())
-        self.summary = self._outcome.summary
+        self._summary = self._outcome.summary
         raise StopIteration
 
     def _finish(self) -> int:

@@ -26,6 +26,8 @@ class Console:
     def __init__(self) -> None:
         self._handler = logging.StreamHandler(sys.stderr)
         self._json = False
+        #: The command that finishes the messages which a failed run with a source leaves.
+        self.finish = ""
         self.configure(logging.WARNING, "text")
 
     def configure(self, level: int, form: str) -> None:

@@ -15,7 +15,7 @@ from datetime import datetime
 from sqspipes_mp.caller.dead_letters import DeadLetter, Moved, discard, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
-from sqspipes_mp.cli.queues import agreed, engine_of
+from sqspipes_mp.cli.queues import agreed, engine_of, warn_of_others
 from sqspipes_mp.engine import Engine, every_queue
 
 #: Columns where there is no terminal to ask, and the least of an error that is shown on a narrow one.
@@ -26,6 +26,7 @@ def dead_list(flags: Namespace, _console: Console) -> Exit:
     """Show a line for each dead letter."""
     engine = engine_of(flags)
     found = survey(every_queue(engine), engine.broker, flags.stage)
+    warn_of_others(engine)
     if flags.json:
         print(json.dumps([_plain(letter) for letter in found.letters], indent=2))
         return Exit.DONE

@@ -15,6 +15,7 @@ from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.loading import load
 from sqspipes_mp.engine import Engine, every_queue, override
+from sqspipes_mp.errors import ConfigError
 
 log = logging.getLogger("sqspipes_mp.cli")
 
@@ -23,7 +24,9 @@ _COLUMNS = ("stage", "queue", "waiting", "in flight", "delayed", "dead")
 
 def status(flags: Namespace, _console: Console) -> Exit:
     """Show what is in the queues."""
-    stats = _stats(engine_of(flags))
+    engine = engine_of(flags)
+    stats = _stats(engine)
+    warn_of_others(engine)
     if flags.json:
         print(json.dumps(_plain(stats), indent=2))
         return Exit.DONE
@@ -74,6 +77,17 @@ def engine_of(flags: Namespace) -> Engine:
             engine.domain,
         )
     return engine
+
+
+def warn_of_others(engine: Engine) -> None:
+    """Log a warning where one of the pipeline's queues is another pipeline's own, as far as the broker knows."""
+    if not engine.broker.exists():
+        return
+    with opened(engine.broker) as connection:
+        try:
+            connection.check_owners(every_queue(engine).queues)
+        except ConfigError as error:
+            log.warning("not all of these messages are this pipeline's: %s", error)
 
 
 def _stats(engine: Engine) -> PipelineStats:

@@ -29,7 +29,7 @@ SWITCH = ("on", "off")
 
 
 def run(flags: Namespace, console: Console) -> Exit:
-    """Run the engine until it ends. Raises what it raises; ``flags.finish`` is then what finishes what it has left."""
+    """Run the engine until it ends, and show its summary. Raises as ``engine.run`` does; ``console.finish`` is set."""
     options = run_options(flags, os.environ)
     console.configure(options.log_level, options.log_format)
     engine = load(flags.target)
@@ -40,7 +40,7 @@ def run(flags: Namespace, console: Console) -> Exit:
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
     plan = plan_run(engine, only, workers=workers, until=options.until, idle=options.idle)
-    flags.finish = finishing_command(behind_source(plan), flags.target, flags.broker)
+    console.finish = finishing_command(behind_source(plan), flags.target, flags.broker)
     with console.held():
         engine.broker.check()
         names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)

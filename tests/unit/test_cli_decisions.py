@@ -9,7 +9,7 @@ import pytest
 
 from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissing, RestartLimit, Task, TaskLike
 from sqspipes_mp.cli.console import table
-from sqspipes_mp.cli.exits import Exit, Refused, Stopped, judge
+from sqspipes_mp.cli.exits import Exit, Refused, Stopped, ending_of
 from sqspipes_mp.cli.run import Given, run_options, task_names, worker_counts
 from sqspipes_mp.engine import override, plan_run
 from sqspipes_mp.errors import ChildNote
@@ -51,18 +51,18 @@ def noted(error: BaseException, *notes: str) -> BaseException:
     ids=repr,
 )
 def test_an_exception_means_an_exit_code(error: BaseException, code: Exit) -> None:
-    ending = judge(error)
+    ending = ending_of(error)
     assert ending is not None
     assert ending.code is code
 
 
 def test_the_exit_of_argparse_is_none_of_ours() -> None:
-    assert judge(SystemExit(2)) is None
+    assert ending_of(SystemExit(2)) is None
 
 
 def test_a_tasks_traceback_is_shown_and_a_wrong_value_s_is_not() -> None:
     failure = noted(ValueError("x"), NOTE)
-    ending, refused = judge(failure), judge(ConfigError("a", 1, "2"))
+    ending, refused = ending_of(failure), ending_of(ConfigError("a", 1, "2"))
     assert ending is not None
     assert ending.traceback is failure
     assert refused is not None
@@ -127,13 +127,13 @@ def test_idle_goes_with_until_and_the_flag_wins() -> None:
 
 
 def test_a_users_own_note_is_no_note_of_a_childs() -> None:
-    ending = judge(noted(RestartLimit("a", 1, 2.0, "x"), "in stage 'reduce', I said"))
+    ending = ending_of(noted(RestartLimit("a", 1, 2.0, "x"), "in stage 'reduce', I said"))
     assert ending is not None
     assert ending.code is Exit.RESTARTS
 
 
 def test_only_what_had_a_message_is_told_of_one() -> None:
-    told = [judge(noted(ValueError("x"), note)) for note in (NOTE, ChildNote(STAGE))]
+    told = [ending_of(noted(ValueError("x"), note)) for note in (NOTE, ChildNote(STAGE))]
     assert [ending and "its message is back" in ending.message for ending in told] == [True, False]
 
 
