@@ -1,4 +1,4 @@
-"""``Engine``: wires pipeline, broker and supervisor together, and owns nothing between two calls (caller)."""
+"""``Engine``: joins pipeline, broker and supervisor, and owns nothing between two calls (caller)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger("sqspipes_mp.engine")
 
 StartMethod: TypeAlias = Literal["fork", "forkserver", "spawn"]
 Only: TypeAlias = TaskRef | Collection[TaskRef] | None
-#: Positional arguments: of the one task that runs here, or of each by its name.
+#: Positional arguments of the one task that runs here, or of each task by its name.
 Args: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]
 V = TypeVar("V")
 F = TypeVar("F", bound=Callable[..., None])
@@ -83,22 +83,22 @@ def _remembering(init: F) -> F:
 class Engine:
     """A pipeline of tasks over one broker.
 
-    Building one only checks: no file, no network, no process before the first call of a method.
+    The constructor only checks: no file, no network, no process before the first call of a method.
 
     Args:
         tasks: list of ``Task``, sqspipes's dicts, or callables, in the order the values go.
-        domain: what the queue names begin with. Default: ``SQSPIPES_DOMAIN``, else the stem of the file that builds
+        domain: beginning of the queue names. Default: ``SQSPIPES_DOMAIN``, else the stem of the file that builds
             the engine (its folder's name for ``__main__.py`` and ``__init__.py``).
         broker: ``SQS(...)``, ``SQLite(path)`` or a URL. Default: ``SQSPIPES_BROKER``, else SQLite in ``./{domain}.db``
-            (with a warning); never guessed from AWS settings that happen to be there.
+            (with a warning); AWS settings in the environment choose no broker.
         fifo: FIFO queues: each message once within SQS's five minutes, order kept within a task's ``group``.
         ignore_none: drop outputs that are None.
         on_error: "raise" (the run ends with the exception), "retry", "reject", or callable(exception, attempt) that
             returns one of these or a ``Retry``.
         setup: called first in every child process (logging, tracing).
-        visibility_timeout: seconds, 2 to 43,200: what a lease is extended to while its message is held; after a
-            power cut the message comes back when it ends.
-        shutdown_grace: seconds that running messages have once a stop is asked for.
+        visibility_timeout: seconds, 2 to 43,200, to which the lease of a held message is extended; after a power cut
+            the message comes back at its end.
+        shutdown_grace: seconds that running calls have once a stop is asked for.
         start_method: "fork", "forkserver", "spawn"; None: fork on Linux (forkserver where other threads are alive),
             else spawn.
         create_queues: create missing queues; False: a missing one is an error.
@@ -168,11 +168,11 @@ class Engine:
 
     @property
     def broker(self) -> Broker:
-        """The broker in use; chosen at the first look where the constructor was given none."""
+        """The broker in use; chosen at the first access where the constructor was given none."""
         if self._broker is None:
             self._broker = resolve(self._wanted, self.domain, os.environ)
             if self._broker.temporary:
-                # Not the pipeline: its tasks may refer to this engine, which would then never go.
+                # Names, not the pipeline: its tasks may refer to this engine, which would then never be finalized.
                 dead = [stage.dead for stage in self._feedable.stages if stage.dead is not None]
                 names = [name for name in self._feedable.queue_names() if name not in dead]
                 weakref.finalize(self, _clean_up, self._broker, os.getpid(), self.domain, names, dead)
@@ -209,7 +209,7 @@ class Engine:
             max_priority: highest level received here; default: all.
             iterate: return an iterator over the outputs of the last task that runs here.
             until: "drained": return once the sources have ended and every queue is empty and settled.
-            idle: with ``until`` and the source elsewhere: seconds for which the queues must have been empty too;
+            idle: seconds for which the queues must also have been empty, with ``until`` and the source elsewhere;
                 default: 60.
             progress: None: a table of the stages at the foot of the terminal, where stderr is one and ``rich`` is
                 installed (the extra ``progress``); True: elsewhere a line of the log (``sqspipes_mp.progress``, INFO)
@@ -221,7 +221,7 @@ class Engine:
         Raises:
             ConfigError: before any process starts.
             KeyboardInterrupt: after a SIGINT drained, with the Summary as its ``summary``. SIGTERM drains and returns.
-            BrokerError, BootError, RestartLimit, RemoteError: as their names say.
+            BrokerError, BootError, RestartLimit, RemoteError: as ``errors`` explains them.
             Exception: the one a task raised, as itself, with the worker's frames.
         """
         check_progress("run(progress)", progress)
@@ -257,15 +257,15 @@ class Engine:
         """Send one value to the first task, declared with ``input=True``; any process may, no run is needed.
 
         Args:
-            value: what the function gets, as JSON makes it.
+            value: the function's input; the function gets what JSON makes of it.
             priority: 0 to 15, or callable(value), clamped to the first task's levels.
             group: FIFO group; default: the task's ``group``, else one per value.
             delay: seconds until it can be received, 0 to 900; standard queues only.
-            key: a text, a whole number, or callable(value): the id it travels under. SQLite drops a value whose key
-                it has seen since the last ``purge()``, SQS FIFO queues one seen within five minutes.
+            key: a text, a whole number, or callable(value): the value's id. SQLite drops a value whose key it has
+                seen since the last ``purge()``, a FIFO queue of SQS one whose key it has seen within five minutes.
 
         Returns:
-            Its id: the key, else a new one.
+            The value's id: the key, else a new one.
 
         Raises:
             ConfigError, OutputError, MessageTooLarge: nothing was sent.
@@ -288,9 +288,9 @@ class Engine:
         """Send many values, from any iterable, in batches that are checked as a whole before they are sent.
 
         Args:
-            values: read as they are sent, so they may be more than fit into memory. Where they come slowly, one that
-                comes 0.2 s or more after its batch was begun is sent at once, with what came before it; those that
-                came quickly, fewer than a batch, wait for the next one or the end.
+            values: any iterable, read as it is sent, so it may be larger than memory. A value that comes 0.2 s or more
+                after its batch was begun is sent at once, with the batch; fewer values than a batch that came quickly
+                wait for the next value or the end.
             priority, group, delay, key: as for ``put``; the key must be a callable.
             progress: called after each batch with the number of values sent so far.
 
@@ -299,8 +299,8 @@ class Engine:
 
         Raises:
             ConfigError: before anything is sent.
-            PutError: later, with what was sent and what was not; the reason is its cause.
-            Exception: the one that ``values`` or ``progress`` raised, with a note that tells how many were sent.
+            PutError: later, with the numbers of values that were sent; the reason is its cause.
+            Exception: the one that ``values`` or ``progress`` raised, with a note on how many were sent.
         """
         if key is not None and not callable(key):
             raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
@@ -348,21 +348,21 @@ class Engine:
         resume: bool = False,
         progress: bool | None = None,
     ) -> Results[Any]:
-        """Send values through all stages, run here, and iterate over what becomes of each.
+        """Send values through all stages, run here, and iterate over their results.
 
         The first task is fed, also where it is declared as a source. A bounded number of values is on the way, so
         ``values`` may be endless; it is read in the caller's thread, between two results.
 
         Args:
-            values: any iterable of what the first function takes.
+            values: any iterable of inputs of the first function.
             ordered: give results in the order of the values; default: as they come.
             return_exceptions: give the error of a value that was dead-lettered instead of raising it, its value in
                 ``error.value``; "raise" as ``on_error`` then means "reject".
             with_input: give (value, result) pairs.
-            key: callable(value) -> text or whole number, the id it travels under; needed for ``resume``. SQLite refuses
-                one it has seen since the last ``purge()``, SQS one seen in this map.
-            resume: continue a map that was interrupted (SQLite): what was done is skipped, what is under way awaited,
-                and what is in a dead-letter queue ends as ``RemoteError``.
+            key: callable(value) -> text or whole number, the value's id; needed for ``resume``. SQLite refuses a key
+                it has seen since the last ``purge()``, SQS a key seen in this map.
+            resume: continue a map that was interrupted (SQLite): values that are done are skipped, those under way
+                awaited, and those in a dead-letter queue end as ``RemoteError``.
             progress: as of ``run``.
 
         Returns:
@@ -373,7 +373,7 @@ class Engine:
             ConfigError, QueuesNotEmpty: before any process starts; MapRunning too, where another map of the pipeline
                 is under way (SQLite).
             MapIncomplete: it was stopped, or others took messages; UnknownResult: others sent some.
-            Exception: while iterating: as ``run``, and what a dead-lettered value's task raised.
+            Exception: while iterating: as ``run``, and the exception that dead-lettered a value.
         """
         source = self._pipeline.stages[0].name if self._pipeline.stages[0].is_source else None
         plan, job = plan_job(
@@ -383,16 +383,16 @@ class Engine:
         )  # fmt: skip
         check_progress("map(progress)", progress)
         broker = self._broker_for(plan)
-        # Of a resumed one nobody knows how many will be skipped.
+        # A resumed map skips an unknown number of values.
         total = len(values) if isinstance(values, Sized) and not resume else None
-        # Before the look at the queues: what is found there must be no other map's.
+        # Before the look at the queues: messages found there must not be another map's.
         lock = MapLock.take(broker, plan.pipeline.domain, "map")
         try:
             make = partial(MapResults, job, survey(plan, broker, job), lock)
             return self._runs.iterate(plan, broker, self, make, progress=progress, total=total)
         except BaseException:
             if lock is not None:
-                # A supervisor that was started all the same keeps it until it ends.
+                # A supervisor that was started all the same holds the lock until it ends.
                 lock.close()
             raise
 
@@ -418,18 +418,21 @@ class Engine:
         return rehearse(self._pipeline, self._settings, value)
 
     def stats(self) -> PipelineStats:
-        """Count every queue, and say what this engine's latest run does. Raises ``ConfigError`` and ``BrokerError``."""
+        """Count every queue, and read this engine's latest run. Raises ``ConfigError`` and ``BrokerError``."""
         return read_stats(self._feedable, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Return everything in the dead-letter queues, with its reason. On SQS it is hidden from others meanwhile."""
+        """Return all dead letters, by stage and time. On SQS they are hidden from others meanwhile.
+
+        Raises ``ConfigError`` and ``BrokerError``.
+        """
         return look(self._feedable, self.broker)
 
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included.
 
-        Raises ``MapRunning`` while a map of it is under way, and ``ConfigError`` where one of the queues is another
-        pipeline's own (both on SQLite, which knows).
+        Raises ``MapRunning`` while a map of the pipeline is under way, and ``ConfigError`` where one of the queues is
+        another pipeline's own (both on SQLite only).
         """
         with no_map(self.broker, self.domain, "purge"), opened(self.broker) as connection:
             connection.check_owners(self._feedable.queues)
@@ -450,7 +453,7 @@ class Engine:
         return broker
 
     def _existing(self, connection: Connection) -> list[str]:
-        """Return this pipeline's queues; those that only ``map`` makes of a source's where it has."""
+        """Return this pipeline's queues; those that only ``map`` makes, a source's, where they exist."""
         own = self._pipeline.queue_names()
         return [*own, *existing(connection, [name for name in self._feedable.queue_names() if name not in own])]
 
@@ -492,7 +495,7 @@ def start_run(engine: Engine, plan: RunPlan, progress: bool | None = None) -> Su
 
 
 def _clean_up(broker: Broker, owner: int, domain: str, queues: list[str], dead: list[str]) -> None:
-    """Remove a temporary file, in the process that made it, and say what goes with it."""
+    """Remove a temporary file, in the process that made it, and log how many messages go with it."""
     if os.getpid() != owner:
         return
     with contextlib.suppress(Exception):

@@ -1,8 +1,7 @@
 """Values into the first task's input queue: ``put``, ``put_many``, and ``map`` (caller, or any process of the user's).
 
-A batch is checked as a whole before any of it is sent. What a value becomes is decided here without a broker: its id is
-the key, else a fresh one; its hop id derives from that, so that the same key is the same message for ever (unless
-``salt`` says otherwise).
+A batch is checked as a whole before any of it is sent. A value's message is made without a broker: its id is the key,
+else a fresh one, and its hop id derives from the id, so that one key is one message for ever (but for ``salt``).
 """
 
 from __future__ import annotations
@@ -23,25 +22,26 @@ from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
 
 #: Longest delay of one message, seconds (Amazon SQS API Reference, SendMessage: DelaySeconds).
 MAX_DELAY = 900
-#: Values per batch where the broker would take fewer: what is checked together before it is sent.
+#: Least number of values that are checked together before they are sent, in several requests if need be.
 BATCH = 100
-#: Seconds for which a batch may wait for values that come slowly.
+#: Seconds for which a batch waits for values that come slowly.
 _PATIENCE = 0.2
-#: Most characters of a key: it travels with every message that comes of the value.
+#: Most characters of a key: it travels with every message of the value.
 _LONGEST_KEY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A value as it will be sent; ``id`` is its origin id, the key where there is one."""
+    """A value and its message."""
 
     value: Any
+    #: The root's id: the key where there is one.
     id: str
     output: Output
 
     @property
     def token(self) -> str:
-        """What names it in the ledger."""
+        """The value's name in the ledger."""
         return token(self.id)
 
 
@@ -54,6 +54,7 @@ class Feeder:
         group: FIFO group, or None for the task's ``group`` or one group per value.
         delay: seconds until they can be received, 0 to 900; standard queues only.
         key: callable(value) or, for one value, a string or int; None: each value is new.
+        where: the public method, for the errors' texts.
 
     Raises:
         ConfigError: naming the argument.
@@ -95,7 +96,7 @@ class Feeder:
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
             )
         self.keyed = key is not None
-        #: Text that makes messages new whose keys were sent before. The ids stay what they are.
+        #: Text that goes into hop ids, so that a key sent before makes a new message. The ids stay as they are.
         self.salt = ""
         self.queues = pipeline.specs_for([0])
         self._first = first
@@ -109,12 +110,12 @@ class Feeder:
         self._create = settings.create_queues
 
     def item(self, value: Any) -> Item:
-        """Return what a value is sent as.
+        """Make the message of a value.
 
         Raises:
-            OutputError, MessageTooLarge: it cannot be sent.
-            ConfigError: what ``key`` or ``priority`` returned.
-            Exception: what the user's callables raised.
+            OutputError, MessageTooLarge: the value cannot be sent.
+            ConfigError: ``key`` or ``priority`` returned a value that is not allowed.
+            Exception: a callable of the user's raised it.
         """
         ident = self._ident(value)
         hop = token(self.salt + ident)
@@ -130,13 +131,13 @@ class Feeder:
         return Item(value, ident, Output(levels[level], body, hop, group, self._delay))
 
     def check(self, connection: Connection) -> None:
-        """Raise ``ConfigError`` where the queues that are fed are another pipeline's."""
+        """Raise ``ConfigError`` where a queue to feed is another pipeline's."""
         connection.check_owners(self.queues)
 
     def send(self, connection: Connection, items: list[Item]) -> list[Item]:
-        """Send a batch; returns those that were dropped because their key was seen before (SQLite).
+        """Send a batch; returns the items dropped because their key was seen before (SQLite).
 
-        A queue that is missing is created first, where the engine may create queues.
+        A missing queue is created first, where the engine may create queues.
         """
         outputs = [item.output for item in items]
         try:
@@ -172,7 +173,7 @@ def put_many(
 ) -> int:
     """Send all values in batches; returns how many were new.
 
-    Raises ``PutError``, and whatever ``values`` and ``progress`` raise, with a note that tells what was sent.
+    Raises ``PutError``, and the exceptions of ``values`` and ``progress``, with a note on how many were sent.
     """
     feeder.check(connection)
     tally = Tally()
@@ -199,17 +200,20 @@ def put_many(
 
 @dataclass(slots=True)
 class Tally:
-    """Values sent so far, those of them that were new, and those that are being sent."""
+    """Numbers of values."""
 
+    #: Sent so far.
     sent: int = 0
+    #: Those of them that were new.
     new: int = 0
+    #: Being sent.
     doubtful: int = 0
 
 
 def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> Iterator[list[Item]]:
-    """Yield full batches, or what there is where values come slowly."""
+    """Yield full batches, and smaller ones where values come slowly."""
     batch: list[Item] = []
-    # Counted from when the batch's first value is asked for: one that took long to come does not wait for another.
+    # The clock starts before the first value is asked for, so that a value that arrives late is sent at once.
     began = time.monotonic()
     for value in values:
         try:

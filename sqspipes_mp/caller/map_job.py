@@ -1,4 +1,4 @@
-"""What ``engine.map`` is asked to do: its arguments checked, its plan made, its queues looked at (caller)."""
+"""The job of one ``engine.map``: its arguments checked, its plan made, its queues looked at (caller)."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ log = logging.getLogger("sqspipes_mp.engine")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One map. ``feeder`` sends its values; ``resumed``: an interrupted map is to be continued; ``source``: the name of
-    the first task where it is declared as a source, which a ``run`` would call instead of feeding it.
-    """
+    """The arguments of one map."""
 
     values: Iterable[Any]
+    #: Makes and sends the values' messages.
     feeder: Feeder
     ordered: bool
     return_exceptions: bool
     with_input: bool
+    #: Whether an interrupted map is to be continued.
     resumed: bool
+    #: Name of the first task where it is declared as a source: a ``run`` would call it instead of feeding it.
     source: str | None
 
 
@@ -97,11 +98,10 @@ def _rejecting(settings: Settings, pipeline: Pipeline) -> tuple[Settings, Pipeli
 
 
 def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
-    """Look at what is in the queues, before anything runs: nothing, or what an interrupted map has left, dead or alive.
+    """Look into the queues before anything runs; return the ledger of the messages that an interrupted map has left.
 
-    A message counts as left by it where its value was sent with a key, by ``map`` or ``put``: the iterable may come to
-    it.
-    Raises ``QueuesNotEmpty``.
+    A message counts as left by a map where its value was sent with a key, by ``map`` or ``put``: the iterable may come
+    to that value. Raises ``QueuesNotEmpty`` for any other message.
     """
     ledger = Ledger(ordered=job.ordered, inputs=job.with_input)
     pipeline = plan.pipeline
@@ -110,7 +110,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
         connection.ensure(pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
         looking = as_keyed(broker, connection)
         if looking is None:
-            # FIFO queues drop a key of the last five minutes without a word, and we would wait for its result.
+            # FIFO queues drop a key of the last five minutes without a word: its result would never come.
             job.feeder.salt = uuid4().hex
         if not job.resumed:
             depths = [connection.depth(name) for name in queues]
@@ -128,17 +128,17 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
         left: list[tuple[str, str]] = []
         for name in queues:
             for body, ident, _ in looking.bodies(name):
-                # An undecodable body gives no result, only a dead letter.
+                # A body that cannot be decoded gives no result, only a dead letter.
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     left.append((token(message.id), message.parent))
         keyed = looking.keyed(pipeline.stages[0].inputs, list({name for name, _ in left}))
         if strange := sum(name not in keyed for name, _ in left):
-            # Of a map or a put() without a key: no iterable will ever come to their values.
+            # Sent without a key: no iterable will ever come to their values.
             raise QueuesNotEmpty(pipeline.domain, strange, _cure_beside(job, len(left) - strange))
         for name, hop in left:
             ledger.left(name, [hop])
-        # After the others: what is dead-lettered meanwhile is seen twice rather than never.
+        # After the live queues: a message that is dead-lettered meanwhile is seen twice rather than never.
         for name in [stage.dead for stage in pipeline.stages if stage.dead is not None]:
             for body, ident, failure in looking.bodies(name):
                 with contextlib.suppress(DecodeError):
@@ -150,7 +150,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
 
 
 def _dead_error(queue: str, text: str | None) -> RemoteError:
-    """Return what a value raises that was dead-lettered before: its words, for nothing of a queue is unpickled."""
+    """Return the error of a value that was dead-lettered before: its text only, as nothing of a queue is unpickled."""
     failure = Failure(error="unknown", text="the reason did not fit") if text is None else parse_failure(text)
     error = RemoteError(failure.error, failure.text, failure.traceback or failure.stack or failure.text)
     error.add_note(
@@ -161,7 +161,7 @@ def _dead_error(queue: str, text: str | None) -> RemoteError:
 
 
 def cure(job: Job, broker: Broker) -> str:
-    """Say what can be done about messages that are left, in this very case."""
+    """Return the cure for messages that are left in the queues, in this very case."""
     clearing = _clearing(job)
     if not (broker.remembers_keys and job.feeder.keyed):
         return clearing
@@ -176,7 +176,7 @@ def _clearing(job: Job) -> str:
 
 
 def _cure_beside(job: Job, keyed: int) -> str:
-    """Say what can be done about messages without a key, where a map with one is to be continued."""
+    """Return the cure for messages without a key, where a map with a key is to be continued."""
     text = f"They were sent without a key, so resume=True cannot continue them. {_clearing(job)}"
     if keyed:
         text += (

@@ -15,7 +15,7 @@ from logging.handlers import MemoryHandler
 NAME = "sqspipes-mp"
 
 _COLORS = {"WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
-#: More than any logger says before the first line.
+#: Most records held back: more than are logged before the first line.
 _HELD = 10_000
 _NOISY = ("boto3", "botocore", "urllib3")
 
@@ -41,7 +41,7 @@ class Console:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the log back within the block, so that what is said here comes first."""
+        """Hold the log back within the block, so that lines of ``say`` come first."""
         root = logging.getLogger()
         buffer = MemoryHandler(_HELD, flushLevel=logging.CRITICAL + 1, target=self._handler)
         root.handlers[:] = [buffer]
@@ -52,12 +52,12 @@ class Console:
             buffer.close()
 
     def say(self, message: str, level: int = logging.INFO, error: BaseException | None = None) -> None:
-        """Show a line of the log whatever its level."""
+        """Show a line of the log, whatever the level of the log."""
         info = None if error is None else (type(error), error, error.__traceback__)
         self._handler.handle(logging.LogRecord("sqspipes_mp.cli", level, __file__, 0, message, None, info))
 
     def fail(self, message: str, error: BaseException | None = None) -> None:
-        """Show why the command ends: the traceback, if there is one, then what to do about it."""
+        """Show the reason of the command's end: the traceback of ``error``, then the message."""
         if self._json:
             self.say(message, logging.ERROR, error)
             return
@@ -96,7 +96,7 @@ class JsonLines(logging.Formatter):
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
-    """Return aligned lines; the first ``left`` columns to the left, the others, numbers, to the right."""
+    """Return aligned lines: the first ``left`` columns to the left, the others, which are numbers, to the right."""
     cells = [tuple(header), *(tuple(_text(cell) for cell in row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [

@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 class Stopped(SystemExit):
-    """SIGTERM came while nothing was running that could drain."""
+    """SIGTERM came while no run was under way that could drain."""
 
 
 @dataclass(frozen=True, slots=True)

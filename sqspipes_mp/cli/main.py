@@ -92,7 +92,7 @@ def _end(error: BaseException, console: Console) -> int:
 
 
 def _without_ours(frames: TracebackType | None) -> TracebackType | None:
-    """Return the traceback from the engine's ``run`` on: the command line's own frames tell the user nothing."""
+    """Return the traceback without the command line's own frames."""
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_FOLDER):
         frames = frames.tb_next
     return frames
@@ -100,7 +100,7 @@ def _without_ours(frames: TracebackType | None) -> TracebackType | None:
 
 @contextmanager
 def _stopped_by(number: signal.Signals) -> Iterator[None]:
-    """End the program within the block by an exception; while an engine runs, the signal is the engine's."""
+    """Have a signal raise ``Stopped`` within the block; while an engine runs, the signal is the engine's."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise Stopped

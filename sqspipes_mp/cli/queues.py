@@ -23,7 +23,7 @@ _COLUMNS = ("stage", "queue", "waiting", "in flight", "delayed", "dead")
 
 
 def status(flags: Namespace, _console: Console) -> Exit:
-    """Show what is in the queues."""
+    """Show the counts of every queue."""
     engine = engine_of(flags)
     stats = _stats(engine)
     warn_of_others(engine)
@@ -64,9 +64,9 @@ def delete(flags: Namespace, _console: Console) -> Exit:
 
 
 def engine_of(flags: Namespace) -> Engine:
-    """Load the engine that the command line names, with the broker that it names."""
+    """Return the engine and broker that the command line names. Raises ``Refused`` and ``ConfigError``."""
     engine = load(flags.target)
-    # Which broker it is stands in what is printed; the warning is for what puts messages there.
+    # The output names the broker; the warning about the choice is for commands that send messages.
     logging.getLogger(CHOICE).setLevel(logging.ERROR)
     override(engine, broker=flags.broker)
     if engine.broker.temporary:
@@ -94,7 +94,7 @@ def _stats(engine: Engine) -> PipelineStats:
     broker = engine.broker
     broker.check()
     if not broker.exists():
-        # Most likely the folder is the wrong one.
+        # No file, most likely because the folder is the wrong one: a look must not create it.
         stages = tuple(
             StageStats(
                 name=stage.name,
@@ -108,7 +108,7 @@ def _stats(engine: Engine) -> PipelineStats:
 
 
 def _announce(engine: Engine, verb: str, what: str) -> list[str]:
-    """Print what will be touched; return the names of the queues that exist."""
+    """Print the existing queues and their counts; return their names."""
     stats, own = _stats(engine), every_queue(engine).queue_names()
     found = {queue.name: queue.depth for stage in stats.stages for queue in _queues(stage) if queue.depth is not None}
     names = [name for name in own if name in found]
@@ -124,7 +124,7 @@ def _announce(engine: Engine, verb: str, what: str) -> list[str]:
 
 
 def agreed(flags: Namespace, question: str) -> bool:
-    """Ask, unless there is --yes. Raises ``Refused`` where there is nobody to ask."""
+    """Ask, unless there is --yes; return whether the answer is yes. Raises ``Refused`` where there is no terminal."""
     if flags.yes:
         return True
     if not sys.stdin.isatty():

@@ -49,7 +49,7 @@ def run(flags: Namespace, console: Console) -> Exit:
     try:
         summary = start_run(engine, plan, options.progress)
     except KeyboardInterrupt as interrupt:
-        # A task that raised it has none.
+        # A KeyboardInterrupt that a task raised has no summary.
         summary = getattr(interrupt, "summary", None)
         if summary is None:
             raise
@@ -66,7 +66,7 @@ def _exit(summary: Summary, console: Console, target: str) -> Exit:
 
 
 def summary_table(summary: Summary) -> str:
-    """Return what each stage did, a line each."""
+    """Return a table of the stages' figures."""
     columns = ("stage", "workers", "done", "failed", "dead", "retried", "busy", "p50", "p95")
     rows = [
         (
@@ -83,8 +83,9 @@ def summary_table(summary: Summary) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value and where it comes from: the name of the flag or variable."""
+    """A value that was given on the command line or in the environment."""
 
+    #: Name of the flag or variable.
     source: str
     value: str
 
@@ -95,9 +96,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What was asked for; None or empty: nothing. ``workers``: flags before the environment's, which yields to code."""
+    """The options of one run; None or empty: not given."""
 
     only: list[Given]
+    #: Flags first, then those of the environment, which yield to the code.
     workers: list[Given]
     broker: str | None
     until: Literal["drained"] | None
@@ -126,7 +128,7 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
     return RunOptions(
         only=only,
         workers=[*_from_flag(flags, "workers"), *_split(_from_variable(environ, "workers"))],
-        # SQSPIPES_BROKER is the engine's own to read: only it knows whether its constructor was given one.
+        # The engine reads SQSPIPES_BROKER itself: it knows whether its constructor was given a broker.
         broker=flags.broker,
         until="drained" if until else None,
         idle=_idle(flags, environ, ends=until is not None),
@@ -138,15 +140,15 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
 
 
 def task_names(given: Sequence[Given], pipeline: Pipeline) -> list[str] | None:
-    """Return the tasks to run here; None: all. Raises ``Refused`` for one that is not there."""
+    """Return the names of the tasks to run here; None: all. Raises ``Refused`` for an unknown task."""
     return [_stage(one, pipeline, one.value).name for one in given] or None
 
 
 def worker_counts(given: Sequence[Given], pipeline: Pipeline, only: Sequence[str] | None) -> dict[str, Any]:
-    """Return the workers of each task named; a bare number is for the one task that runs here.
+    """Return the number of workers of each task that was named; a bare number is for the one task that runs here.
 
-    The environment's yield to a ``Task(workers=)`` other than 1, and may name tasks that run elsewhere. Raises
-    ``Refused`` for a task that is not there, and for what is no number.
+    Numbers of the environment yield to a ``Task(workers=)`` other than 1, and may name tasks that run elsewhere. Raises
+    ``Refused`` for an unknown task, and for a value that is no number.
     """
     stages = [pipeline.stage(name) for name in only] if only else list(pipeline.stages)
     names = [stage.name for stage in stages]
@@ -168,7 +170,7 @@ def worker_counts(given: Sequence[Given], pipeline: Pipeline, only: Sequence[str
 
 
 def _idle(flags: Namespace, environ: Mapping[str, str], *, ends: bool) -> float | None:
-    """Return the seconds of ``run(idle)``; the environment's are for runs that have an end."""
+    """Return the seconds of ``run(idle)``; those of the environment hold only for runs with an end."""
     for given in _from_flag(flags, "idle") or (_from_variable(environ, "idle") if ends else []):
         try:
             seconds = float(given.value)

@@ -1,4 +1,4 @@
-"""Checks of single values that the user gave; each raises ``ConfigError``. Pure; runs before any process starts."""
+"""Checks of the user's values, one by one; each raises ``ConfigError``. Pure; runs before any process starts."""
 
 from __future__ import annotations
 

@@ -19,18 +19,17 @@ MAX_PRIORITY = 15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A task in its place.
-
-    ``inputs``: the queues it receives from, highest priority first; none for a source. ``outputs``: the queues it
-    sends to, by priority level; none for the last task. ``dead``: its dead-letter queue; None for a source.
-    ``next_group``: the receiving task's ``group``.
-    """
+    """A task in its place."""
 
     index: int
     task: Task
+    #: Queues that the stage receives from, highest priority first; none for a source.
     inputs: tuple[str, ...]
+    #: Queues that the stage sends to, by priority, lowest first; none for the last task.
     outputs: tuple[str, ...]
+    #: Dead-letter queue; None for a source.
     dead: str | None
+    #: The ``group`` of the task that receives the outputs.
     next_group: Callable[[Any], str] | None
 
     @property
@@ -39,7 +38,7 @@ class Stage:
 
     @property
     def is_source(self) -> bool:
-        """Whether it receives nothing and is called again and again."""
+        """Whether the stage receives nothing and is called again and again."""
         return not self.inputs
 
     @property
@@ -48,7 +47,7 @@ class Stage:
 
     @property
     def ends(self) -> bool:
-        """Whether it is a source that comes to an end: a generator function."""
+        """Whether the stage is a source that comes to an end: a generator function."""
         return self.is_source and self.task.is_generator
 
 
@@ -65,7 +64,7 @@ class Pipeline:
     queues: tuple[QueueSpec, ...]
 
     def stage(self, name_or_index: object) -> Stage:
-        """Return a stage by its task's name or its index from 0. Raises ``ConfigError`` naming those there are."""
+        """Return a stage by its task's name or its index from 0. Raises ``ConfigError`` naming all stages."""
         for stage in self.stages:
             if name_or_index == stage.name or (type(name_or_index) is int and name_or_index == stage.index):
                 return stage
@@ -73,12 +72,12 @@ class Pipeline:
         raise ConfigError("the task", name_or_index, f"a task's name or index of this pipeline: {known}")
 
     def queue_names(self, selected: Collection[int] | None = None) -> tuple[str, ...]:
-        """Return the names of this pipeline's own queues (never others'), or of those the selected stages use."""
+        """Return the names of this pipeline's own queues (never others'); ``selected``: only those of these stages."""
         used = None if selected is None else self._used(selected)
         return tuple(spec.name for spec in self.queues if spec.owned and (used is None or spec.name in used))
 
     def specs_for(self, selected: Collection[int] | None = None) -> tuple[QueueSpec, ...]:
-        """Return what running only these stages needs: inputs, outputs, and the dead-letter queues of all of them."""
+        """Return the queues that a run of these stages needs: inputs, outputs, and the dead-letter queues of all."""
         if selected is None:
             return self.queues
         used = self._used(selected)
@@ -266,7 +265,7 @@ def _collision(stages: Sequence[Stage]) -> ConfigError | None:
 
 def _excess(stages: Sequence[Stage], domain: str) -> ConfigError | None:
     for stage in stages:
-        # What others named is as long as it is; highest levels have the longest names.
+        # Names of others' queues are not ours to shorten. The highest level has the longest name.
         inputs = stage.inputs[:1] if stage.task.input is True else ()
         named = (*stage.outputs[-1:], *filter(None, (stage.dead,)))
         for queue in sorted((*named, *inputs), key=len, reverse=True):
@@ -288,7 +287,7 @@ def _specs(stages: list[Stage], domain: str, fifo: bool, visibility: float) -> t
     for stage in stages:
         for name in reversed(stage.inputs):
             if isinstance(stage.task.input, str):
-                # Others' queue: nothing of it is set, so it redrives nowhere of ours, whatever it is told.
+                # A queue of others: none of its attributes is set, so it has no dead-letter queue of ours.
                 live.append(QueueSpec(name=name, fifo=name.endswith(".fifo"), visibility=visibility, owned=False))
             else:
                 live.append(own(name=name, dead=stage.dead))
