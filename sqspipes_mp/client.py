@@ -38,7 +38,7 @@ class TaskClient:
     """Tasks of one domain, each run by its name, usually one per process or machine: sqspipes's client.
 
     Args:
-        domain: what the queue names begin with.
+        domain: beginning of the queue names.
         aws_key, aws_secret: static credentials, both or none; None: boto3's own chain.
         aws_region: any region; None: boto3's own.
         ignore_none: drop outputs that are None.

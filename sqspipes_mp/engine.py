@@ -43,7 +43,7 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 class PlanArgs(TypedDict, total=False):
-    """Keyword arguments of ``Engine.run`` that say what runs; their meaning is told there."""
+    """Keyword arguments of ``Engine.run`` that make its plan; ``run`` explains them."""
 
     args: Args | None
     workers: Workers | Mapping[str, Workers] | None
@@ -55,13 +55,13 @@ class PlanArgs(TypedDict, total=False):
 
 
 class RunArgs(PlanArgs, total=False):
-    """Keyword arguments of ``Engine.run`` beside ``only`` and ``iterate``; their meaning is told there."""
+    """Keyword arguments of ``Engine.run`` beside ``only`` and ``iterate``; ``run`` explains them."""
 
     progress: bool | None
 
 
 class MapArgs(TypedDict, Generic[V], total=False):
-    """Keyword arguments of ``Engine.map`` that its result's type does not depend on; their meaning is told there."""
+    """Keyword arguments of ``Engine.map`` on which its result's type does not depend; ``map`` explains them."""
 
     ordered: bool
     key: Callable[[V], Key] | None
@@ -159,6 +159,7 @@ class Engine:
 
     @property
     def domain(self) -> str:
+        """The beginning of the queue names."""
         return self._pipeline.domain
 
     @property
@@ -204,7 +205,7 @@ class Engine:
             only: a task's name or index, or a list of them: run just these here.
             args: positional arguments: a tuple where one task runs here, else {"name": tuple}.
             workers: a number or "auto" where one task runs here, else {"name": number}.
-            priority: level of what a source sends: an int, or callable(output) for every output sent here.
+            priority: level of a source's outputs: an int, or callable(output) for every output sent here.
             min_priority: lowest level received here; default: all.
             max_priority: highest level received here; default: all.
             iterate: return an iterator over the outputs of the last task that runs here.
@@ -412,8 +413,8 @@ class Engine:
         Raises:
             ConfigError: the first function does not take that value.
             OutputError, MessageTooLarge: the value, or an output, cannot be sent.
-            Exception: the one that a function raised, as itself; to a ``Retry`` or ``Reject`` a note is added that
-                tells what it does in a run.
+            Exception: the one that a function raised, as itself; a ``Retry`` or ``Reject`` has a note on its meaning in
+                a run.
         """
         return rehearse(self._pipeline, self._settings, value)
 

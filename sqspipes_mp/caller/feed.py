@@ -19,6 +19,7 @@ from sqspipes_mp.messages.ids import group_name, token
 from sqspipes_mp.pipeline.checks import is_whole, seconds, whole_number
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
+from sqspipes_mp.pipeline.task import Key
 
 #: Longest delay of one message, seconds (Amazon SQS API Reference, SendMessage: DelaySeconds).
 MAX_DELAY = 900
@@ -65,10 +66,10 @@ class Feeder:
         pipeline: Pipeline,
         settings: Settings,
         *,
-        priority: Any = 0,
+        priority: int | Callable[[Any], int] = 0,
         group: str | None = None,
         delay: float = 0,
-        key: Any = None,
+        key: Key | Callable[[Any], Key] | None = None,
         where: str = "put",
     ) -> None:
         first = pipeline.stages[0]

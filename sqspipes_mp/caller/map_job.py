@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ from sqspipes_mp.messages.ids import token
 from sqspipes_mp.pipeline.checks import flag
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, fed
+from sqspipes_mp.pipeline.task import Key
 
 log = logging.getLogger("sqspipes_mp.engine")
 
@@ -48,7 +49,7 @@ def plan_job(
     ordered: bool,
     return_exceptions: bool,
     with_input: bool,
-    key: Any,
+    key: Callable[[Any], Key] | None,
     resume: bool,
     source: str | None,
 ) -> tuple[RunPlan, Job]:

@@ -127,7 +127,7 @@ def _current(stage: Stage, message: Message) -> CurrentMessage:
 
 
 def _meaning(verdict: Verdict) -> str:
-    """Say what a task's ``Retry`` or ``Reject`` does to its message in a run."""
+    """Return the note on a verdict's meaning in a run."""
     if not isinstance(verdict, Retry):
         return "engine.call has no dead-letter queue: in a run the message would go there"
     when = "after the usual backoff" if verdict.delay is None else f"after {verdict.delay:g} s"

@@ -122,7 +122,7 @@ class Results(Iterator[R]):
         return self
 
     def __next__(self) -> R:
-        """Return the next result. Raises what ended the run, as ``run()`` would."""
+        """Return the next result. Raises the exception that ended the run, as ``run()`` would."""
         if self._closed:
             raise StopIteration
         if self._handed is not None:

@@ -24,7 +24,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 def whole_number(
     field: str, value: object, *, least: int, most: int | None = None, also: str = "", cure: str = ""
 ) -> int:
-    """Return ``value`` as an int from ``least`` to ``most``; ``also`` names what else the field takes."""
+    """Return ``value`` as an int from ``least`` to ``most``; ``also``: other values that the field takes."""
     if is_whole(value) and value >= least and (most is None or value <= most):
         return int(value)
     span = f"a whole number from {least}" + ("" if most is None else f" to {most}")

@@ -77,6 +77,7 @@ class RunPlan:
 
     @property
     def seats(self) -> tuple[Seat, ...]:
+        """The places of all slots; a slot's number is its index here."""
         return tuple(Seat(stage, index) for stage in self.selected for index in range(self.workers[stage]))
 
     @property

@@ -34,6 +34,7 @@ class Stage:
 
     @property
     def name(self) -> str:
+        """The task's name."""
         return self.task.name
 
     @property
@@ -43,6 +44,7 @@ class Stage:
 
     @property
     def is_first(self) -> bool:
+        """Whether the stage is the pipeline's first."""
         return self.index == 0
 
     @property

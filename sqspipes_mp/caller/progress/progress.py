@@ -23,7 +23,7 @@ log = logging.getLogger("sqspipes_mp.progress")
 
 #: Seconds between two tables, and between two lines of the log.
 DRAW_EVERY, LOG_EVERY = 0.5, 30.0
-#: Seconds between two counts of what waits, where counting is a request that costs money.
+#: Seconds between two counts of waiting messages for a table: on SQS a count is a request that costs money.
 COUNT_EVERY = 10.0
 
 #: A terminal has one foot: the first run gets it.
