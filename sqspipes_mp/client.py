@@ -8,34 +8,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import closing
+from typing import Any, Literal, overload
 from uuid import uuid4
 
 from sqspipes_mp.brokers import SQS
 from sqspipes_mp.brokers.base import Broker, Completion
+from sqspipes_mp.caller.results import Results
 from sqspipes_mp.caller.stats import opened
-from sqspipes_mp.engine import Engine
+from sqspipes_mp.engine import Engine, plan_run
 from sqspipes_mp.errors import ConfigError, QueueMissing
+from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.ids import source_parent
+from sqspipes_mp.pipeline.checks import flag
 from sqspipes_mp.pipeline.domain import check_domain
-from sqspipes_mp.pipeline.function import Products, built
-from sqspipes_mp.pipeline.plan import check_flag, make_plan
+from sqspipes_mp.pipeline.outputs import Built, Products
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY
-from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
+from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback, TaskRef
 
 __all__ = ["EmptyTaskOutput", "TaskCallback", "TaskClient", "TaskClientError"]
 
 log = logging.getLogger("sqspipes_mp.client")
 
-#: sqspipes's name for what is wrong with a client's arguments.
+#: sqspipes's name of the error for a client's arguments.
 TaskClientError = ConfigError
 
 
 class TaskClient:
-    """What sqspipes calls a client: tasks of one domain, each run by its name, usually one per process or machine.
+    """Tasks of one domain, each run by its name, usually one per process or machine: sqspipes's client.
 
     Args:
-        domain: what the queue names begin with.
+        domain: beginning of the queue names.
         aws_key, aws_secret: static credentials, both or none; None: boto3's own chain.
         aws_region: any region; None: boto3's own.
         ignore_none: drop outputs that are None.
@@ -58,8 +61,8 @@ class TaskClient:
         broker: Broker | str | None = None,
     ) -> None:
         check_domain("TaskClient(domain)", domain)
-        check_flag("TaskClient(ignore_none)", ignore_none)
-        check_flag("TaskClient(fifo)", fifo)
+        flag("TaskClient(ignore_none)", ignore_none)
+        flag("TaskClient(fifo)", fifo)
         self.domain = domain
         self.aws_region = aws_region
         self.ignore_none = ignore_none
@@ -68,7 +71,7 @@ class TaskClient:
         self._engine: Engine | None = None
 
     def register_tasks(self, tasks: list[Any]) -> None:
-        """Say which tasks there are, in the order the values go; in place of those said before.
+        """Register the tasks in the order the values go, in place of those registered before.
 
         Args:
             tasks: list of functions, ``Task`` objects, or dicts with sqspipes's keys: ``method``, ``name`` (default:
@@ -77,7 +80,7 @@ class TaskClient:
                 other arguments of ``Task`` (``timeout``, ``max_attempts``, ...) are keys, too.
 
         Raises:
-            ConfigError: for what is no task, an unknown key (naming the nearest), or a value that is not allowed.
+            ConfigError: an entry is no task, has an unknown key (the nearest is named) or a value that is not allowed.
         """
         if isinstance(tasks, list):
             tasks = [_as_here(task) if isinstance(task, Mapping) else task for task in tasks]
@@ -101,29 +104,63 @@ class TaskClient:
         """The tasks registered, in order."""
         return [] if self._engine is None else [stage.task for stage in self._engine.pipeline.stages]
 
-    def get_task_by_name(self, task_name: str | int) -> Task:
+    def get_task_by_name(self, task_name: TaskRef) -> Task:
         """Return a task by its name or its index (from 0; -1 is the last). Raises ``ConfigError`` naming all."""
         stages = self.engine.pipeline.stages
         if type(task_name) is int and -len(stages) <= task_name < 0:
             task_name += len(stages)
         return self.engine.pipeline.stage(task_name).task
 
+    @overload
     def run(
         self,
-        task_name: str | int,
+        task_name: TaskRef,
+        args: tuple[Any, ...] | None = None,
+        priority: int | Callable[[Any], int] = 0,
+        iterate: Literal[False] = False,
+        workers: int | None = None,
+        min_priority: int | None = None,
+        max_priority: int | None = None,
+    ) -> Summary: ...
+    @overload
+    def run(
+        self,
+        task_name: TaskRef,
+        args: tuple[Any, ...] | None = None,
+        priority: int | Callable[[Any], int] = 0,
+        *,
+        iterate: Literal[True],
+        workers: int | None = None,
+        min_priority: int | None = None,
+        max_priority: int | None = None,
+    ) -> Results[Any]: ...
+    @overload
+    def run(
+        self,
+        task_name: TaskRef,
         args: tuple[Any, ...] | None = None,
         priority: int | Callable[[Any], int] = 0,
         iterate: bool = False,
         workers: int | None = None,
         min_priority: int | None = None,
         max_priority: int | None = None,
-    ) -> Any:
+    ) -> Summary | Results[Any]: ...
+    def run(
+        self,
+        task_name: TaskRef,
+        args: tuple[Any, ...] | None = None,
+        priority: int | Callable[[Any], int] = 0,
+        iterate: bool = False,
+        workers: int | None = None,
+        min_priority: int | None = None,
+        max_priority: int | None = None,
+    ) -> Summary | Results[Any]:
         """Run one task until it is stopped or an exception ends it.
 
         Args:
             task_name: its name or index.
             args: further arguments of the method, after the value; of the first task: all of them.
-            priority: level of what the first task sends, or callable(output) for whatever this task sends.
+            priority: level of the first task's outputs, or callable(output) for any task's.
             iterate: return an iterator over the task's outputs, which are sent on as well.
             workers: processes, for this run.
             min_priority, max_priority: the band of levels received, both ends included; default: all.
@@ -133,7 +170,7 @@ class TaskClient:
 
         Raises:
             ConfigError: before any process starts.
-            Exception: the one the task raised, as itself; and what ``Engine.run`` raises.
+            Exception: the one the task raised, as itself, and the errors of ``Engine.run``.
         """
         return self.engine.run(
             self.get_task_by_name(task_name).name,
@@ -158,22 +195,19 @@ class TaskClient:
             Exception: the one the method raised; nothing was sent then.
         """
         engine = self.engine
-        pipeline, settings = engine.pipeline, engine._settings
-        plan = make_plan(pipeline, settings, only=0, args=args, priority=priority)
-        stage = pipeline.stages[0]
+        plan = plan_run(engine, 0, args=args, priority=priority)
+        stage = plan.pipeline.stages[0]
         if not stage.is_source:
             raise ConfigError(f"Task({stage.name!r}).input", stage.task.input, "None for submit", "Use engine.put")
-        products = Products.of(pipeline, settings, stage, plan.priority)
+        products = Products(plan, stage)
         # Each call is a run of its own, so that no two submits share an id.
         parent = source_parent(uuid4().hex, stage.name, 0)
-        with built(stage.task) as method:
-            result = method(*plan.args[0])
-            values = result if stage.task.is_generator else [result]
-            made = [products.make(value, None, parent, index) for index, value in enumerate(values)]
+        with closing(Built(stage.task, plan.args[0])) as method:
+            made = [products.make(value, None, parent, index) for index, value in enumerate(method.outputs())]
         outputs = tuple(product.output for product in made if product.output is not None)
         if outputs:
             with opened(engine.broker) as connection:
-                connection.ensure(pipeline.specs_for({0}), create=settings.create_queues)
+                connection.ensure(plan.pipeline.specs_for({0}), create=plan.settings.create_queues)
                 connection.complete([Completion(None, outputs)])
         for product in made:
             if product.callback is not None:
@@ -181,7 +215,7 @@ class TaskClient:
 
     @property
     def queues(self) -> list[str]:
-        """Those of exactly this pipeline's queues that exist: their URLs at SQS, their names in SQLite."""
+        """The existing queues of exactly this pipeline: their URLs at SQS, their names in SQLite."""
         found = []
         with opened(self.engine.broker) as connection:
             for name in self.engine.pipeline.queue_names():
@@ -201,7 +235,7 @@ class TaskClient:
 
 
 def _as_here(task: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Read a task's dict as sqspipes does: no name is the method's, and more than 16 priorities are 16."""
+    """Return a task's dict as sqspipes reads it: an empty name is the method's, and more than 16 priorities are 16."""
     taken = {key: value for key, value in task.items() if key != "name" or value}
     levels = taken.get("priorities")
     if isinstance(levels, int) and levels > MAX_PRIORITY + 1:
@@ -210,7 +244,7 @@ def _as_here(task: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _call_back(callback: TaskCallback, parent: str) -> None:
-    """Run a callback; the output was accepted, so its failure must not look like one of the submit."""
+    """Run a callback. Its exception is logged: raised, it would look as if the accepted output had not been sent."""
     try:
         callback.callback(*callback.callback_args)
     except Exception:

@@ -1,4 +1,4 @@
-"""``Engine``: wires pipeline, broker and supervisor together, and owns nothing between two calls (caller)."""
+"""``Engine``: joins pipeline, broker and supervisor, and owns nothing between two calls (caller)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args, overload
 
 from sqspipes_mp.brokers.base import Broker, Connection
@@ -16,9 +16,9 @@ from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.caller.dead_letters import DeadLetter, look
 from sqspipes_mp.caller.feed import Feeder, put, put_many
 from sqspipes_mp.caller.map import MapResults
-from sqspipes_mp.caller.map_job import fed_pipeline, plan_job, survey
+from sqspipes_mp.caller.map_job import plan_job, survey
 from sqspipes_mp.caller.progress.progress import check as check_progress
-from sqspipes_mp.caller.rehearse import rehearse
+from sqspipes_mp.caller.rehearse import NoValue, rehearse
 from sqspipes_mp.caller.results import Results
 from sqspipes_mp.caller.runs import Runs
 from sqspipes_mp.caller.stats import PipelineStats, existing, opened, read_stats, total
@@ -26,26 +26,24 @@ from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.map_lock import MapLock, no_map
 from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
-from sqspipes_mp.pipeline.callsite import constructing_file
-from sqspipes_mp.pipeline.checks import sync_callable
-from sqspipes_mp.pipeline.domain import derive_domain
-from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings, check_flag, check_timeouts, make_plan, number
-from sqspipes_mp.pipeline.stages import Pipeline, build
+from sqspipes_mp.pipeline.checks import flag, seconds, sync_callable
+from sqspipes_mp.pipeline.domain import constructing_file, derive_domain
+from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, RunPlan, Settings, check_timeouts, make_plan
+from sqspipes_mp.pipeline.stages import Pipeline, build, feedable
 from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, TaskRef, Workers, check_on_error
 
 log = logging.getLogger("sqspipes_mp.engine")
 
 StartMethod: TypeAlias = Literal["fork", "forkserver", "spawn"]
 Only: TypeAlias = TaskRef | Collection[TaskRef] | None
-#: Positional arguments: of the one task that runs here, or of each by its name.
+#: Positional arguments of the one task that runs here, or of each task by its name.
 Args: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]
 V = TypeVar("V")
-#: The default as an object of its own (and so never interned), to tell it from a "raise" that was given.
-_RAISE = cast(Literal["raise"], str(b"raise", "ascii"))
+F = TypeVar("F", bound=Callable[..., None])
 
 
-class RunArgs(TypedDict, total=False):
-    """Keyword arguments of ``Engine.run``, whatever it returns; what they mean is said there."""
+class PlanArgs(TypedDict, total=False):
+    """Keyword arguments of ``Engine.run`` that make its plan; ``run`` explains them."""
 
     args: Args | None
     workers: Workers | Mapping[str, Workers] | None
@@ -54,11 +52,16 @@ class RunArgs(TypedDict, total=False):
     max_priority: int | None
     until: Literal["drained"] | None
     idle: float | None
+
+
+class RunArgs(PlanArgs, total=False):
+    """Keyword arguments of ``Engine.run`` beside ``only`` and ``iterate``; ``run`` explains them."""
+
     progress: bool | None
 
 
 class MapArgs(TypedDict, Generic[V], total=False):
-    """Keyword arguments of ``Engine.map``, whatever it hands out; what they mean is said there."""
+    """Keyword arguments of ``Engine.map`` on which its result's type does not depend; ``map`` explains them."""
 
     ordered: bool
     key: Callable[[V], Key] | None
@@ -66,25 +69,36 @@ class MapArgs(TypedDict, Generic[V], total=False):
     progress: bool | None
 
 
+def _remembering(init: F) -> F:
+    """Have an engine remember the names of the keyword arguments that its constructor was given."""
+
+    @wraps(init)
+    def remembering(engine: Engine, *args: Any, **keywords: Any) -> None:
+        engine._given = frozenset(keywords)
+        init(engine, *args, **keywords)
+
+    return cast("F", remembering)
+
+
 class Engine:
     """A pipeline of tasks over one broker.
 
-    Building one only checks: no file, no network, no process before the first call of a method.
+    The constructor only checks: no file, no network, no process before the first call of a method.
 
     Args:
         tasks: list of ``Task``, sqspipes's dicts, or callables, in the order the values go.
-        domain: what the queue names begin with. Default: ``SQSPIPES_DOMAIN``, else the stem of the file that builds
+        domain: beginning of the queue names. Default: ``SQSPIPES_DOMAIN``, else the stem of the file that builds
             the engine (its folder's name for ``__main__.py`` and ``__init__.py``).
         broker: ``SQS(...)``, ``SQLite(path)`` or a URL. Default: ``SQSPIPES_BROKER``, else SQLite in ``./{domain}.db``
-            (with a warning); never guessed from AWS settings that happen to be there.
+            (with a warning); AWS settings in the environment choose no broker.
         fifo: FIFO queues: each message once within SQS's five minutes, order kept within a task's ``group``.
         ignore_none: drop outputs that are None.
         on_error: "raise" (the run ends with the exception), "retry", "reject", or callable(exception, attempt) that
             returns one of these or a ``Retry``.
         setup: called first in every child process (logging, tracing).
-        visibility_timeout: seconds, 2 to 43,200: what a lease is extended to while its message is held; after a
-            power cut the message comes back when it ends.
-        shutdown_grace: seconds that running messages have once a stop is asked for.
+        visibility_timeout: seconds, 2 to 43,200, to which the lease of a held message is extended; after a power cut
+            the message comes back at its end.
+        shutdown_grace: seconds that running calls have once a stop is asked for.
         start_method: "fork", "forkserver", "spawn"; None: fork on Linux (forkserver where other threads are alive),
             else spawn.
         create_queues: create missing queues; False: a missing one is an error.
@@ -94,6 +108,9 @@ class Engine:
         ConfigError: naming the argument, its value, what is allowed and the cure.
     """
 
+    _given: frozenset[str]
+
+    @_remembering
     def __init__(
         self,
         tasks: Sequence[TaskLike],
@@ -102,7 +119,7 @@ class Engine:
         broker: Broker | str | None = None,
         fifo: bool = False,
         ignore_none: bool = True,
-        on_error: OnError = _RAISE,
+        on_error: OnError = "raise",
         setup: Callable[[], object] | None = None,
         visibility_timeout: float = 60.0,
         shutdown_grace: float = 25.0,
@@ -110,8 +127,8 @@ class Engine:
         create_queues: bool = True,
         json_default: Callable[[Any], Any] | None = None,
     ) -> None:
-        for field, flag in (("fifo", fifo), ("ignore_none", ignore_none), ("create_queues", create_queues)):
-            check_flag(f"Engine({field})", flag)
+        for field, switch in (("fifo", fifo), ("ignore_none", ignore_none), ("create_queues", create_queues)):
+            flag(f"Engine({field})", switch)
         for field, hook in (("setup", setup), ("json_default", json_default)):
             if hook is not None:
                 sync_callable(f"Engine({field})", hook)
@@ -121,10 +138,10 @@ class Engine:
             ignore_none=ignore_none,
             on_error=check_on_error("Engine(on_error)", on_error),
             setup=setup,
-            visibility=number(
+            visibility=seconds(
                 "Engine(visibility_timeout)", visibility_timeout, least=MIN_VISIBILITY, most=MAX_VISIBILITY
             ),
-            grace=number("Engine(shutdown_grace)", shutdown_grace, least=0.0),
+            grace=seconds("Engine(shutdown_grace)", shutdown_grace),
             start_method=start_method,
             create_queues=create_queues,
             json_default=json_default,
@@ -132,16 +149,17 @@ class Engine:
         if domain is None:
             domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(constructing_file())
         self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
+        #: With every queue the pipeline can have: a source's input queue too, which ``map`` feeds.
+        self._feedable = feedable(self._pipeline)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
         if broker is not None:
             check_timeouts(self._pipeline, resolve(self._wanted, domain, {}).longest_hold)
-        #: Whether the constructor was given one; the environment gives way to that.
-        self.on_error_given = on_error is not _RAISE
         self._broker: Broker | None = None
         self._runs = Runs()
 
     @property
     def domain(self) -> str:
+        """The beginning of the queue names."""
         return self._pipeline.domain
 
     @property
@@ -150,36 +168,16 @@ class Engine:
         return self._pipeline
 
     @property
-    def whole(self) -> Pipeline:
-        """The pipeline with every queue it can have: a source's input queue too, which ``map`` feeds."""
-        if not self._pipeline.stages[0].is_source:
-            return self._pipeline
-        try:
-            return fed_pipeline(self._pipeline, self._settings.visibility)
-        except ConfigError:
-            # Such a queue cannot be (its name would be too long), so there is none.
-            return self._pipeline
-
-    @property
     def broker(self) -> Broker:
-        """The broker in use; chosen at the first look where the constructor was given none."""
+        """The broker in use; chosen at the first access where the constructor was given none."""
         if self._broker is None:
             self._broker = resolve(self._wanted, self.domain, os.environ)
             if self._broker.temporary:
-                # Not the pipeline: its tasks may refer to this engine, which would then never go.
-                dead = [stage.dead for stage in self.whole.stages if stage.dead is not None]
-                names = [name for name in self.whole.queue_names() if name not in dead]
+                # Names, not the pipeline: its tasks may refer to this engine, which would then never be finalized.
+                dead = [stage.dead for stage in self._feedable.stages if stage.dead is not None]
+                names = [name for name in self._feedable.queue_names() if name not in dead]
                 weakref.finalize(self, _clean_up, self._broker, os.getpid(), self.domain, names, dead)
         return self._broker
-
-    def use(self, broker: Broker | str | None = None, *, on_error: OnError | None = None) -> None:
-        """Use another broker or ``on_error`` from the next call on (the command line's flags)."""
-        if on_error is not None:
-            self._settings = replace(self._settings, on_error=check_on_error("Engine(on_error)", on_error))
-        if broker is not None:
-            self._broker = None
-            self._wanted = parse(broker) if isinstance(broker, str) else broker
-            check_timeouts(self._pipeline, resolve(self._wanted, self.domain, {}).longest_hold)
 
     @overload
     def run(self, only: Only = None, *, iterate: Literal[False] = False, **options: Unpack[RunArgs]) -> Summary: ...
@@ -207,12 +205,12 @@ class Engine:
             only: a task's name or index, or a list of them: run just these here.
             args: positional arguments: a tuple where one task runs here, else {"name": tuple}.
             workers: a number or "auto" where one task runs here, else {"name": number}.
-            priority: level of what a source sends: an int, or callable(output) for every output sent here.
+            priority: level of a source's outputs: an int, or callable(output) for every output sent here.
             min_priority: lowest level received here; default: all.
             max_priority: highest level received here; default: all.
             iterate: return an iterator over the outputs of the last task that runs here.
             until: "drained": return once the sources have ended and every queue is empty and settled.
-            idle: with ``until`` and the source elsewhere: seconds for which the queues must have been empty too;
+            idle: seconds for which the queues must also have been empty, with ``until`` and the source elsewhere;
                 default: 60.
             progress: None: a table of the stages at the foot of the terminal, where stderr is one and ``rich`` is
                 installed (the extra ``progress``); True: elsewhere a line of the log (``sqspipes_mp.progress``, INFO)
@@ -224,13 +222,13 @@ class Engine:
         Raises:
             ConfigError: before any process starts.
             KeyboardInterrupt: after a SIGINT drained, with the Summary as its ``summary``. SIGTERM drains and returns.
-            BrokerError, BootError, RestartLimit, RemoteError: as their names say.
+            BrokerError, BootError, RestartLimit, RemoteError: as ``errors`` explains them.
             Exception: the one a task raised, as itself, with the worker's frames.
         """
-        plan = make_plan(
-            self._pipeline,
-            self._settings,
-            only=only,
+        check_progress("run(progress)", progress)
+        plan = plan_run(
+            self,
+            only,
             args=args,
             workers=workers,
             priority=priority,
@@ -240,17 +238,9 @@ class Engine:
             until=until,
             idle=idle,
         )
-        check_progress("run(progress)", progress)
-        self._runs.check_beside(plan)
-        broker = self.broker
-        broker.check()
-        check_timeouts(plan.pipeline, broker.longest_hold)
         if plan.sink is not None:
-            return self._runs.iterate(plan, broker, self, progress=progress)
-        outcome = self._runs.run(plan, broker, progress)
-        if outcome.failed:
-            raise outcome.exception()
-        return outcome.summary
+            return self._runs.iterate(plan, self._broker_for(plan), self, progress=progress)
+        return start_run(self, plan, progress)
 
     def stop(self) -> None:
         """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
@@ -268,15 +258,15 @@ class Engine:
         """Send one value to the first task, declared with ``input=True``; any process may, no run is needed.
 
         Args:
-            value: what the function gets, as JSON makes it.
+            value: the function's input; the function gets what JSON makes of it.
             priority: 0 to 15, or callable(value), clamped to the first task's levels.
             group: FIFO group; default: the task's ``group``, else one per value.
             delay: seconds until it can be received, 0 to 900; standard queues only.
-            key: a text, a whole number, or callable(value): the id it travels under. SQLite drops a value whose key
-                it has seen since the last ``purge()``, SQS FIFO queues one seen within five minutes.
+            key: a text, a whole number, or callable(value): the value's id. SQLite drops a value whose key it has
+                seen since the last ``purge()``, a FIFO queue of SQS one whose key it has seen within five minutes.
 
         Returns:
-            Its id: the key, else a new one.
+            The value's id: the key, else a new one.
 
         Raises:
             ConfigError, OutputError, MessageTooLarge: nothing was sent.
@@ -299,9 +289,9 @@ class Engine:
         """Send many values, from any iterable, in batches that are checked as a whole before they are sent.
 
         Args:
-            values: read as they are sent, so they may be more than fit into memory. Where they come slowly, one that
-                comes 0.2 s or more after its batch was begun is sent at once, with what came before it; those that
-                came quickly, fewer than a batch, wait for the next one or the end.
+            values: any iterable, read as it is sent, so it may be larger than memory. A value that comes 0.2 s or more
+                after its batch was begun is sent at once, with the batch; fewer values than a batch that came quickly
+                wait for the next value or the end.
             priority, group, delay, key: as for ``put``; the key must be a callable.
             progress: called after each batch with the number of values sent so far.
 
@@ -310,8 +300,8 @@ class Engine:
 
         Raises:
             ConfigError: before anything is sent.
-            PutError: later, with what was sent and what was not; the reason is its cause.
-            Exception: the one that ``values`` or ``progress`` raised, with a note that tells how many were sent.
+            PutError: later, with the numbers of values that were sent; the reason is its cause.
+            Exception: the one that ``values`` or ``progress`` raised, with a note on how many were sent.
         """
         if key is not None and not callable(key):
             raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
@@ -347,7 +337,7 @@ class Engine:
         with_input: bool,
         return_exceptions: bool = False,
         **options: Unpack[MapArgs[V]],
-    ) -> Results[Any]: ...
+    ) -> Results[tuple[V, Any]] | Results[Any]: ...
     def map(
         self,
         values: Iterable[V],
@@ -359,21 +349,21 @@ class Engine:
         resume: bool = False,
         progress: bool | None = None,
     ) -> Results[Any]:
-        """Send values through all stages, run here, and iterate over what becomes of each.
+        """Send values through all stages, run here, and iterate over their results.
 
         The first task is fed, also where it is declared as a source. A bounded number of values is on the way, so
         ``values`` may be endless; it is read in the caller's thread, between two results.
 
         Args:
-            values: any iterable of what the first function takes.
+            values: any iterable of inputs of the first function.
             ordered: give results in the order of the values; default: as they come.
             return_exceptions: give the error of a value that was dead-lettered instead of raising it, its value in
                 ``error.value``; "raise" as ``on_error`` then means "reject".
             with_input: give (value, result) pairs.
-            key: callable(value) -> text or whole number, the id it travels under; needed for ``resume``. SQLite refuses
-                one it has seen since the last ``purge()``, SQS one seen in this map.
-            resume: continue a map that was interrupted (SQLite): what was done is skipped, what is under way awaited,
-                and what is in a dead-letter queue ends as ``RemoteError``.
+            key: callable(value) -> text or whole number, the value's id; needed for ``resume``. SQLite refuses a key
+                it has seen since the last ``purge()``, SQS a key seen in this map.
+            resume: continue a map that was interrupted (SQLite): values that are done are skipped, those under way
+                awaited, and those in a dead-letter queue end as ``RemoteError``.
             progress: as of ``run``.
 
         Returns:
@@ -384,70 +374,129 @@ class Engine:
             ConfigError, QueuesNotEmpty: before any process starts; MapRunning too, where another map of the pipeline
                 is under way (SQLite).
             MapIncomplete: it was stopped, or others took messages; UnknownResult: others sent some.
-            Exception: while iterating: as ``run``, and what a dead-lettered value's task raised.
+            Exception: while iterating: as ``run``, and the exception that dead-lettered a value.
         """
+        source = self._pipeline.stages[0].name if self._pipeline.stages[0].is_source else None
         plan, job = plan_job(
-            self._pipeline, self._settings, values,
+            self._feedable, self._settings, values,
             ordered=ordered, return_exceptions=return_exceptions, with_input=with_input, key=key, resume=resume,
+            source=source,
         )  # fmt: skip
         check_progress("map(progress)", progress)
-        self._runs.check_beside(plan)
-        broker = self.broker
-        broker.check()
-        check_timeouts(plan.pipeline, broker.longest_hold)
-        # Of a resumed one nobody knows how many will be skipped.
+        broker = self._broker_for(plan)
+        # A resumed map skips an unknown number of values.
         total = len(values) if isinstance(values, Sized) and not resume else None
-        # Before the look at the queues: what is found there must be no other map's.
+        # Before the look at the queues: messages found there must not be another map's.
         lock = MapLock.take(broker, plan.pipeline.domain, "map")
         try:
             make = partial(MapResults, job, survey(plan, broker, job), lock)
             return self._runs.iterate(plan, broker, self, make, progress=progress, total=total)
         except BaseException:
             if lock is not None:
-                # A supervisor that was started all the same keeps it until it ends.
+                # A supervisor that was started all the same holds the lock until it ends.
                 lock.close()
             raise
 
-    def call(self, value: Any) -> list[Any]:
+    @overload
+    def call(self) -> list[Any]: ...
+    @overload
+    def call(self, value: Any) -> list[Any]: ...
+    def call(self, value: Any = NoValue.GIVEN) -> list[Any]:
         """Send one value through all functions here: no broker, no process, the same JSON and drop rules.
 
-        The first function gets ``value`` (a source: as its only argument). Returns the last one's values; exceptions
-        come as they are.
+        Args:
+            value: as for ``put``; of a source its only argument. Without it a source is called with its ``args``.
+
+        Returns:
+            The last function's outputs.
+
+        Raises:
+            ConfigError: the first function does not take that value.
+            OutputError, MessageTooLarge: the value, or an output, cannot be sent.
+            Exception: the one that a function raised, as itself; a ``Retry`` or ``Reject`` has a note on its meaning in
+                a run.
         """
         return rehearse(self._pipeline, self._settings, value)
 
     def stats(self) -> PipelineStats:
-        """Count every queue, and say what this engine's latest run does. Raises ``ConfigError`` and ``BrokerError``."""
-        return read_stats(self.whole, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
+        """Count every queue, and read this engine's latest run. Raises ``ConfigError`` and ``BrokerError``."""
+        return read_stats(self._feedable, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Return everything in the dead-letter queues, with its reason. On SQS it is hidden from others meanwhile."""
-        return look(self.whole, self.broker)
+        """Return all dead letters, by stage and time. On SQS they are hidden from others meanwhile.
+
+        Raises ``ConfigError`` and ``BrokerError``.
+        """
+        return look(self._feedable, self.broker)
 
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included.
 
-        Raises ``MapRunning`` while a map of it is under way, and ``ConfigError`` where one of the queues is another
-        pipeline's own (both on SQLite, which knows).
+        Raises ``MapRunning`` while a map of the pipeline is under way, and ``ConfigError`` where one of the queues is
+        another pipeline's own (both on SQLite only).
         """
         with no_map(self.broker, self.domain, "purge"), opened(self.broker) as connection:
-            connection.check_owners(self.whole.queues)
+            connection.check_owners(self._feedable.queues)
             connection.purge(self._existing(connection))
 
     def delete(self) -> None:
         """Delete exactly this pipeline's queues. Raises as ``purge`` does."""
         with no_map(self.broker, self.domain, "delete"), opened(self.broker) as connection:
-            connection.check_owners(self.whole.queues)
-            connection.delete(self.whole.queue_names())
+            connection.check_owners(self._feedable.queues)
+            connection.delete(self._feedable.queue_names())
+
+    def _broker_for(self, plan: RunPlan) -> Broker:
+        """Return the broker for a run that is about to start. Raises ``ConfigError`` where the run may not."""
+        self._runs.check_beside(plan)
+        broker = self.broker
+        broker.check()
+        check_timeouts(plan.pipeline, broker.longest_hold)
+        return broker
 
     def _existing(self, connection: Connection) -> list[str]:
-        """Return this pipeline's queues; those that only ``map`` makes of a source's where it has."""
+        """Return this pipeline's queues; those that only ``map`` makes, a source's, where they exist."""
         own = self._pipeline.queue_names()
-        return [*own, *existing(connection, [name for name in self.whole.queue_names() if name not in own])]
+        return [*own, *existing(connection, [name for name in self._feedable.queue_names() if name not in own])]
+
+
+# The command line and ``TaskClient`` need more of an engine than its users do: the functions below.
+
+
+def every_queue(engine: Engine) -> Pipeline:
+    """Return the pipeline with every queue it can have: a source's input queue too, which ``map`` feeds."""
+    return engine._feedable
+
+
+def override(
+    engine: Engine, *, broker: Broker | str | None = None, on_error: OnError | None = None, weakly: bool = False
+) -> None:
+    """Have an engine use another broker or ``on_error`` from its next call on; None: the one it has.
+
+    ``weakly``: the constructor's ``on_error`` is kept where it was given one. Raises ``ConfigError``.
+    """
+    if on_error is not None and not (weakly and "on_error" in engine._given):
+        engine._settings = replace(engine._settings, on_error=check_on_error("Engine(on_error)", on_error))
+    if broker is not None:
+        engine._broker = None
+        engine._wanted = parse(broker) if isinstance(broker, str) else broker
+        check_timeouts(engine._pipeline, resolve(engine._wanted, engine.domain, {}).longest_hold)
+
+
+def plan_run(engine: Engine, only: Only = None, *, iterate: bool = False, **options: Unpack[PlanArgs]) -> RunPlan:
+    """Return the plan of ``engine.run`` with these arguments. Raises ``ConfigError``."""
+    return make_plan(engine._pipeline, engine._settings, only=only, iterate=iterate, **options)
+
+
+def start_run(engine: Engine, plan: RunPlan, progress: bool | None = None) -> Summary:
+    """Run a plan until it ends; raises as ``engine.run`` does."""
+    outcome = engine._runs.run(plan, engine._broker_for(plan), progress)
+    if outcome.failed:
+        raise outcome.exception()
+    return outcome.summary
 
 
 def _clean_up(broker: Broker, owner: int, domain: str, queues: list[str], dead: list[str]) -> None:
-    """Remove a temporary file, in the process that made it, and say what goes with it."""
+    """Remove a temporary file, in the process that made it, and log how many messages go with it."""
     if os.getpid() != owner:
         return
     with contextlib.suppress(Exception):

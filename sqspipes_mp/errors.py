@@ -229,7 +229,11 @@ class TaskTimeout(WorkerLost):
 
 
 class SupervisorLost(WorkerLost):
-    """The supervisor process behind ``iterate=True`` died; its workers died with it."""
+    """The supervisor process behind ``iterate=True`` and ``map`` died; its workers died with it."""
+
+    def __init__(self, stage: str, pid: int, cause: str) -> None:
+        super().__init__(stage, pid, cause)
+        self.args = (f"the supervisor (pid {pid}) was lost, and its workers with it: {cause}",)
 
 
 class BootError(SqsPipesError):

@@ -1,7 +1,7 @@
 """Dead letters for people: look at them, put them back where they failed, or drop them (caller).
 
-SQS has no way to look without receiving, so a look receives all there is for a while and gives it back. This happens
-in a thread of its own: signals raise in the main one, and must not come between a receive and its release.
+SQS has no way to look without receiving, so a look receives all dead letters for a while and gives them back. It runs
+in a thread of its own: signals raise in the main thread, and must not come between a receive and its release.
 """
 
 from __future__ import annotations
@@ -27,57 +27,59 @@ from sqspipes_mp.pipeline.stages import Pipeline, Stage
 
 T = TypeVar("T")
 
-#: Seconds for which a command hides dead letters from others, if it cannot give them back; more where there are more
-#: than so many per second of it, which takes longer to receive.
+#: Least visibility timeout of a look, seconds, and dead letters received per second of it: many take longer. Letters
+#: of a killed command come back after it.
 _HIDDEN, _PER_SECOND = 60.0, 100
-#: Seconds of a long poll, and how many must bring nothing new in a row: SQS asks some of its servers at a time.
+#: Seconds of a long poll, and how many polls in a row must bring nothing new: SQS asks some of its servers at a time.
 _POLL, _POLLS = 1.0, 2
-#: Messages of a FIFO group that SQS hands out at a time (Amazon SQS API Reference, ReceiveMessage); without groups,
-#: what one receive asks for.
+#: Messages of a FIFO group that SQS hands out at a time (Amazon SQS API Reference, ReceiveMessage); most messages of
+#: one receive without groups.
 _OF_A_GROUP, _AT_ONCE = 10, 100
 #: Dead-letter queues received from side by side.
 _THREADS = 8
 _UNTOLD = "moved by the queue service (received too often), or its reason did not fit"
-#: Characters of a shown id, at least; ids named in an error.
+#: Least characters of a shown id; most ids named in an error.
 _SHORT, _NAMED = 8, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A message in a dead-letter queue.
+    """A message in a dead-letter queue."""
 
-    ``id``: its hop id (its message id where the body is no envelope, or of others). ``stage``: the task that failed;
-    ``queue``: where a redrive puts it. ``failure``: error, text, traceback, attempts, signal, stack, host, pid, times
-    (epoch seconds). ``body``: as it was received; ``attributes``: the sender's (SQS). ``value``: what the task was
-    given, by its ``decode`` where it has one, called anew; where it cannot be read, None, of others the body itself.
-    """
-
+    #: The hop id; the queue service's message id where the body is no envelope, or is of others.
     id: str
+    #: The task that failed.
     stage: str
+    #: The queue into which a redrive puts it.
     queue: str
+    #: Error, text, traceback, attempts, signal, stack, host, pid, times (epoch seconds).
     failure: Failure
+    #: The message's body as it was received.
     body: str
+    #: The function's input, read anew, by ``decode`` where the task has one. Unreadable: None, or a body of others.
     value: Any
+    #: Message attributes that the sender set (SQS).
     attributes: Mapping[str, str | bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """``letters``: what was found, by stage and time; ``hidden``: how many more the queues count (about, on SQS)."""
+    """The dead letters found by a look."""
 
+    #: In the order of the stages, then of time.
     letters: list[DeadLetter]
+    #: Number of further letters that the queues count (on SQS: about).
     hidden: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """``letters``: what was moved; ``missed``: what was to be, but was in other hands when it came to deleting.
-
-    ``hidden``: as in ``Survey``, when all were to be moved.
-    """
+    """The dead letters taken out by a redrive or a discard."""
 
     letters: Sequence[DeadLetter]
+    #: Chosen letters that another command held when they were to be deleted.
     missed: Sequence[DeadLetter]
+    #: As in ``Survey``, where all were to be moved.
     hidden: int = 0
 
 
@@ -90,7 +92,7 @@ def look(pipeline: Pipeline, broker: Broker, stage: str | None = None) -> list[D
 
 
 def survey(pipeline: Pipeline, broker: Broker, stage: str | None = None) -> Survey:
-    """Look, and count what could not be seen: what others hold, and on SQS all behind ten of one FIFO group."""
+    """Look, and count the letters that cannot be seen: others hold them, or (SQS) ten of their FIFO group are first."""
     stages = _stages(pipeline, broker, stage)
 
     def work(hands: _Hands) -> Survey:
@@ -103,14 +105,21 @@ def survey(pipeline: Pipeline, broker: Broker, stage: str | None = None) -> Surv
 
 
 def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> Moved:
-    """Put dead letters back into the queues they failed in, with no attempts charged; ``ids`` None: all.
+    """Put dead letters back into the queues they failed in, with no attempts charged.
 
-    ``ids`` may be unique beginnings. Each is sent first and deleted after, so a redrive killed half-way loses none.
-    Raises ``ConfigError`` for an id that fits none or several, before anything is moved.
+    Each letter is sent first and deleted after, so a redrive killed half-way loses none.
+
+    Args:
+        pipeline: with every queue it can have.
+        broker: where the queues are.
+        ids: ids, or unique beginnings of ids; None: all.
+
+    Raises:
+        ConfigError: an id fits none or several; nothing was moved.
     """
 
     def back(received: Received, letter: DeadLetter) -> Completion:
-        # Not the original's id: SQS would drop the message as a duplicate, and the delete would lose it.
+        # A new deduplication id: SQS would drop the original's as a duplicate, and the delete would lose the message.
         hop = moved_id(letter.id, "redrive", received.handle.message_id)
         group = (received.group or letter.id) if letter.queue.endswith(".fifo") else None
         output = Output(letter.queue, letter.body, hop, group, attributes=received.attributes)
@@ -125,7 +134,7 @@ def discard(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> 
 
 
 def resolve_ids(known: Collection[str], wanted: Collection[str], hidden: int = 0) -> set[str]:
-    """Turn unique beginnings of ids into ids. Raises ``ConfigError``, naming candidates, for any other."""
+    """Return the ids that unique beginnings stand for. Raises ``ConfigError``, naming candidates, for any other."""
     found: set[str] = set()
     for beginning in wanted:
         fitting = {ident for ident in known if ident.startswith(beginning)} if beginning else set()
@@ -138,7 +147,7 @@ def resolve_ids(known: Collection[str], wanted: Collection[str], hidden: int = 0
 
 
 def short_ids(ids: Collection[str]) -> dict[str, str]:
-    """Return the shortest beginning of each id that no other has, of 8 characters at least."""
+    """Return each id's shortest beginning that no other id has, of 8 characters at least."""
     ordered = sorted(set(ids))
     padded = ["", *ordered, ""]
     return {
@@ -162,18 +171,18 @@ def _unresolved(beginning: str, fitting: set[str], known: Collection[str], hidde
 
 
 class _Hands:
-    """What one command has received and has to give back; used in its thread, and in those it starts."""
+    """The letters that one command has received and has to give back; used in its thread, and in those it starts."""
 
     def __init__(self, connection: Connection, stopped: threading.Event) -> None:
         self.connection = connection
         self.stopped = stopped
         self.moved: list[DeadLetter] = []
         self.missed: list[DeadLetter] = []
-        #: The newest receipt of each, by message id.
+        #: The newest receipt handle of each letter, by message id.
         self._held: dict[str, Handle] = {}
 
     def receive(self, stages: Sequence[Stage]) -> tuple[list[Found], int]:
-        """Receive every dead letter there is; returns them in order, and how many the queues count."""
+        """Receive every dead letter. Returns them in order, and the number that the queues count."""
         if not stages:
             return [], 0
         with ThreadPoolExecutor(min(_THREADS, len(stages)), "sqspipes-dead") as pool:
@@ -181,7 +190,7 @@ class _Hands:
         return list(chain.from_iterable(found for found, _ in results)), sum(total for _, total in results)
 
     def move(self, chosen: Sequence[Found], how: Callable[[Received, DeadLetter], Completion]) -> None:
-        """Complete in small rounds: being stopped costs no more than the one that has begun."""
+        """Complete letters in small rounds; a stop waits for the round that has begun."""
         size = self.connection.batch
         for start in range(0, len(chosen), size):
             if self.stopped.is_set():
@@ -193,8 +202,8 @@ class _Hands:
                 del self._held[received.handle.message_id]
 
     def give_back(self) -> None:
-        """Release all that was not moved."""
-        with suppress(QueueMissing):  # Deleted meanwhile: nothing to give back to.
+        """Release the letters that were not moved."""
+        with suppress(QueueMissing):  # The queue was deleted meanwhile.
             self.connection.extend(list(self._held.values()), 0.0)
 
     def _receive_all(self, stage: Stage) -> tuple[list[Found], int]:
@@ -202,8 +211,8 @@ class _Hands:
         found: dict[str, Found] = {}
         read = _reader(stage)
         total = idle = 0
-        # Of a FIFO group nothing more comes while some of it is held: ask for all at once where that can be had.
-        with suppress(QueueMissing):  # Never created: nothing has failed yet.
+        # A FIFO group gives no more while some of it is held: ask for all at once, which SQLite gives.
+        with suppress(QueueMissing):  # The queue was never created: nothing has failed yet.
             depth = self.connection.depth(stage.dead)
             total = depth.visible + depth.in_flight + depth.delayed
             count = _AT_ONCE + (total if stage.dead.endswith(".fifo") else 0)
@@ -221,7 +230,7 @@ class _Hands:
 
 
 def _in_a_thread(broker: Broker, work: Callable[[_Hands], T]) -> T:
-    """Do ``work`` out of the signals' reach; what raises here meanwhile has it stop soon and give back first."""
+    """Do ``work`` in a thread. A signal's exception in this one has it stop soon and give back first."""
     stopped = threading.Event()
 
     def whole(connection: Connection) -> T:
@@ -267,7 +276,7 @@ def _move(
             hands.move([each for each in found if each[1].id in wanted], how)
             return Moved(letters=hands.moved, missed=hands.missed)
         hands.move(found, how)
-        # The rest of long FIFO groups. A running engine may bring the same ones again, and new ones for ever.
+        # The rest of long FIFO groups, in a bounded number of rounds: a running engine may bring letters for ever.
         for _ in range(total // _OF_A_GROUP + 1 if pipeline.fifo else 0):
             known = {_lasting(each) for each in found}
             more = [each for each in hands.receive(stages)[0] if _lasting(each) not in known]
@@ -281,13 +290,13 @@ def _move(
 
 
 def _lasting(found: Found) -> str:
-    """Return what stays the same when a message fails again: the message id does not."""
+    """Return an identity that survives a redrive: the hop id, or the body where it is no envelope."""
     received, letter = found
     return letter.body if letter.id == received.handle.message_id else letter.id
 
 
 def _reader(stage: Stage) -> Read:
-    """Return what reads a dead letter's body as the stage's workers did."""
+    """Return the function that reads a dead letter's body as the stage's workers do."""
     task = stage.task
     if isinstance(task.input, str):
         return reader(task.decode)
@@ -305,7 +314,7 @@ def _letter(stage: Stage, read: Read, received: Received) -> DeadLetter:
         if (message := read(received)) is not None:
             ident, value, priority = message.parent, message.value, message.priority
     except (Exception, SystemExit):
-        # decode= is the user's, so anything may come, as in the worker.
+        # decode= is the user's and may raise anything.
         if isinstance(stage.task.input, str):
             value = received.body
     queue = failure.source

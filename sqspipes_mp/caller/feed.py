@@ -1,8 +1,7 @@
 """Values into the first task's input queue: ``put``, ``put_many``, and ``map`` (caller, or any process of the user's).
 
-A batch is checked as a whole before any of it is sent. What a value becomes is decided here without a broker: its id is
-the key, else a fresh one; its hop id derives from that, so that the same key is the same message for ever (unless
-``salt`` says otherwise).
+A batch is checked as a whole before any of it is sent. A value's message is made without a broker: its id is the key,
+else a fresh one, and its hop id derives from the id, so that one key is one message for ever (but for ``salt``).
 """
 
 from __future__ import annotations
@@ -17,30 +16,33 @@ from sqspipes_mp.brokers.base import Connection, Output
 from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
 from sqspipes_mp.messages.envelope import Encoder, clamp_priority
 from sqspipes_mp.messages.ids import group_name, token
+from sqspipes_mp.pipeline.checks import is_whole, seconds, whole_number
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
+from sqspipes_mp.pipeline.task import Key
 
 #: Longest delay of one message, seconds (Amazon SQS API Reference, SendMessage: DelaySeconds).
 MAX_DELAY = 900
-#: Values per batch where the broker would take fewer: what is checked together before it is sent.
+#: Least number of values that are checked together before they are sent, in several requests if need be.
 BATCH = 100
-#: Seconds for which a batch may wait for values that come slowly.
+#: Seconds for which a batch waits for values that come slowly.
 _PATIENCE = 0.2
-#: Most characters of a key: it travels with every message that comes of the value.
+#: Most characters of a key: it travels with every message of the value.
 _LONGEST_KEY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A value as it will be sent; ``id`` is its origin id, the key where there is one."""
+    """A value and its message."""
 
     value: Any
+    #: The root's id: the key where there is one.
     id: str
     output: Output
 
     @property
     def token(self) -> str:
-        """What names it in the ledger."""
+        """The value's name in the ledger."""
         return token(self.id)
 
 
@@ -53,6 +55,7 @@ class Feeder:
         group: FIFO group, or None for the task's ``group`` or one group per value.
         delay: seconds until they can be received, 0 to 900; standard queues only.
         key: callable(value) or, for one value, a string or int; None: each value is new.
+        where: the public method, for the errors' texts.
 
     Raises:
         ConfigError: naming the argument.
@@ -63,10 +66,10 @@ class Feeder:
         pipeline: Pipeline,
         settings: Settings,
         *,
-        priority: Any = 0,
+        priority: int | Callable[[Any], int] = 0,
         group: str | None = None,
         delay: float = 0,
-        key: Any = None,
+        key: Key | Callable[[Any], Key] | None = None,
         where: str = "put",
     ) -> None:
         first = pipeline.stages[0]
@@ -80,41 +83,40 @@ class Feeder:
                 else f"receives from {first.task.input!r}, a queue of others"
             )
             raise ConfigError(f"{where}: the first task", first.name, allowed, cure)
-        _check_priority(f"{where}(priority)", priority)
+        if not callable(priority):
+            whole_number(f"{where}(priority)", priority, least=0, most=MAX_PRIORITY, also=", or callable(value)")
         if group is not None:
             if not pipeline.fifo:
                 allowed = "None on standard queues, which have no groups"
                 raise ConfigError(f"{where}(group)", group, allowed, "Give Engine(..., fifo=True), or drop group")
             if not isinstance(group, str) or not group:
                 raise ConfigError(f"{where}(group)", group, "None or a text")
-        numeric = isinstance(delay, (int, float)) and not isinstance(delay, bool)
-        if not numeric or not 0 <= delay <= MAX_DELAY:
-            raise ConfigError(f"{where}(delay)", delay, f"seconds from 0 to {MAX_DELAY}, SQS's longest delay")
-        if delay and pipeline.fifo:
+        rest = seconds(f"{where}(delay)", delay, most=MAX_DELAY, also=", SQS's longest delay")
+        if rest and pipeline.fifo:
             raise ConfigError(
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
             )
         self.keyed = key is not None
-        #: Text that makes messages new whose keys were sent before. The ids stay what they are.
+        #: Text that goes into hop ids, so that a key sent before makes a new message. The ids stay as they are.
         self.salt = ""
         self.queues = pipeline.specs_for([0])
         self._first = first
         self._fifo = pipeline.fifo
         self._priority = priority
         self._group = group
-        self._delay = float(delay)
+        self._delay = rest
         self._key = key
         self._where = where
         self._encoder = Encoder(None, settings.json_default)
         self._create = settings.create_queues
 
     def item(self, value: Any) -> Item:
-        """Return what a value is sent as.
+        """Make the message of a value.
 
         Raises:
-            OutputError, MessageTooLarge: it cannot be sent.
-            ConfigError: what ``key`` or ``priority`` returned.
-            Exception: what the user's callables raised.
+            OutputError, MessageTooLarge: the value cannot be sent.
+            ConfigError: ``key`` or ``priority`` returned a value that is not allowed.
+            Exception: a callable of the user's raised it.
         """
         ident = self._ident(value)
         hop = token(self.salt + ident)
@@ -130,13 +132,13 @@ class Feeder:
         return Item(value, ident, Output(levels[level], body, hop, group, self._delay))
 
     def check(self, connection: Connection) -> None:
-        """Raise ``ConfigError`` where the queues that are fed are another pipeline's."""
+        """Raise ``ConfigError`` where a queue to feed is another pipeline's."""
         connection.check_owners(self.queues)
 
     def send(self, connection: Connection, items: list[Item]) -> list[Item]:
-        """Send a batch; returns those that were dropped because their key was seen before (SQLite).
+        """Send a batch; returns the items dropped because their key was seen before (SQLite).
 
-        A queue that is missing is created first, where the engine may create queues.
+        A missing queue is created first, where the engine may create queues.
         """
         outputs = [item.output for item in items]
         try:
@@ -150,7 +152,7 @@ class Feeder:
         if self._key is None:
             return uuid4().hex
         key = self._key(value) if callable(self._key) else self._key
-        if isinstance(key, bool) or not isinstance(key, (str, int)) or key == "":
+        if not (is_whole(key) or isinstance(key, str)) or key == "":
             what = "key(value)" if callable(self._key) else "key"
             cure = "Return str(...)" if callable(self._key) else "Give str(...), or None for a value that is always new"
             raise ConfigError(f"{self._where}({what})", key, "a non-empty text or a whole number", cure)
@@ -172,7 +174,7 @@ def put_many(
 ) -> int:
     """Send all values in batches; returns how many were new.
 
-    Raises ``PutError``, and whatever ``values`` and ``progress`` raise, with a note that tells what was sent.
+    Raises ``PutError``, and the exceptions of ``values`` and ``progress``, with a note on how many were sent.
     """
     feeder.check(connection)
     tally = Tally()
@@ -199,17 +201,20 @@ def put_many(
 
 @dataclass(slots=True)
 class Tally:
-    """Values sent so far, those of them that were new, and those that are being sent."""
+    """Numbers of values."""
 
+    #: Sent so far.
     sent: int = 0
+    #: Those of them that were new.
     new: int = 0
+    #: Being sent.
     doubtful: int = 0
 
 
 def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> Iterator[list[Item]]:
-    """Yield full batches, or what there is where values come slowly."""
+    """Yield full batches, and smaller ones where values come slowly."""
     batch: list[Item] = []
-    # Counted from when the batch's first value is asked for: one that took long to come does not wait for another.
+    # The clock starts before the first value is asked for, so that a value that arrives late is sent at once.
     began = time.monotonic()
     for value in values:
         try:
@@ -223,10 +228,3 @@ def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> 
             began = time.monotonic()
     if batch:
         yield batch
-
-
-def _check_priority(name: str, priority: object) -> None:
-    if callable(priority):
-        return
-    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= MAX_PRIORITY:
-        raise ConfigError(name, priority, f"a whole number from 0 to {MAX_PRIORITY}, or callable(value)")

@@ -1,14 +1,15 @@
-"""What ``map`` counts: the messages that come of each fed value, until none is left. Pure.
+"""The ledger of ``map``: the messages of each fed value, until none is left. Pure (caller).
 
 ::
 
-    worker   before a message's outputs are accepted:  (token, hop, children)   "this one becomes those"
-    worker   before it is dead-lettered; so the keeper: (token, hop), the error  "this one became nothing"
-    caller   the value is done once everything that was made of it became something
+    worker   before a message's outputs are accepted:            (token, hop, children)   the message is done
+    worker   before the message is dead-lettered; keeper as well: (token, hop), the error  the message is done
+    caller   a value is done once each of its messages is
 
-``token`` names the value (its first message's hop id), ``hop`` and ``children`` messages, by 64 bits of their hop ids.
-Each is said before it is made true, so that no death of a worker can leave it unsaid; if it is then not made true, the
-message comes again and says the same again. That is why sets are kept and not sums, and why the order does not matter.
+``token`` names the value (its first message's hop id); ``hop`` and ``children`` name messages, by 64 bits of their hop
+ids. A worker reports a step before it takes it, so no death of a worker leaves a step unreported. A step that was
+reported and not taken comes again, with its message, and is reported again. Hence the ledger keeps sets and no sums,
+and the order of the reports does not matter.
 """
 
 from __future__ import annotations
@@ -21,49 +22,57 @@ from typing import Any
 from sqspipes_mp.ipc.channel import Frame
 from sqspipes_mp.messages.ids import mark
 
-#: Values remembered after their end, to tell a key that was used before.
+#: Most ended values remembered, to refuse a key that was used before.
 _REMEMBERED = 100_000
-#: Results remembered that were handed out, at least: they come again if their worker died before the delete.
+#: Least number of handed-out results remembered: a result comes again if its worker dies before the delete.
 _HANDED = 100_000
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A value on its way. ``known``: the caller's iterable has come to it (not yet after a resume)."""
+    """A value on its way."""
 
     token: str
     value: Any = None
+    #: Whether the caller's iterable has come to the value (after a resume: not yet).
     known: bool = True
+    #: The value's messages.
     made: set[int] = field(default_factory=set)
+    #: Those of them that are done.
     done: set[int] = field(default_factory=set)
     #: Results that wait, by their ids.
     held: OrderedDict[str, Frame] = field(default_factory=OrderedDict)
+    #: Ids of the results that were handed out.
     handed: set[str] = field(default_factory=set)
+    #: The first error of its messages.
     error: BaseException | None = None
-    #: Results that came and were not acknowledged, and errors that were not told.
+    #: Number of results that are not acknowledged, and of errors that were not raised.
     waiting: int = 0
-    #: Whether it stands in the line, where results keep the order of the values.
+    #: Whether the value stands in the line, in which results keep the order of the values.
     lined: bool = False
 
     @property
     def finished(self) -> bool:
-        """Whether everything that was made of it became something."""
+        """Whether every message of the value is done."""
         return self.made <= self.done
 
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """What to give to the caller: a result (``frame``) or an error of a value; neither: nothing, ``frame`` is known."""
+    """One thing to give to the caller: a result of a value, or the value's error."""
 
     entry: Entry
+    #: The result; None for an error.
     frame: Frame | None
     error: BaseException | None = None
 
 
 class Ledger:
-    """All values on their way, and in which order their results go to the caller.
+    """All values on their way, and the order in which their results go to the caller.
 
-    ``ordered``: in the order of the values; else as they come. ``inputs``: a result waits until its value is known.
+    Args:
+        ordered: in the order of the values; else as the results come.
+        inputs: a result waits until its value is known.
     """
 
     def __init__(self, *, ordered: bool, inputs: bool) -> None:
@@ -73,21 +82,21 @@ class Ledger:
         self._line: deque[Entry] = deque()
         self._ready: deque[Hand] = deque()
         self._gone: OrderedDict[str, None] = OrderedDict()
-        #: Results of ended values that were handed out, by hashes of their ids: the younger half, and the older one.
+        #: Handed-out results of ended values, by hashes of their ids: the younger half, and the older half.
         self._handed: set[int] = set()
         self._handed_before: set[int] = set()
-        #: Messages found in dead-letter queues, by their values; told when the iterable comes to these.
+        #: Messages found in dead-letter queues, by their values. Their errors are given when the iterable comes there.
         self._dead: dict[str, list[tuple[int, BaseException]]] = {}
-        #: Results held back until their value is known.
+        #: Number of results held back until their value is known.
         self.holding = 0
-        #: Messages whose results were not acknowledged.
+        #: Number of messages whose results were not acknowledged.
         self.unacknowledged = 0
 
     def __len__(self) -> int:
         return len(self._open)
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether a value is on its way or was, as far back as is remembered."""
+        """Tell whether a value is on its way, or is one of the ended values remembered."""
         return name in self._open or name in self._gone
 
     @property
@@ -98,20 +107,20 @@ class Ledger:
     # -- values -------------------------------------------------------------------------------------------------
 
     def fed(self, name: str, value: Any, hop: str | None = None) -> None:
-        """A value was sent, as the message ``hop``; None: ``name`` is its hop id, too."""
+        """Note a value that was sent, as the message ``hop``; None: its hop id is ``name``."""
         self._line_up(self._opened(name, value, {mark(name if hop is None else hop)}))
 
     def left(self, name: str, hops: Iterable[str]) -> None:
-        """Messages of a value were found in the queues; the iterable may come to it later."""
+        """Note messages of a value found in the queues; the iterable may come to the value later."""
         entry = self._open.get(name) or self._opened(name, None, set(), known=False)
         entry.made.update(map(mark, hops))
 
     def dead(self, name: str, hop: str, error: BaseException) -> None:
-        """A message of a value was found in a dead-letter queue; nobody is told unless the iterable comes to it."""
+        """Note a dead letter of a value; its error is given if the iterable comes to the value."""
         self._dead.setdefault(name, []).append((mark(hop), error))
 
     def met(self, name: str, value: Any) -> bool:
-        """The iterable came to a value that was sent before; False: it is done, or was met already."""
+        """Note that the iterable came to a value sent before. False: the value is done, or was met already."""
         letters = self._dead.pop(name, [])
         entry = self._open.get(name)
         if letters and entry is None:
@@ -124,20 +133,20 @@ class Ledger:
         return True
 
     def refused(self, name: str, value: Any, error: BaseException) -> None:
-        """A value could not be sent."""
+        """Note a value that cannot be sent."""
         entry = self._opened(name, value, set())
         self._line_up(entry)
         self._fail(entry, error)
 
     def exhausted(self) -> None:
-        """The iterable ended: what it never came to is given out all the same, last."""
+        """Note the iterable's end: results of values that it never came to are given out last."""
         for entry in [entry for entry in self._open.values() if not entry.known]:
             self._make_known(entry, None)
 
-    # -- what the workers say -----------------------------------------------------------------------------------
+    # -- reports of the workers ---------------------------------------------------------------------------------
 
     def step(self, name: str, hop: int, children: Iterable[int]) -> None:
-        """A message became others, or nothing more."""
+        """Note that a message is done, and its outputs' hops."""
         entry = self._open.get(name)
         if entry is not None:
             entry.made.update(children)
@@ -146,10 +155,11 @@ class Ledger:
             self._close_if_over(entry)
 
     def result(self, frame: Frame) -> bool | None:
-        """Take a result. False: it was handed out, and comes again after its value's end.
+        """Take a result.
 
-        None: it was not, and is of no value on its way: only to be given back. That the value was ours does not do:
-        what a person redrives, or a function that makes more of a value the second time, is news.
+        Returns True for a result of a value on its way. False: the result was handed out, and comes again after its
+        value's end. None: an unknown result, which can only be given back. That its value was ours is not enough: a
+        message that a person redrives has new results, and so has a function that makes more outputs the second time.
         """
         name, ident = str(frame.header["token"]), str(frame.header["id"])
         entry = self._open.get(name)
@@ -157,7 +167,7 @@ class Ledger:
             return False if hash(ident) in self._handed or hash(ident) in self._handed_before else None
         earlier = entry.held.get(ident)
         if earlier is not None:
-            # Its worker is gone, and with it whoever could be told that the first one was taken.
+            # The worker of the first one is gone: only this one can be acknowledged.
             entry.held[ident] = frame
             self.unacknowledged += bool(frame.header["last"]) - bool(earlier.header["last"])
         else:
@@ -173,7 +183,7 @@ class Ledger:
         return True
 
     def buried(self, name: str, hop: int, error: BaseException) -> None:
-        """A message was dead-lettered."""
+        """Note that a message was dead-lettered, and its error."""
         entry = self._open.get(name)
         if entry is not None:
             entry.done.add(hop)
@@ -183,11 +193,11 @@ class Ledger:
     # -- the caller ---------------------------------------------------------------------------------------------
 
     def waiting_on(self) -> set[int]:
-        """Return whose results wait for an earlier value's: the workers' numbers."""
+        """Return the numbers of the workers whose results wait for an earlier value's."""
         return {frame.header["child"] for entry in self._line for frame in entry.held.values()}
 
     def next(self) -> Hand | None:
-        """Return what is to be given out next; None while it has not come yet."""
+        """Return the next result or error for the caller; None while it has not come yet."""
         while self._ordered and not self._ready and self._line:
             first = self._line[0]
             if first.held:
@@ -204,20 +214,20 @@ class Ledger:
         return self._ready.popleft() if self._ready else None
 
     def is_new(self, hand: Hand) -> bool:
-        """Tell whether the caller did not have it before."""
+        """Tell whether the caller has not had it before."""
         return hand.frame is None or str(hand.frame.header["id"]) not in hand.entry.handed
 
     def given(self, hand: Hand) -> None:
-        """Note that it goes to the caller."""
+        """Note that the result goes to the caller."""
         if hand.frame is not None:
             hand.entry.handed.add(str(hand.frame.header["id"]))
 
     def back(self, hand: Hand) -> None:
-        """Take back what could not be given just now; it is the next one again."""
+        """Take back a result that could not be given; it is the next one again."""
         self._ready.appendleft(hand)
 
     def acknowledged(self, hand: Hand) -> None:
-        """Note that the caller is done with what it was given."""
+        """Note that the caller has asked for another result."""
         hand.entry.waiting -= 1
         if hand.frame is not None:
             self.unacknowledged -= bool(hand.frame.header["last"])
@@ -241,13 +251,13 @@ class Ledger:
         if not self._ordered:
             self._ready += [Hand(entry, frame) for frame in entry.held.values()]
             entry.held.clear()
-            # Without inputs it did not wait for the value.
+            # Without inputs the error did not wait for the value.
             if entry.error is not None and self._inputs:
                 self._ready.append(Hand(entry, None, entry.error))
         self._close_if_over(entry)
 
     def _fail(self, entry: Entry, error: BaseException) -> None:
-        """Note a value's error; the first one is what the caller sees."""
+        """Note a value's error; the caller sees the first one."""
         if entry.error is None:
             entry.error = error
             entry.waiting += 1

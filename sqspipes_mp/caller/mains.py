@@ -1,4 +1,4 @@
-"""What the engine's children run, put together where no process's folder has to know another's (caller)."""
+"""The main functions of the engine's children: the one module that knows the folders of worker and keeper (caller)."""
 
 from __future__ import annotations
 

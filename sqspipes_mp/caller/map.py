@@ -1,8 +1,8 @@
 """``engine.map``: a finite job over an iterable, fed and handed out by one iterator (caller).
 
-Between two results it feeds more values, so that a bounded number of them is on the way; ``ledger`` knows when each
-is done. Its supervisor is a process of its own, as with ``iterate=True``, and its rule is the same: a result is
-acknowledged, and its message deleted, when the next one is asked for.
+Between two results it feeds more values, so that a bounded number of values is on the way; ``ledger`` tells which are
+done. The supervisor is a process of its own, as with ``iterate=True``, and the rule is the same: a result is
+acknowledged, and its message deleted, when the next result is asked for.
 """
 
 from __future__ import annotations
@@ -15,70 +15,66 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.brokers.base import Broker, Connection, as_keyed
+from sqspipes_mp.brokers.base import Connection, as_keyed
 from sqspipes_mp.caller.feed import Item
 from sqspipes_mp.caller.ledger import Hand, Ledger
 from sqspipes_mp.caller.map_job import Job, cure, known_key
-from sqspipes_mp.caller.results import Results
+from sqspipes_mp.caller.results import Results, Start
 from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
 from sqspipes_mp.ipc.channel import Frame, Kind
 from sqspipes_mp.ipc.leases import LEASES
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.report.report import Report, rebuild
-from sqspipes_mp.ipc.scoreboard import CALL_STARTED, INCARNATION, Scoreboard
-from sqspipes_mp.pipeline.plan import RunPlan
+from sqspipes_mp.ipc.scoreboard import CALL_STARTED, INCARNATION
 
 log = logging.getLogger("sqspipes_mp.engine")
 
-#: Values on the way, per worker and at least.
+#: Most values on the way: so many per worker, and at least so many.
 _PER_WORKER, _LEAST = 64, 256
-#: With ``ordered`` what is done waits for its turn under leases, of which a worker has so many.
+#: Most values on the way per worker of the last stage, in order: a done value keeps its lease until its turn comes.
 _PER_SINK = LEASES // 2
-#: Values sent at once, and seconds for which they are gathered while workers wait.
+#: Most values of one batch, and seconds for which a batch may be gathered while workers wait.
 _CHUNK, _GATHER = 200, 0.02
-#: Seconds of silence after which every queue is looked at: is anything left that could come?
+#: Seconds of silence after which the keeper looks whether every queue is empty.
 _SILENCE = 2.0
-#: Looks in a row that must find nothing: words of the last worker may have been on their way at the first.
+#: Looks in a row that must find nothing: frames of the last worker may have been on their way at the first.
 _LOOKS = 3
 
 
 class MapResults(Results[Any]):
-    """Hands out what becomes of each value once, and feeds the next ones meanwhile. Not for several threads at once."""
+    """Hands out each value's results once, and feeds the next values meanwhile. Not for several threads at once."""
 
     def __init__(
         self,
         job: Job,
         ledger: Ledger,
         lock: MapLock | None,
-        plan: RunPlan,
-        broker: Broker,
-        board: Scoreboard,
-        *rest: Any,
+        start: Start,
     ) -> None:
         self._job = job
         self._lock = lock
         self._ledger = ledger
         self._values = iter(job.values)
         self._exhausted = False
-        #: Values being sent, or that were when an error or Ctrl-C broke in: the ledger may not know all of them.
+        #: The batch being sent. After an interruption the ledger may not know all of its values.
         self._sending: list[Item] | None = None
-        #: Values that were read past the limit, in search of another's, and wait for room; the first one is new.
+        #: Values read past the limit, in search of a result's value; they wait for room. The first one is new.
         self._waiting: list[Item] = []
-        #: The value read behind them that could not be sent at all, with its error.
+        #: The value read behind them that has no message, with its error.
         self._refused: tuple[Any, Exception] | None = None
         #: Whether the iterable has ended behind them.
         self._read_all = False
         self._hand: Hand | None = None
-        #: The message of a result that this map has not made: it ends, lest that be acknowledged.
+        #: The message of a result that is of none of this map's values: the map ends, and acknowledges it never.
         self._unknown: str | None = None
         self._connection: Connection | None = None
-        self._broker = broker
-        self._board = board
-        self._slots = len(plan.seats)
+        self._broker = start.broker
+        self._board = start.board
+        self._slots = len(start.plan.seats)
         self._room = max(_LEAST, _PER_WORKER * self._slots)
         self._most_unacknowledged = 0
         if job.ordered:
-            sinks = plan.workers[plan.selected[-1]]
+            sinks = start.plan.workers[start.plan.selected[-1]]
             self._room = min(self._room, _PER_SINK * sinks)
             self._most_unacknowledged = (LEASES - 32) * sinks
         self._settle = 0.0
@@ -86,14 +82,14 @@ class MapResults(Results[Any]):
         self._watching = False
         self._heard_before_watch = 0
         self._empty_looks = 0
-        super().__init__(plan, broker, board, *rest)
+        super().__init__(start)
         if lock is not None:
             lock.sign(os.getpid(), self._child.pid)
 
     def __next__(self) -> Any:
-        """Return what became of a value: a result, the exception that ended it, or with its input (input, either).
+        """Return the next result or, with ``return_exceptions``, a value's error; with ``with_input`` as a pair.
 
-        Raises a value's error, what ended the run, or ``MapIncomplete``.
+        Raises a value's error, the exception that ended the run, or ``MapIncomplete``.
         """
         if self._closed:
             raise StopIteration
@@ -124,7 +120,7 @@ class MapResults(Results[Any]):
                 if not self._feed():
                     self._wait()
         except BaseException as error:
-            # Whatever the values, the task or the broker raise ends the map; what was not handed out stays queued.
+            # An exception of the values, the task or the broker ends the map; results not handed out stay queued.
             if not isinstance(error, (StopIteration, KeyboardInterrupt)):
                 self.close()
             raise
@@ -135,7 +131,7 @@ class MapResults(Results[Any]):
         try:
             given = self._made_of(hand)
         except KeyboardInterrupt:
-            # Not handed out, so it is not acknowledged at the next call, but given then.
+            # The result was not handed out: the next call gives it, and does not acknowledge it.
             self._ledger.back(hand)
             raise
         self._ledger.given(hand)
@@ -163,14 +159,14 @@ class MapResults(Results[Any]):
         self._ledger.acknowledged(hand)
 
     def _check_unknown(self) -> None:
-        """End the map before a result is acknowledged that it has not made: closing gives that back."""
+        """Raise ``UnknownResult`` for a result that is of none of the map's values; closing gives it back."""
         if self._unknown is not None:
             raise UnknownResult(self._unknown, len(self._ledger), cure(self._job, self._broker))
 
     # -- feeding ------------------------------------------------------------------------------------------------
 
     def _feed(self) -> bool:
-        """Send some values if there is room; True if anything was done."""
+        """Send some values if there is room. Returns whether anything was done."""
         if self._exhausted or self._stopped or self._taken_back or self._outcome is not None:
             return False
         room, reading = self._rooms()
@@ -196,11 +192,11 @@ class MapResults(Results[Any]):
         return bool(batch) or refused is not None or self._exhausted
 
     def _rooms(self) -> tuple[int, int]:
-        """Return how many values may be sent, and how many read: more, where a result waits for its value.
+        """Return how many values may be sent, and how many read.
 
-        What the file skips adds no result, so it is read whatever is on the way. A new one that comes before the value
-        in search does: in order, where all that is done keeps its lease until its turn comes, it waits for room. Once
-        nothing is left whose turn could come, it must go all the same.
+        More are read where a result waits for its value (after a resume). A value that the file skips adds no result,
+        so it needs no room. A new value does: in order, where a done value keeps its lease until its turn comes, the
+        new value waits for room. Where no turn could come any more, it is sent all the same.
         """
         room = self._room - len(self._ledger)
         if not self._ledger.holding:
@@ -224,7 +220,7 @@ class MapResults(Results[Any]):
             try:
                 item = self._job.feeder.item(value)
             except Exception as error:
-                # What was read before it goes first: its place is behind that.
+                # The values read before it go first: its error's place is behind theirs.
                 self._refused = (value, error)
                 break
             self._check_new(item, names)
@@ -232,9 +228,9 @@ class MapResults(Results[Any]):
             names.add(item.token)
 
     def _fitting(self, batch: list[Item], room: int) -> tuple[list[Item], list[Item]]:
-        """Return the values that may be sent, those that the file skips and ``room`` new ones, and the rest."""
+        """Split a batch: values that the file skips and ``room`` new ones may be sent, the rest waits."""
         connection = as_keyed(self._broker, self._opened())
-        # Only where keys are remembered is a map resumed, and only then are values read past the limit.
+        # Values are read past the limit only by a resumed map, which needs a broker that remembers keys.
         assert connection is not None
         queues = list({item.output.queue for item in batch})
         seen = connection.keyed(queues, [item.output.hop for item in batch])
@@ -247,7 +243,7 @@ class MapResults(Results[Any]):
 
     def _opened(self) -> Connection:
         if self._connection is None:
-            # Not before: nothing may be open when the supervisor is forked.
+            # Opened late: nothing may be open when the supervisor is forked.
             self._connection = self._broker.open()
             self._settle = self._connection.settle
         return self._connection
@@ -275,13 +271,13 @@ class MapResults(Results[Any]):
             known = self._ledger.result(frame)
             if not known:
                 if known is None and self._sending is not None:
-                    # Perhaps of a value that was sent as we were interrupted: it comes again in the next run.
+                    # Perhaps a result of the interrupted batch: it comes again in the next run.
                     return
                 if known is None:
-                    # Never acknowledged: it would be gone, and nobody has it.
+                    # Acknowledged, it would be deleted, and nobody would have had it.
                     self._unknown = self._unknown or str(header["id"]).rpartition("/")[0]
                     return
-                # It was handed out, and comes again after its worker died.
+                # A result that was handed out comes again after its worker's death.
                 self._acknowledge(frame)
         elif frame.kind is Kind.STEP:
             self._frames += 1
@@ -298,7 +294,7 @@ class MapResults(Results[Any]):
             super()._heard(frame)
 
     def _wait(self) -> None:
-        """Wait for something to happen; if it does not, see whether anything still can."""
+        """Wait for frames; after a silence look whether the queues are empty. Raises ``MapIncomplete`` if so."""
         if self._ledger.unacknowledged > self._most_unacknowledged > 0:
             raise SqsPipesError(
                 f"map(ordered=True): {self._ledger.unacknowledged:,} results wait for an earlier value's, more than "
@@ -315,7 +311,10 @@ class MapResults(Results[Any]):
         self._look()
 
     def _free_seats(self) -> None:
-        """Have workers that are to be replaced wait no longer for us: we wait for what only their successors can do."""
+        """Release workers due for replacement from waiting for our ACKs.
+
+        The value that we need will be run by their successors.
+        """
         if any(self._board.get(slot, CALL_STARTED) for slot in range(self._slots)):
             return
         for child in self._ledger.waiting_on():
@@ -332,9 +331,9 @@ class MapResults(Results[Any]):
     # -- ending -------------------------------------------------------------------------------------------------
 
     def _wait_until_empty(self) -> None:
-        """Wait until the queues are empty too: what a killed worker held when its result was handed out comes again.
+        """Wait until the queues are empty: the message of a killed worker comes again after its result was handed out.
 
-        Where that takes a minute to know (SQS), it is asked only if a worker was replaced.
+        On SQS, where emptiness takes a minute to know, only after a worker was replaced.
         """
         if self._connection is None and not self._job.resumed:
             return
@@ -357,12 +356,12 @@ class MapResults(Results[Any]):
         self._end_with_outcome()
 
     def _end_early(self) -> None:
-        """The run is over before all values are done."""
+        """End the map with a run that is over before all values are done. Raises ``MapIncomplete``."""
         assert self._outcome is not None
         missing = len(self._ledger)
         if self._outcome.failed or (self._exhausted and not missing):
             self._end_with_outcome()
-        self.summary = self._outcome.summary
+        self._summary = self._outcome.summary
         self._finish()
         reason = f"it was stopped ({self._outcome.summary.reason}). {cure(self._job, self._broker)}"
         raise MapIncomplete(missing, reason)
@@ -374,7 +373,7 @@ class MapResults(Results[Any]):
         try:
             return super()._finish()
         finally:
-            # The supervisor is reaped.
+            # The supervisor, which holds the lock too, has been reaped.
             if self._lock is not None:
                 self._lock.release()
 

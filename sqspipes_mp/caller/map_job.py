@@ -1,10 +1,10 @@
-"""What ``engine.map`` is asked to do: its arguments checked, its plan made, its queues looked at (caller)."""
+"""The job of one ``engine.map``: its arguments checked, its plan made, its queues looked at (caller)."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -17,41 +17,28 @@ from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteE
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import token
-from sqspipes_mp.pipeline.plan import RunPlan, Settings, check_flag, make_plan
-from sqspipes_mp.pipeline.stages import Pipeline, build
+from sqspipes_mp.pipeline.checks import flag
+from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
+from sqspipes_mp.pipeline.stages import Pipeline, fed
+from sqspipes_mp.pipeline.task import Key
 
 log = logging.getLogger("sqspipes_mp.engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One map. ``feeder`` sends its values; ``resumed``: an interrupted map is to be continued; ``source``: the name of
-    the first task where it is declared as a source, which a ``run`` would call instead of feeding it.
-    """
+    """The arguments of one map."""
 
     values: Iterable[Any]
+    #: Makes and sends the values' messages.
     feeder: Feeder
     ordered: bool
     return_exceptions: bool
     with_input: bool
+    #: Whether an interrupted map is to be continued.
     resumed: bool
+    #: Name of the first task where it is declared as a source: a ``run`` would call it instead of feeding it.
     source: str | None
-
-
-def fed_pipeline(pipeline: Pipeline, visibility: float, *, lenient: bool = False) -> Pipeline:
-    """Return the pipeline with its first task fed; ``lenient``: tasks whose ``on_error`` is "raise" reject instead.
-
-    Raises ``ConfigError`` for a first task that receives from a queue of others.
-    """
-    tasks = [stage.task for stage in pipeline.stages]
-    if isinstance(tasks[0].input, str):
-        raise ConfigError(
-            "map: the first task's input", tasks[0].input, "None or True: map feeds it itself", "Use run() here"
-        )
-    tasks[0] = replace(tasks[0], input=True)
-    if lenient:
-        tasks = [replace(task, on_error="reject") if task.on_error == "raise" else task for task in tasks]
-    return build(tasks, domain=pipeline.domain, fifo=pipeline.fifo, visibility=visibility)
 
 
 def plan_job(
@@ -62,24 +49,29 @@ def plan_job(
     ordered: bool,
     return_exceptions: bool,
     with_input: bool,
-    key: Any,
+    key: Callable[[Any], Key] | None,
     resume: bool,
+    source: str | None,
 ) -> tuple[RunPlan, Job]:
-    """Check ``map``'s arguments. Raises ``ConfigError``."""
-    for field, flag in (
+    """Check ``map``'s arguments. Raises ``ConfigError``.
+
+    Args:
+        pipeline: with every queue it can have (``pipeline.stages.feedable``).
+        source: name of the first task where it is declared as a source.
+    """
+    for field, switch in (
         ("ordered", ordered), ("return_exceptions", return_exceptions), ("with_input", with_input), ("resume", resume),
     ):  # fmt: skip
-        check_flag(f"map({field})", flag)
+        flag(f"map({field})", switch)
     if not isinstance(values, Iterable):
         raise ConfigError("map(values)", values, "an iterable", "Write [value]")
     if key is not None and not callable(key):
         raise ConfigError("map(key)", key, "callable(value) or None", "One key for all would make them one")
     if resume and key is None:
         raise ConfigError("map(key)", key, "given with resume=True", "Without a key no value is known again")
-    if return_exceptions and settings.on_error == "raise":
-        settings = replace(settings, on_error="reject")
-    source = pipeline.stages[0].name if pipeline.stages[0].is_source else None
-    pipeline = fed_pipeline(pipeline, settings.visibility, lenient=return_exceptions)
+    pipeline = fed(pipeline)
+    if return_exceptions:
+        settings, pipeline = _rejecting(settings, pipeline)
     feeder = Feeder(pipeline, settings, key=key, where="map")
     plan = make_plan(pipeline, settings, iterate=True)
     plan = replace(plan, counted=True, idle=0.0, window=None if ordered else plan.window)
@@ -95,12 +87,22 @@ def plan_job(
     return plan, job
 
 
-def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
-    """Look at what is in the queues, before anything runs: nothing, or what an interrupted map has left, dead or alive.
+def _rejecting(settings: Settings, pipeline: Pipeline) -> tuple[Settings, Pipeline]:
+    """Have every task whose ``on_error`` is "raise" dead-letter its message instead."""
+    if settings.on_error == "raise":
+        settings = replace(settings, on_error="reject")
+    stages = [
+        replace(stage, task=replace(stage.task, on_error="reject")) if stage.task.on_error == "raise" else stage
+        for stage in pipeline.stages
+    ]
+    return settings, replace(pipeline, stages=tuple(stages))
 
-    A message counts as left by it where its value was sent with a key, by ``map`` or ``put``: the iterable may come to
-    it.
-    Raises ``QueuesNotEmpty``.
+
+def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
+    """Look into the queues before anything runs; return the ledger of the messages that an interrupted map has left.
+
+    A message counts as left by a map where its value was sent with a key, by ``map`` or ``put``: the iterable may come
+    to that value. Raises ``QueuesNotEmpty`` for any other message.
     """
     ledger = Ledger(ordered=job.ordered, inputs=job.with_input)
     pipeline = plan.pipeline
@@ -109,7 +111,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
         connection.ensure(pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
         looking = as_keyed(broker, connection)
         if looking is None:
-            # FIFO queues drop a key of the last five minutes without a word, and we would wait for its result.
+            # FIFO queues drop a key of the last five minutes without a word: its result would never come.
             job.feeder.salt = uuid4().hex
         if not job.resumed:
             depths = [connection.depth(name) for name in queues]
@@ -127,17 +129,17 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
         left: list[tuple[str, str]] = []
         for name in queues:
             for body, ident, _ in looking.bodies(name):
-                # An undecodable body gives no result, only a dead letter.
+                # A body that cannot be decoded gives no result, only a dead letter.
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     left.append((token(message.id), message.parent))
         keyed = looking.keyed(pipeline.stages[0].inputs, list({name for name, _ in left}))
         if strange := sum(name not in keyed for name, _ in left):
-            # Of a map or a put() without a key: no iterable will ever come to their values.
+            # Sent without a key: no iterable will ever come to their values.
             raise QueuesNotEmpty(pipeline.domain, strange, _cure_beside(job, len(left) - strange))
         for name, hop in left:
             ledger.left(name, [hop])
-        # After the others: what is dead-lettered meanwhile is seen twice rather than never.
+        # After the live queues: a message that is dead-lettered meanwhile is seen twice rather than never.
         for name in [stage.dead for stage in pipeline.stages if stage.dead is not None]:
             for body, ident, failure in looking.bodies(name):
                 with contextlib.suppress(DecodeError):
@@ -149,7 +151,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
 
 
 def _dead_error(queue: str, text: str | None) -> RemoteError:
-    """Return what a value raises that was dead-lettered before: its words, for nothing of a queue is unpickled."""
+    """Return the error of a value that was dead-lettered before: its text only, as nothing of a queue is unpickled."""
     failure = Failure(error="unknown", text="the reason did not fit") if text is None else parse_failure(text)
     error = RemoteError(failure.error, failure.text, failure.traceback or failure.stack or failure.text)
     error.add_note(
@@ -160,7 +162,7 @@ def _dead_error(queue: str, text: str | None) -> RemoteError:
 
 
 def cure(job: Job, broker: Broker) -> str:
-    """Say what can be done about messages that are left, in this very case."""
+    """Return the cure for messages that are left in the queues, in this very case."""
     clearing = _clearing(job)
     if not (broker.remembers_keys and job.feeder.keyed):
         return clearing
@@ -175,7 +177,7 @@ def _clearing(job: Job) -> str:
 
 
 def _cure_beside(job: Job, keyed: int) -> str:
-    """Say what can be done about messages without a key, where a map with one is to be continued."""
+    """Return the cure for messages without a key, where a map with a key is to be continued."""
     text = f"They were sent without a key, so resume=True cannot continue them. {_clearing(job)}"
     if keyed:
         text += (

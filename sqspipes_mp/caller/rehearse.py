@@ -4,57 +4,112 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from enum import Enum
 from typing import Any
 from uuid import uuid4
 
+from sqspipes_mp.caller.feed import Feeder
+from sqspipes_mp.errors import ConfigError, Retry, Verdict
 from sqspipes_mp.messages.envelope import Message, decode
+from sqspipes_mp.pipeline.callables import misfit
 from sqspipes_mp.pipeline.current import CurrentMessage, processing
-from sqspipes_mp.pipeline.function import DROPPED, Products, built, results_of
-from sqspipes_mp.pipeline.plan import Settings
+from sqspipes_mp.pipeline.outputs import DROPPED, Built, Products
+from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
-from sqspipes_mp.pipeline.task import TaskCallback
+
+
+class NoValue(Enum):
+    """Stands for the value where ``engine.call`` was given none."""
+
+    GIVEN = "nothing"
+
+    def __repr__(self) -> str:
+        return self.value
 
 
 def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:
-    """Send ``value`` through every stage; return the last one's values.
+    """Send ``value`` through every stage; return the last one's outputs.
 
-    The first function gets the value as it is (a source: as its only argument), the others what JSON makes of it.
-    Outputs are dropped as in a run, callbacks run, exceptions come as they are.
+    Outputs are dropped as in a run, and callbacks run.
+
+    Args:
+        pipeline: as declared.
+        settings: the engine's.
+        value: the first function's input, of a source its only argument; ``NoValue.GIVEN``: a source's ``args``.
+
+    Raises:
+        ConfigError: the first function does not take that value.
+        OutputError, MessageTooLarge: a value cannot be sent.
+        Exception: a function raised it. A ``Retry`` or ``Reject`` has a note on its meaning in a run.
     """
-    ident = uuid4().hex
-    messages = [Message(value, {}, ident, ident, 0)]
+    plan, message = _begin(pipeline, settings, value)
+    messages: list[Message | None] = [message]
     values: list[Any] = []
-    for stage in pipeline.stages:
-        values = []
-        following: list[Message] = []
-        products = Products.of(pipeline, settings, stage, 0 if stage.is_source else None)
-        for message, results in _results(stage, messages):
-            for index, result in enumerate(results):
-                product = products.make(result, message, message.parent, index)
-                if product.value is not DROPPED:
-                    values.append(product.value)
-                if product.output is not None:
-                    following.append(decode(product.output.body, ident))
-                if product.callback is not None:
-                    _run(product.callback)
-        messages = following
+    try:
+        for stage in pipeline.stages:
+            values, messages = _pass(plan, stage, messages)
+    except Verdict as verdict:
+        verdict.add_note(_meaning(verdict))
+        raise
     return values
 
 
-def _results(stage: Stage, messages: list[Message]) -> Iterable[tuple[Message, list[Any]]]:
-    task = stage.task
-    args = () if stage.is_source else task.args
-    with built(task) as method:
+def _begin(pipeline: Pipeline, settings: Settings, value: Any) -> tuple[RunPlan, Message | None]:
+    """Return the plan of the call and the first function's message; None for a source."""
+    first = pipeline.stages[0]
+    if first.is_source:
+        return make_plan(pipeline, settings, args=_source_args(first, value)), None
+    if value is NoValue.GIVEN:
+        raise ConfigError("call(value)", value, f"given: the first task {first.name!r} receives a value")
+    if first.task.input is True:
+        item = Feeder(pipeline, settings, where="call").item(value)
+        message = decode(item.output.body, item.id)
+    else:
+        # The value stands for the result of decode=, which need not be JSON.
+        ident = uuid4().hex
+        message = Message(value, {}, ident, ident, 0)
+    return make_plan(pipeline, settings), message
+
+
+def _source_args(source: Stage, value: Any) -> dict[str, tuple[Any]] | None:
+    if value is NoValue.GIVEN:
+        return None
+    problem = misfit(source.task.method, (value,))
+    if problem is not None:
+        raise ConfigError(
+            "call(value)",
+            value,
+            f"what the source {source.name!r} takes as its only argument ({problem})",
+            "Without a value, call() gives it its args=",
+        )
+    return {source.name: (value,)}
+
+
+def _pass(plan: RunPlan, stage: Stage, messages: list[Message | None]) -> tuple[list[Any], list[Message | None]]:
+    """Call a stage's function for each message. Returns its outputs, and the messages they become."""
+    values: list[Any] = []
+    following: list[Message | None] = []
+    products = Products(plan, stage)
+    with closing(Built(stage.task, plan.args[stage.index])) as function:
         for message in messages:
-            with processing(_current(stage, message)) if task.batch is None else nullcontext():
-                if task.batch is None:
-                    result = method(message.value, *args)
-                else:
-                    (result,) = results_of(task.name, 1, method([message.value], *args))
-                    if isinstance(result, BaseException):
-                        raise result
-                yield message, list(result) if task.is_generator else [result]
+            with nullcontext() if message is None or stage.task.batch else processing(_current(stage, message)):
+                parent = uuid4().hex if message is None else message.parent
+                for index, output in enumerate(_outputs(stage, function, message)):
+                    product = products.make(output, message, parent, index)
+                    if product.value is not DROPPED:
+                        values.append(product.value)
+                    if product.output is not None:
+                        following.append(decode(product.output.body, parent))
+                    if product.callback is not None:
+                        product.callback.callback(*product.callback.callback_args)
+    return values, following
+
+
+def _outputs(stage: Stage, function: Built, message: Message | None) -> Iterable[Any]:
+    if message is None:
+        return function.outputs()
+    return function.outputs([message.value] if stage.task.batch else message.value)
 
 
 def _current(stage: Stage, message: Message) -> CurrentMessage:
@@ -71,5 +126,9 @@ def _current(stage: Stage, message: Message) -> CurrentMessage:
     )
 
 
-def _run(callback: TaskCallback) -> None:
-    callback.callback(*callback.callback_args)
+def _meaning(verdict: Verdict) -> str:
+    """Return the note on a verdict's meaning in a run."""
+    if not isinstance(verdict, Retry):
+        return "engine.call has no dead-letter queue: in a run the message would go there"
+    when = "after the usual backoff" if verdict.delay is None else f"after {verdict.delay:g} s"
+    return f"engine.call calls each function once: in a run the message would come back {when}, with an attempt charged"

@@ -15,14 +15,16 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.caller.progress.progress import Progress
 from sqspipes_mp.caller.sigterm import Sigterm
-from sqspipes_mp.errors import GUARD, SupervisorLost
+from sqspipes_mp.errors import GUARD, SqsPipesError, SupervisorLost
 from sqspipes_mp.ipc.birth import Birth
 from sqspipes_mp.ipc.channel import Frame, Kind, describe_exit
 from sqspipes_mp.ipc.map_lock import MapLock
@@ -30,7 +32,7 @@ from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import Summary, readings
 from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.supervisor.child import start
+from sqspipes_mp.supervisor.child import start as start_child
 from sqspipes_mp.supervisor.children import Mains
 from sqspipes_mp.supervisor.run import supervisor_main
 from sqspipes_mp.supervisor.shutdown import SECOND_AFTER
@@ -39,53 +41,60 @@ log = logging.getLogger("sqspipes_mp.engine")
 
 R = TypeVar("R")
 
-#: Ids of results handed out that are remembered, to drop one that comes again after its worker died.
+#: Remembered ids of results that were handed out: a result that comes again after its worker's death is dropped.
 _REMEMBERED = 100_000
-#: What a supervisor may need beyond ``shutdown_grace``, seconds, before its caller stops waiting for it.
+#: Seconds beyond ``shutdown_grace`` after which the caller waits no longer for its supervisor.
 _SLACK = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Start:
+    """The parts of an iteration, put together by ``Runs``."""
+
+    plan: RunPlan
+    broker: Broker
+    board: Scoreboard
+    #: The main functions of the children.
+    mains: Mains
+    context: BaseContext
+    #: Called once, at the iteration's end.
+    ended: Callable[[], None]
+    #: The engine: it removes its temporary files when nothing refers to it any more.
+    owner: object
+    progress: Progress
 
 
 class Results(Iterator[R]):
     """Hands out each result once.
 
-    A result is acknowledged, and its message deleted, when the *next* one is asked for: what fails in the loop's body
-    loses nothing. Closing (``close()``, leaving a ``with``, losing the last reference) drains; the results not
+    A result is acknowledged, and its message deleted, when the *next* result is asked for: an exception in the loop's
+    body loses nothing. Closing (``close()``, leaving a ``with``, losing the last reference) drains; the results not
     acknowledged come again in the next run. Not for several threads at once.
     """
 
     #: The map's lock, which the supervisor holds as well.
     _lock: MapLock | None = None
 
-    def __init__(
-        self,
-        plan: RunPlan,
-        broker: Broker,
-        board: Scoreboard,
-        mains: Mains,
-        context: Any,
-        ended: Callable[[], None],
-        owner: object,
-        progress: Progress,
-    ) -> None:
-        self.summary: Summary | None = None
-        #: Indexes of the stages it runs.
+    def __init__(self, start: Start) -> None:
+        plan, board, context = start.plan, start.board, start.context
+        self._summary: Summary | None = None
+        #: Indexes of the stages that run.
         self.stages = plan.selected
         self._grace = plan.settings.grace
-        self._ended = ended
+        self._ended = start.ended
         self._running = partial(_running, plan, board)
-        self._progress = progress
-        # The engine removes its temporary files when nobody needs it any more.
-        self._owned_by = owner
+        self._progress = start.progress
+        self._owned_by = start.owner
         self._ready: deque[Frame] = deque()
         self._handed: Frame | None = None
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._outcome: Outcome | None = None
         self._closed = False
         self._stopped = False
-        #: Whether the supervisor imports the program, and whether it has said that it is there.
+        #: Whether the supervisor is a fresh process, which imports the program, and whether it has said HELLO.
         self._fresh = context.get_start_method() != "fork"
         self._greeted = False
-        #: Whether the results on their way have been taken back: they come again in the next run.
+        #: Whether the workers have taken back the results on their way: those come again in the next run.
         self._taken_back = False
         assert plan.sink is not None
         self._repeatable = not plan.pipeline.stages[plan.sink].is_source
@@ -94,14 +103,15 @@ class Results(Iterator[R]):
         lock = self._lock
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
-            return supervisor_main, (birth, plan, broker, board, mains, context.get_start_method(), lock)
+            method = context.get_start_method()
+            return supervisor_main, (birth, plan, start.broker, board, start.mains, method, lock)
 
         with contextlib.nullcontext() if lock is None else lock.bequeathed():
-            self._child = start(context, target, name="supervisor", inherited=(), now=time.monotonic())
+            self._child = start_child(context, target, name="supervisor", inherited=(), now=time.monotonic())
         self._poll = select.poll()
         self._poll.register(self._child.channel.fileno(), select.POLLIN)
         self._poll.register(self._child.watch, select.POLLIN)
-        # Before multiprocessing's own, which would wait for the supervisor for ever.
+        # Runs before multiprocessing's own exit handler, which would wait for the supervisor for ever.
         self._owner = os.getpid()
         self._at_exit = partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -112,14 +122,14 @@ class Results(Iterator[R]):
         return self
 
     def __next__(self) -> R:
-        """Return the next result. Raises what ended the run, as ``run()`` would."""
+        """Return the next result. Raises the exception that ended the run, as ``run()`` would."""
         if self._closed:
             raise StopIteration
         if self._handed is not None:
             self._acknowledge(self._handed)
             self._handed = None
         if self._ready:
-            # Did the run end meanwhile?
+            # The run may have ended meanwhile.
             self._listen(0.0)
         while True:
             while self._ready and not (self._stopped or self._taken_back):
@@ -128,7 +138,7 @@ class Results(Iterator[R]):
                     self._acknowledge(frame)
                     continue
                 value: R = self._read(frame)
-                # Only now: one that cannot be read here was not handed out.
+                # After the unpickling: a result that cannot be read was not handed out.
                 self._remember(frame)
                 self._handed = frame
                 return value
@@ -137,8 +147,20 @@ class Results(Iterator[R]):
             self._listen(None)
 
     @property
+    def summary(self) -> Summary:
+        """Every stage's figures, once the iteration has ended or was closed.
+
+        Raises:
+            SqsPipesError: before the end, and where an exception was the end.
+        """
+        if self._summary is None:
+            missing = "its end was an exception" if self._closed else "read the results to their end, or close them"
+            raise SqsPipesError(f"this iteration has no summary: {missing}")
+        return self._summary
+
+    @property
     def open(self) -> bool:
-        """Whether it takes messages: not ended, not stopped, and no copy in a process that was forked."""
+        """Whether the iteration takes messages: not ended, not stopped, and no copy in a forked process."""
         return not self._closed and not self._stopped and self._owner == os.getpid()
 
     def stop(self) -> None:
@@ -159,9 +181,9 @@ class Results(Iterator[R]):
                 self._listen(deadline - time.monotonic())
             except KeyboardInterrupt:
                 if time.monotonic() < began + SECOND_AFTER:
-                    # One Ctrl-C may send two, to the process and to its group.
+                    # One Ctrl-C may send two signals, to the process and to its group.
                     continue
-                # The second one: whoever presses it does not want to wait.
+                # A second Ctrl-C.
                 log.warning("interrupted again: killing what still runs")
                 self._child.channel.queue(Kind.QUIT)
                 self._child.channel.flush()
@@ -170,7 +192,7 @@ class Results(Iterator[R]):
         outcome = self._outcome
         self._finish()
         if outcome is not None:
-            self.summary = outcome.summary
+            self._summary = outcome.summary
             failure = outcome.report.text if outcome.report is not None else outcome.error
             if failure:
                 log.error("a failure while the iterator was being closed: %s", failure)
@@ -181,23 +203,24 @@ class Results(Iterator[R]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
             if kind is KeyboardInterrupt and not self._closed:
-                self._tell_of_the_second()
+                self._warn_of_the_second()
         finally:
             self.close()
 
-    def _tell_of_the_second(self) -> None:
+    def _warn_of_the_second(self) -> None:
+        """Log the effect of a second Ctrl-C."""
         while True:
             try:
                 if running := self._running():
                     text = "draining: calls that run (%d) have %g s to end; a second Ctrl-C kills them"
                     log.warning(text, running, self._grace)
             except KeyboardInterrupt:
-                # Of the same Ctrl-C, sent to the process and to its group: said all the same.
+                # The second signal of one Ctrl-C (process and group each get one); the message is logged anyway.
                 continue
             return
 
     def __del__(self) -> None:
-        # A half-built one has nothing to close, and a forked copy is not the owner.
+        # An object that failed in its constructor has nothing to close, and a forked copy is not the owner.
         if hasattr(self, "_at_exit"):
             self._close_if_ours()
 
@@ -215,15 +238,18 @@ class Results(Iterator[R]):
         self._child.channel.flush()
 
     def _listen(self, timeout: float | None) -> None:
-        """Take what the supervisor says. Raises ``SupervisorLost`` where it died without its last word."""
+        """Handle the supervisor's frames, waiting ``timeout`` seconds for the first (None: for ever).
+
+        Raises ``SupervisorLost`` where the supervisor died without a BYE.
+        """
         if self._child.channel.wants_write:
-            # Its socket is full because ours is: reading makes room.
+            # The supervisor's socket is full because ours is: reading makes room.
             timeout = 0.05
         ready = self._watch(timeout)
         for frame in self._child.channel.read():
             self._heard(frame)
         self._child.channel.flush()
-        # One turn does not read everything that a dead supervisor has left.
+        # One read may leave some of a dead supervisor's frames.
         died = self._child.watch in ready and self._child.channel.fileno() not in ready
         if (died or self._child.channel.eof) and self._outcome is None:
             pid = self._child.pid
@@ -233,7 +259,7 @@ class Results(Iterator[R]):
             raise SupervisorLost("(supervisor)", pid, f"{describe_exit(code)}{hint}")
 
     def _watch(self, timeout: float | None) -> dict[int, int]:
-        """Wait for the supervisor, showing the progress meanwhile."""
+        """Wait ``timeout`` seconds for the supervisor, showing progress meanwhile. Returns the descriptors' events."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             now = time.monotonic()
@@ -249,7 +275,7 @@ class Results(Iterator[R]):
         elif frame.kind is Kind.HELLO:
             self._greeted = True
             if self._stopped:
-                # Stopped before it could hear signals.
+                # ``stop`` came before the supervisor could hear signals.
                 self._signal_supervisor()
         elif frame.kind is Kind.STOPPED:
             self._taken_back = self._repeatable
@@ -260,16 +286,16 @@ class Results(Iterator[R]):
         return pickle.loads(frame.blob)  # noqa: S301  (our own worker's, never a queue's)
 
     def _end_with_outcome(self) -> NoReturn:
-        """Raise what the run's end means for the loop."""
+        """Raise ``StopIteration``, or the exception that ended the run."""
         assert self._outcome is not None
         self._finish()
         if self._outcome.failed:
             raise _not_the_end(self._outcome.exception())
-        self.summary = self._outcome.summary
+        self._summary = self._outcome.summary
         raise StopIteration
 
     def _finish(self) -> int:
-        """Reap the supervisor and give back what was borrowed from the process."""
+        """Reap the supervisor and remove our handlers from the process. Returns the supervisor's exit status."""
         self._closed = True
         code = self._reap()
         atexit.unregister(self._at_exit)
@@ -292,7 +318,7 @@ class Results(Iterator[R]):
 
 
 def _not_the_end(error: BaseException) -> BaseException:
-    """Return the error, within another where it would pass for the end of the loop."""
+    """Return the error, wrapped where it is a ``StopIteration``, which would end the loop without a word."""
     if not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError("a task raised StopIteration")
@@ -305,7 +331,7 @@ def _running(plan: RunPlan, board: Scoreboard) -> int:
 
 
 def _close_at_exit(left_open: weakref.ref[Results[Any]]) -> None:
-    """Drain at the interpreter's end, where an iterator was left open."""
+    """Close an iterator that is still open at the interpreter's end."""
     iteration = left_open()
     if iteration is not None:
         iteration._close_if_ours()

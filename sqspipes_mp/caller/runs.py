@@ -1,4 +1,4 @@
-"""The runs an engine has going in this process: how each is started, and how all of them are stopped (caller)."""
+"""The runs of an engine in this process: started, stopped, and their figures read (caller)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.caller.progress.progress import Progress, choose
 from sqspipes_mp.caller.progress.rates import Pace
-from sqspipes_mp.caller.results import Results
+from sqspipes_mp.caller.results import Results, Start
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
@@ -23,7 +23,7 @@ from sqspipes_mp.supervisor.signals import Wakeup
 
 
 class Runs:
-    """Starts runs and remembers how to stop them; knows what the latest one is doing, or did."""
+    """Starts an engine's runs, stops them, and reads the figures of the latest one."""
 
     def __init__(self) -> None:
         self._stoppers: list[Callable[[], None]] = []
@@ -33,9 +33,9 @@ class Runs:
         self._last: tuple[StageSummary, ...] = ()
 
     def check_beside(self, plan: RunPlan) -> None:
-        """Raise ``ConfigError`` where an iterator that is still open runs one of the plan's stages.
+        """Raise ``ConfigError`` where an open iterator runs one of the plan's stages.
 
-        It takes their messages, and goes on only while it is read: the new run would wait for them for ever.
+        The iterator takes the stage's messages and goes on only while it is read: the new run would wait for ever.
         """
         self._iterations = [weak for weak in self._iterations if _stages_of(weak)]
         for weak in self._iterations:
@@ -49,8 +49,8 @@ class Runs:
                 )
 
     def run(self, plan: RunPlan, broker: Broker, progress: bool | None = None) -> Outcome:
-        """Supervise here until the run ends; ``progress``: as of ``Engine.run``."""
-        from sqspipes_mp.caller.mains import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
+        """Supervise in this process until the run ends; ``progress``: as of ``Engine.run``."""
+        from sqspipes_mp.caller.mains import MAINS  # noqa: PLC0415  (only a run needs the children's code)
 
         context = choose_context(plan, broker)
         wakeup = Wakeup()
@@ -71,16 +71,22 @@ class Runs:
         plan: RunPlan,
         broker: Broker,
         owner: object,
-        make: Callable[..., Results[Any]] = Results,
+        make: Callable[[Start], Results[Any]] = Results,
         *,
         progress: bool | None = None,
         total: int | None = None,
     ) -> Results[Any]:
-        """Supervise in a process of its own; ``owner`` lives as long as the iteration does, which ``make`` makes.
+        """Start a run whose supervisor is a process of its own; return the iterator over its results.
 
-        ``total``: values that the first stage will get, where that is known.
+        Args:
+            plan: with a sink.
+            broker: the queues' service.
+            owner: lives as long as the iterator.
+            make: builds the iterator.
+            progress: as of ``Engine.run``.
+            total: values that the first stage will get; None: unknown.
         """
-        from sqspipes_mp.caller.mains import MAINS  # noqa: PLC0415  (only a run needs what runs in children)
+        from sqspipes_mp.caller.mains import MAINS  # noqa: PLC0415  (only a run needs the children's code)
 
         stoppers = self._stoppers
         context = choose_context(plan, broker)
@@ -94,7 +100,12 @@ class Runs:
             self._end(watch)
 
         try:
-            iteration = make(plan, broker, board, MAINS, context, ended, owner, shown)
+            iteration = make(
+                Start(
+                    plan=plan, broker=broker, board=board, mains=MAINS, context=context,
+                    ended=ended, owner=owner, progress=shown,
+                )
+            )  # fmt: skip
         except BaseException:
             shown.close()
             self._end(watch)
@@ -112,12 +123,12 @@ class Runs:
         return iteration
 
     def stop(self) -> None:
-        """Drain all of them."""
+        """Drain every run."""
         for stopper in list(self._stoppers):
             stopper()
 
     def stages(self) -> tuple[StageSummary, ...]:
-        """Return what the latest run has done so far; empty before the first."""
+        """Return the latest run's figures by stage; empty before the first run."""
         if self._watch is None:
             return self._last
         watch, now = self._watch, time.monotonic()
@@ -127,7 +138,7 @@ class Runs:
         except ValueError:
             if self._watch is watch:
                 raise
-            # It ended in another thread meanwhile, and its board is closed.
+            # The run has ended in another thread meanwhile, and its board is closed.
             return self._last
 
     def _begin(self, plan: RunPlan, board: Scoreboard) -> _Watch:
@@ -136,7 +147,7 @@ class Runs:
         return self._watch
 
     def _end(self, watch: _Watch) -> None:
-        """Keep the last figures of a run, and close its board: the error it ended with may hold that for long."""
+        """Keep the last figures of a run and close its board, which the run's exception may refer to for long."""
         try:
             if self._watch is watch:
                 self._last = stage_summaries(watch.plan, watch.board, time.monotonic() - watch.began)
@@ -147,22 +158,24 @@ class Runs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Watch:
-    """A run that goes on: what it does, since when, and how fast."""
+    """A run under way."""
 
     plan: RunPlan
     board: Scoreboard
+    #: Monotonic seconds.
     began: float
     pace: Pace
 
 
 def _stages_of(weak: weakref.ref[Results[Any]]) -> set[int]:
-    """Return what an iteration runs; nothing where it is over. No frame of an error's traceback may keep it alive."""
+    """Return the stages of an open iteration; none where it is over."""
+    # A function of its own: a frame of an error's traceback would keep the iteration alive.
     iteration = weak()
     return set(iteration.stages) if iteration is not None and iteration.open else set()
 
 
 def _shown(plan: RunPlan, board: Scoreboard, wanted: bool | None, total: int | None = None) -> tuple[RunPlan, Progress]:
-    """Return how the run's progress is shown, and the plan that has counted what it needs."""
+    """Return the run's progress display, and the plan with the counts that the display needs."""
     drawing = choose(wanted)
     plan = replace(plan, count_every=drawing.count_every)
     return plan, Progress(drawing, partial(readings, plan, board), total)

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Sigterm:
-    """SIGTERM calls a bound method, and does not keep its object alive; several may come and go in any order."""
+    """Has SIGTERM call a bound method, without keeping its object alive. Several may come and go in any order."""
 
     _old: Any
 
@@ -26,14 +26,15 @@ class Sigterm:
         if stop is not None and not self._removed:
             stop()
         elif not isinstance(self._old, Sigterm):
-            # It could not be put back when it should have been.
+            # ``remove`` could not restore the old handler (wrong thread, or another handler above): restore it now, and
+            # deliver the signal to it.
             signal.signal(number, self._before())
             os.kill(os.getpid(), number)
         if isinstance(self._old, Sigterm):
             self._old(number, frame)
 
     def remove(self) -> None:
-        """Put the old handler back, unless there is another above this one or this is not the main thread."""
+        """Restore the old handler, unless another handler is above this one or this is not the main thread."""
         self._removed = True
         before = self._before()
         with contextlib.suppress(ValueError):
@@ -44,5 +45,5 @@ class Sigterm:
         old: Any = self._old
         while isinstance(old, Sigterm) and old._removed:
             old = old._old
-        # None: it was not set from Python, so it cannot be put back; the default is the nearest.
+        # None: the old handler was not set from Python and cannot be restored; the default is nearest to it.
         return signal.SIG_DFL if old is None else old

@@ -1,4 +1,4 @@
-"""Looking at a pipeline's queues and clearing them, from any process that has the engine's definition (caller)."""
+"""Counts of a pipeline's queues, from any process that has the engine's definition (caller)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqspipes_mp.errors import QueueMissing
 from sqspipes_mp.ipc.summary import StageSummary
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 
-#: Seconds that counting what is left in a file may take.
+#: Seconds that counting the messages left in a file may take.
 _PATIENCE = 1.0
 
 
@@ -26,65 +26,37 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
-    """A stage's input queues (highest priority first; none for a source) and its dead-letter queue.
-
-    ``run``: what the stage does in the run that this very engine object has going, or did in its last one; None where
-    it has run none of it. Runs elsewhere are not seen.
-    """
+    """A stage's queues, and its part in the latest run of this very engine object. Runs elsewhere are not seen."""
 
     name: str
+    #: Input queues, highest priority first; none for a source.
     inputs: tuple[QueueStats, ...]
+    #: Dead-letter queue; None for a source.
     dead_letters: QueueStats | None
+    #: The stage's part in the run under way, or in the last one; None where it has had none.
     run: StageSummary | None = None
-
-    @property
-    def workers(self) -> int:
-        """Worker processes here."""
-        return 0 if self.run is None else self.run.workers
-
-    @property
-    def done(self) -> int:
-        """Messages (a source: calls) completed here."""
-        return 0 if self.run is None else self.run.done
-
-    @property
-    def failed(self) -> int:
-        """Calls that failed here."""
-        return 0 if self.run is None else self.run.failed
-
-    @property
-    def retried(self) -> int:
-        """Messages made visible again here after a failure."""
-        return 0 if self.run is None else self.run.retried
-
-    @property
-    def busy(self) -> float:
-        """Share of its workers' time spent in the function, 0 to 1."""
-        return 0.0 if self.run is None else self.run.busy
-
-    @property
-    def p50(self) -> float | None:
-        """Seconds within which half of its calls ended; None before the first."""
-        return None if self.run is None else self.run.p50
-
-    @property
-    def p95(self) -> float | None:
-        """Seconds within which 95 % of its calls ended; None before the first."""
-        return None if self.run is None else self.run.p95
-
-    @property
-    def running(self) -> int:
-        """Calls running here just now."""
-        return 0 if self.run is None else self.run.running
-
-    @property
-    def per_second(self) -> float:
-        """Messages done here per second: in the last 10 s or so, of a run that has ended in all of it."""
-        return 0.0 if self.run is None else self.run.per_second
+    #: Worker processes of that run.
+    workers: int = 0
+    #: Messages (a source: calls) that it completed.
+    done: int = 0
+    #: Calls that failed in it.
+    failed: int = 0
+    #: Messages that it made visible again after a failure.
+    retried: int = 0
+    #: Share of its workers' time spent in the function, 0 to 1.
+    busy: float = 0.0
+    #: Seconds within which half of its calls ended; None before the first.
+    p50: float | None = None
+    #: Seconds within which 95 % of its calls ended; None before the first.
+    p95: float | None = None
+    #: Calls running just now.
+    running: int = 0
+    #: Messages done per second: in about the last 10 s, of a run that has ended in all of it.
+    per_second: float = 0.0
 
     @property
     def eta(self) -> float | None:
-        """Seconds until what waits is through at that pace; None: never, or nobody can tell (a source)."""
+        """Seconds until the waiting messages are done at that pace; None: never, or unknown (a source)."""
         return eta(self.visible + self.delayed if self.inputs else None, self.per_second)
 
     @property
@@ -94,7 +66,7 @@ class StageStats:
 
     @property
     def in_flight(self) -> int:
-        """Messages received and not yet deleted or given back."""
+        """Messages received and not yet deleted or released."""
         return sum(queue.depth.in_flight for queue in self.inputs if queue.depth is not None)
 
     @property
@@ -136,9 +108,13 @@ def opened(broker: Broker) -> Iterator[Connection]:
 def read_stats(
     pipeline: Pipeline, broker: Broker, running: Sequence[StageSummary] = (), *, implied: bool = False
 ) -> PipelineStats:
-    """Count every queue of the pipeline; ``running``: what a run of it does.
+    """Count every queue of the pipeline.
 
-    ``implied``: the first task is a source that only ``map`` feeds, so its queues are told of only where they exist.
+    Args:
+        pipeline: with every queue it can have.
+        broker: where they are.
+        running: the stages' parts in this engine's latest run.
+        implied: the first task is a source; its queues, which only ``map`` makes, are left out where they are missing.
     """
     runs = {stage.name: stage for stage in running}
     with opened(broker) as connection:
@@ -158,16 +134,22 @@ def _stage_stats(connection: Connection, stage: Stage, run: StageSummary | None,
     if implied:
         inputs = tuple(queue for queue in inputs if queue.depth is not None)
         dead = None if dead is None or dead.depth is None else dead
-    return StageStats(name=stage.name, inputs=inputs, dead_letters=dead, run=run)
+    if run is None:
+        return StageStats(name=stage.name, inputs=inputs, dead_letters=dead)
+    return StageStats(
+        name=stage.name, inputs=inputs, dead_letters=dead, run=run,
+        workers=run.workers, done=run.done, failed=run.failed, retried=run.retried, busy=run.busy,
+        p50=run.p50, p95=run.p95, running=run.running, per_second=run.per_second,
+    )  # fmt: skip
 
 
 def existing(connection: Connection, names: Iterable[str]) -> list[str]:
-    """Return those of the queues that exist."""
+    """Return the queues that exist, of ``names``."""
     return [name for name in names if _queue_stats(connection, name).depth is not None]
 
 
 def total(broker: Broker, names: Iterable[str]) -> int:
-    """Return how many messages are in the queues of a file, if it was made."""
+    """Return the number of messages in queues of a file; 0 before it was made."""
     if not broker.exists():
         return 0
     with closing(broker.open(patience=_PATIENCE)) as connection:

@@ -17,7 +17,7 @@ def complexities(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
 
 
 def _paths(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count a function's independent paths: 1 + its branches. Functions inside it count for themselves."""
+    """Return a function's number of independent paths: 1 + its branches, without those of functions inside it."""
     paths = 1
     nodes: list[ast.AST] = [*function.body]
     while nodes:
@@ -30,7 +30,7 @@ def _paths(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def _branches(node: ast.AST) -> int:
-    """Return how many ways a node adds to the straight one."""
+    """Return the number of branches at a node."""
     if isinstance(node, _BRANCHES):
         return 1
     if isinstance(node, ast.BoolOp):

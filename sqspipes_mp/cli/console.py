@@ -1,4 +1,4 @@
-"""What the command line shows on stderr: the log, its first line, the reason of its end (its process)."""
+"""Output of the command line: its log and the reason of its end on stderr, and text tables (its process)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from logging.handlers import MemoryHandler
@@ -15,7 +15,7 @@ from logging.handlers import MemoryHandler
 NAME = "sqspipes-mp"
 
 _COLORS = {"WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
-#: More than any logger says before the first line.
+#: Most records held back: more than are logged before the first line.
 _HELD = 10_000
 _NOISY = ("boto3", "botocore", "urllib3")
 
@@ -26,6 +26,8 @@ class Console:
     def __init__(self) -> None:
         self._handler = logging.StreamHandler(sys.stderr)
         self._json = False
+        #: The command that finishes the messages which a failed run with a source leaves.
+        self.finish = ""
         self.configure(logging.WARNING, "text")
 
     def configure(self, level: int, form: str) -> None:
@@ -39,7 +41,7 @@ class Console:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the log back within the block, so that what is said here comes first."""
+        """Hold the log back within the block, so that lines of ``say`` come first."""
         root = logging.getLogger()
         buffer = MemoryHandler(_HELD, flushLevel=logging.CRITICAL + 1, target=self._handler)
         root.handlers[:] = [buffer]
@@ -50,12 +52,12 @@ class Console:
             buffer.close()
 
     def say(self, message: str, level: int = logging.INFO, error: BaseException | None = None) -> None:
-        """Show a line of the log whatever its level."""
+        """Show a line of the log, whatever the level of the log."""
         info = None if error is None else (type(error), error, error.__traceback__)
         self._handler.handle(logging.LogRecord("sqspipes_mp.cli", level, __file__, 0, message, None, info))
 
     def fail(self, message: str, error: BaseException | None = None) -> None:
-        """Show why the command ends: the traceback, if there is one, then what to do about it."""
+        """Show the reason of the command's end: the traceback of ``error``, then the message."""
         if self._json:
             self.say(message, logging.ERROR, error)
             return
@@ -91,3 +93,21 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             fields["exc"] = self.formatException(record.exc_info)
         return json.dumps(fields)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
+    """Return aligned lines: the first ``left`` columns to the left, the others, which are numbers, to the right."""
+    cells = [tuple(header), *(tuple(_text(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join(lines)
+
+
+def _text(cell: object) -> str:
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)

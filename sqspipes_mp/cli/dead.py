@@ -13,20 +13,20 @@ from dataclasses import asdict
 from datetime import datetime
 
 from sqspipes_mp.caller.dead_letters import DeadLetter, Moved, discard, redrive, resolve_ids, short_ids, survey
-from sqspipes_mp.cli.console import Console
+from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
-from sqspipes_mp.cli.queues import agreed, engine_of
-from sqspipes_mp.cli.table import table
-from sqspipes_mp.engine import Engine
+from sqspipes_mp.cli.queues import agreed, engine_of, warn_of_others
+from sqspipes_mp.engine import Engine, every_queue
 
-#: Columns where there is no terminal to ask, and the least of an error that is shown on a narrow one.
+#: Columns where there is no terminal, and least columns of an error on a narrow one.
 _WIDTH, _LEAST = 200, 20
 
 
 def dead_list(flags: Namespace, _console: Console) -> Exit:
     """Show a line for each dead letter."""
     engine = engine_of(flags)
-    found = survey(engine.whole, engine.broker, flags.stage)
+    found = survey(every_queue(engine), engine.broker, flags.stage)
+    warn_of_others(engine)
     if flags.json:
         print(json.dumps([_plain(letter) for letter in found.letters], indent=2))
         return Exit.DONE
@@ -39,9 +39,9 @@ def dead_list(flags: Namespace, _console: Console) -> Exit:
 
 
 def dead_show(flags: Namespace, _console: Console) -> Exit:
-    """Show all that is known of one dead letter. Raises ``ConfigError`` for an id that fits none or several."""
+    """Show every field of one dead letter. Raises ``ConfigError`` for an id that fits none or several."""
     engine = engine_of(flags)
-    found = survey(engine.whole, engine.broker)
+    found = survey(every_queue(engine), engine.broker)
     ids = resolve_ids([letter.id for letter in found.letters], [flags.id], found.hidden)
     # SQS may have delivered, and so dead-lettered, one message twice.
     copies = [letter for letter in found.letters if letter.id in ids]
@@ -53,9 +53,9 @@ def dead_show(flags: Namespace, _console: Console) -> Exit:
 
 
 def dead_redrive(flags: Namespace, _console: Console) -> Exit:
-    """Put dead letters back where they failed."""
+    """Put dead letters back into the queues they failed in."""
     engine, ids = engine_of(flags), _ids(flags)
-    moved = redrive(engine.whole, engine.broker, ids)
+    moved = redrive(every_queue(engine), engine.broker, ids)
     queues = Counter(letter.queue for letter in moved.letters)
     counts = ", ".join(f"{queue} {count:,}" for queue, count in queues.items())
     return _done(engine, moved, f"Put back {len(moved.letters):,}: {counts}.", "redrive")
@@ -65,16 +65,16 @@ def dead_discard(flags: Namespace, _console: Console) -> Exit:
     """Delete dead letters, after asking."""
     engine, ids = engine_of(flags), _ids(flags)
     if not flags.yes:
-        found = survey(engine.whole, engine.broker)
+        found = survey(every_queue(engine), engine.broker)
         known = [letter.id for letter in found.letters]
-        # What is asked about is what goes, not what has come meanwhile.
+        # Only the letters asked about go, none that have come meanwhile.
         ids = set(known) if ids is None else resolve_ids(known, ids, found.hidden)
         if ids:
             chosen = [letter for letter in found.letters if letter.id in ids]
             print(f"These dead letters will be deleted; {_place(engine)}:\n\n{_table(chosen)}\n", flush=True)
             if not agreed(flags, "Delete them all?"):
                 return Exit.FAILED
-    moved = discard(engine.whole, engine.broker, ids)
+    moved = discard(every_queue(engine), engine.broker, ids)
     return _done(engine, moved, f"Deleted {len(moved.letters):,}.", "discard")
 
 
@@ -152,7 +152,7 @@ def _plain(letter: DeadLetter) -> dict[str, object]:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        value = None  # Not JSON, though Python reads it, or what decode= made; the body stands beside it.
+        value = None  # NaN, say, or a value of decode=; the body stands beside it.
     return {
         "id": letter.id,
         "stage": letter.stage,
@@ -200,7 +200,7 @@ def _cut(text: str, room: int) -> str:
 
 
 def _safe(text: str) -> str:
-    """Escape what a terminal would obey, or cannot show: what is in a queue may come from anybody."""
+    """Escape characters that a terminal would obey or cannot show: anybody may have sent a message."""
     shown = "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
     encoding = sys.stdout.encoding or "utf-8"
     return shown.encode(encoding, "backslashreplace").decode(encoding)

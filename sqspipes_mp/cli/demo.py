@@ -22,9 +22,8 @@ from textwrap import shorten
 from typing import Any
 
 from sqspipes_mp.cli import demo_pipeline
-from sqspipes_mp.cli.console import Console
+from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
-from sqspipes_mp.cli.table import table
 from sqspipes_mp.engine import Engine
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.ipc.summary import Summary

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and which one an exception means. Pure (the command line's process)."""
+"""Exit codes, and the one that each exception means. Pure (the command line's process)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Exit(IntEnum):
 
 
 class Refused(Exception):
-    """A command ends here, for a reason the user can act on; ``__cause__``: the user's own exception, if any."""
+    """A command ends for a reason the user can act on. ``__cause__``: the exception of the user's code, if any."""
 
     def __init__(self, message: str, code: Exit = Exit.USAGE) -> None:
         self.message = message
@@ -28,30 +28,37 @@ class Refused(Exception):
 
 
 class Stopped(SystemExit):
-    """SIGTERM came while nothing was running that could drain."""
+    """SIGTERM came while no run was under way that could drain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """``message``: what to tell, "" for nothing; ``traceback``: of whom, None where the message says it all."""
+    """The end of a command."""
 
     code: Exit
+    #: The reason; "" for none.
     message: str = ""
+    #: The exception whose traceback is shown before it; None: no traceback.
     traceback: BaseException | None = None
 
 
-def judge(error: BaseException, finish: str = "") -> Ending | None:
-    """Return how a command ends that raised ``error``; None: it is no business of ours (argparse's exit).
+def child_note(error: BaseException) -> ChildNote | None:
+    """Return the note of the child process that raised ``error``; None: it was raised in this process."""
+    return next((note for note in getattr(error, "__notes__", ()) if isinstance(note, ChildNote)), None)
 
-    ``finish``: the command that finishes only what a run with a source has left.
+
+def ending_of(error: BaseException, finish: str = "") -> Ending | None:
+    """Return the ending of a command that raised ``error``; None for argparse's exit, which is none of ours.
+
+    ``finish``: the command that finishes the messages which a run with a source has left.
     """
     if isinstance(error, Refused):
         return Ending(error.code, error.message, error.__cause__)
     notes = getattr(error, "__notes__", ())
     anew = finish if any(isinstance(note, LeftNote) for note in notes) else ""
-    for note in notes:
-        if isinstance(note, ChildNote):
-            return _of_a_child(error, booting=note.booting, held=note.held, finish=anew)
+    child = child_note(error)
+    if child is not None:
+        return _of_a_child(error, child, anew)
     if isinstance(error, (KeyboardInterrupt, Stopped)):
         return Ending(Exit.DONE)
     if isinstance(error, SystemExit):
@@ -67,19 +74,20 @@ def judge(error: BaseException, finish: str = "") -> Ending | None:
     return Ending(Exit.FAILED, "this is not a task's exception but the engine's; please report it", error)
 
 
-def _of_a_child(error: BaseException, *, booting: bool, held: bool, finish: str) -> Ending:
-    if booting and isinstance(error, (BrokerError, ConfigError)):
+def _of_a_child(error: BaseException, note: ChildNote, finish: str) -> Ending:
+    if note.booting and isinstance(error, (BrokerError, ConfigError)):
         return Ending(Exit.BOOT, f"the queues could not be used: {error}")
-    if booting:
+    if note.booting:
         return Ending(Exit.BOOT, "a process could not start: see what runs in setup, in init and in __init__", error)
     if isinstance(error, BrokerError):
         return Ending(Exit.FAILED, f"the queues cannot be used any more: {error}")
-    # A source has no message.
-    what = "a task failed; its message is back in its queue, or dead-lettered after its last attempt. "
+    failed = "a task failed. "
+    if note.held:
+        failed = "a task failed; its message is back in its queue, or dead-lettered after its last attempt. "
     again = _finishing(finish) if finish else "Correct the task and run again"
     return Ending(
         Exit.FAILED,
-        f"{what if held else 'a task failed. '}{again}, or go on despite failures: --on-error retry, --on-error reject",
+        f"{failed}{again}, or go on despite failures: --on-error retry, --on-error reject",
         error,
     )
 

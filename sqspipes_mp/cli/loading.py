@@ -17,14 +17,18 @@ from sqspipes_mp.engine import Engine
 from sqspipes_mp.errors import ConfigError
 
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
-#: Whose frames say nothing about the user's module.
+#: Files whose frames tell nothing about the user's module.
 _IMPORTING = (_PACKAGE, "<frozen importlib", str(importlib.__file__))
 
 
 def load(target: str) -> Engine:
-    """Return the engine that ``target`` names: "words:engine", "./words.py:engine", or of a function's returning one.
+    """Return the engine that ``target`` names.
 
-    Raises ``Refused``: with code USAGE where there is no such thing, with BOOT where the user's code fails.
+    Args:
+        target: "words:engine" or "./words.py:engine"; ``engine`` is an ``Engine``, or a function that returns one.
+
+    Raises:
+        Refused: with code USAGE where there is no such engine, with BOOT where the user's code fails.
     """
     source, _, name = target.rpartition(":") if ":" in target else (target, "", "")
     if not source:
@@ -79,7 +83,7 @@ def _import(name: str) -> ModuleType:
         module: ModuleType = _users_code(f"importing {name}", lambda: importlib.import_module(name))
     except Refused as refused:
         cause = refused.__cause__
-        # Missing is what was asked for, not something that it imports.
+        # The module itself is missing, and no import of it.
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
             raise Refused(f"there is no module {name!r} ({cause}).{_near_files(name)}") from None
         raise
@@ -102,20 +106,20 @@ def _import_file(source: str) -> ModuleType:
     _put_first(folder)
     module: ModuleType = _users_code(f"importing {source}", lambda: importlib.import_module(name))
     origin = getattr(module, "__file__", None)
-    # Children import it by this name, so it has to mean this file.
+    # Children import the module by this name, so the name has to mean this file.
     if origin is None or not Path(origin).samefile(file):
         raise Refused(f"the module name {name!r} of {source!r} is taken by {origin or 'a built-in'}: rename the file")
     return module
 
 
 def _users_code(what: str, function: Any) -> Any:
-    """Call what runs code of the user. Raises ``Refused`` from what it raises, with its own frames only."""
+    """Call a function that runs the user's code. Raises ``Refused`` from its exception, without frames of ours."""
     try:
         return function()
     except (Stopped, KeyboardInterrupt):
         raise
     except BaseException as error:
-        # SystemExit included: a module that ends the program is no module to run.
+        # SystemExit included: a module must not end the program.
         error.__traceback__ = _own(error.__traceback__)
         if isinstance(error, ConfigError):
             raise Refused(f"{_place(error)}{error}") from None
@@ -123,7 +127,7 @@ def _users_code(what: str, function: Any) -> Any:
 
 
 def _own(frames: TracebackType | None) -> TracebackType | None:
-    """Return the frames from the user's first on; none for a module not there or a syntax error, whose text tells."""
+    """Return the frames from the user's first on; none for a missing module or a syntax error, whose text is enough."""
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_IMPORTING):
         frames = frames.tb_next
     return frames

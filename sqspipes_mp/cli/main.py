@@ -15,10 +15,9 @@ from sqspipes_mp import __version__
 from sqspipes_mp.cli.console import NAME, Console
 from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
 from sqspipes_mp.cli.demo import demo
-from sqspipes_mp.cli.exits import Exit, Stopped, judge
-from sqspipes_mp.cli.options import FORMATS, LEVELS, POLICIES, UNTIL
+from sqspipes_mp.cli.exits import Exit, Stopped, child_note, ending_of
 from sqspipes_mp.cli.queues import delete, purge, status
-from sqspipes_mp.cli.run import run
+from sqspipes_mp.cli.run import FORMATS, LEVELS, POLICIES, UNTIL, run
 
 Command = Callable[[Namespace, Console], Exit]
 
@@ -64,25 +63,25 @@ back to its queue; a second one kills.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. ``argv``: without the program's name; default: the process's."""
     with _stopped_by(signal.SIGTERM):
-        console, flags = Console(), Namespace()
+        console = Console()
         try:
             flags = _parser().parse_args(argv)
             command: Command = flags.command
             code = command(flags, console)
             sys.stdout.flush()
         except BrokenPipeError as error:
-            if getattr(error, "__notes__", None):
-                return _end(error, console, flags)
-            # Whoever read our output has gone; what the interpreter flushes at its end has to go somewhere, too.
+            if child_note(error) is not None:
+                return _end(error, console)
+            # The reader of our output has gone. The interpreter flushes stdout at its end, which must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return Exit.DONE
         except BaseException as error:
-            return _end(error, console, flags)
+            return _end(error, console)
         return code
 
 
-def _end(error: BaseException, console: Console, flags: Namespace) -> int:
-    ending = judge(error, getattr(flags, "finish", ""))
+def _end(error: BaseException, console: Console) -> int:
+    ending = ending_of(error, console.finish)
     if ending is None:
         raise error
     if ending.traceback is not None:
@@ -93,7 +92,7 @@ def _end(error: BaseException, console: Console, flags: Namespace) -> int:
 
 
 def _without_ours(frames: TracebackType | None) -> TracebackType | None:
-    """Return the traceback from the engine's ``run`` on: the command line's own frames tell the user nothing."""
+    """Return the traceback without the command line's own frames."""
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_FOLDER):
         frames = frames.tb_next
     return frames
@@ -101,7 +100,7 @@ def _without_ours(frames: TracebackType | None) -> TracebackType | None:
 
 @contextmanager
 def _stopped_by(number: signal.Signals) -> Iterator[None]:
-    """End the program within the block by an exception; while an engine runs, the signal is the engine's."""
+    """Have a signal raise ``Stopped`` within the block; while an engine runs, the signal is the engine's."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise Stopped

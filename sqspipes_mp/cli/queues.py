@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from sqspipes_mp.brokers.base import Depth
 from sqspipes_mp.brokers.url import CHOICE
 from sqspipes_mp.caller.stats import PipelineStats, QueueStats, StageStats, opened
-from sqspipes_mp.cli.console import Console
+from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.loading import load
-from sqspipes_mp.cli.table import table
-from sqspipes_mp.engine import Engine
+from sqspipes_mp.engine import Engine, every_queue, override
+from sqspipes_mp.errors import ConfigError
 
 log = logging.getLogger("sqspipes_mp.cli")
 
@@ -23,8 +23,10 @@ _COLUMNS = ("stage", "queue", "waiting", "in flight", "delayed", "dead")
 
 
 def status(flags: Namespace, _console: Console) -> Exit:
-    """Show what is in the queues."""
-    stats = _stats(engine_of(flags))
+    """Show the counts of every queue."""
+    engine = engine_of(flags)
+    stats = _stats(engine)
+    warn_of_others(engine)
     if flags.json:
         print(json.dumps(_plain(stats), indent=2))
         return Exit.DONE
@@ -62,12 +64,11 @@ def delete(flags: Namespace, _console: Console) -> Exit:
 
 
 def engine_of(flags: Namespace) -> Engine:
-    """Load the engine that the command line names, with the broker that it names."""
+    """Return the engine and broker that the command line names. Raises ``Refused`` and ``ConfigError``."""
     engine = load(flags.target)
-    # Which broker it is stands in what is printed; the warning is for what puts messages there.
+    # The output names the broker; the warning about the choice is for commands that send messages.
     logging.getLogger(CHOICE).setLevel(logging.ERROR)
-    if flags.broker is not None:
-        engine.use(flags.broker)
+    override(engine, broker=flags.broker)
     if engine.broker.temporary:
         log.warning(
             "%s has a temporary file of its own in every process, so nothing of other processes is in this one. Name "
@@ -78,11 +79,22 @@ def engine_of(flags: Namespace) -> Engine:
     return engine
 
 
+def warn_of_others(engine: Engine) -> None:
+    """Log a warning where one of the pipeline's queues is another pipeline's own, as far as the broker knows."""
+    if not engine.broker.exists():
+        return
+    with opened(engine.broker) as connection:
+        try:
+            connection.check_owners(every_queue(engine).queues)
+        except ConfigError as error:
+            log.warning("not all of these messages are this pipeline's: %s", error)
+
+
 def _stats(engine: Engine) -> PipelineStats:
     broker = engine.broker
     broker.check()
     if not broker.exists():
-        # Most likely the folder is the wrong one.
+        # No file, most likely because the folder is the wrong one: a look must not create it.
         stages = tuple(
             StageStats(
                 name=stage.name,
@@ -96,8 +108,8 @@ def _stats(engine: Engine) -> PipelineStats:
 
 
 def _announce(engine: Engine, verb: str, what: str) -> list[str]:
-    """Print what will be touched; return the names of the queues that exist."""
-    stats, own = _stats(engine), engine.whole.queue_names()
+    """Print the existing queues and their counts; return their names."""
+    stats, own = _stats(engine), every_queue(engine).queue_names()
     found = {queue.name: queue.depth for stage in stats.stages for queue in _queues(stage) if queue.depth is not None}
     names = [name for name in own if name in found]
     place = f"{stats.domain} on {stats.broker}"
@@ -105,14 +117,14 @@ def _announce(engine: Engine, verb: str, what: str) -> list[str]:
         print(f"{place} has no queues: nothing to {verb}.")
         return []
     with opened(engine.broker) as connection:
-        connection.check_owners(engine.whole.queues)
+        connection.check_owners(every_queue(engine).queues)
     rows = [(name, _total(found[name])) for name in names]
     print(f"{what}; {place}:\n\n{table(('queue', 'messages'), rows)}\n", flush=True)
     return names
 
 
 def agreed(flags: Namespace, question: str) -> bool:
-    """Ask, unless there is --yes. Raises ``Refused`` where there is nobody to ask."""
+    """Ask, unless there is --yes; return whether the answer is yes. Raises ``Refused`` where there is no terminal."""
     if flags.yes:
         return True
     if not sys.stdin.isatty():

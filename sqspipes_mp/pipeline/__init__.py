@@ -1,1 +1,1 @@
-"""What the user declares, checked: tasks, stages, queues, a run's plan. Pure."""
+"""The user's declarations, checked: tasks, stages, queues, a run's plan. Pure."""

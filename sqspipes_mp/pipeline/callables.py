@@ -1,4 +1,4 @@
-"""What kind of callable a task's method is, and what the task is called after it. Pure; any process."""
+"""Kinds of callables that a task's method can be, and the task's name. Pure; any process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from sqspipes_mp.errors import ConfigError
 
-#: What names may have, so that queue names made of them are allowed (Amazon SQS API Reference, CreateQueue).
+#: Characters of names: those that SQS allows in a queue's (Amazon SQS API Reference, CreateQueue).
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def is_class(method: object) -> bool:
-    """Tell whether a worker must build the method before it can call it."""
+    """Tell whether a worker must build the method before a call."""
     return inspect.isclass(method)
 
 
@@ -25,7 +25,7 @@ def is_generator(method: object) -> bool:
 
 
 def is_async(method: object) -> bool:
-    """Tell whether a call would only return something to await."""
+    """Tell whether a call would only return a coroutine or an async generator."""
     return any(
         check(candidate)
         for check in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
@@ -34,7 +34,7 @@ def is_async(method: object) -> bool:
 
 
 def task_name(method: object, name: object) -> str:
-    """Return a task's name: the one given, else its method's own. Raises ``ConfigError``."""
+    """Return a task's name: the given one, else its method's. Raises ``ConfigError``."""
     if name is None:
         if not callable(method):
             raise ConfigError(
@@ -62,7 +62,7 @@ def task_name(method: object, name: object) -> str:
 
 
 def check_method(name: str, method: object) -> None:
-    """Raise ``ConfigError`` for what a worker could not call."""
+    """Raise ``ConfigError`` for a method that a worker could not call."""
     field = f"Task({name!r}).method"
     if not callable(method):
         raise ConfigError(
@@ -85,17 +85,17 @@ def check_method(name: str, method: object) -> None:
 
 
 def misfit(method: object, args: Sequence[Any]) -> str | None:
-    """Return why a method cannot be called with ``args``; None where it can, or has no signature to know it from."""
+    """Return why a method cannot be called with ``args``; None where it can, or where it has no signature."""
     called: Any = method
     try:
         if isinstance(method, type):
-            # What is called is an instance, which only a worker builds.
+            # Calls go to an instance, which only a worker builds.
             call = next(vars(cls)["__call__"] for cls in method.__mro__ if "__call__" in vars(cls))
             called = call.__get__(object(), method) if hasattr(call, "__get__") else call
-        # A decorator may give arguments of its own to what it wraps.
+        # Not the wrapped function's signature: its decorator may add arguments.
         signature = inspect.signature(called, follow_wrapped=False)
     except Exception:
-        # Built-ins have none, and what the user's descriptors raise is the worker's to tell.
+        # Built-ins have none. A fault of the user's descriptors shows in the worker.
         return None
     try:
         signature.bind(*args)
@@ -110,13 +110,13 @@ def _has_call(cls: type) -> bool:
 
 
 def _name_of(method: object) -> str | None:
-    """Return the name a task takes from its method; None for lambdas, partials and objects without one."""
+    """Return a method's own name; None for lambdas, partials and objects without one."""
     name = getattr(method, "__name__", None)
     return name if isinstance(name, str) and name != "<lambda>" else None
 
 
 def _call_of(method: object) -> Any:
-    """Return the ``__call__`` of what a partial wraps, of an object, or of a class's instances; None without one."""
+    """Return the ``__call__`` of a callable, of a partial's function, or of a class's instances; None without one."""
     while isinstance(method, functools.partial):
         method = method.func
     for cls in (method if isinstance(method, type) else type(method)).__mro__:

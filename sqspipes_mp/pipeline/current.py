@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -13,24 +13,26 @@ from sqspipes_mp.errors import SqsPipesError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentMessage:
-    """What a task can know of its message.
+    """A task's message, beside its value."""
 
-    ``id``: the root's id, the same in every stage. ``hop``: the SHA-256 hex id that the message's own outputs are
-    derived from; unique for this message in this stage, so ``INSERT ... ON CONFLICT (hop)`` writes once.
-    ``attempt``: 1 at the first. ``sent_at``: epoch seconds. ``deadline``: monotonic seconds at which the call is
-    killed (``Task(timeout=)``), or None. ``meta``: the envelope's meta. ``attributes``: what the sender set beside the
-    body, in a queue of others (``Task(input=NAME)``) on SQS; bytes where it is a Binary, else text.
-    """
-
+    #: The root's id, the same in every stage.
     id: str
     stage: str
+    #: SHA-256 hex id from which the ids of the outputs derive; unique for this message in this stage, so that
+    #: ``INSERT ... ON CONFLICT (hop)`` writes once.
     hop: str
+    #: Number of this attempt, from 1.
     attempt: int
     priority: int
+    #: FIFO group.
     group: str | None
+    #: Epoch seconds.
     sent_at: float
+    #: Monotonic seconds at which the call is killed (``Task(timeout=)``); None: never.
     deadline: float | None
+    #: The envelope's meta.
     meta: Mapping[str, Any]
+    #: Message attributes that the sender set, in a queue of others (``Task(input=NAME)``) on SQS; bytes for a Binary.
     attributes: Mapping[str, str | bytes] = field(default_factory=dict)
 
 
@@ -38,7 +40,7 @@ _current: ContextVar[CurrentMessage | None] = ContextVar("sqspipes_mp_current", 
 
 
 def current_message() -> CurrentMessage:
-    """Return the message this call was given.
+    """Return the message of this call.
 
     Raises:
         SqsPipesError: outside a task's call, and in one with ``Task(batch=)``, which has several messages.
@@ -52,13 +54,12 @@ def current_message() -> CurrentMessage:
     return message
 
 
-def set_current(message: CurrentMessage | None) -> None:
-    """Make ``message`` the current one of this thread."""
-    _current.set(message)
+#: Makes a message the current one of this thread. It is C code: each message passes here twice.
+set_current: Callable[[CurrentMessage | None], object] = _current.set
 
 
 def put_off(seconds: float) -> None:
-    """Have the current message's deadline be so much later."""
+    """Move the current message's deadline by ``seconds``."""
     message = _current.get()
     if message is not None and message.deadline is not None:
         _current.set(replace(message, deadline=message.deadline + seconds))

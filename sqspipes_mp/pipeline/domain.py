@@ -1,11 +1,26 @@
-"""The domain: what all queue names of an engine begin with, and the file it is taken from. Pure; any process."""
+"""The domain: the beginning of all queue names of an engine, given or taken from the user's file (caller)."""
 
 from __future__ import annotations
 
-from pathlib import PurePath
+import os
+import sys
+from pathlib import Path, PurePath
 
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.pipeline.callables import NAME
+
+_PACKAGE = str(Path(__file__).parent.parent) + os.sep
+
+
+def constructing_file() -> str | None:
+    """Return the file of the code that builds the engine: the nearest frame outside this package."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    name = frame.f_globals.get("__file__")
+    return name if isinstance(name, str) else None
 
 
 def derive_domain(filename: str | None) -> str:
@@ -24,6 +39,6 @@ def derive_domain(filename: str | None) -> str:
 
 
 def check_domain(field: str, domain: object, cure: str = 'For example domain="my-app"') -> None:
-    """Raise ``ConfigError`` for what queue names cannot begin with."""
+    """Raise ``ConfigError`` for a domain that cannot begin queue names."""
     if not isinstance(domain, str) or not NAME.fullmatch(domain):
         raise ConfigError(field, domain, "letters, digits, '_' and '-' (queues are named after it)", cure)

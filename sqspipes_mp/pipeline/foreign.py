@@ -1,4 +1,4 @@
-"""Bodies of others, for a task with ``input=NAME``: opaque, whatever they look like (worker, caller). Pure."""
+"""Bodies of others, for a task with ``input=NAME``: opaque, also where one looks like an envelope. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Read: TypeAlias = Callable[[Received], Message | None]
 
 
 def reader(decode: Callable[..., Any] | None) -> Read:
-    """Return what makes messages of such bodies; None from it: ``decode`` gave None, so there is nothing to run.
+    """Return a function from a body to its message; the function returns None where ``decode`` does.
 
-    Nothing in a body becomes an id, a priority or meta, unless ``decode`` returns what ``envelope`` does. What
-    ``decode`` raises passes through as the task's own failure; without it, ``DecodeError`` is raised for what is not
-    JSON.
+    Nothing in a body becomes an id, a priority or meta, unless ``decode`` returns an ``Envelope``. The function raises
+    the exceptions of ``decode``, which count as the task's own; without a ``decode`` it raises ``DecodeError`` for a
+    body that is not JSON.
     """
     if decode is None:
         return _as_json
@@ -37,14 +37,14 @@ def reader(decode: Callable[..., Any] | None) -> Read:
 
 
 def wants_attributes(decode: Callable[..., Any]) -> bool:
-    """Tell whether ``decode`` is to be given the sender's attributes: it has two positional parameters, both required.
+    """Tell whether ``decode`` takes the sender's attributes: it has two positional parameters, both required.
 
-    A second one with a default is something else of the user's.
+    A second parameter with a default is none for attributes.
     """
     try:
         parameters = inspect.signature(decode).parameters.values()
     except Exception:
-        # Built-ins may have none, and what the user's descriptors raise is the call's to tell.
+        # Built-ins may have none. A fault of the user's descriptors shows at the call.
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(each.kind in positional and each.default is each.empty for each in parameters) == 2

@@ -1,34 +1,37 @@
-"""What one ``run()`` is to do: the engine's settings and the call's arguments, checked together. Pure (caller)."""
+"""The plan of one run: the engine's settings and the arguments of ``run``, checked together. Pure (caller)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric import share
 from sqspipes_mp.pipeline.callables import misfit
-from sqspipes_mp.pipeline.stages import Pipeline, Stage
+from sqspipes_mp.pipeline.checks import flag, is_whole, seconds, whole_number
+from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline, Stage
+from sqspipes_mp.pipeline.task import OnError, check_workers
 
-#: What every receive asks for at most, seconds: a receive whose reply is lost costs that long. The keeper extends.
+#: Longest visibility timeout of a receive, seconds: messages of a lost reply come back after it. The keeper extends it.
 FIRST_LEASE = 15.0
 #: The shortest visibility timeout that heartbeats can keep, seconds.
 MIN_VISIBILITY = 2.0
-#: ``run(idle)`` where it is not given, seconds.
+#: Default of ``run(idle)``, seconds.
 IDLE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The engine's own arguments that its processes need."""
+    """The engine's arguments that its processes need; README.rst explains each."""
 
     ignore_none: bool = True
-    on_error: Any = "raise"
+    on_error: OnError = "raise"
     setup: Callable[[], object] | None = None
+    #: Visibility timeout of a held message, seconds.
     visibility: float = 60.0
+    #: Seconds that running calls have once a stop is asked for.
     grace: float = 25.0
     start_method: str | None = None
     create_queues: bool = True
@@ -37,7 +40,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A slot: which stage it works for, and its number there."""
+    """The place of a slot: its stage, and its number there."""
 
     stage: int
     index: int
@@ -45,44 +48,51 @@ class Seat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """One run. ``selected``: indexes of the stages run here; ``inputs``: the queues each receives from, highest first;
-    ``sink``: the stage whose results go to the caller (``iterate=True``); ``priority``: an int or a callable(output);
-    ``counted``: everything a message becomes is told to the caller (``map``); ``window``: results one worker may have
-    on their way to the caller, None: any number; ``count_every``: seconds between two counts of what waits for each
-    stage (the keeper's, for progress), None: not counted.
-    """
+    """One run; stages are named by their indexes."""
 
     pipeline: Pipeline
     settings: Settings
+    #: The stages that run here, in order.
     selected: tuple[int, ...]
+    #: Worker processes of each stage.
     workers: Mapping[int, int]
+    #: Positional arguments of each stage's function after the value (a source: all of them).
     args: Mapping[int, tuple[Any, ...]]
+    #: Queues that each stage receives from, highest priority first.
     inputs: Mapping[int, tuple[str, ...]]
-    priority: Any = 0
-    until: str | None = None
+    #: Priority of a source's outputs, or callable(output) for all outputs sent here.
+    priority: int | Callable[[Any], int] = 0
+    #: "drained": the run ends when every queue is empty.
+    until: Literal["drained"] | None = None
+    #: Seconds for which the queues must have been empty, where the source runs elsewhere.
     idle: float = IDLE
+    #: The stage whose outputs go to the caller (``iterate=True``); None: no stage's do.
     sink: int | None = None
+    #: Whether workers tell the caller of every message that another one becomes (``map``).
     counted: bool = False
+    #: Results that one worker may have on their way to the caller; None: any number.
     window: int | None = 16
+    #: Seconds between the keeper's counts of waiting messages, for progress; None: it counts none.
     count_every: float | None = None
 
     @property
     def seats(self) -> tuple[Seat, ...]:
+        """The places of all slots; a slot's number is its index here."""
         return tuple(Seat(stage, index) for stage in self.selected for index in range(self.workers[stage]))
 
     @property
     def first_lease(self) -> float:
-        """Seconds for which a receive hides its messages."""
+        """Visibility timeout of a receive, seconds."""
         return min(self.settings.visibility, FIRST_LEASE)
 
     @property
     def keeper_patience(self) -> float:
-        """Seconds that one of the keeper's calls may take; it stands still for twice as long before it is replaced."""
+        """Seconds that a call of the keeper may take; a keeper that stands still for twice as long is replaced."""
         return max(0.5, self.first_lease / 8)
 
     @property
     def queue_names(self) -> tuple[str, ...]:
-        """Every queue of the pipeline; leases name theirs by its place here."""
+        """Every queue of the pipeline; a lease names its queue by the place in this tuple."""
         return tuple(spec.name for spec in self.pipeline.queues)
 
     @property
@@ -111,7 +121,7 @@ class RunPlan:
 
 
 def check_timeouts(pipeline: Pipeline, longest: float | None) -> None:
-    """Refuse a timeout beyond what the broker can keep a message for (its ``longest_hold``). Raises ``ConfigError``."""
+    """Raise ``ConfigError`` for a task's timeout beyond ``longest``, the broker's ``longest_hold`` in seconds."""
     for stage in pipeline.stages:
         timeout = stage.task.timeout
         if longest is not None and timeout is not None and timeout > longest and not stage.is_source:
@@ -139,7 +149,7 @@ def make_plan(
 ) -> RunPlan:
     """Check ``run``'s arguments against the pipeline. Raises ``ConfigError``."""
     selected = _select(pipeline, only)
-    check_flag("run(iterate)", iterate)
+    flag("run(iterate)", iterate)
     plan = RunPlan(
         pipeline=pipeline,
         settings=settings,
@@ -147,7 +157,7 @@ def make_plan(
         workers=_workers(pipeline, selected, workers),
         args=_args(pipeline, selected, args),
         inputs=_bands(pipeline, selected, min_priority, max_priority),
-        idle=IDLE if idle is None else number("run(idle)", idle, least=0.0),
+        idle=IDLE if idle is None else seconds("run(idle)", idle),
         sink=selected[-1] if iterate else None,
     )
     plan = replace(plan, priority=_priority(plan, priority), until=_until(plan, until))
@@ -166,7 +176,7 @@ def _select(pipeline: Pipeline, only: object) -> tuple[int, ...]:
         raise ConfigError("run(only)", only, "a task's name or index, or a list of them", "Leave it out to run all")
     chosen = []
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, (str, int)):
+        if not (is_whole(item) or isinstance(item, str)):
             raise ConfigError("run(only)", item, f"a task's name or index, of {_names(pipeline)}")
         chosen.append(pipeline.stage(item).index)
     return tuple(sorted(set(chosen)))
@@ -201,11 +211,8 @@ def _workers(pipeline: Pipeline, selected: Sequence[int], workers: object) -> di
     counts: dict[int, int] = {}
     for index in selected:
         stage = pipeline.stages[index]
-        count = given.get(index, stage.task.workers)
-        if count == "auto":
-            count = cpus()
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"run(workers) of task {stage.name!r}", count, 'a whole number from 1, or "auto"')
+        asked = check_workers(f"run(workers) of task {stage.name!r}", given.get(index, stage.task.workers))
+        count = cpus() if asked == "auto" else asked
         if stage.ends and count != 1:
             raise ConfigError(
                 f"run(workers) of task {stage.name!r}",
@@ -233,7 +240,7 @@ def _args(pipeline: Pipeline, selected: Sequence[int], args: object) -> dict[int
 
 
 def _check_source(stage: Stage, args: tuple[Any, ...]) -> None:
-    """Raise ``ConfigError`` where a source's function cannot be called with what it will get."""
+    """Raise ``ConfigError`` where a source's function does not take its arguments."""
     problem = misfit(stage.task.method, args)
     if problem is not None:
         raise ConfigError(
@@ -246,39 +253,30 @@ def _check_source(stage: Stage, args: tuple[Any, ...]) -> None:
 
 
 def _bands(pipeline: Pipeline, selected: Sequence[int], low: object, high: object) -> dict[int, tuple[str, ...]]:
-    for field, value in (("run(min_priority)", low), ("run(max_priority)", high)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 15):
-            raise ConfigError(field, value, "None or a whole number from 0 to 15")
-    if isinstance(low, int) and isinstance(high, int) and low > high:
-        raise ConfigError("run(min_priority)", low, f"at most max_priority ({high})", "Swap the two")
-    return {
-        index: pipeline.input_levels(
-            pipeline.stages[index],
-            low if isinstance(low, int) else None,
-            high if isinstance(high, int) else None,
-        )
-        for index in selected
-    }
+    lowest, highest = _level("run(min_priority)", low, 0), _level("run(max_priority)", high, MAX_PRIORITY)
+    if lowest > highest:
+        raise ConfigError("run(min_priority)", low, f"at most max_priority ({highest})", "Swap the two")
+    return {index: pipeline.input_levels(pipeline.stages[index], lowest, highest) for index in selected}
 
 
-def _priority(plan: RunPlan, priority: object) -> object:
+def _level(field: str, value: object, default: int) -> int:
+    return default if value is None else whole_number(field, value, least=0, most=MAX_PRIORITY, also=" or None")
+
+
+def _priority(plan: RunPlan, priority: object) -> int | Callable[[Any], int]:
     if callable(priority):
         return priority
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise ConfigError("run(priority)", priority, "a whole number, or a callable that gets the output")
     source = plan.source
-    levels = source.task.priorities if source is not None else 16
-    if not 0 <= priority < levels:
-        raise ConfigError(
-            "run(priority)",
-            priority,
-            f"from 0 to {levels - 1}, the levels of task {source.name!r}" if source else "from 0 to 15",
-            f"Declare more levels: Task(..., priorities={priority + 1})" if 0 <= priority < 16 else "",
-        )
-    return priority
+    top = MAX_PRIORITY if source is None else source.task.priorities - 1
+    also = "" if source is None else f" (the levels of task {source.name!r})"
+    cure = ""
+    if is_whole(priority) and top < priority <= MAX_PRIORITY:
+        cure = f"Declare more levels: Task(..., priorities={priority + 1})"
+    also += ", or a callable that gets the output"
+    return whole_number("run(priority)", priority, least=0, most=top, also=also, cure=cure)
 
 
-def _until(plan: RunPlan, until: object) -> str | None:
+def _until(plan: RunPlan, until: object) -> Literal["drained"] | None:
     if until is None:
         return None
     if until != "drained":
@@ -292,19 +290,3 @@ def _until(plan: RunPlan, until: object) -> str | None:
             "Write it as a generator function that ends (yield each output)",
         )
     return "drained"
-
-
-def check_flag(field: str, value: object) -> None:
-    """Check a switch. Raises ``ConfigError``."""
-    if not isinstance(value, bool):
-        raise ConfigError(field, value, "True or False")
-
-
-def number(field: str, value: object, *, least: float, above: bool = False, most: float = math.inf) -> float:
-    """Check a number of seconds. Raises ``ConfigError``."""
-    span = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(field, value, f"a number of seconds, {span}")
-    if value < least or (above and value == least) or value > most:
-        raise ConfigError(field, value, f"a number of seconds, {span}")
-    return float(value)

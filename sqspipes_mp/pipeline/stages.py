@@ -1,75 +1,72 @@
-"""Tasks in their places: stages, the queues between them, and those queues' names. Pure; any process.
-
-    input  ->  [ first ]  ->  domain-first[--pN]  ->  [ second ]  ->  domain-second[--pN]  ->  [ last ]
-                   |                                       |                                       |
-           domain-first--dead                     domain-second--dead                      domain-last--dead
-
-``input`` is ``domain--input[--pN]`` for a task that is fed, a queue of others, or nothing for a source.
-"""
+"""Tasks in their places: the stages of a pipeline and the queues between them. Pure; any process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import QueueSpec
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.pipeline.domain import check_domain
+from sqspipes_mp.pipeline.names import MAX_NAME, QueueNames
 from sqspipes_mp.pipeline.task import Task
 
-#: Longest queue name, the .fifo suffix counted (Amazon SQS API Reference, CreateQueue).
-MAX_NAME = 80
+#: Highest priority of a message; 0 is the lowest.
 MAX_PRIORITY = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A task in its place.
-
-    ``inputs``: the queues it receives from, highest priority first; none for a source. ``outputs``: the queues it
-    sends to, by priority level; none for the last task. ``dead``: its dead-letter queue; None for a source.
-    ``next_group``: the receiving task's ``group``.
-    """
+    """A task in its place."""
 
     index: int
     task: Task
+    #: Queues that the stage receives from, highest priority first; none for a source.
     inputs: tuple[str, ...]
+    #: Queues that the stage sends to, by priority, lowest first; none for the last task.
     outputs: tuple[str, ...]
+    #: Dead-letter queue; None for a source.
     dead: str | None
+    #: The ``group`` of the task that receives the outputs.
     next_group: Callable[[Any], str] | None
 
     @property
     def name(self) -> str:
+        """The task's name."""
         return self.task.name
 
     @property
     def is_source(self) -> bool:
-        """Whether it receives nothing and is called again and again."""
+        """Whether the stage receives nothing and is called again and again."""
         return not self.inputs
 
     @property
     def is_first(self) -> bool:
+        """Whether the stage is the pipeline's first."""
         return self.index == 0
 
     @property
     def ends(self) -> bool:
-        """Whether it is a source that comes to an end: a generator function."""
+        """Whether the stage is a source that comes to an end: a generator function."""
         return self.is_source and self.task.is_generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """The stages in order, and every queue they use: dead-letter queues first, others' queues with ``owned=False``."""
+    """The stages in order, and the queues between them."""
 
     domain: str
     fifo: bool
+    #: Visibility timeout of the queues, seconds.
+    visibility: float
     stages: tuple[Stage, ...]
+    #: Every queue of the stages: dead-letter queues first, others' queues with ``owned=False``.
     queues: tuple[QueueSpec, ...]
 
     def stage(self, name_or_index: object) -> Stage:
-        """Return a stage by its task's name or its index from 0. Raises ``ConfigError`` naming those there are."""
+        """Return a stage by its task's name or its index from 0. Raises ``ConfigError`` naming all stages."""
         for stage in self.stages:
             if name_or_index == stage.name or (type(name_or_index) is int and name_or_index == stage.index):
                 return stage
@@ -77,31 +74,27 @@ class Pipeline:
         raise ConfigError("the task", name_or_index, f"a task's name or index of this pipeline: {known}")
 
     def queue_names(self, selected: Collection[int] | None = None) -> tuple[str, ...]:
-        """Return the names of this pipeline's own queues (never others'), or of those the selected stages use."""
+        """Return the names of this pipeline's own queues (never others'); ``selected``: only those of these stages."""
         used = None if selected is None else self._used(selected)
         return tuple(spec.name for spec in self.queues if spec.owned and (used is None or spec.name in used))
 
     def specs_for(self, selected: Collection[int] | None = None) -> tuple[QueueSpec, ...]:
-        """Return what running only these stages needs: inputs, outputs, and the dead-letter queues of all of them."""
+        """Return the queues that a run of these stages needs: inputs, outputs, and the dead-letter queues of all."""
         if selected is None:
             return self.queues
         used = self._used(selected)
         used |= {spec.dead for spec in self.queues if spec.name in used and spec.dead is not None}
         return tuple(spec for spec in self.queues if spec.name in used)
 
-    def input_levels(self, stage: Stage, min_priority: int | None, max_priority: int | None) -> tuple[str, ...]:
-        """Return the input queues of a band of priorities, both ends included, highest first; none for a source.
+    def input_levels(self, stage: Stage, low: int = 0, high: int = MAX_PRIORITY) -> tuple[str, ...]:
+        """Return a stage's input queues of the priorities ``low`` to ``high``, highest first; none for a source.
 
-        Raises ``ConfigError`` for a band that is empty for this stage; one that only reaches beyond its levels is cut.
+        Raises ``ConfigError`` where all of the stage's levels are below ``low``; a ``high`` above them is cut.
         """
-        low = 0 if min_priority is None else _priority("min_priority", min_priority)
-        high = MAX_PRIORITY if max_priority is None else _priority("max_priority", max_priority)
-        if low > high:
-            raise ConfigError("min_priority", low, f"at most max_priority ({high})", "Swap them")
         top = len(stage.inputs) - 1
         if stage.inputs and low > top:
             raise ConfigError(
-                "min_priority",
+                "run(min_priority)",
                 low,
                 f"at most {top}, the highest priority task {stage.name!r} receives",
                 "Leave the task out with only=, or give the task before it (the first: itself) more priorities",
@@ -127,45 +120,68 @@ def build(tasks: object, *, domain: str, fifo: bool, visibility: float) -> Pipel
                 f"less than half of the visibility timeout ({visibility:g} s): what waits that long goes back",
                 "Shorten it, or give Engine(visibility_timeout=) more",
             )
-    names = _Names(domain, ".fifo" if fifo else "")
+    pipeline = _placed(declared, domain=domain, fifo=fifo, visibility=visibility)
+    problem = _name_problem(pipeline)
+    if problem is not None:
+        raise problem
+    return pipeline
+
+
+def fed(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with its first task fed, as ``map`` feeds it; itself where the task is declared so.
+
+    Raises ``ConfigError`` for a first task that receives from a queue of others, and for a source whose input queue
+    cannot be named.
+    """
+    first = pipeline.stages[0].task
+    if isinstance(first.input, str):
+        raise ConfigError(
+            "map: the first task's input", first.input, "None or True: map feeds it itself", "Use run() here"
+        )
+    found = _with_input(pipeline)
+    problem = _name_problem(found)
+    if problem is not None:
+        raise problem
+    return found
+
+
+def feedable(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with every queue it can have: a source's input queue too, which ``map`` feeds.
+
+    The pipeline itself where that queue cannot be named, and so never exists.
+    """
+    found = _with_input(pipeline)
+    return pipeline if _name_problem(found) is not None else found
+
+
+def _with_input(pipeline: Pipeline) -> Pipeline:
+    if not pipeline.stages[0].is_source:
+        return pipeline
+    source, *others = (stage.task for stage in pipeline.stages)
+    tasks = [replace(source, input=True), *others]
+    return _placed(tasks, domain=pipeline.domain, fifo=pipeline.fifo, visibility=pipeline.visibility)
+
+
+def _placed(tasks: list[Task], *, domain: str, fifo: bool, visibility: float) -> Pipeline:
+    names = QueueNames(domain, fifo)
     stages = []
-    inputs = names.inputs(declared[0])
-    for position, task in enumerate(declared):
-        following = declared[position + 1] if position + 1 < len(declared) else None
-        outputs = names.levels(f"-{task.name}", task.priorities) if following else ()
+    inputs = names.inputs(tasks[0])
+    for position, task in enumerate(tasks):
+        following = tasks[position + 1] if position + 1 < len(tasks) else None
+        outputs = names.outputs(task) if following else ()
         stages.append(
             Stage(
                 index=position,
                 task=task,
                 inputs=inputs[::-1],
                 outputs=outputs,
-                dead=names.one(f"-{task.name}--dead") if inputs else None,
+                dead=names.dead(task) if inputs else None,
                 next_group=following.group if following else None,
             )
         )
         inputs = outputs
-    _check_collisions(stages)
-    _check_lengths(stages, domain)
-    return Pipeline(domain=domain, fifo=fifo, stages=tuple(stages), queues=_specs(stages, domain, fifo, visibility))
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """Queue names of one pipeline (docs/architecture.rst; the output queues are sqspipes's)."""
-
-    domain: str
-    suffix: str
-
-    def one(self, middle: str) -> str:
-        return f"{self.domain}{middle}{self.suffix}"
-
-    def levels(self, middle: str, priorities: int) -> tuple[str, ...]:
-        return tuple(self.one(middle if level == 0 else f"{middle}--p{level}") for level in range(priorities))
-
-    def inputs(self, first: Task) -> tuple[str, ...]:
-        if first.input is None:
-            return ()
-        return self.levels("--input", first.priorities) if first.input is True else (first.input,)
+    queues = _specs(stages, domain, fifo, visibility)
+    return Pipeline(domain=domain, fifo=fifo, visibility=visibility, stages=tuple(stages), queues=queues)
 
 
 def _listed(tasks: object) -> Iterable[object]:
@@ -229,34 +245,41 @@ def _check_place(task: Task, position: int, *, fifo: bool) -> None:
             refuse("group", f"None with input={task.input!r}: the queue's senders set its groups", "Drop it")
 
 
-def _check_collisions(stages: list[Stage]) -> None:
+def _name_problem(pipeline: Pipeline) -> ConfigError | None:
+    """Return why the queues cannot have their names; None: they can."""
+    return _collision(pipeline.stages) or _excess(pipeline.stages, pipeline.domain)
+
+
+def _collision(stages: Sequence[Stage]) -> ConfigError | None:
     owners: dict[str, str] = {}
     for stage in stages:
         for queue in (*(stage.inputs if stage.is_first else ()), *stage.outputs, *filter(None, (stage.dead,))):
             if queue in owners:
-                raise ConfigError(
+                return ConfigError(
                     f"Task({stage.name!r}).{'input' if queue == stage.task.input else 'name'}",
                     queue if queue == stage.task.input else stage.name,
                     f"another: queue {queue!r} would also be one of task {owners[queue]!r}",
                     "Avoid names that end in --dead or --p1 to --p15",
                 )
             owners[queue] = stage.name
+    return None
 
 
-def _check_lengths(stages: list[Stage], domain: str) -> None:
+def _excess(stages: Sequence[Stage], domain: str) -> ConfigError | None:
     for stage in stages:
-        # What others named is as long as it is; highest levels have the longest names.
+        # Names of others' queues are not ours to shorten. The highest level has the longest name.
         inputs = stage.inputs[:1] if stage.task.input is True else ()
         named = (*stage.outputs[-1:], *filter(None, (stage.dead,)))
         for queue in sorted((*named, *inputs), key=len, reverse=True):
             if len(queue) > MAX_NAME:
                 lengths = f"domain {domain!r} has {len(domain)} characters, the name {stage.name!r} {len(stage.name)}"
-                raise ConfigError(
+                return ConfigError(
                     "Engine(domain)" if queue in inputs else f"Task({stage.name!r}).name",
                     domain if queue in inputs else stage.name,
                     f"shorter: queue {queue!r} has {len(queue)} characters, SQS allows {MAX_NAME}",
                     f"Cut {len(queue) - MAX_NAME} characters ({lengths})",
                 )
+    return None
 
 
 def _specs(stages: list[Stage], domain: str, fifo: bool, visibility: float) -> tuple[QueueSpec, ...]:
@@ -266,14 +289,8 @@ def _specs(stages: list[Stage], domain: str, fifo: bool, visibility: float) -> t
     for stage in stages:
         for name in reversed(stage.inputs):
             if isinstance(stage.task.input, str):
-                # Others' queue: nothing of it is set, so it redrives nowhere of ours, whatever it is told.
+                # A queue of others: none of its attributes is set, so it has no dead-letter queue of ours.
                 live.append(QueueSpec(name=name, fifo=name.endswith(".fifo"), visibility=visibility, owned=False))
             else:
                 live.append(own(name=name, dead=stage.dead))
     return (*dead, *live)
-
-
-def _priority(field: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRIORITY:
-        raise ConfigError(field, value, f"None or a whole number from 0 to {MAX_PRIORITY}")
-    return value

@@ -1,6 +1,6 @@
-"""What the user declares: ``Task``, and the two things a task may return instead of a value.
+"""The user's declaration, ``Task``, and the two objects that a task may return instead of a value.
 
-Pure; built in the caller, read in every process. ``Task`` is checked as it is made, and never changes.
+Pure; built in the caller, read in every process. ``Task`` is checked by its constructor, and never changes.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Any, Literal, Self, TypeAlias, cast, get_args
 
 from sqspipes_mp.errors import ConfigError, Reject, Retry
 from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, task_name
-from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole
+from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole_number
 from sqspipes_mp.pipeline.foreign import Decode
 
-#: What becomes of a message whose function raised.
+#: Fate of a message whose function raised: it ends the run, is tried again later, or is dead-lettered.
 Policy: TypeAlias = Literal["raise", "retry", "reject"]
 OnError: TypeAlias = Policy | Callable[[Exception, int], Policy | Retry | Reject]
-#: A task by its name or its place.
+#: A task by its name or its index from 0.
 TaskRef: TypeAlias = str | int
 Workers: TypeAlias = int | Literal["auto"]
-#: What a value travels under.
+#: The id of a value, chosen by the user.
 Key: TypeAlias = str | int
 
 _FOREIGN = re.compile(
     r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo|https?://[^/\s]+/\S+|arn:[^:\s]+:sqs:[^:\s]+:[^:\s]+:\S+"
 )
 
-#: Calls one worker may run at once, or values one call may get: what is done and not deleted yet needs leases too
-#: (``ipc.leases``).
+#: Most calls that one worker runs at once, and most values of one call. Messages that are done and not deleted need
+#: leases too (``ipc.leases``).
 MOST_AT_ONCE = 128
 
 
@@ -53,21 +53,21 @@ class Task:
         input: first task only. None: it is a source. True: fed by ``put`` and ``map``. Text: a queue of others, by
             name, URL or ARN.
         decode: callable(body: str) -> value, for a queue of others, or callable(body, attributes) with both required;
-            None from it deletes the message. Default: JSON, which is the value as it is. ``envelope``: what
-            sqspipes and other pipelines send.
+            None from it deletes the message. Default: the value is the body's JSON. ``envelope`` reads messages of
+            sqspipes and of other pipelines.
         init, exit: called in each worker before its first message, and after its last on a clean exit.
         timeout: seconds a call may take before its worker is killed; default: no limit.
-        max_attempts: failed calls after which a message is dead-lettered, from 1.
+        max_attempts: number of failed calls after which a message is dead-lettered, from 1.
         on_error: "raise", "retry", "reject", or callable(exception, attempt) -> one of these or ``Retry(delay)``;
             default: the engine's.
         max_tasks_per_worker: messages after which a worker is replaced; default: never.
         max_memory: bytes, or "2GiB": private memory over which a worker is replaced; default: no limit.
         prefetch: messages a worker holds ready; default: as many as two receives take.
-        group: callable(value) -> FIFO group of what this task receives; FIFO engines only.
-        batch: call with a list of up to so many values (1 to 128), which returns a list of as many results; an
-            exception instance as a result fails that message alone. Default: one value per call.
+        group: callable(value) -> FIFO group of a message that this task receives; FIFO engines only.
+        batch: most values of one call, 1 to 128: the method gets a list and returns a list of as many results; an
+            exception instance as a result fails that message alone. Default: one value per call, no list.
         batch_wait: seconds to wait for a batch to fill, less than half of the engine's visibility timeout.
-        init_args: what a class is built with.
+        init_args: positional arguments of a class's constructor.
 
     Raises:
         ConfigError: naming field, value, what is allowed, and the cure.
@@ -127,7 +127,9 @@ class Task:
             return f"Task({name!r}).{keyword}"
 
         def optional(keyword: str, value: object, least: int, most: int | None = None) -> int | None:
-            return None if value is None else whole(field(keyword), value, least=least, most=most, also=" or None")
+            return (
+                None if value is None else whole_number(field(keyword), value, least=least, most=most, also=" or None")
+            )
 
         def hook(keyword: str, value: object) -> Callable[..., Any] | None:
             return None if value is None else sync_callable(field(keyword), value)
@@ -136,25 +138,27 @@ class Task:
             "method": method,
             "name": name,
             "workers": check_workers(field("workers"), workers),
-            "threads": whole(
+            "threads": whole_number(
                 field("threads"), threads, least=1, most=MOST_AT_ONCE, cure="More calls at once need more workers="
             ),
-            "priorities": whole(field("priorities"), priorities, least=1, most=16, cure="1 is one queue, no levels"),
+            "priorities": whole_number(
+                field("priorities"), priorities, least=1, most=16, cure="1 is one queue, no levels"
+            ),
             "interval": _interval(field("interval"), interval),
             "args": items(field("args"), args),
             "input": _input(field("input"), input),
             "decode": hook("decode", decode),
             "init": hook("init", init),
             "exit": hook("exit", exit),
-            "timeout": None if timeout is None else seconds(field("timeout"), timeout, zero=False, also=" or None"),
-            "max_attempts": whole(field("max_attempts"), max_attempts, least=1, cure="1 gives no second try"),
+            "timeout": None if timeout is None else seconds(field("timeout"), timeout, above=True, also=" or None"),
+            "max_attempts": whole_number(field("max_attempts"), max_attempts, least=1, cure="1 gives no second try"),
             "on_error": None if on_error is None else check_on_error(field("on_error"), on_error),
             "max_tasks_per_worker": optional("max_tasks_per_worker", max_tasks_per_worker, 1),
             "max_memory": None if max_memory is None else parse_size(field("max_memory"), max_memory),
             "prefetch": optional("prefetch", prefetch, 0),
             "group": hook("group", group),
             "batch": optional("batch", batch, 1, MOST_AT_ONCE),
-            "batch_wait": seconds(field("batch_wait"), batch_wait, zero=True),
+            "batch_wait": seconds(field("batch_wait"), batch_wait),
             "init_args": items(field("init_args"), init_args),
         }
         for keyword, value in values.items():
@@ -187,7 +191,7 @@ class Task:
 
     @classmethod
     def from_any(cls, item: object, position: int) -> Self:
-        """Return the task that entry ``position`` of a task list means: a Task, a dict of its arguments, a callable."""
+        """Return the task of entry ``position`` of a task list: a Task, a dict of its arguments, or a callable."""
         if isinstance(item, cls):
             return item
         if isinstance(item, Mapping):
@@ -225,18 +229,18 @@ def interval_seconds(task: Task) -> float:
     """Return the seconds until the stage's next call. Raises ``ConfigError`` for a callable's bad result."""
     if not callable(task.interval):
         return task.interval
-    return seconds(f"Task({task.name!r}).interval()", task.interval(), zero=True, cure="Return one, 0 for no pause")
+    return seconds(f"Task({task.name!r}).interval()", task.interval(), cure="Return one, 0 for no pause")
 
 
 def check_workers(field: str, value: object) -> Workers:
     """Return a number of workers, or "auto"."""
     if value == "auto" and isinstance(value, str):
         return "auto"
-    return whole(field, value, least=1, also=' or "auto"', cure='"auto" is one per CPU this process may use')
+    return whole_number(field, value, least=1, also=' or "auto"', cure='"auto" is one per CPU this process may use')
 
 
 def check_on_error(field: str, value: object) -> OnError:
-    """Return a policy for what a task raises."""
+    """Return a policy for a task's exceptions."""
     if isinstance(value, str) and value in get_args(Policy):
         return cast(Policy, value)
     if isinstance(value, str) or not callable(value):
@@ -248,7 +252,7 @@ def check_on_error(field: str, value: object) -> OnError:
 def _interval(field: str, value: object) -> float | Callable[[], float]:
     if callable(value):
         return sync_callable(field, value, also="")
-    return seconds(field, value, zero=True, also=", or a callable that returns one")
+    return seconds(field, value, also=", or a callable that returns one")
 
 
 def _input(field: str, value: object) -> str | Literal[True] | None:
@@ -288,5 +292,5 @@ class TaskCallback:
         object.__setattr__(self, "callback_args", items("TaskCallback.callback_args", given))
 
 
-#: What a pipeline is made of: a task, its keyword arguments in sqspipes's dict, or just its function.
+#: An entry of a task list: a task, its keyword arguments in sqspipes's dict, or just its function.
 TaskLike: TypeAlias = Task | Mapping[str, Any] | Callable[..., Any]

@@ -12,7 +12,7 @@ from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
-from sqspipes_mp.pipeline.function import Products
+from sqspipes_mp.pipeline.outputs import Products
 from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
@@ -78,7 +78,7 @@ def _work(context: WorkerContext, mode: Mode) -> None:
     accepted = Accepted(context.board, context.slot, goes_on=stage.task.is_generator) if stage.is_source else None
     outbox = Outbox(context, ready, order, failures, accepted)
     results = ResultWindow(context, outbox) if plan.sink == stage.index else None
-    products = Products.of(plan.pipeline, plan.settings, stage, plan.priority)
+    products = Products(plan, stage)
     parts = Parts(context, mode.function, ready, order, failures, outbox, products, results)
     threading.Thread(target=partial(_listen, context, ready, results), name="orders", daemon=True).start()
     context.board.put(context.slot, STATE, S_READY)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sqspipes_mp import SQS, ConfigError, EmptyTaskOutput, Engine, OutputError, SupervisorLost, Task
+from sqspipes_mp import SQS, ConfigError, EmptyTaskOutput, Engine, OutputError, SqsPipesError, SupervisorLost, Task
 from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.ipc import channel as control
 from tests.gates import (
@@ -173,6 +173,8 @@ def test_an_error_that_is_kept_keeps_no_shared_memory(db: Path) -> None:
 def test_close_ends_everything_and_next_says_stop(db: Path) -> None:
     results = one_stage(db, 5, method=same).run(iterate=True, only="work")
     next(results)
+    with pytest.raises(SqsPipesError, match="read the results to their end, or close them"):
+        _ = results.summary
     results.close()
     assert children() == []
     assert results.summary.reason == "closed"
@@ -361,8 +363,10 @@ def test_the_supervisors_death_is_an_error_and_takes_everything_along(db: Path, 
     below = [process.pid for process in psutil.Process(supervisor[0]).children(recursive=True)]
     assert len(below) == 2
     kill(supervisor[0])
-    with pytest.raises(SupervisorLost, match="SIGKILL"):
+    with pytest.raises(SupervisorLost, match=rf"^the supervisor \(pid {supervisor[0]}\) was lost, .*SIGKILL"):
         next(results)
+    with pytest.raises(SqsPipesError, match="its end was an exception"):
+        _ = results.summary
     eventually(lambda: not any(map(alive, below)))
     with pytest.raises(StopIteration):
         next(results)

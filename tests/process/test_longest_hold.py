@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, ConfigError, Engine, SQLite, Task
+from sqspipes_mp.engine import override
 from tests.gates import Log, drain, feed
 from tests.process.test_attempts import deliver_and_release
 
@@ -104,7 +105,7 @@ def test_a_longer_timeout_is_refused_on_sqs(sqs: SQS, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="12 h"):
         long("sqs://us-east-1")
     with pytest.raises(ConfigError, match="12 h"):
-        long("sqlite://").use(sqs)
+        override(long("sqlite://"), broker=sqs)
     # Where only the environment says which broker it is, before any process starts.
     monkeypatch.setenv("SQSPIPES_BROKER", "sqs://us-east-1")
     with pytest.raises(ConfigError, match="12 h"):

@@ -35,6 +35,7 @@ from sqspipes_mp import (
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.caller.dead_letters import discard, redrive
 from sqspipes_mp.caller.stats import opened
+from sqspipes_mp.engine import every_queue
 from standin import standin
 from standin.brokers import sqs_at
 from tests.gates import Gate, Log, alive, children, direct_children, ended, eventually, kill, present, program, waiting
@@ -255,7 +256,7 @@ def test_results_that_others_took_are_missed(db: Path, gate: Gate, log: Log) -> 
     def steal() -> None:
         log.wait_for(1)
         with opened(thief.broker) as connection:
-            connection.purge(thief.whole.queue_names())
+            connection.purge(every_queue(thief).queue_names())
         gate.open()
 
     thread = threading.Thread(target=steal)

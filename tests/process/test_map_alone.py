@@ -22,7 +22,7 @@ from sqspipes_mp import (
     UnknownResult,
 )
 from sqspipes_mp.caller.dead_letters import redrive
-from sqspipes_mp.cli.exits import Exit, judge
+from sqspipes_mp.cli.exits import Exit, ending_of
 from standin import StandIn
 from standin.brokers import sqs_at
 from tests.gates import (
@@ -109,7 +109,7 @@ def refused(db: Path, pid: int) -> None:
             MapRunning, match=rf"pid {pid}( with its supervisor \d+)? on .* since \d{{4}}-.* UTC"
         ) as caught:
             call()
-    assert judge(caught.value).code is Exit.FAILED
+    assert ending_of(caught.value).code is Exit.FAILED
 
 
 def got(done: Log) -> list[int]:

@@ -388,6 +388,34 @@ def test_status_names_every_queue_and_its_counts(cli: Cli) -> None:
     assert ["tell", "words-double", "-", "-", "-", "-"] in lines
 
 
+COLLIDING = """
+from sqspipes_mp import Engine, Task
+
+def work(value):
+    return value
+
+def tell(value):
+    return None
+
+first = Engine([Task(work, name="x-y", input=True), tell], domain="app", broker="sqlite:///o.db")
+second = Engine([Task(work, name="y", input=True), tell], domain="app-x", broker="sqlite:///o.db")
+if __name__ == "__main__":
+    first.put(1)
+    first.run(only="x-y", until="drained", idle=0)
+"""
+
+
+def test_a_queue_of_another_pipeline_is_told(cli: Cli, folder: Path) -> None:
+    (folder / "owners.py").write_text(COLLIDING)
+    subprocess.run([sys.executable, "owners.py"], cwd=folder, env=environment(), timeout=TIMEOUT, check=True)
+    for looking in ("status", "dead list"):
+        result = cli(*looking.split(), "owners:second", "--json")
+        assert json.loads(result.stdout) is not None
+        assert "not all of these messages are this pipeline's" in result.stderr
+        assert "'app-x-y'" in result.stderr
+        assert cli(*looking.split(), "owners:first").stderr == ""
+
+
 def test_without_a_terminal_nothing_is_removed(cli: Cli) -> None:
     cli("run", "words:engine", "--only", "numbers")
     for verb in ("purge", "delete"):

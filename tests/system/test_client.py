@@ -211,7 +211,7 @@ def test_bad_arguments_are_refused_before_anything_starts(db: Path) -> None:
         (lambda: client.get_task_by_name("two"), r"'gen' \(0\), 'one' \(1\)"),
         (lambda: client.get_task_by_name(-3), "'gen'"),
         (lambda: client.run("two"), "'gen'"),
-        (lambda: client.run("gen", args=1), r"\(1,\)"),  # type: ignore[arg-type]
+        (lambda: client.run("gen", args=1), r"\(1,\)"),  # type: ignore[call-overload]
         (lambda: client.run("gen", priority=2), "from 0 to 1"),
         (lambda: client.run("one", min_priority=2), "at most 1"),
         (lambda: client.submit((1,), priority=2), "from 0 to 1"),

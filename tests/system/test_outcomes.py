@@ -707,6 +707,60 @@ def test_call_raises_what_a_function_raises(db: Path) -> None:
         engine.call(1)
 
 
+def limit(count=2):
+    yield from range(count)
+
+
+def same(value):
+    return value
+
+
+def test_call_without_a_value_calls_a_source_with_its_args(db: Path) -> None:
+    assert engine_at(db, [Task(limit, args=(3,)), same]).call() == [0, 1, 2]
+    assert engine_at(db, [limit, same]).call() == [0, 1]
+    assert engine_at(db, [limit, same]).call(1) == [0]
+
+
+def none_at_all():
+    return 1
+
+
+def test_call_tells_whether_the_first_function_takes_a_value(db: Path) -> None:
+    with pytest.raises(ConfigError, match=r"call\(value\) .* source 'none_at_all' takes .*got 3\. Without a value"):
+        engine_at(db, [none_at_all, same]).call(3)
+    with pytest.raises(ConfigError, match="the arguments of task 'same'"):
+        engine_at(db, [same]).call()
+    with pytest.raises(ConfigError, match="given: the first task 'same' receives a value, got nothing"):
+        engine_at(db, [Task(same, input=True)]).call()
+
+
+def test_call_gives_the_first_function_what_json_makes_of_the_value(db: Path) -> None:
+    engine = engine_at(db, [Task(same, input=True)])
+    assert engine.call((1, {2: 3})) == [[1, {"2": 3}]]
+    with pytest.raises(OutputError, match=r"the value .* cannot become JSON"):
+        engine.call({1, 2})
+    # It stands for what decode= makes of a body, which may be anything.
+    assert engine_at(db, [Task(same, input="theirs")]).call({1, 2}) == [{1, 2}]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "note"),
+    [
+        (Retry(5), "come back after 5 s, with an attempt charged"),
+        (Retry(), "come back after the usual backoff"),
+        (Reject("no"), "in a run the message would go there"),
+    ],
+)
+def test_call_tells_what_a_verdict_does_in_a_run(db: Path, verdict: Exception, note: str) -> None:
+    with pytest.raises(type(verdict)) as caught:
+        engine_at(db, [Task(raise_it, input=True, args=(verdict,))]).call(1)
+    assert note in caught.value.__notes__[0]
+
+
+def raise_it(value, error):
+    raise error
+
+
 def test_purge_and_delete_touch_this_pipeline_only(db: Path) -> None:
     engine = one_stage(db, Task(sink, name="work"), [1, 2])
     other = Engine([source, Task(sink, name="work"), sink], domain="t-source", broker=SQLite(db))

@@ -22,8 +22,9 @@ from sqspipes_mp import (
 )
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.caller.stats import opened
+from sqspipes_mp.engine import plan_run
 from sqspipes_mp.messages.envelope import decode
-from sqspipes_mp.pipeline.function import Products
+from sqspipes_mp.pipeline.outputs import Products
 from standin import StandIn, standin
 from standin.brokers import sqs_at
 from tests.gates import Background, Gate, Log, bodies, drain, eventually, feed, present, values, waiting
@@ -127,7 +128,7 @@ def test_random_deduplication_ids(db: Path, sqs: StandIn) -> None:
             connection.ensure(client.engine.pipeline.queues, create=True)
             # What two deliveries of one message give: the first worker died between sending and deleting.
             for _ in range(2):
-                products = Products(stage, fifo=True, ignore_none=True, priority=0, json_default=None)
+                products = Products(plan_run(client.engine), stage)
                 output = present(products.make(message.value, message, message.parent, 0).output)
                 connection.complete([Completion(None, (output,))])
             assert connection.depth(stage.outputs[0]).visible == 1

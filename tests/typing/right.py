@@ -15,6 +15,7 @@ from sqspipes_mp import (
     StageSummary,
     Summary,
     Task,
+    TaskClient,
     TaskLike,
 )
 
@@ -51,11 +52,25 @@ with engine.map([1, 2, 3], ordered=True, key=str) as results:
     assert_type(results, Results[Any])
     for result in results:
         print(result)
-    print(results.summary["double"].done if results.summary else "stopped")
+print(results.summary.reason, results.summary["double"].done)
 
 for value, result in engine.map(["a", "b"], with_input=True, return_exceptions=True):
     assert_type(value, str)
     print(value.upper(), result)
 
+
+def with_inputs(wanted: bool) -> None:
+    for pair in engine.map([1], with_input=wanted):
+        print(pair)
+
+
+assert_type(engine.call(3), list[Any])
+assert_type(Engine([numbers]).call(), list[Any])
 assert_type(engine.put(1, key=lambda value: f"key-{value}", priority=2), str)
 assert_type(engine.put_many([1, 2], key=str, priority=lambda value: value % 2), int)
+
+client = TaskClient("typed", broker="sqlite:///typed.db")
+client.register_tasks([{"method": numbers, "priorities": 2}, double])
+assert_type(client.run("double"), Summary)
+assert_type(client.run("double", (1,), priority=len, workers=2), Summary)
+assert_type(client.run("double", iterate=True), Results[Any])

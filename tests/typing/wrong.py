@@ -1,6 +1,6 @@
 """Code of users that type checkers refuse, for the reason beside each line; a mark that is not needed is an error."""
 
-from sqspipes_mp import Engine, Task
+from sqspipes_mp import Engine, Results, Task, TaskClient
 
 
 def double(value: int) -> int:
@@ -21,3 +21,6 @@ for _ in engine.run():  # type: ignore[attr-defined]  # iterate=True was forgott
     pass
 engine.map([1], key=lambda value: value.upper())  # type: ignore[attr-defined]  # a key of a text, of a number
 engine.put(1, key=2.5)  # type: ignore[arg-type]  # neither a text nor a whole number
+pairs: Results[tuple[str, int]] = engine.map([1], with_input=True)  # type: ignore[list-item]  # pairs begin with a number
+engine.map([1]).summary.staegs  # type: ignore[attr-defined]  # noqa: B018  # a field that is none
+TaskClient("typed").run("double").staegs  # type: ignore[attr-defined]  # noqa: B018  # a field that is none

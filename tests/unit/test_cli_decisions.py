@@ -1,5 +1,6 @@
 """The command line's decisions: which value wins, and which exit code an exception means."""
 
+import inspect
 import logging
 from argparse import Namespace
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissing, RestartLimit, Task, TaskLike
-from sqspipes_mp.cli.exits import Exit, Refused, Stopped, judge
-from sqspipes_mp.cli.options import Given, run_options, task_names, worker_counts
-from sqspipes_mp.cli.table import table
+from sqspipes_mp.cli.console import table
+from sqspipes_mp.cli.exits import Exit, Refused, Stopped, ending_of
+from sqspipes_mp.cli.run import Given, run_options, task_names, worker_counts
+from sqspipes_mp.engine import override, plan_run
 from sqspipes_mp.errors import ChildNote
 
 NOTE = ChildNote("in stage 'reduce', worker 12, message abc", held=True)
@@ -49,18 +51,18 @@ def noted(error: BaseException, *notes: str) -> BaseException:
     ids=repr,
 )
 def test_an_exception_means_an_exit_code(error: BaseException, code: Exit) -> None:
-    ending = judge(error)
+    ending = ending_of(error)
     assert ending is not None
     assert ending.code is code
 
 
 def test_the_exit_of_argparse_is_none_of_ours() -> None:
-    assert judge(SystemExit(2)) is None
+    assert ending_of(SystemExit(2)) is None
 
 
 def test_a_tasks_traceback_is_shown_and_a_wrong_value_s_is_not() -> None:
     failure = noted(ValueError("x"), NOTE)
-    ending, refused = judge(failure), judge(ConfigError("a", 1, "2"))
+    ending, refused = ending_of(failure), ending_of(ConfigError("a", 1, "2"))
     assert ending is not None
     assert ending.traceback is failure
     assert refused is not None
@@ -125,13 +127,13 @@ def test_idle_goes_with_until_and_the_flag_wins() -> None:
 
 
 def test_a_users_own_note_is_no_note_of_a_childs() -> None:
-    ending = judge(noted(RestartLimit("a", 1, 2.0, "x"), "in stage 'reduce', I said"))
+    ending = ending_of(noted(RestartLimit("a", 1, 2.0, "x"), "in stage 'reduce', I said"))
     assert ending is not None
     assert ending.code is Exit.RESTARTS
 
 
 def test_only_what_had_a_message_is_told_of_one() -> None:
-    told = [judge(noted(ValueError("x"), note)) for note in (NOTE, ChildNote(STAGE))]
+    told = [ending_of(noted(ValueError("x"), note)) for note in (NOTE, ChildNote(STAGE))]
     assert [ending and "its message is back" in ending.message for ending in told] == [True, False]
 
 
@@ -192,9 +194,25 @@ def test_unknown_tasks_are_refused_by_the_option_s_name() -> None:
         task_names(options(only=["nobody"]).only, pipeline())
 
 
-def test_an_explicit_on_error_is_told_from_the_default() -> None:
-    assert not Engine([source], domain="t").on_error_given
-    assert Engine([source], domain="t", on_error="raise").on_error_given
+@pytest.mark.parametrize(
+    ("given", "weakly", "kept"),
+    [
+        ({}, True, "retry"),
+        ({}, False, "retry"),
+        ({"on_error": "raise"}, True, "raise"),
+        ({"on_error": "raise"}, False, "retry"),
+    ],
+)
+def test_the_environment_yields_to_an_on_error_of_the_code_even_to_the_default_one(
+    given: dict[str, Any], weakly: bool, kept: str
+) -> None:
+    engine = Engine([source], domain="t", **given)
+    override(engine, on_error="retry", weakly=weakly)
+    assert plan_run(engine).settings.on_error == kept
+
+
+def test_an_editor_sees_the_constructor_s_defaults() -> None:
+    assert str(inspect.signature(Engine).parameters["on_error"]) == "on_error: 'OnError' = 'raise'"
 
 
 def test_a_table_is_aligned() -> None:

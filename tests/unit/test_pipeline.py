@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.pipeline.domain import check_domain, derive_domain
-from sqspipes_mp.pipeline.stages import build
+from sqspipes_mp.pipeline.stages import build, fed, feedable
 from sqspipes_mp.pipeline.task import Task
 
 
@@ -152,21 +152,18 @@ def test_a_task_named_like_a_number_is_found_by_its_name():
 def test_bands_keep_the_highest_first():
     pipeline = make([Task(gen, priorities=4), Task(step, priorities=1), sink])
     first, second, third = pipeline.stages
-    assert pipeline.input_levels(second, None, None) == second.inputs
+    assert pipeline.input_levels(second) == second.inputs
     assert pipeline.input_levels(second, 1, 2) == ("d-gen--p2", "d-gen--p1")
-    assert pipeline.input_levels(second, None, 0) == ("d-gen",)
+    assert pipeline.input_levels(second, 0, 0) == ("d-gen",)
     assert pipeline.input_levels(second, 3, 15) == ("d-gen--p3",)
     assert pipeline.input_levels(first, 2, 3) == ()
     assert pipeline.input_levels(third, 0, 9) == ("d-step",)
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(2, 1), (-1, None), (None, 16), (True, None), (None, "1"), (1.0, None), (4, None)]
-)
-def test_bad_bands_are_refused(low, high):
+def test_a_band_above_all_levels_is_refused():
     pipeline = make([Task(gen, priorities=4), step])
-    with pytest.raises(ConfigError, match="_priority"):
-        pipeline.input_levels(pipeline.stages[1], low, high)
+    with pytest.raises(ConfigError, match=r"run\(min_priority\) must be at most 3"):
+        pipeline.input_levels(pipeline.stages[1], 4)
 
 
 @pytest.mark.parametrize(
@@ -364,3 +361,25 @@ def test_domains_are_checked_on_their_own_too():
     check_domain("SQSPIPES_DOMAIN", "my-app")
     with pytest.raises(ConfigError, match="SQSPIPES_DOMAIN"):
         check_domain("SQSPIPES_DOMAIN", "my app")
+
+
+def test_a_source_that_map_feeds_has_an_input_queue_too() -> None:
+    pipeline = make([gen, step])
+    assert feedable(pipeline) == fed(pipeline)
+    assert set(feedable(pipeline).queue_names()) - set(pipeline.queue_names()) == {"d--input", "d-gen--dead"}
+    declared = make([Task(step, input=True)])
+    assert feedable(declared) is fed(declared) is declared
+
+
+def test_a_source_whose_input_queue_cannot_be_named_has_none() -> None:
+    pipeline = make([Task(gen, name="n" * 75), step])
+    assert feedable(pipeline) is pipeline
+    with pytest.raises(ConfigError, match="SQS allows 80"):
+        fed(pipeline)
+
+
+def test_map_does_not_feed_a_queue_of_others() -> None:
+    pipeline = make([Task(step, input="theirs")])
+    assert feedable(pipeline) is pipeline
+    with pytest.raises(ConfigError, match="map feeds it itself"):
+        fed(pipeline)

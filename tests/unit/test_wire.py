@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp.messages.envelope import Encoder, decode
-from sqspipes_mp.pipeline.function import Products
+from sqspipes_mp.pipeline.outputs import Products
+from sqspipes_mp.pipeline.plan import Settings, make_plan
 from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.pipeline.task import Task
 
@@ -80,7 +81,7 @@ def test_what_we_make_of_a_recorded_message_is_as_sqspipes_reads_it(fifo, levels
         [Task(gen, priorities=3), Task(step, priorities=levels), sink], domain="rec", fifo=fifo, visibility=60
     )
     stage = pipeline.stage("step")
-    products = Products(stage, fifo=fifo, ignore_none=False, priority=0, json_default=None)
+    products = Products(make_plan(pipeline, Settings(ignore_none=False)), stage)
     hops = set()
     for number, record in enumerate(RECORDS):
         body = json.loads(record["body"])

@@ -1,7 +1,7 @@
 """Lines kept at the foot of a terminal while everything else scrolls above them (caller).
 
-The terminal itself is told to scroll only the rows above (DECSTBM), so whatever writes to it, logging, the caller's
-prints and those of workers, which are other processes, goes on writing as before, and nothing has to be redirected.
+The terminal itself is told to scroll only the rows above (DECSTBM). Logging, the caller's prints and those of workers,
+which are other processes, go on as before, and nothing is redirected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Footer:
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         if not poll.poll(0):
-            # Stopped by Ctrl-S, say: writing would stop this process with it.
+            # The terminal takes nothing (Ctrl-S, say): a write would block this process.
             return
         size = os.get_terminal_size(self._fd)
         fitting = lines[: size.lines // 2]
@@ -48,7 +48,7 @@ class Footer:
         self._write(f"{text}{_SAVE}{rows}{_RESTORE}")
 
     def close(self) -> None:
-        """Give the rows back, empty."""
+        """Give the rows back to the terminal, empty."""
         text, self._kept = self._undone(), 0
         if text:
             self._write(text)
@@ -62,14 +62,14 @@ class Footer:
 
     def _write(self, text: str) -> None:
         self._stream.flush()
-        # One write, so that no other process's comes between saving the cursor's place and going back to it.
+        # One write: no other process may write between saving the cursor's place and going back to it.
         data = text.encode(self._stream.encoding or "utf-8", "replace")
         while data:
             data = data[os.write(self._fd, data) :]
 
 
 def _made(rows: int, count: int) -> str:
-    """Make room below the cursor, which stays in its column, and let only what is above that scroll."""
+    """Make room below the cursor, which stays in its column, and let only the rows above that scroll."""
     if not count:
         return ""
     return f"{_DOWN * count}\033[{count}A{_SAVE}\033[1;{rows - count}r{_RESTORE}"

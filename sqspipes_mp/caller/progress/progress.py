@@ -1,8 +1,7 @@
 """Progress while a run goes on: a table at the foot of a terminal, or lines of the log, or nothing (caller).
 
-No thread and no process: whoever waits for the run (the supervisor's one wait, or the iterator's) ticks it, so nothing
-is drawn in a child. It reads the scoreboard only; what waits in the queues is counted by the keeper, which has a line
-to them.
+It has no thread and no process: the wait for the run (the supervisor's, or the iterator's) ticks it, so no child draws.
+It reads the scoreboard only; waiting messages are counted by the keeper, which has a connection.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ log = logging.getLogger("sqspipes_mp.progress")
 
 #: Seconds between two tables, and between two lines of the log.
 DRAW_EVERY, LOG_EVERY = 0.5, 30.0
-#: Seconds between two counts of what waits, where counting is a request that costs money.
+#: Seconds between two counts of waiting messages for a table: on SQS a count is a request that costs money.
 COUNT_EVERY = 10.0
 
 #: A terminal has one foot: the first run gets it.
@@ -32,19 +31,20 @@ _foot = threading.Lock()
 
 
 class Drawing(Protocol):
-    """Where progress goes. ``first``: seconds until the first look; ``every``: between two; ``count_every``: between
-    two counts of the queues, None for none.
-    """
+    """A way to show progress."""
 
+    #: Seconds until the first look.
     first: float
+    #: Seconds between two looks.
     every: float
+    #: Seconds between two counts of the queues; None: none are needed.
     count_every: float | None
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show what is done so far."""
+        """Show one row per stage."""
 
     def close(self) -> None:
-        """Leave everything as it was."""
+        """Leave the terminal as it was."""
 
 
 class Nothing:
@@ -78,12 +78,16 @@ class Lines:
             log.info("%s", "; ".join(map(line, rows)))
 
     def close(self) -> None:
-        """Do nothing: the run says itself what came of it."""
+        """Do nothing: the run logs its own end."""
 
 
 class Table:
-    """A row for each stage at the foot of the terminal behind ``stream``, laid out by rich's ``console`` and its class
-    ``grid``.
+    """A row for each stage at the foot of a terminal.
+
+    Args:
+        stream: the terminal's.
+        console: a ``rich.console.Console``, which lays out.
+        grid: the class ``rich.table.Table``.
     """
 
     def __init__(self, stream: TextIO, console: Any, grid: Any) -> None:
@@ -94,7 +98,7 @@ class Table:
         self._footer = Footer(stream)
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Draw it anew."""
+        """Draw the table."""
         width = self._footer.width
         table = self._grid(box=None, pad_edge=False, header_style="dim")
         for number, name in enumerate(HEADER):
@@ -107,7 +111,7 @@ class Table:
         self._footer.show(drawn.get().splitlines())
 
     def close(self) -> None:
-        """Give the rows back, empty, and the foot to whoever runs next."""
+        """Give the rows back to the terminal, and its foot to the next run."""
         try:
             self._footer.close()
         finally:
@@ -115,7 +119,13 @@ class Table:
 
 
 class Progress:
-    """One run's. ``look``: reads its stages; ``total``: values its first stage will get, where that is known."""
+    """One run's progress.
+
+    Args:
+        drawing: shows it.
+        look: reads the stages.
+        total: values that the first stage will get; None: unknown.
+    """
 
     def __init__(self, drawing: Drawing, look: Callable[[], Sequence[Reading]], total: int | None = None) -> None:
         self._drawing = drawing
@@ -126,14 +136,14 @@ class Progress:
         self.due = now + drawing.first
 
     def tick(self, now: float) -> None:
-        """Show what is new, if it is time to."""
+        """Show the stages, if they are due at ``now``, monotonic seconds."""
         if now < self.due:
             return
         self.due = now + self._drawing.every
         try:
             self._drawing.show(self._pace.observe(now, self._look()))
         except Exception as error:
-            # A terminal that is gone, a stream that was closed: no reason to end a run.
+            # A terminal that is gone or a stream that was closed must not end a run.
             log.debug("progress is not shown any more: %s", error)
             self.close()
 
@@ -154,7 +164,7 @@ def check(field: str, wanted: object) -> bool | None:
 
 
 def choose(wanted: bool | None) -> Drawing:
-    """Return what there can be of what is wanted: True and None a table on a terminal, True the log elsewhere."""
+    """Return the way to show progress: a table on a terminal; elsewhere lines of the log for True, nothing for None."""
     if wanted is False:
         return Nothing()
     table = _table(sys.stderr)
@@ -164,7 +174,7 @@ def choose(wanted: bool | None) -> Drawing:
 
 
 def _table(stream: TextIO | None) -> Table | None:
-    """Return a table on the terminal behind ``stream``; None: it is none, it cannot, or another run has it."""
+    """Return a table on the terminal behind ``stream``; None: no terminal, a dumb one, no rich, or another run's."""
     try:
         if stream is None or not stream.isatty():
             return None

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 
 from sqspipes_mp.ipc.summary import Reading, Row
 
-#: Seconds over which "per second" and "busy" are taken: long enough for batches of deletes, short enough to be news.
+#: Seconds over which "per second" and "busy" are taken: some batches of deletes, and short enough to show a change.
 WINDOW = 10.0
 HEADER = ("stage", "waiting", "running", "done", "failed", "dead", "per s", "ETA", "busy")
 
 
 class Pace:
-    """Compares readings of one run over the last ``WINDOW`` seconds; ``total``: values its first stage will get."""
+    """Compares readings of one run over the last ``WINDOW`` seconds.
+
+    Args:
+        began: monotonic seconds.
+        total: values that the first stage will get; None: unknown.
+    """
 
     def __init__(self, began: float, total: int | None = None) -> None:
         self._total = total
@@ -21,12 +26,12 @@ class Pace:
         self._past: deque[tuple[float, tuple[Reading, ...]]] = deque()
 
     def observe(self, now: float, readings: Sequence[Reading]) -> tuple[Row, ...]:
-        """Return a row for each reading, which are of the same stages each time; ``now`` in monotonic seconds."""
+        """Return a row for each reading; ``readings``: of the same stages each time, ``now``: monotonic seconds."""
         past = self._past
         if not past:
             zeros = (Reading(name=each.name, workers=each.workers, room=each.room) for each in readings)
             past.append((self._began, tuple(zeros)))
-        # The newest one that is old enough stays, to compare with.
+        # The newest reading that is older than the window stays, to compare with.
         while len(past) > 1 and past[1][0] <= now - WINDOW:
             past.popleft()
         then, before = past[0]
@@ -47,7 +52,7 @@ class Pace:
 
 
 def eta(left: int | None, per_second: float) -> float | None:
-    """Return the seconds until so many are through; None: unknown, or never at this pace."""
+    """Return the seconds until ``left`` messages are done; None: unknown, or never at this pace."""
     if left is None or (left and per_second <= 0):
         return None
     return left / per_second if left else 0.0
@@ -70,7 +75,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def line(row: Row) -> str:
-    """Return a row as part of a line of the log; what is 0 or unknown is left out."""
+    """Return a row as part of a line of the log, without figures that are 0 or unknown."""
     reading = row.reading
     parts = [f"{reading.done:,} done", f"{_rate(row.per_second)} per s", f"busy {row.busy:.0%}"]
     if reading.running:
@@ -84,7 +89,7 @@ def line(row: Row) -> str:
 
 
 def span(seconds: float) -> str:
-    """Write a time for people: 9 s, 2:05, 3:02:01, 4 d 6 h."""
+    """Return a time left as text, to the second: 9 s, 2:05, 3:02:01, 4 d 6 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -17,7 +17,7 @@ from typing import Any
 from sqspipes_mp.errors import WrongShape
 from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.words import message_of
-from sqspipes_mp.pipeline.function import results_of
+from sqspipes_mp.pipeline.outputs import results_of
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.order import Line
 from sqspipes_mp.worker.ready import Ready

@@ -17,6 +17,7 @@ from sqspipes_mp.ipc.channel import EXIT_TASK
 from sqspipes_mp.ipc.scoreboard import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCHES_MEMORY
 from sqspipes_mp.messages.attributes import values_of
 from sqspipes_mp.pipeline.current import CurrentMessage, put_off, set_current
+from sqspipes_mp.pipeline.outputs import Built
 from sqspipes_mp.pipeline.task import Task, interval_seconds
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 
@@ -41,17 +42,14 @@ class Function:
 
     def __init__(self, context: WorkerContext) -> None:
         task = context.stage.task
-        if task.init is not None:
-            task.init()
-            context.check_process()
+        self._args = context.assignment.plan.args[context.stage.index]
+        self._built = Built(task, self._args, context.check_process)
+        self._method = self._built.method
         self._context = context
         self._board, self._slot = context.board, context.slot
         self._task = task
         #: Kept here: finding out takes longer than a short call.
         self.is_generator = task.is_generator
-        self._args = context.assignment.plan.args[context.stage.index]
-        self._method: Callable[..., Any] = task.method(*task.init_args) if task.is_class else task.method
-        context.check_process()
         self._line = context.channel.fileno()
         self._line_inode = os.fstat(self._line).st_ino
         #: Nanoseconds after which a call may have kept a reply of the queue service unread for too long.
@@ -95,7 +93,8 @@ class Function:
 
     def call(self, *values: Any) -> Any:
         """Call the function with values and its ``args``; time it. Raises ``Late``, and what the function raises."""
-        self._note_memory()
+        if self._memory is not None:
+            self._note_memory(self._memory)
         started = time.monotonic_ns()
         self._begins(started)
         try:
@@ -113,8 +112,8 @@ class Function:
         ``since``: monotonic ns at which the message began, where one message is the whole generator: its timeout, and
         its lease's cap, count from there until ``ended`` or ``aside``.
         """
-        if since is None:
-            self._note_memory()
+        if since is None and self._memory is not None:
+            self._note_memory(self._memory)
         started = time.monotonic_ns()
         self._begins(since or started)
         try:
@@ -182,10 +181,9 @@ class Function:
         if spent > self._limit + board.credit(started):
             raise Late
 
-    def _note_memory(self) -> None:
+    def _note_memory(self, read: Callable[[], int]) -> None:
         """Note this worker's memory before the call, where that is watched: a call pays for its own growth only."""
-        if self._memory is not None:
-            self._board.put(self._slot, CALL_MEMORY, self._memory())
+        self._board.put(self._slot, CALL_MEMORY, read())
 
     def _check_line(self) -> None:
         """End a forked copy of this process that came back, and one whose line to the supervisor the function closed.
@@ -223,12 +221,4 @@ class Function:
 
     def finish(self) -> None:
         """Run the class's ``close`` and the task's ``exit``, after the last message of a clean end."""
-        close = getattr(self._method, "close", None) if self._task.is_class else None
-        try:
-            if callable(close):
-                close()
-        finally:
-            self._context.check_process()
-            if self._task.exit is not None:
-                self._task.exit()
-                self._context.check_process()
+        self._built.close()

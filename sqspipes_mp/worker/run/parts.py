@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqspipes_mp.pipeline.function import Products
+from sqspipes_mp.pipeline.outputs import Products
 from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.order import GroupOrder
 from sqspipes_mp.worker.ready import Ready

@@ -16,7 +16,7 @@ from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
-from sqspipes_mp.pipeline.function import DROPPED, Product
+from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.run.function import Late
@@ -259,8 +259,10 @@ class Runner:
             context.count(DROPPED_COUNT, dropped)
         if cause := context.leases.finish(delivery.lease):
             raise Late(HELD if cause is Cause.HOLD else LATE)
-        callbacks = [item.callback for item in products if item.callback is not None]
-        done = Done(Completion(delivery.received.handle, tuple(outputs)), delivery, tuple(callbacks))
+        done = Done(Completion(delivery.received.handle, tuple(outputs)), delivery)
+        for product in products:
+            if product.callback is not None:
+                done.callbacks += (product.callback,)
         if context.counted:
             self._pass_counted(done, blobs)
         elif self._results is None:

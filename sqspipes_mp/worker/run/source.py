@@ -15,7 +15,7 @@ from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
 from sqspipes_mp.ipc.scoreboard import FAILED, FINISHED, INCARNATION
 from sqspipes_mp.messages.backoff import backoff
 from sqspipes_mp.messages.ids import source_parent
-from sqspipes_mp.pipeline.function import DROPPED, Product
+from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.send.accepted import SPAN

@@ -60,10 +60,10 @@ class SharedFunction(Function):
         self._board.put(self._slot, CALL_STARTED, min(self._since.values(), default=0))
         self._board.put(self._slot, RUNNING, len(self._since))
 
-    def _note_memory(self) -> None:
+    def _note_memory(self, read: Callable[[], int]) -> None:
         if not self._since:
             # Growth while several calls run is no single call's.
-            super()._note_memory()
+            super()._note_memory(read)
 
 
 class GroupQueue(Ready):
