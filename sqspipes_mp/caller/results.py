@@ -97,7 +97,7 @@ class Results(Iterator[R]):
             return supervisor_main, (birth, plan, broker, board, mains, context.get_start_method(), lock)
 
         with contextlib.nullcontext() if lock is None else lock.bequeathed():
-            self._child = start(context, target, name="supervisor", inherited=(), now=time.monotonic())
+            self._child = start(context, target, name="supervisor", inherited=())
         self._poll = select.poll()
         self._poll.register(self._child.channel.fileno(), select.POLLIN)
         self._poll.register(self._child.watch, select.POLLIN)
@@ -283,7 +283,7 @@ class Results(Iterator[R]):
         poll.register(self._child.watch, select.POLLIN)
         if not poll.poll(_SLACK * 1000):
             self._child.kill()
-        return self._child.bury()
+        return self._child.reap()
 
     def _signal_supervisor(self) -> None:
         with contextlib.suppress(ProcessLookupError):
