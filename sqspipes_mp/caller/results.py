@@ -163,7 +163,7 @@ class Results(Iterator[R]):
                     continue
                 # The second one: whoever presses it does not want to wait.
                 log.warning("interrupted again: killing what still runs")
-                self._child.channel.queue(Kind.QUIT)
+                self._child.channel.queue(Kind.HASTEN)
                 self._child.channel.flush()
             except SupervisorLost:
                 return
@@ -251,7 +251,7 @@ class Results(Iterator[R]):
             if self._stopped:
                 # Stopped before it could hear signals.
                 self._signal_supervisor()
-        elif frame.kind is Kind.STOPPED:
+        elif frame.kind is Kind.TAKEN_BACK:
             self._taken_back = self._repeatable
         elif frame.kind is Kind.BYE:
             self._outcome = pickle.loads(frame.blob)  # noqa: S301  (our own child's)

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -47,26 +47,63 @@ _MEANING = {
 
 
 class Kind(IntEnum):
-    """What a frame says; below 32 on its way up (child to parent), from 32 on its way down."""
+    """The one meaning of a frame. Kinds below 32 go up, from child to parent, and kinds from 32 on go down.
 
-    HELLO = 1  # the child runs
-    READY = 2  # booted, about to receive
-    FAILED = 3  # blob: a Report
-    RESULT = 4  # blob: a value for iterate and map
-    STOPPED = 5  # receives no more
-    ENDED = 6  # a generator source has ended
-    DRAINED = 7  # the keeper saw every queue empty and settled
-    FAULT = 8  # blob: a Report; the engine cannot go on
-    RECYCLE = 9  # wants to be replaced (max_tasks_per_worker, max_memory)
-    BYE = 10  # everything carried away, about to exit as asked
-    STEP = 11  # blob: JSON list of [token, hop, children]: what messages are about to become (map)
-    BURIED = 12  # a message is about to be dead-lettered; blob: a Report, or none and a header that says why (map)
-    DRAIN = 32  # finish what is held, receive no more
-    RELEASE = 33  # give back what is held
-    ACK = 34  # a RESULT was handed out and the next one asked for
-    JUDGE = 35  # keeper: a worker died, its leases are yours
-    WATCH = 36  # keeper: look for drained queues, say DRAINED
-    QUIT = 37  # leave now
+    The supervisor is the child of a caller that iterates. It passes RESULT, STEP, DEAD_LETTERED and DRAINED on to the
+    caller, and ACK, LET_GO and WATCH on to its own children.
+    """
+
+    #: A supervisor hears signals from now on.
+    HELLO = 1
+    #: The child has booted and is about to receive.
+    READY = 2
+    #: A user's exception; blob: its Report. Header ``boot``: the child had not said READY.
+    FAILED = 3
+    #: A value for ``iterate`` or ``map``; blob: pickled.
+    RESULT = 4
+    #: A worker receives no more.
+    STOPPED = 5
+    #: A source's generator has ended.
+    ENDED = 6
+    #: The keeper has seen every queue empty and settled.
+    DRAINED = 7
+    #: The engine cannot go on; blob: a Report.
+    FAULT = 8
+    #: A worker is about to leave for a successor. Header ``reason``, and ``starved``: it has no memory for messages.
+    RECYCLE = 9
+    #: The child is done and about to exit as asked; a supervisor's blob: the pickled Outcome.
+    BYE = 10
+    #: Messages are about to become others (map); blob: a JSON list of [token, hop, children].
+    STEP = 11
+    #: A message is about to be dead-lettered (map); blob: a Report, or none and a header that says why.
+    DEAD_LETTERED = 12
+    #: The run ends, and results that the caller was not given are back in their queue.
+    TAKEN_BACK = 13
+
+    #: Finish what is held, receive no more.
+    DRAIN = 32
+    #: A worker gives back what it holds.
+    RELEASE = 33
+    #: The caller is done with results: it was given each and has asked for the next.
+    ACK = 34
+    #: The keeper judges the leases of dead workers.
+    JUDGE = 35
+    #: The keeper looks for drained queues until it can say DRAINED.
+    WATCH = 36
+    #: The keeper judges what is left, and leaves.
+    QUIT = 37
+    #: A worker leaves for a successor after its message. Header ``reason``.
+    REPLACE = 38
+    #: A worker that is to be replaced leaves without its ACKs: the caller waits for its successor's results.
+    LET_GO = 39
+    #: The supervisor kills the workers that still run.
+    HASTEN = 40
+
+
+#: Kinds that a parent hears.
+UP = frozenset(kind for kind in Kind if kind < 32)
+#: Kinds that a child hears.
+DOWN = frozenset(Kind) - UP
 
 
 class BadFrame(Exception):
@@ -101,12 +138,11 @@ def pack(kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"")
 
 
 class FrameReader:
-    """Turns a stream of bytes into frames; what is incomplete at its end is dropped with it.
+    """Turns a stream of bytes into frames; a frame that is incomplete at its end is dropped."""
 
-    ``limit``: most bytes of one frame, header and blob.
-    """
-
-    def __init__(self, limit: int = MAX_FRAME) -> None:
+    def __init__(self, kinds: Collection[int], limit: int = MAX_FRAME) -> None:
+        """Accept frames of ``kinds`` alone, with ``limit`` bytes of header and blob at most."""
+        self._kinds = kinds
         self._limit = limit
         self._buffer = bytearray()
 
@@ -131,7 +167,7 @@ class FrameReader:
         if len(self._buffer) - start < _PREFIX.size:
             return None
         kind, head, blob = _PREFIX.unpack_from(self._buffer, start)
-        if kind not in _KINDS or head > MAX_HEADER or head + blob > self._limit:
+        if kind not in self._kinds or head > MAX_HEADER or head + blob > self._limit:
             raise BadFrame(f"kind {kind}, header of {head} bytes, blob of {blob} bytes")
         end = start + _PREFIX.size + int(head) + int(blob)
         return end if end <= len(self._buffer) else None
@@ -149,9 +185,6 @@ class FrameReader:
             return Frame(Kind(kind), header, bytes(view[body + head : end]))
 
 
-_KINDS = frozenset(int(kind) for kind in Kind)
-
-
 class Channel:
     """The child's end: blocks. Any thread may send, one thread receives. Wrap the socket after the fork."""
 
@@ -160,7 +193,7 @@ class Channel:
         sock.setblocking(True)
         self._sock = sock
         self._lock = threading.Lock()
-        self._reader = FrameReader()
+        self._reader = FrameReader(DOWN)
         self._frames: deque[Frame] = deque()
 
     def send(self, kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"") -> None:
@@ -201,17 +234,15 @@ class Channel:
 
 
 class ParentChannel:
-    """The parent's end of one child: never blocks; one thread.
+    """The parent's end: never blocks; one thread. A supervisor has one for its caller as well, and hears DOWN there."""
 
-    ``eof``: the child's end is closed and everything it sent was read.
-    """
-
-    def __init__(self, sock: socket.socket, limit: int = MAX_FRAME) -> None:
+    def __init__(self, sock: socket.socket, hears: Collection[int] = UP) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._reader = FrameReader(limit)
+        self._reader = FrameReader(hears)
         self._outgoing = bytearray()
         self._deaf = False
+        #: Whether the other end is closed and all its frames were read.
         self.eof = False
 
     def read(self, budget: int = READ_BUDGET) -> list[Frame]:

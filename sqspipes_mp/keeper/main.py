@@ -259,7 +259,7 @@ class Keeper:
         # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.
         if last and body is not None and stage.dead is not None:
             if self._plan.counted:
-                self._channel.send(Kind.BURIED, killed_header(stage, lease, body, cause, exitcode, pid))
+                self._channel.send(Kind.DEAD_LETTERED, killed_header(stage, lease, body, cause, exitcode, pid))
             attributes = region.attributes(lease, self._plan.calls)
             letter = killed_letter(stage, lease, body, cause, exitcode, pid, region.stack, attributes)
             self._connection.dead_letter([letter])

@@ -6,8 +6,8 @@
     ───────────────                          ───────────────
     wakeup socket  ◀── signals, stop()
     pidfd          ◀── the kernel: it died   worker, keeper
-    channel        ◀── READY, FAILED, FAULT, RESULT, STOPPED, ENDED, RECYCLE, BYE; DRAINED (keeper)
-    channel        ──▶ DRAIN, RELEASE, ACK, RECYCLE (workers); WATCH, JUDGE, QUIT (keeper)
+    channel        ◀── READY, FAILED, FAULT, RESULT, STEP, DEAD_LETTERED, STOPPED, ENDED, RECYCLE, BYE; DRAINED (keeper)
+    channel        ──▶ DRAIN, RELEASE, ACK, LET_GO, REPLACE (workers); WATCH, JUDGE, QUIT (keeper)
     scoreboard     ◀── counters, running calls, leases
 
 The supervisor decides with ``slot``, ``restart`` and ``shutdown``, which are pure. It hears through ``events``: its
@@ -203,7 +203,7 @@ class Supervisor:
             self._pass_on(frame, keeper)
         elif frame.kind is Kind.DRAINED:
             self._stopping.drain("drained")
-        elif frame.kind is Kind.BURIED:
+        elif frame.kind is Kind.DEAD_LETTERED:
             self._pass_on(frame, keeper)
         elif frame.kind in {Kind.FAULT, Kind.FAILED}:
             if slot.booted:
@@ -233,7 +233,7 @@ class Supervisor:
             slot.boot_failed(Report.from_bytes(frame.blob))
         elif frame.kind in {Kind.FAILED, Kind.FAULT}:
             self._stopping.fail(Report.from_bytes(frame.blob))
-        elif frame.kind in {Kind.RESULT, Kind.STEP, Kind.BURIED}:
+        elif frame.kind in {Kind.RESULT, Kind.STEP, Kind.DEAD_LETTERED}:
             self._pass_on(frame, child)
         elif frame.kind is Kind.STOPPED:
             slot.stopped_receiving()

@@ -54,17 +54,17 @@ class Requests:
     def _on_caller(self) -> None:
         assert self._caller is not None
         for frame in self._caller.read():
-            if frame.kind is Kind.ACK:
+            if frame.kind in {Kind.ACK, Kind.LET_GO}:
                 child = self._children.worker(frame.header["child"])
                 if child is not None:
-                    self._events.tell(child.channel, Kind.ACK, {"numbers": frame.header["numbers"]})
+                    self._events.tell(child.channel, frame.kind, frame.header)
             elif frame.kind is Kind.DRAIN:
                 self.signal = frame.header.get("signal")
                 self._stopping.drain(str(frame.header.get("reason", "closed")))
             elif frame.kind is Kind.WATCH:
                 self.watching = True
                 self._children.tell_keeper(Kind.WATCH)
-            elif frame.kind is Kind.QUIT:
+            elif frame.kind is Kind.HASTEN:
                 self._stopping.hasten()
         if self._caller.eof:
             self._events.hang_up(self._caller)

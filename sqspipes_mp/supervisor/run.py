@@ -16,7 +16,7 @@ from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric import environment, prepare
 from sqspipes_mp.ipc.birth import Birth, begin
-from sqspipes_mp.ipc.channel import Channel, Kind, ParentChannel, ParentGone
+from sqspipes_mp.ipc.channel import DOWN, Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
@@ -69,7 +69,7 @@ def supervisor_main(
     """Supervise in a process of its own, for a caller that iterates; its last word is the outcome."""
     begin(birth)
     wakeup = Wakeup()
-    channel = ParentChannel(birth.sock)
+    channel = ParentChannel(birth.sock, hears=DOWN)
     try:
         outcome = supervise(plan, broker, board, mains, multiprocessing.get_context(method), wakeup, channel)
         blob = pickle.dumps(outcome)

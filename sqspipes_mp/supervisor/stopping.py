@@ -98,7 +98,7 @@ class Stopping:
         self._shutdown = Shutdown(time.monotonic(), grace)
         if self._caller is not None and reason not in _NOTHING_RUNS:
             # Results that the caller has not been given go back to their queue now.
-            self._events.tell(self._caller, Kind.STOPPED)
+            self._events.tell(self._caller, Kind.TAKEN_BACK)
         for slot in children.slots:
             slot.cancel_start()
         for slot, worker in children.workers:

@@ -184,7 +184,7 @@ class Watchdog:
         started, before = self._call(slot)
         measure = self._memory.look(slot.index, slot.seat.stage, now, before)
         if measure == "replace":
-            self._events.tell(worker.child.channel, Kind.RECYCLE, {"reason": "max_memory"})
+            self._events.tell(worker.child.channel, Kind.REPLACE, {"reason": "max_memory"})
         elif measure == "kill" and slot.cause is None:
             call = Call(Cause.MEMORY, started, self._blame(slot, worker, started, Cause.MEMORY))
             if not self._still_runs(slot, worker, call):
@@ -225,7 +225,7 @@ class Watchdog:
         elif not kill and child.number != self._asked:
             self._asked = child.number
             log.warning(_FULL, 100 * fill.share, f"replacing {who}")
-            self._events.tell(child.channel, Kind.RECYCLE, {"reason": "the container's memory"})
+            self._events.tell(child.channel, Kind.REPLACE, {"reason": "the container's memory"})
 
     def _container_cause(self, slot: Slot, worker: Worker, gained: int, fill: Fill) -> Cause:
         """Return FULL, with the running call to blame, where it took most of the memory; ROOM where others have it."""

@@ -105,9 +105,9 @@ def _listen(station: WorkerContext, ready: Ready, results: ResultWindow | None) 
         elif frame.kind is Kind.ACK and results is not None:
             for number in frame.header["numbers"]:
                 results.acknowledge(number)
-            if not frame.header["numbers"]:
-                results.let_go()
-        elif frame.kind is Kind.RECYCLE:
+        elif frame.kind is Kind.LET_GO and results is not None:
+            results.let_go()
+        elif frame.kind is Kind.REPLACE:
             station.stop_receiving()
             ready.poke()
     orphaned()

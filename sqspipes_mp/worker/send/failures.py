@@ -83,7 +83,7 @@ def tell_buried(error: BaseException, delivery: Delivery, station: WorkerContext
         ident = short_id(delivery.message.parent)
         report = pack_exception(error, stage=station.stage.name, pid=os.getpid(), message_id=ident)
         header = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
-        station.say(Kind.BURIED, header, report.to_bytes())
+        station.say(Kind.DEAD_LETTERED, header, report.to_bytes())
 
 
 def log_retry(error: BaseException, delivery: Delivery, station: WorkerContext, delay: float) -> None:
