@@ -1,4 +1,4 @@
-"""Frames over the socket pair a parent shares with each child, and what exit codes mean (any process).
+"""Frames over the socket pair that a parent shares with each child, and the meaning of exit codes (any process).
 
 One ``socket.socketpair()`` per child. The child's end blocks; the parent's never does, because a child can be stopped
 or killed in the middle of a frame. A frame is: kind (1 byte), header length, blob length, JSON header, raw blob.
@@ -19,23 +19,23 @@ from typing import Any
 _PREFIX = struct.Struct("!BIQ")
 #: Most bytes of a header: values and reports travel in the blob, so a longer one is garbage.
 MAX_HEADER = 65_536
-#: Most bytes of one frame: what a function may hand to ``iterate`` or ``map``, pickled.
+#: Most bytes of one frame: a result for ``iterate`` or ``map``, pickled.
 MAX_FRAME = 1 << 30
 #: Bytes read from one child per turn, so that a chatty one cannot starve the others.
 READ_BUDGET = 1 << 18
 _CHUNK = 1 << 16
-# Without it a write to a child that is gone kills a process that reset SIGPIPE (macOS has no such flag).
+# Without this flag a write to a dead child kills a process that has reset SIGPIPE (macOS has no such flag).
 _SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
-#: Everything asked of the child was done.
+#: The child has done all that it was asked for.
 EXIT_OK = 0
-#: The task failed and said so (FAILED); Python's own code for an uncaught exception, too.
+#: The task failed, and FAILED was sent; also Python's code for an uncaught exception.
 EXIT_TASK = 1
-#: Failed before READY (import, setup, init, credentials). Not 2: Python's own for a wrong command line.
+#: The child failed before READY (import, setup, init, credentials). Not 2, Python's code for a wrong command line.
 EXIT_BOOT = 3
-#: The broker refuses for good (FAULT).
+#: The broker refuses for good; FAULT was sent.
 EXIT_FAULT = 4
-#: The parent is gone: nobody is left to work for.
+#: The parent is gone.
 EXIT_ORPHAN = 5
 
 _MEANING = {
@@ -111,18 +111,19 @@ class BadFrame(Exception):
 
 
 class FrameTooLarge(ValueError):
-    """A frame that the other side would refuse; nothing of it was sent."""
+    """A frame that the other side would refuse; no byte of it was sent."""
 
 
 class ParentGone(Exception):
-    """Nobody reads the other end any more."""
+    """The other end of the channel is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One thing said: ``header`` holds primitives only."""
+    """One message between a parent and its child."""
 
     kind: Kind
+    #: Primitives only.
     header: dict[str, Any]
     blob: bytes = b""
 
@@ -147,7 +148,7 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Return the frames that ``data`` completes. Raises ``BadFrame``, once what came before it was returned."""
+        """Return the frames that ``data`` completes. Raises ``BadFrame`` after the frames before it were returned."""
         self._buffer += data
         frames: list[Frame] = []
         start = 0
@@ -156,7 +157,7 @@ class FrameReader:
                 frames.append(self._frame(start, end))
                 start = end
         except BadFrame:
-            # What was said before the garbage is often the reason for it; the next call raises.
+            # The frames before the garbage often tell its reason; the next call raises.
             if not frames:
                 raise
         finally:
@@ -189,7 +190,7 @@ class Channel:
     """The child's end: blocks. Any thread may send, one thread receives. Wrap the socket after the fork."""
 
     def __init__(self, sock: socket.socket) -> None:
-        # Not the default when the user called socket.setdefaulttimeout().
+        # The user may have called socket.setdefaulttimeout().
         sock.setblocking(True)
         self._sock = sock
         self._lock = threading.Lock()
@@ -203,7 +204,7 @@ class Channel:
             try:
                 self._sock.sendall(data, _SEND_FLAGS)
             except OSError as error:
-                # Also where the user's function closed every descriptor it could find.
+                # The parent is gone, or the user's function has closed this descriptor.
                 raise ParentGone from error
 
     def recv(self) -> Frame | None:
@@ -212,7 +213,7 @@ class Channel:
             try:
                 data = self._sock.recv(_CHUNK)
             except OSError:
-                # The parent closed its end without reading everything we sent, or the user's function closed ours.
+                # The parent closed its end with frames unread, or the user's function closed this descriptor.
                 return None
             if not data:
                 return None
@@ -221,7 +222,7 @@ class Channel:
 
     @property
     def waiting(self) -> bool:
-        """Whether ``recv`` has a frame at hand, of which the descriptor says nothing any more."""
+        """Whether ``recv`` has a frame that is read already, so that the descriptor does not become readable for it."""
         return bool(self._frames)
 
     def fileno(self) -> int:
@@ -229,7 +230,7 @@ class Channel:
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Close this end; the parent reads what was sent, then the end of file."""
+        """Close this end; the parent reads the frames that were sent, then the end of file."""
         self._sock.close()
 
 
@@ -246,7 +247,7 @@ class ParentChannel:
         self.eof = False
 
     def read(self, budget: int = READ_BUDGET) -> list[Frame]:
-        """Return the frames that have arrived; beyond ``budget`` bytes at the next turn. Raises ``BadFrame``."""
+        """Return the frames that have arrived, of ``budget`` bytes at most. Raises ``BadFrame``."""
         frames: list[Frame] = []
         while budget > 0 and not self.eof:
             try:
@@ -260,27 +261,27 @@ class ParentChannel:
             try:
                 frames += self._reader.feed(data)
             except BadFrame:
-                # As in FrameReader: first what was said before it. The reader raises again at the next turn.
+                # As in FrameReader: first the frames before it. The reader raises again at the next turn.
                 if not frames:
                     raise
                 break
         return frames
 
     def queue(self, kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"") -> None:
-        """Take a frame for ``flush``; dropped when the child does not listen any more."""
+        """Take a frame for ``flush``; dropped once the other end is closed. Raises ``FrameTooLarge``."""
         data = pack(kind, header, blob)
         if not self._deaf:
             self._outgoing += data
 
     def flush(self) -> bool:
-        """Write what the socket takes; True when nothing is left to write."""
+        """Write as much as the socket takes; True: nothing is left to write."""
         while self._outgoing:
             try:
                 sent = self._sock.send(self._outgoing, _SEND_FLAGS)
             except BlockingIOError:
                 return False
             except (BrokenPipeError, ConnectionResetError):
-                # Not the end of file: the last words of a dead child may still be unread.
+                # No end of file yet: frames of a dead child may still be unread.
                 self._deaf = True
                 self._outgoing.clear()
             else:
@@ -289,7 +290,7 @@ class ParentChannel:
 
     @property
     def wants_write(self) -> bool:
-        """Whether ``flush`` has something left to write."""
+        """Whether ``flush`` has bytes left to write."""
         return bool(self._outgoing)
 
     def fileno(self) -> int:
@@ -302,12 +303,12 @@ class ParentChannel:
 
 
 def describe_death(exitcode: int) -> str:
-    """Say how a worker that had booted died: its exit status is the user's, and means nothing of ours."""
+    """Describe the death of a worker that had booted: its exit status is the user's, none of the engine's codes."""
     return describe_exit(exitcode) if exitcode < 0 else f"exit status {exitcode}"
 
 
 def describe_exit(exitcode: int) -> str:
-    """Say in a few words what an exit code (negative: a signal, as in ``Process.exitcode``) means."""
+    """Describe an exit code in a few words; negative: a signal, as in ``Process.exitcode``."""
     if exitcode == EXIT_OK:
         return "clean exit"
     if exitcode > 0:

@@ -29,6 +29,7 @@ from sqspipes_mp.ipc.scoreboard import (
     KEEPER_EXTENDED,
     KEEPER_LOST,
     KEEPER_RELEASED,
+    HeaderField,
 )
 from sqspipes_mp.keeper.counts import WaitCount, tell_left, tell_strays
 from sqspipes_mp.keeper.drained import DrainWatch
@@ -214,7 +215,7 @@ class Keeper:
     def _stage(self, region: LeaseTable) -> Stage:
         return self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
 
-    def _count(self, field: int, amount: int) -> None:
+    def _count(self, field: HeaderField, amount: int) -> None:
         self._board.set_header(field, self._board.header(field) + amount)
 
     # -- the dead -----------------------------------------------------------------------------------------------

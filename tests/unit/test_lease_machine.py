@@ -1038,7 +1038,11 @@ def rewrite_for_ever(board: Scoreboard, entries: int, started: Any) -> None:
         index = number % entries
         handle, group, counts, times, start = entry_of(number)
         region.set_state(index, LeaseState.FREE)
-        region.write(index, 1, handle, group, counts, times)
+        (receives, charges), (received_at, deadline, sent_at) = counts, times
+        region.write(
+            index, 1, handle, group, receives=receives, charges=charges, received_at=received_at, deadline=deadline,
+            sent_at=sent_at,
+        )  # fmt: skip
         region.start(index, start, 0, BODY)
         if number % 3:
             region.set_state(index, LeaseState.DONE)

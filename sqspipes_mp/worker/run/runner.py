@@ -15,8 +15,7 @@ from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
 from sqspipes_mp.errors import HELD, LATE, BrokerError, TaskTimeout
 from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.report.words import short_id
-from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
-from sqspipes_mp.ipc.scoreboard import FAILED
+from sqspipes_mp.ipc.scoreboard import FAILED, OUTPUTS_DROPPED
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.function import DROPPED, Product
@@ -249,7 +248,7 @@ class Runner:
             kept = [product for product in products if product.value is not DROPPED]
             blobs = [(f"{ident}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
         if dropped:
-            station.count(DROPPED_COUNT, dropped)
+            station.count(OUTPUTS_DROPPED, dropped)
         station.region.set_state(delivery.lease, LeaseState.DONE)
         # In this order: the supervisor marks the call, then looks whether it runs, and leaves what is done to us.
         if cause := station.region.late_for(delivery.lease):

@@ -11,8 +11,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
 from sqspipes_mp.ipc.report.words import message_of
-from sqspipes_mp.ipc.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
-from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
+from sqspipes_mp.ipc.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION, OUTPUTS_DROPPED
 from sqspipes_mp.messages.backoff import backoff
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.function import DROPPED, Product
@@ -143,7 +142,7 @@ class Source:
     def _send(self, product: Product) -> None:
         station = self._station
         if product.value is DROPPED or (station.stage.outputs and product.output is None):
-            station.board.add(station.slot, DROPPED_COUNT, 1)
+            station.board.add(station.slot, OUTPUTS_DROPPED, 1)
         callbacks = () if product.callback is None else (product.callback,)
         outputs = () if product.output is None else (product.output,)
         done = Done(Completion(None, outputs, again=self._caller.is_generator), None, callbacks, calls=1)

@@ -17,7 +17,7 @@ from functools import partial
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
-from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
+from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, OUTPUTS_DROPPED, RETRIED, SENT, SlotField
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.ready import Ready
@@ -202,7 +202,7 @@ class Outbox:
             for callback in item.callbacks:
                 self._ready.put_callback(partial(_run_callback, callback, item))
         if dropped := sum(item.dropped for item in carried):
-            station.count(DROPPED, dropped)
+            station.count(OUTPUTS_DROPPED, dropped)
         with self._counting:
             board, slot = station.board, station.slot
             board.add(slot, DONE, sum(not (item.ended or item.dropped) for item in carried))
@@ -266,7 +266,7 @@ class Outbox:
         for delivery in deliveries:
             self._station.region.set_state(delivery.lease, state)
 
-    def _closed(self, deliveries: Sequence[Delivery], counter: int | None) -> None:
+    def _closed(self, deliveries: Sequence[Delivery], counter: SlotField | None) -> None:
         for delivery in deliveries:
             self._station.close_lease(delivery.lease)
         if counter is not None:
