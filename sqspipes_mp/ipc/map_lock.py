@@ -121,7 +121,7 @@ class MapLock:
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Only multiprocessing pickles a lock, to start the supervisor by forkserver or spawn; its descriptor goes along.
+        # Only multiprocessing pickles a lock, to start the supervisor by forkserver or spawn; its descriptor goes too.
         return _attach, (reduction.DupFd(self._fd),)
 
 

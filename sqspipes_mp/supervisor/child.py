@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import itertools
@@ -13,14 +14,18 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import popen_fork, util
+from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sqspipes_mp.ipc.birth import BLOCKED, Birth
 from sqspipes_mp.ipc.channel import ParentChannel
 
-#: How long a child that the kernel says is dead may take to be reaped, seconds (forkserver tells by pipe).
+#: Seconds that the reaping of a dead child may take; a forkserver tells of a death by pipe.
 _REAP = 5.0
+#: Whether a forked child of multiprocessing runs its own atexit handlers.
+_CLEARS_ATEXIT = sys.version_info >= (3, 13)
 
 
 @dataclass(slots=True)
@@ -104,7 +109,8 @@ def start(
         die_with=forked and threading.current_thread() is threading.main_thread(),
     )
     function, args = target(birth)
-    process: BaseProcess = context.Process(target=function, args=args, name=name)
+    make = _ForkProcess if forked else context.Process
+    process: BaseProcess = make(target=function, args=args, name=name)
     # Signals are held back until the child has its own handlers; the handlers of this process would swallow one that
     # comes in between. Not for a forkserver: it would inherit the mask, and never hear of its children's deaths.
     held_back = BLOCKED if context.get_start_method() != "forkserver" else ()
@@ -112,10 +118,8 @@ def start(
     try:
         with sharing_pages():
             process.start()
-    except BaseException as error:
+    except BaseException:
         ours.close()
-        if forked:
-            _close_pipes_of(error)
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
@@ -173,17 +177,55 @@ def _frozen_by_others() -> bool:
     return gc.get_freeze_count() > 0 and not any(each is sys.modules for each in gc.get_objects())
 
 
-def _close_pipes_of(error: BaseException) -> None:
-    """Close the pipes that multiprocessing made for a fork that failed; only its frame still knows them."""
-    trace = error.__traceback__
-    while trace is not None:
-        known = trace.tb_frame.f_locals
-        if trace.tb_frame.f_code.co_name == "_launch" and getattr(known.get("self"), "pid", None) is None:
-            for name in ("parent_r", "child_w", "child_r", "parent_w"):
-                fd = known.get(name)
-                if isinstance(fd, int):
-                    os.close(fd)
-        trace = trace.tb_next
+class _Popen(popen_fork.Popen):
+    """A fork as multiprocessing makes it, but that its pipes are closed where the kernel refuses the fork.
+
+    multiprocessing leaves four descriptors open then, for each time that a start is tried again.
+    """
+
+    def _launch(self, process: Any) -> None:
+        code = 1
+        with contextlib.ExitStack() as pipes:
+            parent_reads, child_writes = _pipe(pipes)
+            child_reads, parent_writes = _pipe(pipes)
+            self.pid = os.fork()
+            pipes.pop_all()
+        if self.pid:
+            os.close(child_writes)
+            os.close(child_reads)
+            self.finalizer = util.Finalize(self, _close, (parent_reads, parent_writes))
+            self.sentinel = parent_reads
+            return
+        try:
+            if _CLEARS_ATEXIT:
+                atexit._clear()
+                atexit.register(util._exit_function)  # type: ignore[attr-defined]
+            os.close(parent_reads)
+            os.close(parent_writes)
+            code = process._bootstrap(parent_sentinel=child_reads)
+        finally:
+            if _CLEARS_ATEXIT:
+                atexit._run_exitfuncs()
+            os._exit(code)
+
+
+def _pipe(closed: contextlib.ExitStack) -> tuple[int, int]:
+    """Make a pipe that ``closed`` closes."""
+    reads, writes = os.pipe()
+    closed.callback(os.close, reads)
+    closed.callback(os.close, writes)
+    return reads, writes
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+class _ForkProcess(ForkProcess):
+    @staticmethod
+    def _Popen(process: BaseProcess) -> popen_fork.Popen:  # noqa: N802  (multiprocessing's name)
+        return _Popen(process)
 
 
 def _watch(process: BaseProcess, pid: int) -> tuple[int, bool]:
