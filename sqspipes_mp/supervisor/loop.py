@@ -35,9 +35,8 @@ from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.children import Children, Death, Mains
 from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.keeper_slot import KeeperSlot, Loss
-from sqspipes_mp.supervisor.requests import Requests
+from sqspipes_mp.supervisor.requests import Requests, Wakeup
 from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
-from sqspipes_mp.supervisor.signals import Wakeup, watching
 from sqspipes_mp.supervisor.slot import Slot
 from sqspipes_mp.supervisor.stopping import Stopping
 from sqspipes_mp.supervisor.watchdog import Watchdog
@@ -93,7 +92,6 @@ class Supervisor:
         self._watchdog = Watchdog(self._children, self._events)
         self._stopping = Stopping(self._children, self._events, caller)
         self._requests = Requests(self._children, self._events, self._stopping, wakeup, caller)
-        self._wakeup = wakeup
         self._caller = caller
         self._progress = progress
         self._starts = Starts()
@@ -102,8 +100,7 @@ class Supervisor:
     def run(self) -> Outcome:
         """Start every child, watch them, stop them; no child is left, whatever happens."""
         stopping = self._stopping
-        with watching(self._wakeup, self._requests.signals):
-            self._requests.connect()
+        with self._requests.heard():
             try:
                 self._start_keeper()
                 while not stopping.over:

@@ -23,7 +23,7 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.children import Mains
 from sqspipes_mp.supervisor.loop import Supervisor, Ticking
-from sqspipes_mp.supervisor.signals import Wakeup
+from sqspipes_mp.supervisor.requests import Wakeup
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 

@@ -15,9 +15,18 @@ from sqspipes_mp.ipc.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, W
 from sqspipes_mp.ipc.stack_dump import DUMP
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.children import Children
-from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, Fill, has_large_part, has_most, pressure
 from sqspipes_mp.supervisor.events import Events
-from sqspipes_mp.supervisor.memory import LOOK_EVERY, MemoryWatch
+from sqspipes_mp.supervisor.memory import (
+    KILL_AT,
+    LOOK_EVERY,
+    REPLACE_AT,
+    SETTLE,
+    Fill,
+    MemoryWatch,
+    has_large_part,
+    has_most,
+    pressure,
+)
 from sqspipes_mp.supervisor.slot import Call, Slot, Worker
 
 log = logging.getLogger("sqspipes_mp.supervisor")
