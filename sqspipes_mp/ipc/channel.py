@@ -17,11 +17,11 @@ from typing import Any
 
 #: Kind, header length, blob length.
 _PREFIX = struct.Struct("!BIQ")
-#: Most bytes of a header: values and reports travel in the blob, so a longer one is garbage.
+#: Most bytes of a header; values and reports travel in the blob, so a longer header is garbage.
 MAX_HEADER = 65_536
 #: Most bytes of one frame: a result for ``iterate`` or ``map``, pickled.
 MAX_FRAME = 1 << 30
-#: Bytes read from one child per turn, so that a chatty one cannot starve the others.
+#: Bytes read from one child per turn, so that a child that sends much cannot starve the others.
 READ_BUDGET = 1 << 18
 _CHUNK = 1 << 16
 # Without this flag a write to a dead child kills a process that has reset SIGPIPE (macOS has no such flag).
@@ -80,9 +80,9 @@ class Kind(IntEnum):
     #: The run ends, and results that the caller was not given are back in their queue.
     TAKEN_BACK = 13
 
-    #: Finish what is held, receive no more.
+    #: A child finishes the messages that it holds, and receives no more.
     DRAIN = 32
-    #: A worker gives back what it holds.
+    #: A worker releases the messages that it holds.
     RELEASE = 33
     #: The caller is done with results: it was given each and has asked for the next.
     ACK = 34
@@ -90,7 +90,7 @@ class Kind(IntEnum):
     JUDGE = 35
     #: The keeper looks for drained queues until it can say DRAINED.
     WATCH = 36
-    #: The keeper judges what is left, and leaves.
+    #: The keeper judges the leases that are left, and leaves.
     QUIT = 37
     #: A worker leaves for a successor after its message. Header ``reason``.
     REPLACE = 38

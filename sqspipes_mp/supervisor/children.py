@@ -1,4 +1,4 @@
-"""The engine's children: which worker is in which slot, how each is started, what a death means (supervisor)."""
+"""The engine's children: the keeper, the workers in their slots, their starts and their deaths (supervisor)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ FAILURES = 5
 
 
 class Loss(Enum):
-    """What the death of a keeper means."""
+    """The meaning of a keeper's death."""
 
     #: The keeper left as asked.
     NONE = auto()

@@ -13,7 +13,7 @@ from sqspipes_mp.pipeline.plan import RunPlan
 
 #: Seconds between two looks at one worker, and at the container.
 LOOK_EVERY = 1.0
-#: A worker with so many times its limit is killed; one with less is replaced after its message.
+#: Multiple of ``max_memory`` above which a worker is killed; up to there it is replaced after its message.
 _FAR_OVER = 1.5
 #: Share of the container's limit from which a worker with a large part is replaced after its message, and from which it
 #: is killed.
@@ -131,12 +131,12 @@ class Fill:
 
 
 def has_large_part(gained: int, fill: Fill, workers: int) -> bool:
-    """Tell whether the replacement of a worker that gained so many bytes, one of ``workers``, would make room."""
+    """Tell whether the replacement of a worker that has ``gained`` bytes, one of ``workers``, would make room."""
     return gained * max(_LARGE, _EVEN * workers) >= fill.used
 
 
 def has_most(gained: int, fill: Fill) -> bool:
-    """Tell whether a worker that gained so many bytes has more than all other processes together."""
+    """Tell whether a worker that has ``gained`` bytes has more than all other processes together."""
     return 2 * gained > fill.used
 
 

@@ -10,7 +10,7 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 BOOT_FAILURES = 5
 #: Seconds after which the engine stops where the system lets no child start and no worker lives.
 START_PATIENCE = 20.0
-#: The crash budget of a stage: after so many deaths within so many seconds the engine drains.
+#: The crash budget of a stage: deaths, and the seconds within which they come, after which the engine drains.
 CRASHES, WINDOW = 10, 60.0
 
 

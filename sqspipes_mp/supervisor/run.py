@@ -133,6 +133,6 @@ def _unpicklable(plan: RunPlan, broker: Broker) -> str | None:
     try:
         pickle.dumps((plan, broker))
     except Exception as error:
-        # pickle raises whatever the user's objects raise.
+        # pickle raises any exception that the user's objects raise.
         return f"{type(error).__name__}: {error}"
     return None

@@ -26,9 +26,11 @@ class Step(Enum):
 
     #: Tell every worker to release the messages that it holds.
     RELEASE = auto()
+    #: Kill every worker: the grace is over.
     KILL_WORKERS = auto()
-    #: Tell the keeper to judge what is left, and to leave.
+    #: Tell the keeper to judge the leases that are left, and to leave.
     QUIT_KEEPER = auto()
+    #: Kill the keeper, which does not leave.
     KILL_KEEPER = auto()
     #: End the run: no child is left.
     OVER = auto()

@@ -1,16 +1,17 @@
-"""A slot's life: the worker that is there, how far it has come, why it goes. Pure: facts come in, decisions go out.
+"""A slot's life: its worker, how far that has come, why it goes. Pure: facts come in, decisions go out.
 
 ::
 
-    EMPTY ──plan_start──▶ WAITING ──started──▶ BOOTING ──got_ready──▶ READY ──leaves──▶ LEAVING
-      ▲                                           │                   │   ▲                │
-      │                                           │      call_is_late │   │ call_came_back │
-      │                                           │                   ▼   │                │
-      │                                           ├──kill──▶ KILLED ◀─── LATE               │
-      │                                           ▼             │                          ▼
-      └────────────────── died ◀──────────────────┴─────────────┴──────────────────────────┘
-                            │
-                            └─▶ FINISHED: the worker left as asked, and its source had ended
+    in             comes                    then
+    ─────────────  ───────────────────────  ───────────────────────────────────────────────────────────
+    EMPTY          plan_start               WAITING
+    WAITING        cancel_start             EMPTY
+    either         started                  BOOTING
+    BOOTING        got_ready                READY
+    READY          call_is_late             LATE, until call_came_back
+    READY          leaves                   LEAVING
+    with a worker  kill                     KILLED; with a late call it stays LATE
+    with a worker  died                     EMPTY; FINISHED where the source has ended and its worker left
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from sqspipes_mp.pipeline.plan import Seat
 from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.supervisor.child import Child
 
-#: Seconds that a worker has to write its stack before it is killed (it takes less than a millisecond), and that a
-#: silent one has, which may get no CPU for it.
+#: Seconds that a worker has to write its stack before it is killed (that takes less than a millisecond), and seconds
+#: that a worker has that has written nothing, since it may get no CPU.
 LAST_WORDS, SILENCE = 0.05, 1.0
 
 
@@ -39,6 +40,7 @@ class State(Enum):
     WAITING = auto()
     #: The worker has not said READY.
     BOOTING = auto()
+    #: The worker has said READY.
     READY = auto()
     #: The worker is killed at ``kill_at`` unless its late call comes back before.
     LATE = auto()
@@ -158,6 +160,7 @@ class Slot:
     # -- said by the worker -------------------------------------------------------------------------------------
 
     def got_ready(self) -> None:
+        """Note that the worker has booted."""
         self.ready = True
 
     def boot_failed(self, report: Report) -> None:
@@ -165,9 +168,11 @@ class Slot:
         self.boot_report = report
 
     def stopped_receiving(self) -> None:
+        """Note that the worker receives no more."""
         self.stopped = True
 
     def source_ended(self) -> None:
+        """Note that the worker's source has ended."""
         self.ended = True
 
     def wants_replacement(self, *, starved: bool) -> None:

@@ -24,13 +24,13 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 
 #: Reasons at which no message runs.
 _NOTHING_RUNS = frozenset({"drained", "ended"})
-#: Seconds that workers then have to end by themselves, whatever ``shutdown_grace`` is: one may be about to say that the
-#: last message has failed.
+#: Seconds that workers have to end by themselves then, whatever ``shutdown_grace`` is: a worker may be about to report
+#: that the last message has failed.
 _LAST_STEPS = 5.0
 
 
 class Stopping:
-    """A run's end: nothing until ``drain`` or ``fail``, of which the first counts."""
+    """A run's end, which begins with the first ``drain`` or ``fail``."""
 
     def __init__(self, children: Children, events: Events, caller: ParentChannel | None) -> None:
         self._children = children
@@ -60,7 +60,7 @@ class Stopping:
         return math.inf if self._shutdown is None else self._shutdown.deadline()
 
     def end(self) -> None:
-        """Wait for nothing more."""
+        """End the run without another step."""
         self.over = True
 
     def abandon_keeper(self) -> None:
