@@ -109,9 +109,9 @@ def _listen(context: WorkerContext, ready: Ready, results: ResultWindow | None) 
         elif frame.kind is Kind.ACK and results is not None:
             for number in frame.header["numbers"]:
                 results.acknowledge(number)
-            if not frame.header["numbers"]:
-                results.let_go()
-        elif frame.kind is Kind.RECYCLE:
+        elif frame.kind is Kind.LET_GO and results is not None:
+            results.let_go()
+        elif frame.kind is Kind.REPLACE:
             context.stop_receiving()
             ready.poke()
     orphaned()

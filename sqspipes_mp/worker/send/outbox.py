@@ -17,7 +17,7 @@ from functools import partial
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
-from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, DROPPED, FINISHED, RETRIED, SENT
+from sqspipes_mp.ipc.scoreboard import ACCEPTED, DEAD, DONE, FINISHED, OUTPUTS_DROPPED, RETRIED, SENT, SlotField
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.order import GroupOrder
@@ -203,7 +203,7 @@ class Outbox:
             for callback in item.callbacks:
                 self._ready.put_callback(partial(_run_callback, callback, item))
         if dropped:
-            context.count(DROPPED, dropped)
+            context.count(OUTPUTS_DROPPED, dropped)
         with self._counting:
             board, slot = context.board, context.slot
             board.add(slot, DONE, done)
@@ -269,7 +269,7 @@ class Outbox:
     def _mark(self, delivery: Delivery, state: LeaseState) -> None:
         self._context.leases.set_state(delivery.lease, state)
 
-    def _closed(self, deliveries: Sequence[Delivery], counter: int | None) -> None:
+    def _closed(self, deliveries: Sequence[Delivery], counter: SlotField | None) -> None:
         for delivery in deliveries:
             self._context.close_lease(delivery.lease)
         if counter is not None:
