@@ -213,9 +213,10 @@ CREATE TEMP TRIGGER output INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step
     INSERT OR IGNORE INTO groups (queue, name, ready_at, head)
         SELECT NEW.queue, s.grp, NEW.now + NEW.millis, (SELECT next_seq FROM meta) + NEW.number
         FROM leases AS l, staged AS s WHERE NEW.fifo AND l.place = NEW.place AND l.fresh AND s.rowid = NEW.row;
-    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, body)
-        SELECT (SELECT next_seq FROM meta) + NEW.number, NEW.queue, NEW.now + NEW.millis, 0, 0, 0, NEW.now,
-            CASE WHEN NEW.fifo THEN (SELECT id FROM groups WHERE queue = NEW.queue AND name = s.grp) END, s.body
+    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, first_sent_at, body)
+        SELECT (SELECT next_seq FROM meta) + NEW.number, NEW.queue, NEW.now + NEW.millis, 0, 0, 0, NEW.now + NEW.millis,
+            CASE WHEN NEW.fifo THEN (SELECT id FROM groups WHERE queue = NEW.queue AND name = s.grp) END,
+            CASE WHEN NEW.millis THEN NEW.now END, s.body
         FROM leases AS l, staged AS s WHERE l.place = NEW.place AND l.fresh AND s.rowid = NEW.row;
 END;
 CREATE TEMP TRIGGER remove INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.REMOVE} BEGIN
@@ -232,8 +233,9 @@ CREATE TEMP TRIGGER pass INSTEAD OF INSERT ON passing BEGIN
     INSERT OR IGNORE INTO leases (place, seq, streamed) SELECT s.place, m.seq, m.streamed
         FROM staged AS s CROSS JOIN messages AS m ON m.seq = s.seq WHERE m.queue = s.flag AND m.receives = s.receives;
     SELECT RAISE(ABORT, '{STREAMED}') FROM leases WHERE streamed;
-    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, body)
-        SELECT (SELECT next_seq FROM meta) + s.number, s.queue, NEW.now + s.millis, 0, 0, 0, NEW.now, s.body
+    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, first_sent_at, body)
+        SELECT (SELECT next_seq FROM meta) + s.number, s.queue, NEW.now + s.millis, 0, 0, 0, NEW.now + s.millis,
+            CASE WHEN s.millis THEN NEW.now END, s.body
         FROM staged AS s WHERE s.queue IS NOT NULL AND s.place IN (SELECT place FROM leases);
     DELETE FROM messages WHERE seq IN (SELECT seq FROM leases);
     UPDATE meta SET next_seq = next_seq + (SELECT max(number) + 1 FROM staged)
@@ -287,9 +289,9 @@ CREATE TEMP TRIGGER sweep_now INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step
 END;
 CREATE TEMP TRIGGER retire INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.RETIRE} BEGIN
     INSERT INTO leases (place, seq, grp, streamed) SELECT m.seq, m.seq, m.grp, m.streamed
-        FROM (SELECT seq, queue, grp, streamed, sent_at, visible_at, receives FROM messages
+        FROM (SELECT seq, queue, grp, streamed, sent_at, visible_at FROM messages
             ORDER BY seq LIMIT {_OLDEST}) AS m LEFT JOIN queues AS q ON q.id = m.queue
-        WHERE NEW.now - m.sent_at >= coalesce(q.retention, {RETENTION}) AND NOT (m.receives AND m.visible_at > NEW.now);
+        WHERE NEW.now - m.sent_at >= coalesce(q.retention, {RETENTION}) AND m.visible_at <= NEW.now;
     DELETE FROM messages WHERE seq IN (SELECT seq FROM leases);
     UPDATE streams SET expires = NEW.now + {WINDOW} WHERE seq IN (SELECT seq FROM leases WHERE streamed);
     INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE grp IS NOT NULL;

@@ -3,6 +3,8 @@
 What is done to messages, and what changes several tables at once, is in ``program``.
 
 ``messages``  one row per message; ``receives`` numbers its deliveries, so ``seq`` and ``receives`` are its receipt.
+              ``sent_at``: the start of its retention: the send, the end of its delay, or the move to a dead-letter
+              queue. ``first_sent_at``: the send, where that is another moment (else NULL).
 ``groups``    one row per FIFO group that has messages: when it may be received again, and its oldest message.
 ``keys``      hop ids that were accepted before. One lives until ``expires``, or as long as its ``stream`` lives.
 ``streams``   inputs whose outputs came in several calls: alive until the input is deleted, then until ``expires``.
