@@ -6,7 +6,7 @@ import os
 import threading
 from functools import partial
 
-from sqspipes_mp.host.numeric import reseed, settle
+from sqspipes_mp.host.numeric import limit_threads, reseed
 from sqspipes_mp.ipc.assignment import Assignment
 from sqspipes_mp.ipc.birth import begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
@@ -40,7 +40,7 @@ def worker_main(orders: Assignment) -> None:
     board.put(slot, STATE, S_BOOTING)
     try:
         settings = orders.plan.settings
-        settle(orders.plan.numeric_threads)
+        limit_threads(orders.plan.numeric_threads)
         reseed()
         if settings.setup is not None:
             pid = os.getpid()

@@ -446,11 +446,11 @@ class SQLiteMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_look_is_never_wrong(self) -> None:
-        """What may be received now is not slept through (``look`` may say "now" too often, never too late)."""
+        """What may be received now is not slept through (``next_due`` may say "now" too often, never too late)."""
         if hasattr(self, "connections"):
             for queue in QUEUES:
                 if any(self.model.ready(queue).values()):
-                    due = self.connections[1]._file.read(lambda session, name=queue: session.look([name]))  # type: ignore[misc]
+                    due = self.connections[1]._file.read(lambda session, name=queue: session.next_due([name]))  # type: ignore[misc]
                     assert due == 0
 
 

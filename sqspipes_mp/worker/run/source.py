@@ -13,7 +13,7 @@ from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
 from sqspipes_mp.ipc.report.words import message_of
 from sqspipes_mp.ipc.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION
 from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
-from sqspipes_mp.messages.backoff import backoff
+from sqspipes_mp.messages.attempts import backoff
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.function import DROPPED, Product
 from sqspipes_mp.worker.run.function import Late
