@@ -1,8 +1,8 @@
 """The port: all that the engine asks of a queue service. Pure declarations; imports no broker.
 
 A *broker* (``Broker``) is the queue service as the user declares it, ``SQS(...)`` or ``SQLite(path)``: small and
-picklable, without open files or sockets. ``broker.open()`` returns a *connection* (``Connection``), which belongs to one
-process: it is opened after the fork, and all threads of the process may use it at once.
+picklable, without open files or sockets. ``broker.open()`` returns a *connection* (``Connection``), which belongs to
+one process: it is opened after the fork, and all threads of the process may use it at once.
 
 A queue has SQS's semantics:
 
