@@ -28,12 +28,14 @@ class Gate:
     held: list[Callable[[], None]] = field(default_factory=list)
 
     def pass_through(self, do: Callable[[], None]) -> None:
+        """Do something now, or once the gate is open."""
         if self.closed:
             self.held.append(do)
         else:
             do()
 
     def open(self) -> None:
+        """Open the gate; do everything that was held."""
         self.closed = False
         held, self.held = self.held, []
         for do in held:
@@ -94,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._gate.pass_through(lambda: self._begin(head, low, body))
 
     def _begin(self, head: bytes, low: bytes, body: bytes) -> None:
+        """Decide the fate of a request and hand it to the service."""
         service = self._service
         start = low.find(_TARGET) + len(_TARGET)
         operation = head[start : low.find(b"\r", start)].decode() if start >= len(_TARGET) else ""
@@ -143,6 +146,7 @@ class Connection(asyncio.Protocol):
             self._done()
 
     def _drip(self, data: bytes, size: int) -> None:
+        """Write a reply in pieces."""
         if self._transport is None:
             return
         self._transport.write(data[:size])

@@ -54,10 +54,12 @@ class SqsError(Exception):
 
     @property
     def body(self) -> str:
+        """The body of the reply."""
         return json.dumps({"__type": self.type, "message": self.message})
 
     @property
     def fault(self) -> str:
+        """The one to blame: "Receiver" (the service) or "Sender"."""
         return "Receiver" if self.status >= 500 else "Sender"
 
 

@@ -36,6 +36,7 @@ class Waiter:
     end: Timer | None = None
 
     def close(self) -> None:
+        """Take the poll for answered."""
         self.open = False
         if self.end is not None:
             self.end.cancel()

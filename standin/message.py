@@ -61,6 +61,7 @@ class Message:
     _fragment: str = ""
 
     def fragment(self) -> str:
+        """Return the part of the wire form that all deliveries share."""
         if not self._fragment:
             self._fragment = f'{{"MessageId":"{self.id}","MD5OfBody":"{self.md5}","Body":{quoted(self.body)}'
         return self._fragment

@@ -44,7 +44,7 @@ class Faults:
 
 @dataclass(slots=True)
 class Options:
-    """All options. Those of type int that say whether are 0 or 1, for the command line."""
+    """All options. A flag is an int, 0 or 1, for the command line."""
 
     #: 0: any free port.
     port: int = 0

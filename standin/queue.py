@@ -80,7 +80,7 @@ class Queue:
     delayed: int = 0
     counter: int = 0
     purged_until: float = 0.0
-    #: Heap of hidden messages: end, tie-breaker, message. An entry whose end is another one by now is passed over.
+    #: Heap of hidden messages: end, tie-breaker, message. An entry is passed over once its message has another end.
     hidden: list[tuple[float, int, Message]] = field(default_factory=list)
     #: Messages in flight that come a second time.
     echoes: deque[Message] = field(default_factory=deque)
@@ -92,6 +92,7 @@ class Queue:
 
     @property
     def visible(self) -> int:
+        """Number of messages that can be received now."""
         return len(self.messages) - self.in_flight - self.delayed
 
     def original(self, message: Message, now: float) -> Message | None:
@@ -185,6 +186,7 @@ class Queue:
         self.attempts.put(attempt, Attempt(kept, visibility), now)
 
     def receipt(self, message: Message) -> str:
+        """Return the receipt handle of a message's latest delivery."""
         return f"AQEB{self.name}/{message.id}/{message.receives}/{_PAD}"
 
     def delete(self, receipt: str, now: float) -> None:
@@ -281,6 +283,7 @@ class Queue:
             heapify(self.hidden)
 
     def _find(self, receipt: str) -> tuple[Message | None, bool]:
+        """Return the message of a receipt, if it is there, and whether the receipt is current."""
         parts = receipt.split("/")
         if len(parts) != 4 or not parts[0].startswith("AQEB") or not parts[2].isdecimal():
             raise SqsError("ReceiptHandleIsInvalid", f'The input receipt handle "{receipt}" is not a valid one.')

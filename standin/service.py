@@ -100,6 +100,7 @@ class Service:
         self.dice = Dice(self.options.faults, self.options.seed)
 
     def count(self, operation: str) -> Count:
+        """Return the counts of an operation."""
         count = self.counts.get(operation)
         if count is None:
             count = self.counts[operation] = Count()

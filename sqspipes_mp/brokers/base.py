@@ -363,7 +363,7 @@ class Broker(Protocol):
         """
 
     def warm(self) -> None:
-        """Load what forked children can share (modules, parsed data). Called in the process that forks.
+        """Load modules and data that forked children can share. Called in the process that forks.
 
         It opens no file or socket that a child would inherit, and uses no network.
         """

@@ -84,6 +84,7 @@ def resolve(broker: object, domain: str, environ: Mapping[str, str]) -> Broker:
 
 
 def _given(broker: object) -> Broker:
+    """Return an object that was given as a broker. Raises ``ConfigError`` where it is none."""
     if isinstance(broker, type):
         cure = f"Make one: {broker.__name__}(...)"
     elif all(callable(getattr(broker, name, None)) for name in _METHODS):

@@ -100,7 +100,7 @@ def _loaded() -> str | None:
 
 
 def _limit(threads: int) -> None:
-    from threadpoolctl import ThreadpoolController  # noqa: PLC0415  (optional, and only for those who use such libraries)
+    from threadpoolctl import ThreadpoolController  # noqa: PLC0415  (optional)
 
     for library in ThreadpoolController().lib_controllers:
         if library.num_threads > threads:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 MAX_ATTRIBUTES = 10
 
 _LENGTHS = struct.Struct("<?HHI")
-#: Most bytes that ``packed`` adds to what SQS counts.
+#: Most bytes that ``packed`` adds to ``size_of``.
 PACKED_OVERHEAD = MAX_ATTRIBUTES * _LENGTHS.size
 
 

@@ -73,6 +73,7 @@ def message_of(read: Envelope, message_id: str) -> Message:
 
 
 def _opened(body: str) -> dict[str, Any]:
+    """Return the JSON object of an envelope. Raises ``DecodeError``."""
     found = load(body, "the body is not JSON")
     if type(found) is not dict:
         raise DecodeError(f"the body is a JSON {_json_type(found)}, not an envelope (an object with a value)", body)
@@ -93,6 +94,7 @@ def load(body: str, complaint: str) -> Any:
 
 
 def _message(value: Any, meta: Any, message_id: str) -> Message:
+    """Return the message of an envelope's value and meta."""
     if type(meta) is not dict:
         return Message(value, {}, message_id, message_id, 0)
     root, hop, priority = meta.get("id"), meta.get("hop"), meta.get("priority")
@@ -145,6 +147,7 @@ class Encoder:
         raise OutputError(f"{where} cannot become JSON: {text}") from cause
 
     def _convert(self, culprit: Any) -> Any:
+        """Return a JSON form of an object that ``json`` does not know: a scalar's, else the user's."""
         plain = scalar(culprit)
         if plain is not None:
             return plain

@@ -108,6 +108,7 @@ def parse_failure(text: str) -> Failure:
 
 
 def _plain(value: object, most: int) -> object:
+    """Return a field as a JSON value; texts cut to ``most`` characters."""
     if value is None or isinstance(value, bool) or (isinstance(value, int) and value.bit_length() < 64):
         return value
     if isinstance(value, float) and math.isfinite(value):

@@ -97,6 +97,7 @@ def _entries(container: dict[object, object] | list[object] | tuple[object, ...]
 
 
 def _leaf_problem(value: object, refused: object) -> str | None:
+    """Return the problem of a value that is no container, or of a dict's keys; None without one."""
     if value is refused:
         return _no_form(value, "is")
     if isinstance(value, dict):
@@ -147,6 +148,7 @@ def _path(steps: list[object]) -> str:
 
 
 def _brief(value: object, length: int = 100) -> str:
+    """Return the repr of a value, cut to ``length`` characters; never raises."""
     try:
         text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else repr(value)
     except Exception:  # The user's own __repr__ or __str__.

@@ -99,6 +99,7 @@ class SQLite:
         return f"SQLite {self.file or os.fspath(self.path or '')}"
 
     def _resolve(self) -> str:
+        """Return the absolute path of the file, or of a new temporary one."""
         if self.path is None:
             try:
                 return str(Path(tempfile.mkdtemp(prefix="sqspipes-mp-")).resolve() / "queues.db")
@@ -119,6 +120,7 @@ def _check(file: str) -> None:
 
 
 def _check_place(file: str) -> None:
+    """Raise ``ConfigError`` where a file at this path cannot be the queues'."""
     path = Path(file)
     folder = path.parent
     if path.is_dir():
@@ -139,6 +141,7 @@ def _check_place(file: str) -> None:
 
 
 def _check_content(file: str) -> None:
+    """Raise ``ConfigError`` for the file of another program or layout."""
     # Through SQLite: closing a descriptor of our own would drop the locks that this process may have on the file.
     try:
         db = sqlite3.connect(file, timeout=0.0)

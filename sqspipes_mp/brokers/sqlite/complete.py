@@ -66,6 +66,7 @@ def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | N
 
 
 def _run(session: Session, completions: Sequence[Completion]) -> None:
+    """Run ``Program.COMPLETE`` over the completions."""
     rows: list[Row] = []
     sent = 0
     for place, completion in enumerate(completions):
@@ -109,6 +110,7 @@ def keyed(session: Session, queues: Collection[str], hops: Iterable[str]) -> set
 
 
 def _send(session: Session, place: int, output: Output, number: int, key: Key) -> Row:
+    """Return the step that sends an output; ``number``: of the message in this call."""
     queue = session.queue(output.queue)
     return row(
         Step.OUTPUT,

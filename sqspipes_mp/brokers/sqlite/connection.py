@@ -51,11 +51,11 @@ class SQLiteConnection:
         self._warned: set[str] = set()
 
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
-        """Create what is missing (``create``) or raise ``QueueMissing``; warn of attributes that differ.
+        """Create missing queues (``create``) or raise ``QueueMissing``; warn of attributes that differ.
 
         Raises ``BrokerError`` for a queue that exists with the other type, ``ConfigError`` for another pipeline's.
         """
-        absent, ownerless = self._file.read(partial(self._unmade, queues))
+        absent, ownerless = self._file.read(partial(self._find_unmade, queues))
         if absent and not create:
             raise QueueMissing(absent[0].name, "Create it first, or run with create_queues=True")
         if absent or ownerless:
@@ -191,6 +191,7 @@ class SQLiteConnection:
         self._file.close()
 
     def _receive(self, queues: Sequence[str], max_messages: int, wait: float, visibility: float) -> list[Received]:
+        """Receive until there is a delivery, the wait is over or the interrupt comes."""
         deadline = time.monotonic() + wait
         taken, due = self._receive_once(queues, max_messages, visibility)
         if taken or wait <= 0:
@@ -222,13 +223,15 @@ class SQLiteConnection:
             self._file.ring()
         return taken, _OUTRUN
 
-    def _unmade(self, specs: Sequence[QueueSpec], session: Session) -> tuple[list[QueueSpec], list[QueueSpec]]:
+    def _find_unmade(self, specs: Sequence[QueueSpec], session: Session) -> tuple[list[QueueSpec], list[QueueSpec]]:
+        """Return the queues that are missing, and the own queues without an owner."""
         session.refresh()
         # The owner is checked before the type: a queue of another pipeline explains a wrong type, too.
         ownerless = sqlite_owners.check(session, specs, self._file.file)
         return sqlite_queues.missing(session, specs), ownerless
 
     def _make(self, absent: Sequence[QueueSpec], specs: Sequence[QueueSpec], session: Session) -> None:
+        """Create the missing queues, and note the owner of all own ones."""
         sqlite_queues.create(session, absent)
         sqlite_owners.adopt(session, specs, self._file.file)
 

@@ -148,6 +148,7 @@ class File:
                     raise
 
     def _open(self) -> Session:
+        """Return the open session; open one if there is none."""
         if self._session is None:
             if self._closed.is_set():
                 raise BrokerError(f"the connection to {self.file} is closed")
@@ -174,6 +175,7 @@ class File:
             raise faults.gone(self.file)
 
     def _sync(self) -> None:
+        """Sync the -wal file, and once the folder with its name."""
         try:
             log = os.open(self.wal, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -191,6 +193,7 @@ class File:
             self._synced_folder = True
 
     def _retry(self, step: Callable[[], T]) -> T:
+        """Run a step again and again while a wait cures its faults."""
         failures, since = 0, time.monotonic()
         while True:
             try:

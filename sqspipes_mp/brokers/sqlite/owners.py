@@ -67,4 +67,5 @@ def _owners(session: Session) -> dict[str, str]:
 
 
 def _kept(session: Session) -> bool:
+    """Tell whether the file has the table of owners."""
     return bool(session.db.execute(sql.HAS_OWNERS).fetchone()[0])

@@ -399,5 +399,6 @@ def pass_on(db: sqlite3.Connection, rows: Sequence[Row], generation: int, clock:
 
 @cache
 def _stage(count: int, columns: tuple[str, ...] = _COLUMNS) -> str:
+    """Return the statement that stages ``count`` rows."""
     one = f"({', '.join('?' * len(columns))})"
     return f"INSERT INTO staged ({', '.join(columns)}) VALUES {', '.join([one] * count)}"  # noqa: S608

@@ -139,6 +139,7 @@ class Session:
             self._reload(generation)
 
     def _compose_due_query(self, names: tuple[str, ...]) -> tuple[str, list[int]]:
+        """Return the query and parameters for the earliest due time of some queues, and keep them."""
         self.refresh()
         queues = [self.queue(name) for name in names]
         parts = ["(SELECT generation FROM meta)"]
@@ -213,6 +214,7 @@ def is_ours(db: sqlite3.Connection, file: str) -> bool:
 
 
 def _marks(db: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return application id, layout and number of tables of a file; 0 each of an empty one."""
     # In one transaction: another process may be creating the tables, and half of them look like another program's.
     inside = db.in_transaction
     if not inside:
@@ -234,11 +236,13 @@ def _boot_id() -> str | None:
 
 
 def _ticks(boot: str | None) -> int:
+    """Return the clock of leases in milliseconds; without a boot id, the wall clock."""
     # Without a boot id, two monotonic times could be of different boots.
     return (time.time_ns() if boot is None else lease_now_ns()) // 1_000_000
 
 
 def _read_shift(db: sqlite3.Connection, boot: str | None) -> int:
+    """Return the milliseconds to add to this boot's clock; the first reader of a boot sets them."""
     if boot is None:
         return 0
     query = "SELECT shift FROM clocks WHERE boot = ?"

@@ -129,6 +129,7 @@ class Ear:
 
 
 def _poll(fds: tuple[int, ...], seconds: float) -> bool:
+    """Wait until a descriptor is readable or the time is over; tell whether one is."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)

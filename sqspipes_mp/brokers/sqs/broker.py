@@ -185,6 +185,8 @@ class SQS:
         return str(region)
 
     def _throwaway(self, session: botocore.session.Session, region: str) -> None:
+        """Make a client with dummy credentials and close it: that parses data and checks settings."""
+
         def make() -> Any:
             return session.create_client(
                 "sqs",
@@ -200,6 +202,7 @@ class SQS:
     def _from_chain(
         self, wallet: Wallet | None, *, fills: bool
     ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
+        """Return a maker of clients, the region and the session, for boto3's chain or static credentials."""
         session = _new_session()
         region = self._region(session)
         if wallet is not None and self.access_key is None and (text := wallet.read()) is not None:
@@ -217,6 +220,7 @@ class SQS:
     def _from_user(
         self, new_session: Callable[[], boto3.Session], wallet: Wallet | None, *, fills: bool
     ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
+        """Return a maker of clients, the region and the botocore session, for the user's sessions."""
         session = new_session()
         if not callable(getattr(session, "client", None)):
             cure = "Write session=lambda: boto3.Session(profile_name=...)"
@@ -241,6 +245,7 @@ class SQS:
         return no_credentials(emulator=self.endpoint_url is not None and _is_loopback(self.endpoint_url))
 
     def _lean_path(self, client: Any, session: Any, patience: float | None) -> Lean | None:
+        """Return the lean path in place of a client's hot calls; None: boto3 makes all calls."""
         import botocore.httpsession  # noqa: PLC0415
 
         if not self.lean or switched_off():
@@ -253,10 +258,12 @@ class SQS:
 
 
 def _tries(patience: float | None) -> int:
+    """Return the most tries of one call by botocore or the lean path."""
     return 2 if patience is None else 1
 
 
 def _new_session() -> botocore.session.Session:
+    """Return a botocore session with the warm data loader, patient with metadata services."""
     import botocore.session  # noqa: PLC0415  (see the module docstring)
 
     session = botocore.session.Session()
@@ -270,6 +277,7 @@ def _new_session() -> botocore.session.Session:
 
 
 def _config(read_timeout: float, patience: float | None = None) -> botocore.config.Config:
+    """Return the configuration of a client with a read timeout, seconds."""
     import botocore.config  # noqa: PLC0415
 
     return botocore.config.Config(
@@ -380,4 +388,5 @@ def _checked_tags(tags: object) -> dict[str, str] | None:
 
 
 def _without_user(url: str) -> str:
+    """Return a URL without user and password, for an error."""
     return re.sub(r"//[^/]*@", "//...@", url)

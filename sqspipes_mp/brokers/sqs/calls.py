@@ -168,6 +168,7 @@ class Calls:
         return gives_up(fault.kind, trouble.failures, boot=boot, refused=refused, known=self._known)
 
     def _check_patience(self, fault: Fault, operation: str, queue: str, since: float) -> None:
+        """Raise ``BrokerBusy`` once the patience is over."""
         if self._patience is not None and time.monotonic() - since >= self._patience:
             raise BrokerBusy(f"{operation} on queue {queue}: no answer for {self._patience:g} s ({fault})")
 
@@ -212,6 +213,7 @@ class Calls:
             self._lean.close()
 
     def _once(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any] | Fault:
+        """Make one call; return the reply or the fault. Other exceptions are bugs and pass through."""
         try:
             reply = self._ask(client, operation, params)
         except Exception as error:
@@ -223,6 +225,7 @@ class Calls:
         return reply
 
     def _ask(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Make one call by the lean path where it serves the operation, else by boto3; return the reply."""
         lean = self._lean
         if lean is not None and operation in OPERATIONS:
             timeout = self.clients.poll_timeout if client is self.clients.poll else self.clients.hot_timeout

@@ -127,6 +127,7 @@ class SqsConnection:
         lost: set[int] = set()
 
         def is_ours(owner: int) -> bool:
+            """Tell whether a completion may still be sent; once it may not, it is lost for good."""
             if still_ours is not None and owner not in lost and not still_ours(completions[owner]):
                 lost.add(owner)
             return owner not in lost
@@ -221,6 +222,7 @@ class SqsConnection:
         self._calls.close()
 
     def _poll(self, queue: str, max_messages: int, wait: int, hidden: float, *, attributes: bool) -> list[Received]:
+        """Return the deliveries of one ReceiveMessage; ``wait`` and ``hidden``: seconds."""
         params: dict[str, Any] = {
             "QueueUrl": self._queues.url(queue),
             "MaxNumberOfMessages": max(1, min(MAX_ENTRIES, max_messages)),
@@ -236,6 +238,7 @@ class SqsConnection:
         return [received(queue, message) for message in self._calls.receive(queue, params)]
 
     def _delete(self, handles: Sequence[Handle], errors: list[BrokerError]) -> list[Handle]:
+        """Delete deliveries; return the stale handles. Raises ``errors`` and those of the deletes."""
         faults = self._batches.each("DeleteMessageBatch", handles, {})
         stale = [handle for handle, fault in faults.items() if fault.kind in (Kind.STALE, Kind.TOO_LONG)]
         gone = set(stale)
@@ -272,6 +275,7 @@ def _without_attributes(letter: DeadLetter) -> DeadLetter:
 
 
 def _raise(errors: Sequence[BrokerError]) -> None:
+    """Raise the first of some errors, the others as its notes."""
     if errors:
         for other in errors[1:]:
             errors[0].add_note(f"and: {other}")

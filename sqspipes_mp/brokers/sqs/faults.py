@@ -1,4 +1,4 @@
-"""Faults: failures of SQS calls, each of a kind that says what to do about it (any process with a connection open).
+"""Faults: failures of SQS calls, each of a kind that has a remedy (any process with a connection open).
 
 Error codes are those of the Amazon SQS API Reference, "Common Errors" and each action's "Errors"; exceptions are judged
 by their types. Pure: botocore is imported for its exceptions alone, once an error is to be judged.
@@ -282,6 +282,7 @@ def make_error(fault: Fault, operation: str, queue: str, endpoint: str) -> Broke
 
 
 def _short(code: str) -> str:
+    """Return an error code without its prefixes."""
     return code.rpartition("#")[2].removeprefix("AWS.SimpleQueueService.")
 
 

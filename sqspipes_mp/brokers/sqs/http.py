@@ -155,6 +155,7 @@ class Signer:
         return "".join([f"{name}: {value}\r\n" for name, value in fields]) + f"authorization: {authorization}\r\n"
 
     def _key(self, secret: str, day: str) -> bytes:
+        """Return the signing key of a secret key and a day."""
         known = self._known
         if known[0] == secret and known[1] == day:
             return known[2]
@@ -216,6 +217,7 @@ class Lean:
         self._drop_idle()
 
     def _once(self, operation: str, body: bytes, timeout: float) -> dict[str, Any]:
+        """Sign and send one request; return its reply."""
         keys = self._target.keys()
         shown = keys.access_key + (keys.token or "")
         if not keys.access_key or not keys.secret_key or not shown.isascii() or not shown.isprintable() or " " in shown:
@@ -254,6 +256,7 @@ class Lean:
         return parse_reply(status, fields, content)
 
     def _connect(self) -> Socket:
+        """Return a new connection. Raises ``Unreachable``, and ``Unsure`` for a certificate."""
         target = self._target
         try:
             sock: Socket = socket.create_connection((target.host, target.port), self._connect_timeout)
@@ -327,6 +330,7 @@ def _close(sock: Socket) -> None:
 
 
 def _may_pass(error: BadReply) -> bool:
+    """Tell whether an error of SQS may pass by itself."""
     return error.status >= 500 or error.status == 429 or error.code in _THROTTLING
 
 
@@ -366,6 +370,7 @@ def read_reply(sock: Socket) -> tuple[int, dict[bytes, bytes], bytes]:
 
 
 def _read_more(sock: Socket, data: bytearray) -> None:
+    """Append the next bytes of a reply to ``data``."""
     piece = sock.recv(_CHUNK)
     if not piece:
         raise _Ended(begun=bool(data))

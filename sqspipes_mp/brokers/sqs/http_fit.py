@@ -68,6 +68,7 @@ def target_of(client: Any, session: Any, certificates: str | None) -> Target | s
 
 
 def _find_obstacle(client: Any, session: Any) -> str | None:
+    """Return the reason why the lean path cannot serve in place of a client; None: it can."""
     config, signer = client.meta.config, client._request_signer
     url = urlsplit(client.meta.endpoint_url)
     if url.scheme not in ("http", "https") or url.path not in ("", "/") or url.query or url.username:

@@ -196,6 +196,7 @@ class Queues:
             self._arns.pop(queue, None)
 
     def _look_up(self, queue: str, *, boot: bool) -> str | Fault:
+        """Ask for a queue's URL; return it or the fault."""
         where = parse_address(queue)
         region = self._calls.clients.region
         if where.region is not None and where.region != region:
@@ -216,6 +217,7 @@ class Queues:
         return url
 
     def _side_by_side(self, ensure: Callable[[QueueSpec], bool], specs: Sequence[QueueSpec]) -> list[bool]:
+        """Ensure queues in threads; return for each whether it was created."""
         if len(specs) <= 1:
             return [ensure(spec) for spec in specs]
         pool = ThreadPoolExecutor(min(ENSURE_THREADS, len(specs)), "sqspipes-ensure")
@@ -242,6 +244,7 @@ class Queues:
         return False
 
     def _create(self, spec: QueueSpec) -> bool:
+        """Create a queue; tell whether it was created here, and not by somebody else at the same time."""
         params: dict[str, object] = {"QueueName": spec.name, "Attributes": self._wanted(spec)}
         if self._making.tags:
             params["tags"] = dict(self._making.tags)
@@ -262,11 +265,13 @@ class Queues:
         )
 
     def _compare(self, spec: QueueSpec, found: Mapping[str, str]) -> None:
+        """Log a warning of the attributes in which an existing queue differs."""
         texts = differences(self._wanted(spec), found)
         if texts:
             log.warning("queue %s exists and is used as it is: %s%s", spec.name, "; ".join(texts), _suspicion(spec))
 
     def _attributes(self, queue: str) -> dict[str, str]:
+        """Return a queue's attributes. Raises ``QueueMissing``."""
         url = self.find(queue, boot=True)
         if isinstance(url, Fault):
             raise self._calls.error(url, "GetQueueUrl", queue)
