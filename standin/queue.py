@@ -158,7 +158,7 @@ class Queue:
                 self.in_flight -= 1
                 found.append(message)
         room = min(count, self.limit - self.in_flight)
-        while taken := self.shelf.take(room - len(found)):
+        while taken := self.shelf.take_visible(room - len(found)):
             for message in taken:
                 if self.target is not None and message.receives_here >= self.most_receives:
                     self._redrive(message, self.target, now, now_ms)

@@ -41,7 +41,7 @@ class StandardShelf:
     def freed(self, message: Message) -> None:
         """Note that a message in flight was deleted or redriven."""
 
-    def take(self, count: int) -> list[Message]:
+    def take_visible(self, count: int) -> list[Message]:
         """Remove and return up to ``count`` visible messages."""
         if self._shuffle and len(self._row) > 1:
             self._mix(count)
@@ -94,7 +94,7 @@ class FifoShelf:
         group.busy -= 1
         self._consider(group)
 
-    def take(self, count: int) -> list[Message]:
+    def take_visible(self, count: int) -> list[Message]:
         """Remove and return up to ``count`` messages, as many of one group as possible."""
         taken: list[Message] = []
         while self._ready and len(taken) < count:

@@ -31,19 +31,20 @@ def complete(session: Session, completions: Sequence[Completion], held_up: Seque
     behind = [each.input for each in completions if each.input and each.input.queue in closed]
     if behind:
         completions = [each for each in completions if each.input not in behind]
-    plain = _plain(session, completions)
-    if plain is None or not session.pass_on(plain):
-        _run(session, completions)
+    rows = _rows_to_pass(session, completions)
+    if rows is None or not session.pass_on(rows):
+        _run_steps(session, completions)
     found = found_places(session)
     handles = {place: completion.input for place, completion in enumerate(completions)}
     stale = [handle for place, handle in handles.items() if handle and place not in found]
     return list(dict.fromkeys([*behind, *stale]))
 
 
-def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | None:
+def _rows_to_pass(session: Session, completions: Sequence[Completion]) -> list[Row] | None:
     """Return the rows for ``pass_on``; None where a completion needs ``Program.COMPLETE``.
 
-    That one needs a FIFO queue, no input, more outputs to come, or a receipt that is invalid or named twice.
+    Those are completions of a FIFO queue, without an input, with more outputs to come, or with a receipt that is
+    invalid or that an earlier completion has.
     """
     rows: list[Row] = []
     seen: set[int] = set()
@@ -65,7 +66,7 @@ def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | N
     return rows
 
 
-def _run(session: Session, completions: Sequence[Completion]) -> None:
+def _run_steps(session: Session, completions: Sequence[Completion]) -> None:
     """Run ``Program.COMPLETE`` over the completions."""
     rows: list[Row] = []
     sent = 0
@@ -79,7 +80,7 @@ def _run(session: Session, completions: Sequence[Completion]) -> None:
                 rows.append(row(Step.STREAM, place))
         key = Key.AGAIN if completion.again else Key.WINDOW
         for output in completion.outputs:
-            rows.append(_send(session, place, output, sent, key))
+            rows.append(_output_step(session, place, output, sent, key))
             sent += 1
         if handle is not None and completion.last:
             rows.append(row(Step.REMOVE, place))
@@ -95,7 +96,7 @@ def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[in
     rows: list[Row] = []
     key = Key.FOREVER if keyed else Key.NONE
     for place, output in enumerate(outputs):
-        rows += (row(Step.SOURCE, place), _send(session, place, output, place, key))
+        rows += (row(Step.SOURCE, place), _output_step(session, place, output, place, key))
     rows.append(row(Step.CLOSE, number=len(outputs)))
     session.run(Program.COMPLETE, rows)
     fresh = {place for (place,) in session.db.execute(_FRESH)}
@@ -109,7 +110,7 @@ def keyed(session: Session, queues: Collection[str], hops: Iterable[str]) -> set
     return {hop for hop in hops if any(session.db.execute(sql.KEYED, (number, hop)).fetchone() for number in numbers)}
 
 
-def _send(session: Session, place: int, output: Output, number: int, key: Key) -> Row:
+def _output_step(session: Session, place: int, output: Output, number: int, key: Key) -> Row:
     """Return the step that sends an output; ``number``: of the message in this call."""
     queue = session.queue(output.queue)
     return row(
