@@ -87,7 +87,7 @@ class SQLiteConnection:
     ) -> list[Received]:
         """Return up to ``max_messages`` deliveries, hidden from others for ``visibility`` seconds.
 
-        Raises ``QueueMissing`` for a queue that does not exist, also if it is deleted meanwhile.
+        Raises ``QueueMissing`` for a queue that does not exist, also for one that is deleted during the wait.
         """
         if self._waiter.interrupted or max_messages < 1:
             return []
@@ -126,9 +126,14 @@ class SQLiteConnection:
         """Send messages that have no input; returns the places of those whose hop id was known, which were dropped."""
         if not outputs:
             return []
+        parts = list(bounded(outputs, lambda output: len(output.body)))
+        if len(parts) > 1:
+            # The caller creates a missing queue and feeds all again: a missing one is found before anything is sent.
+            for queue in dict.fromkeys(output.queue for output in outputs):
+                self.address(queue)
         seen: list[int] = []
         sent = 0
-        for part in bounded(outputs, lambda output: len(output.body)):
+        for part in parts:
             found = self._file.write(partial(sqlite_complete.feed, outputs=part, keyed=keyed), ring=True)
             seen += [sent + place for place in found]
             sent += len(part)
@@ -137,7 +142,7 @@ class SQLiteConnection:
         return seen
 
     def keyed(self, queues: Sequence[str], hops: Sequence[str]) -> set[str]:
-        """Return the hop ids that were fed with a key to one of the queues; the file never forgets them."""
+        """Return the hop ids that were fed with a key to one of the queues; the file forgets them at a purge only."""
         return self._file.read(lambda session: sqlite_complete.keyed(session, queues, hops))
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:

@@ -126,6 +126,6 @@ class BatchCalls:
         transient = [fault for fault in faults.values() if fault.kind is Kind.TRANSIENT]
         if not transient:
             return 0
-        self._calls.pause(self._calls.retrying(transient[0], operation, queue, failures + 1))
+        self._calls.pause(self._calls.plan_retry(transient[0], operation, queue, failures + 1))
         self._calls.check_failures(transient[0], operation, queue, failures + 1)
         return failures + 1

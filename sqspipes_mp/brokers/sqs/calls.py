@@ -128,10 +128,10 @@ class Calls:
             result = self._once(self.clients.hot, operation, params)
             if not isinstance(result, Fault):
                 return result
-            if self._counts_as_final(result, trouble, boot=boot):
+            if self._count_failure(result, trouble, boot=boot):
                 return result
             self._check_patience(result, operation, queue, trouble.since)
-            self.pause(self.retrying(result, operation, queue, trouble.failures))
+            self.pause(self.plan_retry(result, operation, queue, trouble.failures))
             if worthwhile is not None and not worthwhile():
                 return replace(result, kind=Kind.TRANSIENT)
 
@@ -150,12 +150,12 @@ class Calls:
                 return messages
             if _is_full(result):
                 return []
-            if self._counts_as_final(result, trouble):
+            if self._count_failure(result, trouble):
                 raise self.error(result, "ReceiveMessage", queue)
-            self.interrupted.wait(self.retrying(result, "ReceiveMessage", queue, trouble.failures))
+            self.interrupted.wait(self.plan_retry(result, "ReceiveMessage", queue, trouble.failures))
         return []
 
-    def _counts_as_final(self, fault: Fault, trouble: _Trouble, *, boot: bool = False) -> bool:
+    def _count_failure(self, fault: Fault, trouble: _Trouble, *, boot: bool = False) -> bool:
         """Count a failure; tell whether its call is to be given up."""
         trouble.failures += 1
         refused = 0.0
@@ -177,7 +177,7 @@ class Calls:
         if self._patience is not None and failures >= _IMPATIENT_FAILURES:
             raise BrokerBusy(f"{operation} on queue {queue}: failed {failures} times ({fault})")
 
-    def retrying(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
+    def plan_retry(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
         """Return the seconds to wait before another try; log a warning of it, at most one a minute."""
         seconds = retry_delay(failures)
         if fault.kind is Kind.CREDENTIALS:

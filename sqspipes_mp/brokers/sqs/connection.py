@@ -115,8 +115,9 @@ class SqsConnection:
     ) -> list[Handle]:
         """Send all outputs, call ``on_sent``, delete the inputs; returns the stale handles.
 
-        ``still_ours`` is asked before each try to send: an outage may make hours of a try, and SQS remembers accepted
-        deduplication ids for five minutes only. Raises ``OutputsRefused`` and ``BrokerError``, after all else is done.
+        ``still_ours`` is asked before each try to send: an outage may put hours between two tries, and SQS remembers
+        accepted deduplication ids for five minutes only. Raises ``OutputsRefused`` and ``BrokerError``, after all else
+        is done.
         """
         entries: list[Entry] = []
         owners: list[int] = []

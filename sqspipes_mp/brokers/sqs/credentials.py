@@ -1,8 +1,8 @@
 """Credentials that expire: the keeper fetches them, the engine's other processes read them from the wallet.
 
 A metadata service throttles hundreds of workers that ask at once. ``session`` is a ``botocore.session.Session``
-throughout. botocore has no public names for some of this: where a private one has changed, a process falls back to
-botocore's own way.
+throughout. Some of botocore's names that are used here are not public. Where one has changed, a process does as
+botocore does by itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def adopt(session: Any, text: str, wallet: Wallet, make_session: Callable[[], An
     """
     import botocore.credentials  # noqa: PLC0415  (see ``broker``)
 
-    # Drawn for each process: forked workers share the random state of their import.
+    # Drawn here and not at the import, which forked workers share.
     advisory, mandatory = _margins()
 
     def fetch() -> dict[str, Any]:
@@ -100,7 +100,7 @@ def share(session: Any, wallet: Wallet, patience: float) -> None:
 
 
 def _refresh_beside_calls(credentials: Any, patience: float) -> None:
-    """Have credentials refreshed by a thread of its own: the keeper's calls must not wait for a slow service.
+    """Refresh credentials in a thread of their own: the keeper's calls must not wait for a slow service.
 
     botocore has no public way to do so. Where it has changed, a slow service stalls the keeper, which is replaced.
     """
