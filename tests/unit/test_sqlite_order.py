@@ -247,6 +247,19 @@ def test_the_retention_of_a_delayed_message_begins_when_it_is_due(path: Path, fa
         assert connection.depth("in").visible == 0
 
 
+def test_delayed_messages_do_not_keep_later_ones_beyond_their_retention(path: Path) -> None:
+    days = 86_400.0
+    with opened(path) as connection:
+        send(connection, "in", *(f"delayed-{n}" for n in range(150)), delay=30 * days)
+        send(connection, "out", "old")
+    later(path, 15 * days)
+    with opened(path) as connection:
+        connection._tidy_at = 0.0
+        send(connection, "dead", "other")
+        assert connection.depth("out").empty
+        assert connection.depth("in").delayed == 150
+
+
 def test_messages_past_their_retention_are_dropped(path: Path) -> None:
     with opened(path) as connection:
         send(connection, "in", "old")

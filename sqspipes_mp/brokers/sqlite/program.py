@@ -31,7 +31,7 @@ RETENTION = 14 * 86_400_000
 MAX_RECEIVES = 1_000
 #: Rows staged by one statement. Each statement releases the GIL and waits for the thread of the user's function.
 _AT_ONCE = 20
-#: Number of the oldest messages whose retention ``Step.RETIRE`` checks.
+#: Most messages that ``Step.RETIRE`` checks among the oldest ones, and most that it deletes of those long visible.
 _OLDEST = 100
 #: Text of the error for a session with an outdated list of queues.
 CHANGED = "sqspipes_mp: the queues are others now"
@@ -326,6 +326,10 @@ CREATE TEMP TRIGGER retire INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.RE
         FROM (SELECT seq, queue, grp, streamed, sent_at, visible_at FROM messages
             ORDER BY seq LIMIT {_OLDEST}) AS m LEFT JOIN queues AS q ON q.id = m.queue
         WHERE NEW.now - m.sent_at >= coalesce(q.retention, {RETENTION}) AND m.visible_at <= NEW.now;
+    -- Delayed messages may keep later ones out of the oldest. A message visible for its retention is past it.
+    INSERT OR IGNORE INTO leases (place, seq, grp, streamed) SELECT m.seq, m.seq, m.grp, m.streamed
+        FROM queues AS q CROSS JOIN messages AS m ON m.queue = q.id AND m.visible_at <= NEW.now - q.retention
+        LIMIT {_OLDEST};
     DELETE FROM messages WHERE seq IN (SELECT seq FROM leases);
     UPDATE streams SET expires = NEW.now + {WINDOW} WHERE seq IN (SELECT seq FROM leases WHERE streamed);
     INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE grp IS NOT NULL;
