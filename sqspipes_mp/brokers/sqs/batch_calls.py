@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.brokers.sqs.batches import Entry, by_queue, faults_of, handle_batches, take_batch
@@ -27,6 +27,17 @@ def _all(still_wanted: Callable[[Entry], bool], batch: Sequence[Entry]) -> bool:
     return all(map(still_wanted, batch))
 
 
+class Sent(NamedTuple):
+    """The result of a send; its entries are named by their keys."""
+
+    #: Entries that were not sent.
+    unsent: set[int]
+    #: Errors of the queues.
+    errors: list[BrokerError]
+    #: Errors of the entries that were refused for their size or characters.
+    refused: dict[int, MessageError]
+
+
 class BatchCalls:
     """Makes batch calls for any thread; entries with a transient fault are tried again without the others."""
 
@@ -34,14 +45,11 @@ class BatchCalls:
         self._calls = calls
         self._queues = queues
 
-    def send(
-        self, entries: Sequence[Entry], still_wanted: Callable[[Entry], bool] = _always
-    ) -> tuple[set[int], list[BrokerError], dict[int, MessageError]]:
+    def send(self, entries: Sequence[Entry], still_wanted: Callable[[Entry], bool] = _always) -> Sent:
         """Send until each entry is accepted, refused or no longer wanted.
 
-        ``still_wanted`` is asked for each entry before each try. Returns three things: the keys of the entries that
-        were not sent; the errors of the queues; and by key the errors of entries that were refused for their size or
-        characters. An entry behind a refused one of its FIFO group is not sent either.
+        ``still_wanted`` is asked for each entry before each try. An entry behind a refused one of its FIFO group is not
+        sent either.
         """
         unsent: set[int] = set()
         errors: list[BrokerError] = []
@@ -75,7 +83,7 @@ class BatchCalls:
                     unsent.update(entry.key for entry in pending if entry.group in lost)
                     pending = deque(entry for entry in pending if entry.group not in lost)
                 failures = self._wait_after(faults, "SendMessageBatch", queue, failures)
-        return unsent, errors, unsendables
+        return Sent(unsent, errors, unsendables)
 
     def each(self, operation: str, handles: Sequence[Handle], extra: Mapping[str, Any]) -> dict[Handle, Fault]:
         """Call a batch operation on deliveries until each has succeeded or cannot; return the faults of the latter.
