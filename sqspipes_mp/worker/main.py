@@ -6,7 +6,7 @@ import os
 import threading
 from functools import partial
 
-from sqspipes_mp.host.numeric import reseed, settle
+from sqspipes_mp.host.numeric import limit_threads, reseed
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
@@ -41,7 +41,7 @@ def worker_main(assignment: Assignment) -> None:
     board.put(slot, STATE, S_BOOTING)
     try:
         settings = assignment.plan.settings
-        settle(assignment.plan.numeric_threads)
+        limit_threads(assignment.plan.numeric_threads)
         reseed()
         if settings.setup is not None:
             pid = os.getpid()

@@ -34,7 +34,7 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.keeper import main as keeper_main
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import Judgement, judge
-from sqspipes_mp.messages.backoff import MOST_BACKOFF
+from sqspipes_mp.messages.attempts import MOST_BACKOFF
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan

@@ -12,7 +12,7 @@ from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
 from sqspipes_mp.ipc.report.words import message_of
 from sqspipes_mp.ipc.scoreboard import ACCEPTED, FAILED, FINISHED, INCARNATION, OUTPUTS_DROPPED
-from sqspipes_mp.messages.backoff import backoff
+from sqspipes_mp.messages.attempts import backoff
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.worker.run.function import Late
