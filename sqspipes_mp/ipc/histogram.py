@@ -5,21 +5,17 @@ Four buckets per doubling, from a microsecond to most of a day.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
 
-_PER_DOUBLING_BITS = 2
-_LEAST_BITS = 10
 #: Buckets, a word each on the scoreboard.
 BUCKETS = 144
+#: The least run time of each bucket after the first, nanoseconds.
+_BOUNDS = [(4 + index % 4) << (8 + index // 4) for index in range(1, BUCKETS)]
 
-
-def bucket(nanoseconds: int) -> int:
-    """Return the index of a run time's bucket."""
-    bits = nanoseconds.bit_length()
-    if bits <= _LEAST_BITS:
-        return 0
-    quarter = (nanoseconds >> (bits - 1 - _PER_DOUBLING_BITS)) & 3
-    return min(((bits - _LEAST_BITS - 1) << _PER_DOUBLING_BITS) + quarter, BUCKETS - 1)
+#: Returns the index of a run time's bucket (nanoseconds). It is C code, since each call is counted.
+bucket: Callable[[int], int] = partial(bisect_right, _BOUNDS)
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
@@ -48,5 +44,4 @@ def duration(seconds: float | None) -> str:
 
 def _upper(index: int) -> float:
     """Return the seconds at which a bucket ends, so that a percentile is never too low."""
-    doubling, quarter = divmod(index, 4)
-    return float(2 ** (doubling + _LEAST_BITS)) * (1 + (quarter + 1) / 4) / 1e9
+    return ((4 + (index + 1) % 4) << (8 + (index + 1) // 4)) / 1e9

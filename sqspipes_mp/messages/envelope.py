@@ -74,7 +74,10 @@ def message_of(read: Envelope, message_id: str) -> Message:
 
 def _opened(body: str) -> dict[str, Any]:
     """Return the JSON object of an envelope. Raises ``DecodeError``."""
-    found = load(body, "the body is not JSON")
+    try:
+        found = _parse(body)
+    except (ValueError, RecursionError):
+        found = load(body, "the body is not JSON")
     if type(found) is not dict:
         raise DecodeError(f"the body is a JSON {_json_type(found)}, not an envelope (an object with a value)", body)
     if "value" not in found:

@@ -14,22 +14,18 @@ _GROUP = re.compile(r"[A-Za-z0-9!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]{1,128}")
 
 def hop_id(parent: str, stage: str, index: int) -> str:
     """Return the hop id of output number ``index`` (from 0) that ``stage`` makes of the message ``parent``."""
-    return _digest(parent, stage, str(index))
+    # An id may come from another sender's JSON, where the lone surrogate "\ud800" is legal.
+    return sha256(f"{parent}\n{stage}\n{index}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def moved_id(hop: str, kind: Literal["dead", "redrive"], message_id: str) -> str:
     """Return the deduplication id of a copy on its way to or from a dead-letter queue; it is never the original's."""
-    return _digest(hop, kind, message_id)
+    return sha256(f"{hop}\n{kind}\n{message_id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def source_parent(run_id: str, slot: str, call: int) -> str:
     """Return the parent of the outputs of a source's call number ``call`` in ``slot`` of one run."""
     return f"{run_id}/{slot}/{call}"
-
-
-def _digest(*parts: str) -> str:
-    # An id may come from another sender's JSON, where the lone surrogate "\ud800" is legal.
-    return sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def token(root: str) -> str:

@@ -8,16 +8,30 @@ from collections.abc import Collection, Iterable, Sequence
 
 from sqspipes_mp.brokers.base import Completion, Handle, Output
 from sqspipes_mp.brokers.sqlite import schema as sql
-from sqspipes_mp.brokers.sqlite.deliveries import find_step, found_places, parse_receipt
+from sqspipes_mp.brokers.sqlite.deliveries import find_step, found_places
 from sqspipes_mp.brokers.sqlite.program import Key, Program, Row, Step, row
 from sqspipes_mp.brokers.sqlite.session import Session
 
 _FRESH = "SELECT place FROM leases WHERE fresh"
 
 
-def size(completion: Completion) -> int:
-    """Return the characters of all bodies that a completion sends."""
-    return sum(len(output.body) for output in completion.outputs)
+def sizes(completions: Sequence[Completion]) -> list[int]:
+    """Return the characters of all bodies that each completion sends."""
+    found = []
+    for completion in completions:
+        size = 0
+        for output in completion.outputs:
+            size += len(output.body)
+        found.append(size)
+    return found
+
+
+def rings(completions: Sequence[Completion]) -> bool:
+    """Tell whether receivers are woken: for a send, and for a delete that may let a FIFO group go on."""
+    for completion in completions:
+        if completion.outputs or (completion.input is not None and completion.input.queue.endswith(".fifo")):
+            return True
+    return False
 
 
 def complete(session: Session, completions: Sequence[Completion], held_up: Sequence[Handle] = ()) -> list[Handle]:
@@ -50,7 +64,7 @@ def _rows_to_pass(session: Session, completions: Sequence[Completion]) -> list[R
     seen: set[int] = set()
     sent = 0
     for place, completion in enumerate(completions):
-        known = completion.last and completion.input and parse_receipt(session, completion.input)
+        known = completion.last and completion.input and session.receipt(completion.input)
         if not known or known[0] in seen or known[2].fifo:
             return None
         seq, receives, queue = known
@@ -58,7 +72,7 @@ def _rows_to_pass(session: Session, completions: Sequence[Completion]) -> list[R
         if not completion.outputs:
             rows.append((place, seq, receives, queue.id, None, 0, 0, None))
         for output in completion.outputs:
-            target = session.queue(output.queue)
+            target = session.queues.get(output.queue) or session.queue(output.queue)
             if target.fifo:
                 return None
             rows.append((place, seq, receives, queue.id, target.id, int(output.delay * 1000), sent, output.body))

@@ -113,12 +113,13 @@ class SQLiteConnection:
         if not completions:
             return []
         stale: list[Handle] = []
-        for part in bounded(completions, sqlite_complete.size):
-            # A delete may let a FIFO group go on, so receivers are woken for it as for a send.
-            ring = any(each.outputs or (each.input and each.input.queue.endswith(".fifo")) for each in part)
+        for part in bounded(completions, sqlite_complete.sizes(completions)):
+            ring = sqlite_complete.rings(part)
             stale += self._file.write(partial(sqlite_complete.complete, completions=part, held_up=stale), ring=ring)
-        if any(completion.input is None and completion.outputs for completion in completions):
-            self._file.sync()
+        for completion in completions:
+            if completion.input is None and completion.outputs:
+                self._file.sync()
+                break
         self._tidy()
         return stale
 
@@ -126,7 +127,7 @@ class SQLiteConnection:
         """Send messages that have no input; returns the places of those whose hop id was known, which were dropped."""
         if not outputs:
             return []
-        parts = list(bounded(outputs, lambda output: len(output.body)))
+        parts = list(bounded(outputs, [len(output.body) for output in outputs]))
         if len(parts) > 1:
             # The caller creates a missing queue and feeds all again: a missing one is found before anything is sent.
             for queue in dict.fromkeys(output.queue for output in outputs):
@@ -253,11 +254,10 @@ class SQLiteConnection:
         self._file.write(sqlite_queues.tidy)
 
 
-def bounded(items: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
+def bounded(items: Sequence[T], sizes: Sequence[int]) -> Iterator[Sequence[T]]:
     """Cut items into runs of at most ``_MOST`` characters in all; a longer item is a run of its own."""
     start = total = 0
-    for place, item in enumerate(items):
-        length = size(item)
+    for place, length in enumerate(sizes):
         if place > start and total + length > _MOST:
             yield items[start:place]
             start, total = place, 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import DeadLetter, Handle, Received
 from sqspipes_mp.brokers.sqlite.program import Program, Row, Step, row
-from sqspipes_mp.brokers.sqlite.session import Queue, Session, as_text
+from sqspipes_mp.brokers.sqlite.session import Session, as_text
 from sqspipes_mp.messages.ids import moved_id
 
 #: The bodies are read after the transaction: a message purged in between has none (NULL).
@@ -54,21 +54,12 @@ def take_messages(session: Session, names: Sequence[str], limit: int, visibility
         delivery = receives + 1
         handle = Handle(session.by_id[queue_id].name, f"{seq}-{delivery}", f"{session.token}-{seq}")
         sent = sent_at / 1000 + epoch
-        name = as_text(group)
-        taken.append(
-            Received(handle, as_text(stored), delivery, charges, name, sent, as_text(failure), leased_at=leased_at)
-        )
+        body = stored if isinstance(stored, str) else as_text(stored)
+        tag = None if group is None else as_text(group)
+        reason = None if failure is None else as_text(failure)
+        taken.append(Received(handle, body, delivery, charges, tag, sent, reason, leased_at=leased_at))
     session.db.execute("DELETE FROM taken")
     return taken, moved
-
-
-def parse_receipt(session: Session, handle: Handle) -> tuple[int, int, Queue] | None:
-    """Return the message's number, the delivery's number and the queue; None for a receipt that was never given."""
-    number, _, delivery = handle.receipt.partition("-")
-    queue = session.queues.get(handle.queue)
-    if queue is None or not (number.isdecimal() and delivery.isdecimal() and delivery != "0"):
-        return None
-    return int(number), int(delivery), queue
 
 
 def find_step(session: Session, place: int, handle: Handle, *, in_order: bool = False) -> list[Row]:
@@ -76,7 +67,7 @@ def find_step(session: Session, place: int, handle: Handle, *, in_order: bool = 
 
     ``in_order``: the step finds nothing once an earlier step of the call met a stale receipt of the same FIFO group.
     """
-    known = parse_receipt(session, handle)
+    known = session.receipt(handle)
     if known is None:
         return []
     seq, receives, queue = known

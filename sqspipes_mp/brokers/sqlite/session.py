@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.brokers.sqlite import program as sqlite_program
 from sqspipes_mp.brokers.sqlite import schema as sql
 from sqspipes_mp.brokers.sqlite.program import Program, Row, Step, row
@@ -120,6 +121,14 @@ class Session:
         except KeyError:
             cure = "It was deleted, or never created: run with create_queues=True, or see that the name is right"
             raise QueueMissing(name, cure) from None
+
+    def receipt(self, handle: Handle) -> tuple[int, int, Queue] | None:
+        """Return the message's number, the delivery's number and the queue; None for a receipt that was never given."""
+        number, _, delivery = handle.receipt.partition("-")
+        queue = self.queues.get(handle.queue)
+        if queue is None or not (number.isdecimal() and delivery.isdecimal() and delivery != "0"):
+            return None
+        return int(number), int(delivery), queue
 
     def refresh(self) -> None:
         """Read the list of queues again if it changed."""
