@@ -33,7 +33,7 @@ from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.brokers.sqlite import schema as sqlite_schema
 
 #: What a receive asks first, by its names in ``sqlite_schema``; of a program in triggers SQLite shows no plan.
-_STATEMENTS = ("LOOK_STANDARD", "LOOK_FIFO")
+_STATEMENTS = ("DUE_STANDARD", "DUE_FIFO")
 _BATCH = 10
 
 

@@ -1,18 +1,18 @@
-"""A stand-in for SQS: its JSON wire on a loopback port, fast, strict about its rules, and able to fail on demand.
+"""A stand-in for SQS: its JSON wire on a loopback port, fast, strict about SQS's limits, failing on demand.
 
-``with standin(latency_ms=5, lost_reply=0.01) as sqs:`` starts one process (``python -m standin``); ``sqs.url`` is
-an endpoint for boto3, ``sqs.ledger()`` tells what became of every message. Credentials are dummies, always.
+``with standin(latency_ms=5, lost_reply=0.01) as sqs:`` starts one process (``python -m standin``). ``sqs.url`` is an
+endpoint for boto3, ``sqs.ledger()`` has the fate of every message. Credentials are always dummies.
 
 ::
 
-    connection  bytes <-> requests (asyncio protocol)      service   what the process holds; dispatches, applies faults
-    queue       one queue: states, receipts, redrive       shelf     which visible message comes next (standard, FIFO)
-    line        who waits in a long poll                   rules     SQS's limits, pure
-    manage, send, receive   the operations                 faults    what goes wrong, seeded
+    connection  bytes <-> requests (asyncio protocol)      service   queues and counts; dispatches, applies faults
+    queue       one queue: states, receipts, redrive       shelf     the order of visible messages (standard, FIFO)
+    line        long polls that wait                       rules     SQS's limits, pure
+    manage, send, receive   the operations                 faults    faults of requests, seeded
     control     /-/ledger, /-/faults, ...                  client    the context manager
 
-Where SQS's documentation leaves a choice it takes the harder one for a client, except that latency, faults and the
-waits of 60 s (purge, deletion) are off until asked for. Retention, encryption and permissions are ignored.
+Where SQS's documentation leaves a choice, the stand-in takes the one that is harder for a client. Latency, faults and
+the waits of 60 s (purge, deletion) are off unless asked for. Retention, encryption and permissions are ignored.
 """
 
 from standin.client import StandIn, standin

@@ -1,4 +1,4 @@
-"""The stand-in's process. Prints its port; ends when its standard input does, and so with whoever started it."""
+"""The stand-in's process. It prints its port, and ends with its standard input: with the process that started it."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ def _end_with_input() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_input, daemon=True).start()
-    # Hundreds of thousands of messages live long and make no cycles: looking for some among them is a waste.
+    # Hundreds of thousands of messages live long and make no cycles, so the collector is run seldom.
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
     asyncio.run(serve(parse(sys.argv[1:])))

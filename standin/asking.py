@@ -1,4 +1,4 @@
-"""Short words for talking to the stand-in through the real boto3, as its tests do."""
+"""Short functions for calls to the stand-in through the real boto3, for its tests."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ def _session() -> botocore.session.Session:
 
 
 def connect(url: str, **config: Any) -> Any:
-    """Make a client that tries once and checks nothing itself, so that the wire sees what the test says."""
+    """Return a client that tries once and validates nothing, so that the stand-in gets the request of the test."""
     config = {"retries": {"total_max_attempts": 1}, "parameter_validation": False, "read_timeout": 30, **config}
     return _session().create_client(
         "sqs", region_name="us-east-1", endpoint_url=url, config=botocore.config.Config(**config)
@@ -33,7 +33,7 @@ def connect(url: str, **config: Any) -> Any:
 
 @contextlib.contextmanager
 def served(**options: object) -> Iterator[tuple[StandIn, Any]]:
-    """Start a stand-in of the test's own, with a client."""
+    """Start a stand-in of the test's own; yield it and a client."""
     with standin(**options) as server:
         client = connect(server.url)
         try:
@@ -43,7 +43,7 @@ def served(**options: object) -> Iterator[tuple[StandIn, Any]]:
 
 
 def new(client: Any, *, fifo: bool = False, **attributes: str) -> str:
-    """Create a queue of a unique name; return its URL."""
+    """Create a queue with a unique name; return its URL."""
     if fifo:
         attributes = {"FifoQueue": "true", **attributes}
     name = uuid.uuid4().hex + (".fifo" if fifo else "")
@@ -75,7 +75,7 @@ def send(client: Any, url: str, *bodies: str, **entry: Any) -> list[str]:
 
 
 def receive(client: Any, url: str, count: int = 10, **asked: Any) -> list[dict[str, Any]]:
-    """Receive up to ``count`` messages, with their system attributes; None leaves a parameter out."""
+    """Receive up to ``count`` messages with their system attributes. A parameter that is None is left out."""
     asked = {
         "MessageSystemAttributeNames": ["All"],
         **{name: value for name, value in asked.items() if value is not None},
@@ -107,14 +107,14 @@ def batch(*texts: str, **more: Any) -> list[dict[str, Any]]:
 
 
 def code_of(call: Callable[[], object]) -> str:
-    """Return the code of the error that a call must end with."""
+    """Return the code of the error that a call raises; fail where it raises none."""
     with pytest.raises(botocore.exceptions.ClientError) as caught:
         call()
     return str(caught.value.response["Error"]["Code"])
 
 
 def until_waiting(sqs: StandIn, polls: int) -> None:
-    """Return when exactly so many long polls wait; each look is a round trip."""
+    """Return once exactly ``polls`` long polls wait; asks the ledger again and again."""
     deadline = time.monotonic() + 20
     while sqs.ledger(messages=False)["waiting"] != polls:
         assert time.monotonic() < deadline
@@ -122,7 +122,7 @@ def until_waiting(sqs: StandIn, polls: int) -> None:
 
 @contextlib.contextmanager
 def polling(sqs: StandIn, client: Any, url: str, **asked: Any) -> Iterator[list[str]]:
-    """Long poll in a thread; when the block ends, what was found is in the list."""
+    """Long poll in a thread; the yielded list has the bodies once the block has ended."""
     found: list[str] = []
     before = sqs.ledger(messages=False)["waiting"]
     thread = threading.Thread(target=lambda: found.extend(bodies(client, url, WaitTimeSeconds=20, **asked)))

@@ -1,4 +1,4 @@
-"""How tests and benchmarks start the stand-in and talk to it."""
+"""The start of the stand-in, and its control, for tests and benchmarks."""
 
 import contextlib
 import json
@@ -14,31 +14,40 @@ from urllib.parse import urlsplit
 
 from standin.options import command_line
 
-_ROOT = Path(__file__).parent.parent.parent
+#: The folder that ``standin`` is imported from.
+_ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """A running stand-in; picklable, so that other processes can ask it, too."""
+    """A running stand-in; picklable, so that other processes can use it, too."""
 
+    #: Endpoint for boto3.
     url: str
+    #: Its process id.
     pid: int
 
     def ledger(self, queue: str | None = None, *, messages: bool = True) -> dict[str, Any]:
-        """Return what became of everything; see ``control`` and ``Message.record``. One queue, or all."""
+        """Return the ledger of one queue or of all: counts, faults and, with ``messages``, each message's record.
+
+        Its keys: ``Control._ledger`` and ``Message.record``.
+        """
         return self._ask("ledger", {"messages": int(messages)} | ({} if queue is None else {"queue": queue}))
 
     def messages(self, queue: str) -> list[dict[str, Any]]:
-        """Return the ledger's lines about one queue's messages, deleted ones first."""
+        """Return the records of one queue's messages, deleted ones first."""
         found: list[dict[str, Any]] = self.ledger(queue)["queues"][queue]["messages"]
         return found
 
     def faults(self, **changes: object) -> dict[str, Any]:
-        """Change faults from now on (see ``options.Faults``); return them all."""
+        """Change faults from now on (fields of ``options.Faults``); return all of them."""
         return self._ask("faults", changes)
 
     def plan(self, operation: str, fault: str, *, times: int = 1, entries: Sequence[int] = ()) -> None:
-        """Have exactly the next ``times`` requests of an operation fail (see ``faults.KINDS``)."""
+        """Have exactly the next ``times`` requests of an operation fail.
+
+        ``fault``: one of ``faults.KINDS``; ``entries``: positions of the entries that fail in a "partial" one.
+        """
         self._ask("plan", {"operation": operation, "fault": fault, "times": times, "entries": list(entries)})
 
     def reset(self) -> None:
@@ -46,20 +55,20 @@ class StandIn:
         self._ask("reset", {})
 
     def advance(self, seconds: float) -> None:
-        """Move the clock of visibility, delays, deduplication and windows (long polls wait in real time)."""
+        """Move the clock forward: visibility, delays, deduplication and windows. Long polls wait in real time."""
         self._ask("clock", {"advance": seconds})
 
     def keys(self, *, key: str | None = None, expire: Sequence[str] = (), renew: Sequence[str] = ()) -> None:
-        """Accept only ``key`` ("": any); let access keys expire, or be good again."""
+        """Accept only the access key ``key`` ("": any); let access keys expire, or be accepted again."""
         asked: dict[str, Any] = {"expire": list(expire), "renew": list(renew)}
         self._ask("keys", asked if key is None else asked | {"key": key})
 
     def pause(self) -> None:
-        """Stop answering; requests are kept."""
+        """Keep requests without an answer from now on."""
         self._ask("pause", {})
 
     def resume(self) -> None:
-        """Answer what was kept, and go on."""
+        """Answer the kept requests, and go on."""
         self._ask("resume", {})
 
     def _ask(self, what: str, asked: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bytes to requests and back: HTTP/1.1 with keep-alive, one request at a time on each connection."""
+"""HTTP/1.1 with keep-alive: bytes become requests, replies become bytes; one request at a time on a connection."""
 
 import asyncio
 import json
@@ -13,26 +13,29 @@ from standin.service import Call, Service
 
 _TARGET = b"x-amz-target: amazonsqs."
 _JSON = "Content-Type: application/x-amz-json-1.0\r\n"
-#: Longest request; SQS's largest batch, escaped, stays below it.
+#: Most bytes of a request's body; SQS's largest batch, escaped, stays below it.
 _MOST_BYTES = 16 * 1_048_576
+#: Pieces of a slow reply, and seconds between two of them.
 _DROPS = 10
 _DROP_SECONDS = 0.02
 
 
 @dataclass(slots=True)
 class Gate:
-    """Closed, the stand-in reads requests and says nothing: a stalled network."""
+    """The gate before every answer. While it is closed, the stand-in reads requests and answers none."""
 
     closed: bool = False
     held: list[Callable[[], None]] = field(default_factory=list)
 
     def pass_through(self, do: Callable[[], None]) -> None:
+        """Do something now, or once the gate is open."""
         if self.closed:
             self.held.append(do)
         else:
             do()
 
     def open(self) -> None:
+        """Open the gate; do everything that was held."""
         self.closed = False
         held, self.held = self.held, []
         for do in held:
@@ -40,7 +43,7 @@ class Gate:
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection. ``control``: answers what is asked under ``/-/``."""
+    """One client's connection. ``control``: answers requests under ``/-/``, given method, path and body."""
 
     def __init__(self, service: Service, gate: Gate, control: Callable[[str, str, bytes], str]) -> None:
         self._service = service
@@ -68,7 +71,7 @@ class Connection(asyncio.Protocol):
             self._next()
 
     def _next(self) -> None:
-        """Take the next whole request from what has come."""
+        """Handle the next request, if all of it has come."""
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             return
@@ -93,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._gate.pass_through(lambda: self._begin(head, low, body))
 
     def _begin(self, head: bytes, low: bytes, body: bytes) -> None:
+        """Decide the fate of a request and hand it to the service."""
         service = self._service
         start = low.find(_TARGET) + len(_TARGET)
         operation = head[start : low.find(b"\r", start)].decode() if start >= len(_TARGET) else ""
@@ -142,6 +146,7 @@ class Connection(asyncio.Protocol):
             self._done()
 
     def _drip(self, data: bytes, size: int) -> None:
+        """Write a reply in pieces."""
         if self._transport is None:
             return
         self._transport.write(data[:size])
@@ -166,7 +171,7 @@ class Connection(asyncio.Protocol):
         self._done()
 
     def _reset(self) -> None:
-        """Close so that the client sees a reset, not an orderly end."""
+        """Close the connection with a reset."""
         if self._transport is not None:
             linger = struct.pack("ii", 1, 0)
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -174,7 +179,10 @@ class Connection(asyncio.Protocol):
 
 
 def _header(head: bytes, low: bytes, name: bytes) -> str:
-    """Return a header's value; ``low`` is the head in lower case, ``name`` from line end to colon."""
+    """Return a header's value, "" without one.
+
+    ``low``: the head in lower case; ``name``: from the line end before it to its colon, in lower case.
+    """
     start = low.find(name)
     if start < 0:
         return ""

@@ -1,4 +1,4 @@
-"""What tests ask of the stand-in itself, under ``/-/`` of its port: the ledger, faults, the clock, pauses."""
+"""Requests to the stand-in itself, under ``/-/`` of its port: the ledger, faults, the clock, pauses."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 class Control:
-    """Answers one request at a time; what it refuses raises ``ValueError``, ``KeyError`` or ``TypeError``."""
+    """Answers one request at a time. Raises ``ValueError``, ``KeyError`` or ``TypeError`` for a wrong one."""
 
     def __init__(self, service: Service, gate: Gate) -> None:
         self._service = service
@@ -53,7 +53,7 @@ class Control:
         }
 
     def _of(self, queue: Queue, messages: bool) -> Json:
-        queue.settle(self._service.clock.now())
+        queue.show_due(self._service.clock.now())
         told: Json = dataclasses.asdict(queue.tally)
         told |= {"visible": queue.visible, "in_flight": queue.in_flight, "delayed": queue.delayed}
         if messages:

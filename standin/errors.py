@@ -1,4 +1,4 @@
-"""Errors as SQS's JSON protocol says them: ``__type`` in the body, the older code in ``x-amzn-query-error``."""
+"""Errors in SQS's JSON protocol: ``__type`` in the body, the older code in the header ``x-amzn-query-error``."""
 
 import json
 
@@ -6,8 +6,8 @@ _SQS = "com.amazonaws.sqs#"
 _CORAL = "com.amazon.coral.service#"
 _OLD = "AWS.SimpleQueueService."
 
-#: By name: ``__type``, the code of the older protocol (which boto3 shows), HTTP status, and whether the client is to
-#: blame for having broken a limit (such errors are in the ledger). Amazon SQS API Reference, each action's "Errors".
+#: By name: the prefix of ``__type``, the code of the older protocol (which boto3 shows), the HTTP status, and whether
+#: the client has broken a limit (such errors are in the ledger). Amazon SQS API Reference, each action's "Errors".
 _TABLE: dict[str, tuple[str, str, int, bool]] = {
     "BatchEntryIdsNotDistinct": (_SQS, _OLD + "BatchEntryIdsNotDistinct", 400, True),
     "BatchRequestTooLong": (_SQS, _OLD + "BatchRequestTooLong", 400, True),
@@ -40,7 +40,10 @@ _TABLE: dict[str, tuple[str, str, int, bool]] = {
 
 
 class SqsError(Exception):
-    """An answer that is an error. ``name``: the shape's; ``code``: what boto3 shows; ``blame``: a limit was broken."""
+    """An error to answer with.
+
+    ``name``: a key of ``_TABLE``; ``code``: the code that boto3 shows; ``blame``: whether the client broke a limit.
+    """
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -51,27 +54,29 @@ class SqsError(Exception):
 
     @property
     def body(self) -> str:
+        """The body of the reply."""
         return json.dumps({"__type": self.type, "message": self.message})
 
     @property
     def fault(self) -> str:
+        """The one to blame: "Receiver" (the service) or "Sender"."""
         return "Receiver" if self.status >= 500 else "Sender"
 
 
 def invalid(parameter: str, value: object, reason: str) -> SqsError:
-    """Make the error for a parameter that is out of range."""
+    """Return the error of a parameter with a wrong value."""
     return SqsError(
         "InvalidParameterValueException", f"Value {value} for parameter {parameter} is invalid. Reason: {reason}"
     )
 
 
 def missing(parameter: str) -> SqsError:
-    """Make the error for a parameter that is not there."""
+    """Return the error of a missing parameter."""
     return SqsError("MissingRequiredParameterException", f"The request must contain the parameter {parameter}.")
 
 
 def stale(receipt: str) -> SqsError:
-    """Make the error for a receipt handle that changes nothing any more."""
+    """Return the error of a stale receipt handle."""
     error = invalid(
         "ReceiptHandle", receipt, "Message does not exist or is not available for visibility timeout change."
     )

@@ -1,4 +1,4 @@
-"""What goes wrong with a request: drawn from seeded dice, or planned by a test."""
+"""Faults of requests, drawn from seeded dice or planned by a test."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,19 +8,25 @@ from typing import Any
 from standin.errors import SqsError
 from standin.options import Faults
 
-#: What a test may plan for the next requests of an operation.
+#: Faults that a test may plan for the next requests of an operation.
 KINDS = ("throttle", "error", "reset_before", "lost_reply", "slow", "partial", "denied")
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What happens to one request. ``partial``: positions of the entries that fail; None: draw for each."""
+    """The faults of one request."""
 
+    #: The error to answer with; None: the request is done.
     refuse: SqsError | None = None
+    #: Reset the connection, with nothing done.
     reset_before: bool = False
+    #: Reset the connection instead of a reply, with everything done.
     lost_reply: bool = False
+    #: Send the reply in pieces.
     slow: bool = False
+    #: Seconds before the reply.
     delay: float = 0.0
+    #: Positions of the batch entries that fail; None: drawn for each entry.
     partial: frozenset[int] | None = None
 
 
@@ -29,22 +35,24 @@ FINE = Fate(partial=frozenset())
 
 @dataclass(slots=True)
 class Dice:
-    """Each operation has dice of its own, so that the number of polls does not change what happens to sends."""
+    """Decides about faults. Each operation has dice of its own, so that polls do not change the fate of sends."""
 
     faults: Faults
     seed: int
+    #: Number of faults so far, by kind.
     hits: dict[str, int] = field(default_factory=dict)
+    #: Planned faults by operation: kind, and the positions of failing entries.
     plans: dict[str, deque[tuple[str, frozenset[int]]]] = field(default_factory=dict)
     _dice: dict[str, Random] = field(default_factory=dict)
 
     def plan(self, operation: str, kind: str, times: int, entries: list[int]) -> None:
-        """Have the next requests of an operation fail so. Raises ``ValueError``."""
+        """Plan a fault for the next ``times`` requests of an operation. Raises ``ValueError`` for an unknown kind."""
         if kind not in KINDS:
             raise ValueError(f"no fault {kind!r}: {KINDS}")
         self.plans.setdefault(operation, deque()).extend([(kind, frozenset(entries))] * times)
 
     def fate(self, operation: str) -> Fate:
-        """Decide about a request."""
+        """Return the fate of a request."""
         faults = self.faults
         delay = faults.latency_ms / 1000
         if faults.jitter_ms:
@@ -59,7 +67,7 @@ class Dice:
         kind = ""
         for each in ("throttle", "error", "reset_before", "lost_reply", "slow"):
             chance = getattr(faults, each)
-            # Each is drawn even when an earlier one has come up: their streams stay independent.
+            # Each kind is drawn, also after one has come up: their streams stay independent.
             if chance and self._of(f"{operation} {each}").random() < chance and not kind:
                 kind = each
         if kind:
@@ -68,7 +76,7 @@ class Dice:
         return Fate(delay=delay) if delay or faults.partial else FINE
 
     def entry_fails(self, operation: str, fate: Fate, position: int) -> bool:
-        """Decide about one entry of a batch."""
+        """Decide whether one entry of a batch fails."""
         if fate.partial is not None:
             return position in fate.partial
         chance = self.faults.partial
@@ -78,11 +86,11 @@ class Dice:
         return False
 
     def misses(self) -> bool:
-        """Decide whether a short poll looks where nothing is."""
+        """Decide whether a short poll finds nothing, whatever the queue has."""
         return self._rolls("miss", self.faults.miss)
 
     def duplicate(self) -> str:
-        """Decide whether a delivery is to happen twice: "twice" at once, "again" after the delete, or ""."""
+        """Decide whether a message comes once more: "twice" while in flight, "again" after its delete, or ""."""
         if not self._rolls("duplicate", self.faults.duplicate):
             return ""
         return "twice" if self._of("duplicate").random() < 0.5 else "again"

@@ -1,4 +1,4 @@
-"""Who waits in a long poll of one queue. Woken by what happens and by one timer, never by looking again and again."""
+"""The line of long polls of one queue. Events and one timer wake it; it never polls."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from typing import Protocol
 
 
 class Timer(Protocol):
-    """What the event loop calls later, unless it is cancelled."""
+    """A call that the event loop makes later, unless it is cancelled."""
 
     def cancel(self) -> None: ...
 
 
 class Clock(Protocol):
-    """The time, which tests may move forward, and timers of the event loop."""
+    """The stand-in's time, which tests may move forward, and timers of the event loop."""
 
     def now(self) -> float: ...
 
@@ -24,14 +24,19 @@ class Clock(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One long poll. ``serve`` answers it if it can and tells so; ``give_up`` answers it with nothing."""
+    """One long poll."""
 
+    #: Answers the poll if the queue has a message; tells whether it has.
     serve: Callable[[], bool]
+    #: Answers the poll without a message.
     give_up: Callable[[], None]
+    #: False once the poll was answered, or its client is gone.
     open: bool = True
+    #: Timer of its end.
     end: Timer | None = None
 
     def close(self) -> None:
+        """Take the poll for answered."""
         self.open = False
         if self.end is not None:
             self.end.cancel()
@@ -39,16 +44,17 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class Line:
-    """First come, first served. ``next_due``: when the queue's next hidden message is due, after showing those due."""
+    """Long polls that wait: first come, first served."""
 
     clock: Clock
+    #: Shows the messages that are due; returns the time at which the next one is due, None without one.
     next_due: Callable[[], float | None] = lambda: None
     waiting: deque[Waiter] = field(default_factory=deque)
     _alarm: Timer | None = None
     _alarm_at: float = 0.0
 
     def wait(self, waiter: Waiter, seconds: float) -> None:
-        """Join the line for so many seconds."""
+        """Put a long poll into the line, for at most ``seconds``."""
 
         def over() -> None:
             waiter.open = False
@@ -59,7 +65,7 @@ class Line:
         self._set_alarm()
 
     def stir(self) -> None:
-        """Serve those who wait, as far as it goes: something may have become visible."""
+        """Serve long polls in their order until one finds no message."""
         waiting = self.waiting
         while waiting:
             if waiting[0].open:
@@ -71,7 +77,7 @@ class Line:
             self._set_alarm()
 
     def dismiss(self) -> None:
-        """Send everybody away: the queue is being deleted."""
+        """Answer all long polls without a message: the queue is being deleted."""
         while self.waiting:
             waiter = self.waiting.popleft()
             if waiter.open:

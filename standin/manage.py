@@ -1,4 +1,4 @@
-"""The operations on queues themselves."""
+"""The operations on queues: create, find, list, attributes, delete, purge, tags."""
 
 import json
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ def get_queue_attributes(service: Service, call: Call) -> str:
     for name in wanted:
         if name not in _KNOWN and name not in _DERIVED and name not in _FIFO_DEFAULTS:
             raise SqsError("InvalidAttributeName", f"Unknown Attribute {name}.")
-    queue.settle(service.clock.now())
+    queue.show_due(service.clock.now())
     every = {
         **queue.attributes,
         **dict(zip(_COUNTS, map(str, (queue.visible, queue.in_flight, queue.delayed)), strict=True)),
@@ -180,7 +180,7 @@ def _set(service: Service, queue: Queue, given: Mapping[str, str]) -> None:
 
 
 def _comparable(value: str | None) -> object:
-    """Compare JSON by what it says."""
+    """Return an attribute's value for a comparison: JSON as its object."""
     return json.loads(value) if value and value.startswith("{") else value
 
 

@@ -1,4 +1,4 @@
-"""One message, and how the wire shows it."""
+"""One message, and its form on the wire."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ quoted = json.encoder.encode_basestring_ascii
 
 
 class State(IntEnum):
-    """Where a message stands."""
+    """State of a message."""
 
     DELAYED = 0
     VISIBLE = 1
@@ -24,11 +24,12 @@ class State(IntEnum):
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """A message and what happened to it. Times: ``sent_ms`` and such since the epoch, the others by the clock."""
+    """A message and its history. Times ``..._ms`` are milliseconds since the epoch, others the clock's seconds."""
 
     id: str
     body: str
     md5: str
+    #: Number of the send in its queue.
     number: int
     sent_ms: int
     attributes: Mapping[str, Mapping[str, str]] | None = None
@@ -36,37 +37,42 @@ class Message:
     group: str | None = None
     dedup: str | None = None
     state: State = State.VISIBLE
-    #: When it is shown (again); 0 while it is visible.
+    #: End of its delay or visibility timeout; 0 while it is visible.
     hidden_until: float = 0.0
     #: Whether a standard shelf has it in its row.
     listed: bool = False
+    #: Deliveries in all.
     receives: int = 0
-    #: Since it came into this queue: what the redrive policy counts.
+    #: Deliveries in this queue, which the redrive policy counts.
     receives_here: int = 0
     #: Changes of visibility in this delivery.
     changes: int = 0
     received_at: float = 0.0
     first_received_ms: int = 0
+    #: ARN of the queue that redrove it.
     source_arn: str | None = None
+    #: Number of its redrives.
     redriven: int = 0
+    #: Number of its deletes.
     deletes: int = 0
     purged: bool = False
-    #: The next delete is forgotten, once.
+    #: The next delete is without effect: the message comes once more.
     revives: bool = False
     _fragment: str = ""
 
     def fragment(self) -> str:
+        """Return the part of the wire form that all deliveries share."""
         if not self._fragment:
             self._fragment = f'{{"MessageId":"{self.id}","MD5OfBody":"{self.md5}","Body":{quoted(self.body)}'
         return self._fragment
 
     def forget(self) -> None:
-        """Give the body's memory back."""
+        """Free the memory of body and attributes."""
         self.body = self._fragment = ""
         self.attributes = None
 
     def record(self) -> dict[str, Any]:
-        """Return the ledger's line."""
+        """Return the message's record in the ledger."""
         return {
             "id": self.id,
             "digest": self.md5,
@@ -82,12 +88,15 @@ class Message:
 
 
 def md5(text: str) -> str:
-    """Return a text's MD5 digest, as SQS shows it."""
+    """Return a text's MD5 digest in SQS's form."""
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def attributes_md5(attributes: Mapping[str, Mapping[str, str]]) -> str:
-    """Digest attributes as SQS does (Developer Guide, "Calculating the MD5 message digest for message attributes")."""
+    """Return SQS's digest of attributes.
+
+    Developer Guide, "Calculating the MD5 message digest for message attributes".
+    """
     digest = hashlib.md5(usedforsecurity=False)
     for name, value in sorted(attributes.items()):
         binary = "BinaryValue" in value
@@ -99,7 +108,10 @@ def attributes_md5(attributes: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def rendered(message: Message, receipt: str, system: frozenset[str], wanted: Sequence[str]) -> str:
-    """Return a message as ReceiveMessage shows it. ``system`` and ``wanted``: names of attributes asked for."""
+    """Return a message in the form of a ReceiveMessage reply.
+
+    ``system``, ``wanted``: names of the system and message attributes that the request asks for.
+    """
     text = f'{message.fragment()},"ReceiptHandle":"{receipt}"'
     if system:
         text += f',"Attributes":{{{_system(message, system)}}}'

@@ -1,4 +1,4 @@
-"""What the stand-in may be told: on the command line, as keywords of ``standin()``, and (faults) while it runs."""
+"""Options of the stand-in: on the command line, as keywords of ``standin()``, and, the faults, while it runs."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,29 +8,33 @@ from typing import Any
 
 @dataclass(slots=True)
 class Faults:
-    """What goes wrong, and how often: probabilities from 0 to 1, each drawn by itself.
+    """Faults and latency. Faults are probabilities from 0 to 1, each drawn by itself."""
 
-    Per request: ``throttle`` (400 ThrottlingException or 403 RequestThrottled), ``error`` (500 or 503),
-    ``reset_before`` (the connection is reset, nothing done), ``lost_reply`` (done, then reset), ``slow`` (the reply
-    comes in drops), ``miss`` (a short poll finds nothing). Per entry of a batch: ``partial`` (InternalError, not done).
-    Per delivery on standard queues: ``duplicate`` (handed out twice, or once more after it was deleted).
-    ``latency_ms`` before each reply, plus up to ``jitter_ms``. ``only``: the operations that may fail (none: all).
-    """
-
+    #: Milliseconds before each reply.
     latency_ms: float = 0.0
+    #: Most milliseconds on top of it, drawn for each reply.
     jitter_ms: float = 0.0
+    #: Per request: 400 ThrottlingException or 403 RequestThrottled.
     throttle: float = 0.0
+    #: Per request: 500 or 503.
     error: float = 0.0
+    #: Per request: the connection is reset, with nothing done.
     reset_before: float = 0.0
+    #: Per request: the request is done, then the connection is reset.
     lost_reply: float = 0.0
+    #: Per request: the reply comes in pieces.
     slow: float = 0.0
+    #: Per short poll: no message is found.
     miss: float = 0.0
+    #: Per entry of a batch: InternalError, with the entry not done.
     partial: float = 0.0
+    #: Per delivery on standard queues: the message comes twice, or once more after its delete.
     duplicate: float = 0.0
+    #: Operations that may fail; none: all.
     only: tuple[str, ...] = ()
 
     def change(self, changes: Mapping[str, Any]) -> None:
-        """Set some of the fields. Raises ``ValueError`` for what is none."""
+        """Set some of the fields. Raises ``ValueError`` for an unknown name."""
         known = {each.name for each in fields(self)}
         for name, value in changes.items():
             if name not in known:
@@ -40,33 +44,38 @@ class Faults:
 
 @dataclass(slots=True)
 class Options:
-    """The rest. ``purge_window`` and ``delete_window``: 60 s at SQS. ``in_flight``: most in-flight messages of a queue.
+    """All options. A flag is an int, 0 or 1, for the command line."""
 
-    ``lenient_change``: extending a delivery that expired, but was not received again, succeeds (SQS has been seen to
-    do so on standard queues; its documentation promises an error). ``ghost_polls``: a long poll whose client is gone
-    still takes messages. ``shuffle``: standard queues hand out any of that many oldest messages. ``key``: the only
-    access key accepted. ``ledger`` 0: deleted messages are forgotten (long benchmarks). ``uncounted``: no message has
-    an ApproximateReceiveCount, as with some emulators.
-    """
-
+    #: 0: any free port.
     port: int = 0
+    #: Seed of all dice.
     seed: int = 0
     region: str = "us-east-1"
     account: str = "123456789012"
+    #: Most messages of a queue in flight.
     in_flight: int = 120_000
+    #: Seconds in which a purged queue refuses another purge and loses new messages; 60 at SQS.
     purge_window: float = 0.0
+    #: Seconds in which a deleted queue cannot be created again; 60 at SQS.
     delete_window: float = 0.0
+    #: Standard queues deliver any of this many oldest messages.
     shuffle: int = 0
+    #: Whether an expired delivery that was not received again can be extended. SQS has been seen to allow it on
+    #: standard queues; its documentation promises an error.
     lenient_change: int = 0
+    #: Whether a long poll whose client is gone still receives messages.
     ghost_polls: int = 0
+    #: 0: deleted messages leave the ledger (long benchmarks).
     ledger: int = 1
+    #: Whether messages have no ApproximateReceiveCount, as with some emulators.
     uncounted: int = 0
+    #: The only access key that is accepted; "": any.
     key: str = ""
     faults: Faults = field(default_factory=Faults)
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Read the command line."""
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser("python -m standin", description=Faults.__doc__)
     options = Options()
     for holder in (options, options.faults):
@@ -85,7 +94,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def command_line(options: Mapping[str, object]) -> Iterator[str]:
-    """Write keywords as a command line."""
+    """Yield the command line's arguments for keywords of ``standin()``."""
     for name, value in options.items():
         text = ",".join(value) if isinstance(value, list | tuple) else str(int(value) if value is True else value)
         yield f"{_flag(name)}={text}"

@@ -1,6 +1,6 @@
-"""One queue: what state each message is in, which receipts count, what moves to the dead-letter queue.
+"""One queue: states of messages, receipts, moves to the dead-letter queue.
 
-No network and no clock of its own: every method is told ``now``. Nothing looks at more messages than it returns.
+It has no network and no clock: every method is given ``now``, seconds. No method visits more messages than it returns.
 """
 
 from collections import deque
@@ -14,9 +14,9 @@ from standin.message import Message, State
 from standin.shelf import Shelf
 from standin.window import Window
 
-#: Longest visibility timeout of one delivery (Amazon SQS API Reference, ChangeMessageVisibility), in seconds.
+#: Longest visibility timeout of one delivery, seconds (Amazon SQS API Reference, ChangeMessageVisibility).
 LONGEST = 43_200
-#: How long deduplication ids and receive attempts are remembered (SendMessage, ReceiveMessage), in seconds.
+#: Seconds for which deduplication ids and receive attempts are remembered (SendMessage, ReceiveMessage).
 REMEMBERED = 300
 
 _PAD = "a" * 340  # Receipt handles of SQS are some 400 characters long.
@@ -24,15 +24,17 @@ _PAD = "a" * 340  # Receipt handles of SQS are some 400 characters long.
 
 @dataclass(slots=True)
 class Attempt:
-    """What a receive with a ReceiveRequestAttemptId returned."""
+    """The result of a receive with a ReceiveRequestAttemptId."""
 
+    #: Each message with its deliveries and changes of visibility at that time.
     deliveries: list[tuple[Message, int, int]]
+    #: Seconds.
     visibility: int
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the ledger counts for a queue."""
+    """The ledger's counts for a queue."""
 
     sent: int = 0
     duplicates_dropped: int = 0
@@ -47,31 +49,40 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Queue:
-    """``duplicates``: says for each delivery whether, and how, it is to happen twice ("twice", "again" or "")."""
+    """A queue and its messages."""
 
     name: str
     arn: str
     fifo: bool
     new_shelf: Callable[[], Shelf]
     line: Line
+    #: Most messages in flight.
     limit: int
+    #: See ``Options.lenient_change``.
     lenient: bool
+    #: Decides for each delivery, see ``Dice.duplicate``.
     duplicates: Callable[[], str]
     created: int
     changed: int
     attributes: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    #: Its dead-letter queue.
     target: "Queue | None" = None
+    #: maxReceiveCount of its redrive policy.
     most_receives: int = 0
     shelf: Shelf = field(init=False)
+    #: Messages that are neither deleted nor purged, by id.
     messages: dict[str, Message] = field(default_factory=dict)
+    #: Deleted and purged messages, for the ledger; None: not kept.
     past: list[Message] | None = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     in_flight: int = 0
     delayed: int = 0
     counter: int = 0
     purged_until: float = 0.0
+    #: Heap of hidden messages: end, tie-breaker, message. An entry is passed over once its message has another end.
     hidden: list[tuple[float, int, Message]] = field(default_factory=list)
+    #: Messages in flight that come a second time.
     echoes: deque[Message] = field(default_factory=deque)
     attempts: Window[Attempt] = field(default_factory=lambda: Window(REMEMBERED))
     sent_ids: Window[Message] = field(default_factory=lambda: Window(REMEMBERED))
@@ -81,10 +92,11 @@ class Queue:
 
     @property
     def visible(self) -> int:
+        """Number of messages that can be received now."""
         return len(self.messages) - self.in_flight - self.delayed
 
     def original(self, message: Message, now: float) -> Message | None:
-        """Return the message this one duplicates; else remember its deduplication id (FIFO)."""
+        """Return the message of which this one is a duplicate; without one, remember its deduplication id (FIFO)."""
         scope = message.group or "" if self.attributes.get("DeduplicationScope") == "messageGroup" else ""
         key = (scope, message.dedup or "")
         found = self.sent_ids.get(key, now)
@@ -95,7 +107,7 @@ class Queue:
         return found
 
     def add(self, message: Message, delay: float, now: float) -> None:
-        """Put a new message in."""
+        """Add a new message, hidden for ``delay`` seconds."""
         self.tally.sent += 1
         if now < self.purged_until:
             self.tally.lost_to_purge += 1
@@ -111,8 +123,8 @@ class Queue:
             message.state = State.VISIBLE
         self.shelf.sent(message)
 
-    def settle(self, now: float) -> None:
-        """Show what is due."""
+    def show_due(self, now: float) -> None:
+        """Show the hidden messages that are due."""
         returned: list[Message] = []
         heap = self.hidden
         while heap and heap[0][0] <= now:
@@ -132,12 +144,12 @@ class Queue:
             self.shelf.returned(returned)
 
     def next_due(self) -> float | None:
-        """Return when the next hidden message is due (or one that changed its mind)."""
+        """Return the time at which a hidden message is due, or earlier; None: no message is hidden."""
         return self.hidden[0][0] if self.hidden else None
 
     def receive(self, count: int, visibility: int, now: float, now_ms: int) -> list[tuple[Message, str]]:
-        """Deliver up to ``count`` messages; move to the dead-letter queue what was received too often."""
-        self.settle(now)
+        """Deliver up to ``count`` messages with their receipts; redrive those that were received too often."""
+        self.show_due(now)
         found: list[Message] = []
         while self.echoes and len(found) < count:
             message = self.echoes.popleft()
@@ -146,7 +158,7 @@ class Queue:
                 self.in_flight -= 1
                 found.append(message)
         room = min(count, self.limit - self.in_flight)
-        while taken := self.shelf.take(room - len(found)):
+        while taken := self.shelf.take_visible(room - len(found)):
             for message in taken:
                 if self.target is not None and message.receives_here >= self.most_receives:
                     self._redrive(message, self.target, now, now_ms)
@@ -155,8 +167,8 @@ class Queue:
         return [(message, self._deliver(message, visibility, now, now_ms)) for message in found]
 
     def again(self, attempt: str, now: float) -> list[tuple[Message, str]] | None:
-        """Return what an earlier try of this receive returned, hidden anew; None: receive afresh."""
-        self.settle(now)
+        """Return the result of an earlier try of this receive, its messages hidden again; None: there is none."""
+        self.show_due(now)
         past = self.attempts.get(attempt, now)
         if past is None or not all(
             m.state is State.IN_FLIGHT and (m.receives, m.changes) == (receives, changes)
@@ -169,16 +181,17 @@ class Queue:
         return [(message, self.receipt(message)) for message, _, _ in past.deliveries]
 
     def remember(self, attempt: str, deliveries: list[tuple[Message, str]], visibility: int, now: float) -> None:
-        """Keep what a receive returned for a retry of it."""
+        """Keep the result of a receive for a retry of it."""
         kept = [(message, message.receives, message.changes) for message, _ in deliveries]
         self.attempts.put(attempt, Attempt(kept, visibility), now)
 
     def receipt(self, message: Message) -> str:
+        """Return the receipt handle of a message's latest delivery."""
         return f"AQEB{self.name}/{message.id}/{message.receives}/{_PAD}"
 
     def delete(self, receipt: str, now: float) -> None:
-        """Delete a delivery's message. An old receipt is ignored on a standard queue, an error on a FIFO queue."""
-        self.settle(now)
+        """Delete a delivery's message. A stale receipt is ignored on a standard queue, and an error on a FIFO queue."""
+        self.show_due(now)
         message, current = self._find(receipt)
         if message is None:
             return
@@ -205,8 +218,8 @@ class Queue:
         self._gone(message)
 
     def change(self, receipt: str, visibility: int, now: float) -> None:
-        """Hide a delivery for ``visibility`` seconds from now; 0 gives it back."""
-        self.settle(now)
+        """Hide a delivery for ``visibility`` seconds from now; 0 releases it."""
+        self.show_due(now)
         message, current = self._find(receipt)
         if message is None or not current:
             raise stale(receipt)
@@ -230,7 +243,7 @@ class Queue:
         self.shelf.returned([message])
 
     def purge(self) -> None:
-        """Throw everything away."""
+        """Remove all messages."""
         self.tally.purged += len(self.messages)
         for message in self.messages.values():
             message.purged = True
@@ -270,6 +283,7 @@ class Queue:
             heapify(self.hidden)
 
     def _find(self, receipt: str) -> tuple[Message | None, bool]:
+        """Return the message of a receipt, if it is there, and whether the receipt is current."""
         parts = receipt.split("/")
         if len(parts) != 4 or not parts[0].startswith("AQEB") or not parts[2].isdecimal():
             raise SqsError("ReceiptHandleIsInvalid", f'The input receipt handle "{receipt}" is not a valid one.')
@@ -280,7 +294,7 @@ class Queue:
 
     def _redrive(self, message: Message, target: "Queue", now: float, now_ms: int) -> None:
         del self.messages[message.id]
-        # The shelf has handed it out, so a group waits for it.
+        # The shelf counts it as in flight: its group waits for it.
         self.shelf.freed(message)
         self.tally.redriven += 1
         message.redriven += 1

@@ -1,4 +1,4 @@
-"""ReceiveMessage, and what is done with its receipt handles: delete, change visibility."""
+"""ReceiveMessage, and the operations on receipt handles: delete, change visibility."""
 
 from collections.abc import Callable
 from typing import Any
@@ -99,7 +99,7 @@ def delete_message_batch(service: Service, call: Call) -> str:
         try:
             queue.delete(_receipt(entry), now)
         except SqsError as error:
-            # A batch has a code of its own for what is InvalidParameterValue in a single call.
+            # The error that is InvalidParameterValue in a single call has a code of its own in a batch.
             raise SqsError("ReceiptHandleIsInvalid", error.message) from None
 
     return _each(service, call, queue, delete)

@@ -59,7 +59,7 @@ def check_entries(entries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def size_of(entry: Mapping[str, Any]) -> int:
-    """Count a message's bytes: body, and names, types and values of its attributes."""
+    """Return a message's size in bytes: body, and names, types and values of its attributes."""
     body = entry["MessageBody"]
     size = len(body) if body.isascii() else len(body.encode("utf-8", "surrogatepass"))
     for name, value in (entry.get("MessageAttributes") or _NO_ATTRIBUTES).items():
@@ -77,7 +77,7 @@ def check_total(sizes: Sequence[int]) -> None:
 
 
 def check_present(entry: Mapping[str, Any], *, fifo: bool, content_based: bool) -> None:
-    """Refuse a send (of a batch: all of it) for what is missing."""
+    """Refuse a send for a missing parameter; of a batch, all entries."""
     if not entry.get("MessageBody"):
         raise missing("MessageBody")
     if fifo and not entry.get("MessageGroupId"):
@@ -88,12 +88,12 @@ def check_present(entry: Mapping[str, Any], *, fifo: bool, content_based: bool) 
 
 
 def check_message(entry: Mapping[str, Any], size: int, *, fifo: bool, longest: int) -> None:
-    """Refuse one message."""
+    """Refuse one message for its size, characters, ids, delay or attributes; ``longest``: bytes."""
     if size > longest:
         text = f"One or more parameters are invalid. Reason: Message must be shorter than {longest} bytes."
         raise SqsError("InvalidParameterValueException", text)
     body = entry["MessageBody"]
-    # Most bodies are plain ASCII, which is found out faster.
+    # Most bodies are printable ASCII, which is faster to check.
     bad = None if body.isascii() and body.isprintable() else _BAD.search(body)
     if bad:
         text = f"Invalid binary character '#x{ord(bad[0]):X}' was found in the message body, the set of allowed "
@@ -119,21 +119,21 @@ def check_message(entry: Mapping[str, Any], size: int, *, fifo: bool, longest: i
 
 
 def check_token(parameter: str, value: str) -> None:
-    """Refuse what is no id of a group, a message or a receive."""
+    """Refuse a value that is no id of a group, a message or a receive."""
     if not _TOKEN.fullmatch(value):
         reason = f"{parameter} can only include alphanumeric and punctuation characters. 1 to 128 in length."
         raise invalid(parameter, value, reason)
 
 
 def check_number(parameter: str, value: object, lowest: int, highest: int, reason: str = "") -> int:
-    """Return a number; refuse one out of range."""
+    """Return a number; refuse a value out of range."""
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
         raise invalid(parameter, value, reason or f"Must be between {lowest} and {highest}, if provided.")
     return value
 
 
 def check_receive(attempt: object, *, fifo: bool) -> None:
-    """Refuse a ReceiveRequestAttemptId that is none, or not on a FIFO queue."""
+    """Refuse a wrong ReceiveRequestAttemptId, and any on a standard queue."""
     if attempt is not None:
         check_token("ReceiveRequestAttemptId", str(attempt))
         if not fifo:
@@ -170,7 +170,7 @@ def check_queue_attributes(attributes: Mapping[str, str], *, fifo: bool) -> None
 
 
 def redrive(policy: str) -> tuple[str, int]:
-    """Read a RedrivePolicy: the target's ARN and the most receives."""
+    """Return the target's ARN and the maxReceiveCount of a RedrivePolicy."""
     try:
         read = json.loads(policy)
         arn, most = str(read["deadLetterTargetArn"]), int(read.get("maxReceiveCount", 10))

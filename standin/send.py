@@ -53,7 +53,7 @@ def results(accepted: list[str], failed: list[str]) -> str:
 
 
 def failure(name: str, error: SqsError | None) -> str:
-    """Return an entry that failed: the client's fault, or (None) that of the service."""
+    """Return a failed entry of a batch's reply; ``error`` None: the service failed, not the client."""
     if error is None:
         return f'{{"Id":"{name}","SenderFault":false,"Code":"InternalError","Message":"Internal error"}}'
     return f'{{"Id":"{name}","SenderFault":true,"Code":"{error.code}","Message":{quoted(error.message)}}}'

@@ -1,4 +1,4 @@
-"""Everything the stand-in holds, and the way of a request through it: credentials, faults, operation, ledger."""
+"""The stand-in's state, and a request's way through it: credentials, faults, operation, ledger."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from standin.queue import Queue
 from standin.shelf import FifoShelf, Shelf, StandardShelf
 
 Json = dict[str, Any]
-#: Takes the reply's body (or the error) when there is one: at once, or at the end of a long poll.
+#: Is called with the reply's body or the error: at once, or at the end of a long poll.
 Reply = Callable[[str | SqsError], None]
 
 _KEY = re.compile(r"Credential=([^/,\s]+)/")
@@ -25,7 +25,7 @@ _MOST_VIOLATIONS = 1000
 
 
 class LoopClock:
-    """The event loop's time, plus what tests have moved it forward."""
+    """The event loop's time, plus the seconds by which tests have moved it forward."""
 
     def __init__(self) -> None:
         self.offset = 0.0
@@ -45,7 +45,7 @@ class LoopClock:
 
 @dataclass(slots=True)
 class Count:
-    """What the ledger counts for an operation."""
+    """The ledger's counts for an operation."""
 
     requests: int = 0
     bytes_in: int = 0
@@ -55,13 +55,13 @@ class Count:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One request on its way."""
+    """One request."""
 
     operation: str
     request: Json
     fate: Fate
     reply: Reply
-    #: Set by a long poll: takes it out of its line when the client is gone.
+    #: Takes a long poll out of its line, for a client that is gone.
     withdraw: Callable[[], None] | None = None
 
 
@@ -70,17 +70,25 @@ Operation = Callable[["Service", Call], str | None]
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """``operations``: by name; each returns the reply's body, or None where it comes later."""
+    """The stand-in's state: options, queues, ledger, dice."""
 
     options: Options
+    #: Operations by name. Each returns the reply's body, or None where the reply comes later.
     operations: dict[str, Operation]
     clock: LoopClock = field(default_factory=LoopClock)
+    #: Queues by name.
     queues: dict[str, Queue] = field(default_factory=dict)
+    #: Times from which deleted queues can be created again, by name.
     deleted: dict[str, float] = field(default_factory=dict)
+    #: Counts by operation.
     counts: dict[str, Count] = field(default_factory=dict)
+    #: Requests that broke a limit.
     violations: list[Json] = field(default_factory=list)
+    #: Access keys that are refused as expired.
     expired_keys: set[str] = field(default_factory=set)
+    #: Number of message ids so far.
     made: int = 0
+    #: End of all message ids.
     tail: str = field(init=False)
     random: Random = field(init=False)
     dice: Dice = field(init=False)
@@ -92,13 +100,14 @@ class Service:
         self.dice = Dice(self.options.faults, self.options.seed)
 
     def count(self, operation: str) -> Count:
+        """Return the counts of an operation."""
         count = self.counts.get(operation)
         if count is None:
             count = self.counts[operation] = Count()
         return count
 
     def call(self, call: Call, authorization: str) -> None:
-        """Answer a request, now or later."""
+        """Answer a request: now, or at the end of its long poll."""
         try:
             self._check_key(authorization)
             if call.fate.refuse is not None:
@@ -115,7 +124,7 @@ class Service:
                 call.reply(body)
 
     def refused(self, call: Call, error: SqsError) -> None:
-        """Write an error into the ledger, of a request or of an entry of its batch."""
+        """Count an error of a request, or of an entry of its batch, in the ledger."""
         errors = self.count(call.operation).errors
         errors[error.code] = errors.get(error.code, 0) + 1
         if error.blame and len(self.violations) < _MOST_VIOLATIONS:
@@ -130,7 +139,7 @@ class Service:
             )
 
     def queue(self, request: Json) -> Queue:
-        """Return the queue a request is about. Raises ``SqsError``."""
+        """Return the queue of a request. Raises ``SqsError``."""
         url = request.get("QueueUrl")
         if not isinstance(url, str) or not url:
             raise SqsError("MissingRequiredParameterException", "The request must contain the parameter QueueUrl.")
@@ -141,7 +150,7 @@ class Service:
         return found
 
     def new_queue(self, name: str, *, fifo: bool) -> Queue:
-        """Make a queue with a line to wait in; it is not listed yet."""
+        """Return a new queue with its line; it is not in ``queues`` yet."""
 
         def new_shelf() -> Shelf:
             return FifoShelf() if fifo else StandardShelf(self.random, self.options.shuffle)
@@ -163,20 +172,20 @@ class Service:
         )
 
         def next_due() -> float | None:
-            queue.settle(self.clock.now())
+            queue.show_due(self.clock.now())
             return queue.next_due()
 
         line.next_due = next_due
         return queue
 
     def new_id(self) -> str:
-        """Return a message id that looks like SQS's."""
+        """Return a new message id in the form of SQS's."""
         # A multiplication by an odd number spreads the counter over all 32 bits without a collision.
         self.made = (self.made + 1) & 0xFFFFFFFF
         return f"{self.made * 0x9E3779B1 & 0xFFFFFFFF:08x}-{self.tail}"
 
     def reset(self) -> None:
-        """Forget queues, messages and counts, and what was planned; faults stay as they are."""
+        """Forget queues, messages, counts and planned faults; the probabilities of faults stay."""
         for queue in self.queues.values():
             queue.line.dismiss()
         for held in (self.queues, self.deleted, self.counts, self.violations, self.expired_keys):
@@ -188,7 +197,7 @@ class Service:
         """Move the clock forward."""
         self.clock.offset += seconds
         for queue in list(self.queues.values()):
-            queue.settle(self.clock.now())
+            queue.show_due(self.clock.now())
             queue.line.stir()
 
     def _check_key(self, authorization: str) -> None:

@@ -1,4 +1,4 @@
-"""Which visible message of a queue comes next. A standard queue has one row; a FIFO queue a row for each group."""
+"""The order of a queue's visible messages. A standard queue has one row, a FIFO queue a row for each group."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -9,9 +9,10 @@ from standin.message import Message, State
 
 
 class StandardShelf:
-    """Roughly first in, first out; what comes back goes to the front.
+    """A row that is roughly first in, first out; returned messages go to the front.
 
-    Messages deleted or hidden while they lie here are passed over when their turn comes.
+    ``shuffle``: any of this many oldest messages comes first. A message that was deleted or hidden while in the row is
+    passed over at its turn.
     """
 
     def __init__(self, random: Random, shuffle: int) -> None:
@@ -20,28 +21,28 @@ class StandardShelf:
         self._shuffle = shuffle
 
     def sent(self, message: Message) -> None:
-        """A message was sent; it may still be delayed."""
+        """Add a message that was sent, once it is visible."""
         if message.state is State.VISIBLE:
             self.shown(message)
 
     def shown(self, message: Message) -> None:
-        """A delay has ended."""
+        """Add a message whose delay has ended."""
         if not message.listed:
             message.listed = True
             self._row.append(message)
 
     def returned(self, messages: Iterable[Message]) -> None:
-        """Deliveries have ended without a delete."""
+        """Add messages whose deliveries have ended without a delete."""
         back = [message for message in messages if not message.listed]
         for message in back:
             message.listed = True
         self._row.extendleft(reversed(back))
 
     def freed(self, message: Message) -> None:
-        """A message in flight was deleted or moved away."""
+        """Note that a message in flight was deleted or redriven."""
 
-    def take(self, count: int) -> list[Message]:
-        """Take up to ``count`` visible messages."""
+    def take_visible(self, count: int) -> list[Message]:
+        """Remove and return up to ``count`` visible messages."""
         if self._shuffle and len(self._row) > 1:
             self._mix(count)
         taken: list[Message] = []
@@ -70,7 +71,7 @@ class _Group:
 
 
 class FifoShelf:
-    """In order within a group; a group with a message in flight is blocked."""
+    """Rows in order, one for each group; a group with a message in flight is blocked."""
 
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
@@ -93,8 +94,8 @@ class FifoShelf:
         group.busy -= 1
         self._consider(group)
 
-    def take(self, count: int) -> list[Message]:
-        """Take up to ``count`` messages, as many of one group as possible."""
+    def take_visible(self, count: int) -> list[Message]:
+        """Remove and return up to ``count`` messages, as many of one group as possible."""
         taken: list[Message] = []
         while self._ready and len(taken) < count:
             group = self._ready.popleft()

@@ -1,4 +1,4 @@
-"""What is remembered for a while and then forgotten, at constant cost."""
+"""A mapping whose entries expire, at constant cost."""
 
 from collections import deque
 from collections.abc import Hashable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Window(Generic[T]):
-    """A mapping whose entries vanish ``seconds`` after they were put in."""
+    """A mapping whose entries expire ``seconds`` after they were put in. ``now``: seconds of any one clock."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -16,21 +16,21 @@ class Window(Generic[T]):
         self._order: deque[tuple[float, Hashable]] = deque()
 
     def get(self, key: Hashable, now: float) -> T | None:
-        """Return an entry that is young enough."""
+        """Return an entry's value; None: there is none, or it has expired."""
         while self._order and self._order[0][0] <= now:
             until, old = self._order.popleft()
-            # A key that was put in again since has a later place in the order.
+            # A key that was put in again has a later place in the order, too.
             if old in self._entries and self._entries[old][0] == until:
                 del self._entries[old]
         found = self._entries.get(key)
         return None if found is None else found[1]
 
     def put(self, key: Hashable, value: T, now: float) -> None:
-        """Put an entry in, or in again."""
+        """Put an entry in, or renew it."""
         until = now + self._seconds
         self._entries[key] = (until, value)
         self._order.append((until, key))
 
     def drop(self, key: Hashable) -> None:
-        """Forget an entry."""
+        """Remove an entry."""
         self._entries.pop(key, None)

@@ -99,7 +99,7 @@ def main() -> None:
     broker, fifo, visibility, pids, backoff = sys.argv[1:]
     if backoff:
         # What all attempts of a poison wait for would take longer than the rest of a short storm.
-        attempts.backoff = lambda attempt, jitter: jitter(0.0, float(backoff))  # type: ignore[attr-defined]  # noqa: ARG005
+        attempts.backoff = lambda attempt, jitter: jitter(0.0, float(backoff))  # noqa: ARG005
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s")
     made = engine(broker, fifo=fifo == "1", visibility=float(visibility), pids=Log(pids))
     made.run(only=list(STAGES))

@@ -1,4 +1,4 @@
-"""The outside world: one folder per queue service behind the port in ``base``."""
+"""Queue services: a folder each, behind the port in ``base``."""
 
 from sqspipes_mp.brokers.sqlite import SQLite as SQLite
 from sqspipes_mp.brokers.sqs import SQS as SQS

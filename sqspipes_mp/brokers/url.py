@@ -1,4 +1,4 @@
-"""Broker URLs, and which broker an engine uses (the caller's process). Opens nothing."""
+"""Broker URLs, and the choice of an engine's broker (the caller's process). Opens nothing."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from sqspipes_mp.errors import ConfigError
 
 #: The logger of the warning that no broker was chosen.
 CHOICE = "sqspipes_mp.brokers.choice"
-logger = logging.getLogger(CHOICE)
+log = logging.getLogger(CHOICE)
 
-#: The environment variable that names the broker where the program does not.
+#: Environment variable with the URL of the broker, for programs that choose none.
 VARIABLE = "SQSPIPES_BROKER"
 
 _SQS_FORMS = "sqs://, sqs://REGION or sqs://REGION?endpoint_url=URL"
 _SQLITE_FORMS = "sqlite:///relative.db, sqlite:////absolute.db or sqlite:// (a temporary file)"
+#: Methods by which an object counts as a broker.
 _METHODS = ("check", "warm", "open", "describe")
 
 
 def parse(url: str) -> SQS | SQLite:
-    """Read a broker URL. Raises ``ConfigError`` for anything that is none."""
+    """Return the broker of a URL. Raises ``ConfigError`` for a text that is no broker URL, without any secret in it."""
     try:
         parts = urlsplit(url)
     except ValueError:
         raise _bad(url.partition(":")[0], "a URL", f"Write {_SQS_FORMS}, {_SQLITE_FORMS}") from None
-    # Nothing that may hold a secret is ever shown: neither what stands before an @ nor the query.
+    # Errors show no part that may hold a secret: neither the one before an @ nor the query.
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.scheme not in ("sqs", "sqlite"):
         near = get_close_matches(parts.scheme, ("sqs", "sqlite"), 1)
@@ -42,7 +43,7 @@ def parse(url: str) -> SQS | SQLite:
         cure = "Put them into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a profile or a role"
         raise _bad(shown, "free of credentials", cure)
     if not url.partition(":")[2].startswith("//"):
-        # As it was typed, but for what may hold a secret.
+        # The URL as it was typed, without the parts that may hold a secret.
         start, at, rest = re.split("[?#]", url, maxsplit=1)[0].rpartition("@")
         raise _bad(
             f"{parts.scheme}:...@{rest}" if at else f"{start}{rest}",
@@ -55,9 +56,10 @@ def parse(url: str) -> SQS | SQLite:
 
 
 def resolve(broker: object, domain: str, environ: Mapping[str, str]) -> Broker:
-    """Return the broker: the argument (a broker or its URL), else ``SQSPIPES_BROKER``, else SQLite in ./{domain}.db.
+    """Return the broker of an engine: the argument, else ``SQSPIPES_BROKER``, else SQLite in ./{domain}.db.
 
-    The last is logged as a warning. AWS settings that happen to be around never choose SQS.
+    ``broker``: a broker, its URL or None. The last choice is logged as a warning. Settings of AWS in the environment
+    never choose SQS. Raises ``ConfigError``.
     """
     if isinstance(broker, str):
         return parse(broker)
@@ -71,7 +73,7 @@ def resolve(broker: object, domain: str, environ: Mapping[str, str]) -> Broker:
             error.add_note(f"It comes from the environment variable {VARIABLE}.")
             raise
     path = f"./{domain}.db"
-    logger.warning(
+    log.warning(
         'no broker was chosen: using SQLite in %s. Choose with Engine(broker="sqlite:///%s.db") or %s; for SQS: '
         "sqs://us-west-2",
         path,
@@ -82,6 +84,7 @@ def resolve(broker: object, domain: str, environ: Mapping[str, str]) -> Broker:
 
 
 def _given(broker: object) -> Broker:
+    """Return an object that was given as a broker. Raises ``ConfigError`` where it is none."""
     if isinstance(broker, type):
         cure = f"Make one: {broker.__name__}(...)"
     elif all(callable(getattr(broker, name, None)) for name in _METHODS):

@@ -283,7 +283,7 @@ class MapResults(Results[Any]):
             self._frames += 1
             for name, hop, children in json.loads(frame.blob):
                 self._ledger.step(name, hop, children)
-        elif frame.kind is Kind.BURIED:
+        elif frame.kind is Kind.DEAD_LETTERED:
             self._frames += 1
             self._ledger.buried(header["token"], header["hop"], _buried_error(frame))
         elif frame.kind is Kind.DRAINED:
@@ -318,7 +318,7 @@ class MapResults(Results[Any]):
         if any(self._board.get(slot, CALL_STARTED) for slot in range(self._slots)):
             return
         for child in self._ledger.waiting_on():
-            self._child.channel.queue(Kind.ACK, {"child": child, "numbers": []})
+            self._child.channel.queue(Kind.LET_GO, {"child": child})
         self._child.channel.flush()
 
     def _look(self) -> None:

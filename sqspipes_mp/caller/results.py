@@ -107,7 +107,7 @@ class Results(Iterator[R]):
             return supervisor_main, (birth, plan, start.broker, board, start.mains, method, lock)
 
         with contextlib.nullcontext() if lock is None else lock.bequeathed():
-            self._child = start_child(context, target, name="supervisor", inherited=(), now=time.monotonic())
+            self._child = start_child(context, target, name="supervisor", inherited=())
         self._poll = select.poll()
         self._poll.register(self._child.channel.fileno(), select.POLLIN)
         self._poll.register(self._child.watch, select.POLLIN)
@@ -185,7 +185,7 @@ class Results(Iterator[R]):
                     continue
                 # A second Ctrl-C.
                 log.warning("interrupted again: killing what still runs")
-                self._child.channel.queue(Kind.QUIT)
+                self._child.channel.queue(Kind.HASTEN)
                 self._child.channel.flush()
             except SupervisorLost:
                 return
@@ -277,7 +277,7 @@ class Results(Iterator[R]):
             if self._stopped:
                 # ``stop`` came before the supervisor could hear signals.
                 self._signal_supervisor()
-        elif frame.kind is Kind.STOPPED:
+        elif frame.kind is Kind.TAKEN_BACK:
             self._taken_back = self._repeatable
         elif frame.kind is Kind.BYE:
             self._outcome = pickle.loads(frame.blob)  # noqa: S301  (our own child's)
@@ -309,7 +309,7 @@ class Results(Iterator[R]):
         poll.register(self._child.watch, select.POLLIN)
         if not poll.poll(_SLACK * 1000):
             self._child.kill()
-        return self._child.bury()
+        return self._child.reap()
 
     def _signal_supervisor(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,1 +1,1 @@
-"""What this machine allows: CPUs, memory, clocks, numeric threads."""
+"""The limits of this machine: CPUs, memory, clocks, forks, numeric threads."""

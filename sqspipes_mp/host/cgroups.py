@@ -1,6 +1,6 @@
-"""Where Linux keeps the limits of this process's control groups (any process). Parsing is pure.
+"""The folders in which Linux keeps the limits of this process's control groups (any process). Parsing is pure.
 
-Kernel documentation: cgroup-v2, cgroup-v1 memory, sched-bwc. In a container the path may be the host's.
+Kernel documentation: cgroup-v2, cgroup-v1 memory, sched-bwc.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-#: Maps a path to a file's text, None where it cannot be read.
+#: Maps a path to a file's text; None where it cannot be read.
 Read = Callable[[str], str | None]
 
 
 def folders(read: Read, controller: str) -> Iterator[tuple[str, str]]:
-    """Yield ("v2" | "v1", folder) of each group, ancestors included, in which ``controller`` may limit this process."""
+    """Yield ("v2" or "v1", folder) of each control group that may limit this process, ancestors included.
+
+    ``controller``: "cpu" or "memory".
+    """
     groups = _groups(read("/proc/self/cgroup") or "", controller)
     for kind, root, mount in _mounts(read("/proc/self/mountinfo") or "", controller):
         for folder in _ancestors(groups.get(kind, "/"), root, mount):
@@ -29,7 +32,7 @@ def read_file(path: str) -> str | None:
 
 
 def _groups(text: str, controller: str) -> dict[str, str]:
-    """Parse /proc/self/cgroup: this process's group in the v2 tree and in v1's tree of the controller."""
+    """Parse /proc/self/cgroup; return the process's groups in the v2 tree and in the controller's v1 tree."""
     groups = {}
     for line in text.splitlines():
         number, _, rest = line.partition(":")
@@ -42,7 +45,7 @@ def _groups(text: str, controller: str) -> dict[str, str]:
 
 
 def _mounts(text: str, controller: str) -> Iterator[tuple[str, str, str]]:
-    """Parse /proc/self/mountinfo: (v2 | v1, the group that is mounted, where) of each tree with the controller."""
+    """Parse /proc/self/mountinfo; yield ("v2" or "v1", mounted group, mount point) of each tree with the controller."""
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         place, filesystem = left.split(), right.split()
@@ -55,7 +58,7 @@ def _mounts(text: str, controller: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _ancestors(group: str, root: str, mount: str) -> Iterator[str]:
-    """Yield the folders of a group and of all its visible ancestors."""
+    """Yield the folders of a group and of its ancestors, as far as they are mounted."""
     path = PurePosixPath(group)
     # In a container without its own cgroup namespace the path is the host's, of which only ``root`` is mounted.
     inside = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath()

@@ -1,7 +1,7 @@
-"""How many CPUs this process may use: affinity and cgroup quotas (any process).
+"""The number of CPUs that this process may use: affinity and cgroup quotas (any process).
 
-Quotas are Linux's CFS bandwidth limits (kernel documentation: cgroup-v2 ``cpu.max``, sched-bwc
-``cpu.cfs_quota_us``); the tightest of all ancestor groups counts.
+Quotas are Linux's CFS bandwidth limits (kernel documentation: cgroup-v2 ``cpu.max``, sched-bwc ``cpu.cfs_quota_us``);
+the smallest quota among the group and its ancestors counts.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from sqspipes_mp.host.cgroups import Read, folders, read_file
 
 
 def cpus() -> int:
-    """Return min(affinity or ``PYTHON_CPU_COUNT``, quota rounded up), at least 1. Never raises."""
+    """Return the smaller of affinity (or ``PYTHON_CPU_COUNT``) and quota rounded up, at least 1. Never raises."""
     allowed = _affinity()
     limit = quota(read_file)
     return max(1, allowed if limit is None else min(allowed, math.ceil(limit)))
 
 
 def quota(read: Read) -> float | None:
-    """Return the tightest CPU quota of this process's cgroups in CPUs, None for none.
+    """Return the smallest quota of this process's cgroups, in CPUs; None where there is none.
 
-    ``read`` maps a path to a file's text, None where it cannot be read.
+    ``read`` maps a path to a file's text; None where it cannot be read.
     """
     limits: list[float] = []
     for kind, folder in folders(read, "cpu"):
@@ -35,7 +35,7 @@ def quota(read: Read) -> float | None:
 
 
 def _limit(quota_text: str, period_text: str = "100000") -> list[float]:
-    """Return quota / period, or nothing where there is no limit ("max", -1, unreadable)."""
+    """Return [quota / period]; an empty list where there is no limit ("max", -1, unreadable)."""
     try:
         allowed, period = int(quota_text), int(period_text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Members that must not cross a fork: SQLite handles and the lock of a map (any process that has one open).
+"""Forkables: members that must not cross a fork, SQLite handles and the lock of a map (any process that has one open).
 
-Locks of an open database belong to the process that took them, and SQLite's own tables about them would be copied
-into a child that holds none: a child that opened the file again could then corrupt it. So every handle is closed just
+The locks of an open database belong to the process that took them, but a fork copies SQLite's own table of them into a
+child, which holds none of them: a child that opens the file again could corrupt it. So every handle is closed just
 before ``os.fork`` and opened again at its next use, on both sides.
 """
 
@@ -12,15 +12,18 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
-#: Seconds a fork waits for another thread's transaction before it goes on without closing that handle.
+#: Longest wait of a fork for another thread's transaction, seconds; the fork then leaves that handle open.
 PATIENCE = 10.0
 
 
 class Forkable(Protocol):
-    """What must not be inherited."""
+    """A member that a child must not inherit."""
 
     def hold(self, patience: float) -> None:
-        """Before a fork: close what a child must not inherit, and keep other threads from opening it again."""
+        """Before a fork: close the member, and keep other threads from opening it again.
+
+        ``patience``: longest wait for another thread, seconds.
+        """
 
     def resume(self, *, child: bool) -> None:
         """After a fork, on both sides: let threads in again."""
@@ -32,20 +35,20 @@ _guard = threading.RLock()
 
 
 def protect(member: Forkable) -> None:
-    """Have a member closed around forks, for as long as it lives."""
+    """Have a member closed around forks, for as long as the member lives."""
     with _guard:
         _members.add(member)
 
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Let other threads fork only after this block, which opens a file for a moment."""
+    """Keep other threads from forking during the block, which opens a file for a moment."""
     with _guard:
         yield
 
 
 def _before() -> None:
-    # One fork at a time: two of them would wait for each other's members.
+    # One fork at a time: two would wait for each other's members.
     _guard.acquire()
     _held.extend(_members)
     for member in _held:

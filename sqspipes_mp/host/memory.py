@@ -1,4 +1,4 @@
-"""The memory of a process in pages, as the kernel counts it: cheap enough to ask before each call (any process)."""
+"""The private memory of a process as the kernel counts it, cheap enough to read before each call (any process)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def open_memory() -> Callable[[], int]:
-    """Return what tells this process's own memory, bytes; 0 where the system does not say (other than Linux).
+    """Return a function that returns this process's private memory, bytes; 0 on systems other than Linux.
 
-    The file stays open, so that a look costs one read.
+    The function keeps its file open, so that a call costs one read.
     """
     with contextlib.suppress(OSError):
         fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -22,7 +22,7 @@ def open_memory() -> Callable[[], int]:
 
 
 def memory_of(pid: int) -> int:
-    """Return the own memory of another process, bytes, by the same measure; 0 where it is gone or not told."""
+    """Return the private memory of another process, bytes; 0 where the process is gone or the system does not say."""
     try:
         return _own(Path(f"/proc/{pid}/statm").read_bytes())
     except (OSError, ValueError):
@@ -30,6 +30,6 @@ def memory_of(pid: int) -> int:
 
 
 def _own(statm: bytes) -> int:
-    """Return resident pages less those of files and shared memory (proc(5), statm), bytes."""
+    """Return the resident memory without files and shared memory, bytes (proc(5), statm)."""
     _, resident, shared, *_ = statm.split()
     return (int(resident) - int(shared)) * _PAGE

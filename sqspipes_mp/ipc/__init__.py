@@ -1,1 +1,1 @@
-"""What the processes of an engine share and say to each other."""
+"""Shared memory, frames and reports between the processes of an engine."""

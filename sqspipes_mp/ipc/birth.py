@@ -1,4 +1,4 @@
-"""The first lines of every child process, and how it learns that its parent is gone (keeper, worker, supervisor)."""
+"""The first lines of every child process, its assignment, and its end with its parent (keeper, worker, supervisor)."""
 
 from __future__ import annotations
 
@@ -21,50 +21,57 @@ from sqspipes_mp.ipc.stack_dump import StackFile
 from sqspipes_mp.pipeline.plan import RunPlan, Seat
 from sqspipes_mp.pipeline.stages import Stage
 
+#: prctl(2).
 _PR_SET_PDEATHSIG = 1
+#: Points that a worker adds to its parent's, of 1000 (proc(5), oom_score_adj).
 _OOM_SCORE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Birth:
-    """What a child is born with.
+    """The ties between a child and its parent."""
 
-    ``sock``: its end of the control socket. ``close_fds``: descriptors of the parent that a forked child inherited
-    and must not keep, or neither siblings nor parent would see ends of file. ``parent``: the pid that started it;
-    ``die_with``: whether the kernel may kill it when that parent's thread ends.
-    """
-
+    #: The child's end of the control socket.
     sock: socket.socket
+    #: Descriptors of the parent that a forked child closes; with one of them open, siblings or parent would miss an end
+    #: of file.
     close_fds: tuple[int, ...]
+    #: The parent's pid.
     parent: int
+    #: Whether the kernel kills the child when the parent's forking thread ends.
     die_with: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """One child's orders. ``slot``, ``seat``, ``region`` and ``stack`` are a worker's; the keeper has none of them."""
+    """The work of one child, keeper or worker."""
 
     plan: RunPlan
     broker: Broker
     board: Scoreboard
     birth: Birth
+    #: The worker's slot; -1: the keeper.
     slot: int = -1
+    #: The worker's stage and number there; None: the keeper.
     seat: Seat | None = None
+    #: The worker's lease region; -1: the keeper.
     region: int = -1
+    #: The file for the worker's stack; None: the keeper.
     stack: StackFile | None = None
 
     @property
     def stage(self) -> Stage:
+        """The worker's stage."""
         assert self.seat is not None
         return self.plan.pipeline.stages[self.seat.stage]
 
 
 def begin(birth: Birth) -> None:
-    """Make this process a proper child: no inherited wake-ups, signals or descriptors, and no life of its own."""
-    # The inherited wake-up descriptor is the parent's: a signal to this child would show up there.
+    """Make this process a child: free of inherited wake-ups, signals and descriptors, and tied to its parent's life."""
+    # The inherited wake-up descriptor is the parent's, which would hear of this child's signals.
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A handler that does nothing, not SIG_IGN: programs the user's function starts would inherit that.
+        # A handler that does nothing, not SIG_IGN: programs that the user's function starts would inherit SIG_IGN.
         signal.signal(number, _ignore)
     _mind_forks()
     with contextlib.suppress(PermissionError):
@@ -77,14 +84,15 @@ def begin(birth: Birth) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
 
-#: Signals held back across the fork, so that none is lost to a handler inherited from the parent.
+#: Signals held back across the fork, so that no handler of the parent's swallows one.
 BLOCKED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2})
 
 
 def volunteer() -> None:
-    """Have the kernel pick this process, a worker, before its parent and the keeper when memory runs out.
+    """Have the kernel kill this worker before its parent and the keeper when memory runs out.
 
-    Raising the score needs no privilege. The keeper stays at its parent's: it is small, and all leases hang on it.
+    A process may raise its own score without a privilege. The keeper has its parent's score: it is small, and all
+    leases depend on it.
     """
     with contextlib.suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
@@ -92,7 +100,7 @@ def volunteer() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the parent's thread ends (Linux; elsewhere the control socket tells)."""
+    """Have the kernel kill this process when its parent's thread ends (Linux); the control socket's end tells too."""
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):
@@ -103,31 +111,32 @@ def die_with_parent(parent: int) -> None:
 
 
 def orphaned() -> None:
-    """End this process at once: its parent is gone, and what it holds returns to its queue by itself."""
+    """End this process at once: its parent is gone. The messages that it holds return to their queue by themselves."""
     os._exit(EXIT_ORPHAN)
 
 
-#: The mask of each thread that is forking just now.
+#: Each thread's signal mask before its fork.
 _forking = threading.local()
 
 
 @functools.cache
 def _mind_forks() -> None:
-    """Register what follows, once in a process and those it forks, which inherit it."""
+    """Register the three hooks below, once for a process and the processes it forks, which inherit them."""
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_hear_signals_again)
 
 
 def _hold_signals() -> None:
-    """Before the user's function forks: one that comes early would be swallowed by the handler it inherits."""
+    """Hold signals back before the user's function forks: the inherited handler would swallow an early one."""
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _release_signals() -> None:
+    """Take signals again after the fork."""
     signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
 def _hear_signals_again() -> None:
-    """In what the user's function forks: multiprocessing ends its own children with SIGTERM, and waits for them."""
+    """Have SIGTERM end a process that the user's function forked: multiprocessing sends it, and waits."""
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is _ignore:
             signal.signal(number, usual)
@@ -135,4 +144,4 @@ def _hear_signals_again() -> None:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Do nothing: orders come by the control socket."""
+    """Do nothing: the supervisor tells a child by the control socket."""

@@ -1,4 +1,4 @@
-"""Frames over the socket pair a parent shares with each child, and what exit codes mean (any process).
+"""Frames over the socket pair that a parent shares with each child, and the meaning of exit codes (any process).
 
 One ``socket.socketpair()`` per child. The child's end blocks; the parent's never does, because a child can be stopped
 or killed in the middle of a frame. A frame is: kind (1 byte), header length, blob length, JSON header, raw blob.
@@ -10,32 +10,32 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 #: Kind, header length, blob length.
 _PREFIX = struct.Struct("!BIQ")
-#: Most bytes of a header: values and reports travel in the blob, so a longer one is garbage.
+#: Most bytes of a header; values and reports travel in the blob, so a longer header is garbage.
 MAX_HEADER = 65_536
-#: Most bytes of one frame: what a function may hand to ``iterate`` or ``map``, pickled.
+#: Most bytes of one frame: a result for ``iterate`` or ``map``, pickled.
 MAX_FRAME = 1 << 30
-#: Bytes read from one child per turn, so that a chatty one cannot starve the others.
+#: Bytes read from one child per turn, so that a child that sends much cannot starve the others.
 READ_BUDGET = 1 << 18
 _CHUNK = 1 << 16
-# Without it a write to a child that is gone kills a process that reset SIGPIPE (macOS has no such flag).
+# Without this flag a write to a dead child kills a process that has reset SIGPIPE (macOS has no such flag).
 _SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
-#: Everything asked of the child was done.
+#: The child has done all that it was asked for.
 EXIT_OK = 0
-#: The task failed and said so (FAILED); Python's own code for an uncaught exception, too.
+#: The task failed, and FAILED was sent; also Python's code for an uncaught exception.
 EXIT_TASK = 1
-#: Failed before READY (import, setup, init, credentials). Not 2: Python's own for a wrong command line.
+#: The child failed before READY (import, setup, init, credentials). Not 2, Python's code for a wrong command line.
 EXIT_BOOT = 3
-#: The broker refuses for good (FAULT).
+#: The broker refuses for good; FAULT was sent.
 EXIT_FAULT = 4
-#: The parent is gone: nobody is left to work for.
+#: The parent is gone.
 EXIT_ORPHAN = 5
 
 _MEANING = {
@@ -47,26 +47,63 @@ _MEANING = {
 
 
 class Kind(IntEnum):
-    """What a frame says; below 32 on its way up (child to parent), from 32 on its way down."""
+    """The one meaning of a frame. Kinds below 32 go up, from child to parent, and kinds from 32 on go down.
 
-    HELLO = 1  # the child runs
-    READY = 2  # booted, about to receive
-    FAILED = 3  # blob: a Report
-    RESULT = 4  # blob: a value for iterate and map
-    STOPPED = 5  # receives no more
-    ENDED = 6  # a generator source has ended
-    DRAINED = 7  # the keeper saw every queue empty and settled
-    FAULT = 8  # blob: a Report; the engine cannot go on
-    RECYCLE = 9  # wants to be replaced (max_tasks_per_worker, max_memory)
-    BYE = 10  # everything carried away, about to exit as asked
-    STEP = 11  # blob: JSON list of [token, hop, children]: what messages are about to become (map)
-    BURIED = 12  # a message is about to be dead-lettered; blob: a Report, or none and a header that says why (map)
-    DRAIN = 32  # finish what is held, receive no more
-    RELEASE = 33  # give back what is held
-    ACK = 34  # a RESULT was handed out and the next one asked for
-    JUDGE = 35  # keeper: a worker died, its leases are yours
-    WATCH = 36  # keeper: look for drained queues, say DRAINED
-    QUIT = 37  # leave now
+    The supervisor is the child of a caller that iterates. It passes RESULT, STEP, DEAD_LETTERED and DRAINED on to the
+    caller, and ACK, LET_GO and WATCH on to its own children.
+    """
+
+    #: A supervisor hears signals from now on.
+    HELLO = 1
+    #: The child has booted and is about to receive.
+    READY = 2
+    #: A user's exception; blob: its Report. Header ``boot``: the child had not said READY.
+    FAILED = 3
+    #: A value for ``iterate`` or ``map``; blob: pickled.
+    RESULT = 4
+    #: A worker receives no more.
+    STOPPED = 5
+    #: A source's generator has ended.
+    ENDED = 6
+    #: The keeper has seen every queue empty and settled.
+    DRAINED = 7
+    #: The engine cannot go on; blob: a Report.
+    FAULT = 8
+    #: A worker is about to leave for a successor. Header ``reason``, and ``starved``: it has no memory for messages.
+    RECYCLE = 9
+    #: The child is done and about to exit as asked; a supervisor's blob: the pickled Outcome.
+    BYE = 10
+    #: Messages are about to become others (map); blob: a JSON list of [token, hop, children].
+    STEP = 11
+    #: A message is about to be dead-lettered (map); blob: a Report, or none and a header that says why.
+    DEAD_LETTERED = 12
+    #: The run ends, and results that the caller was not given are back in their queue.
+    TAKEN_BACK = 13
+
+    #: A child finishes the messages that it holds, and receives no more.
+    DRAIN = 32
+    #: A worker releases the messages that it holds.
+    RELEASE = 33
+    #: The caller is done with results: it was given each and has asked for the next.
+    ACK = 34
+    #: The keeper judges the leases of dead workers.
+    JUDGE = 35
+    #: The keeper looks for drained queues until it can say DRAINED.
+    WATCH = 36
+    #: The keeper judges the leases that are left, and leaves.
+    QUIT = 37
+    #: A worker leaves for a successor after its message. Header ``reason``.
+    REPLACE = 38
+    #: A worker that is to be replaced leaves without its ACKs: the caller waits for its successor's results.
+    LET_GO = 39
+    #: The supervisor kills the workers that still run.
+    HASTEN = 40
+
+
+#: Kinds that a parent hears.
+UP = frozenset(kind for kind in Kind if kind < 32)
+#: Kinds that a child hears.
+DOWN = frozenset(Kind) - UP
 
 
 class BadFrame(Exception):
@@ -74,18 +111,19 @@ class BadFrame(Exception):
 
 
 class FrameTooLarge(ValueError):
-    """A frame that the other side would refuse; nothing of it was sent."""
+    """A frame that the other side would refuse; no byte of it was sent."""
 
 
 class ParentGone(Exception):
-    """Nobody reads the other end any more."""
+    """The other end of the channel is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One thing said: ``header`` holds primitives only."""
+    """One message between a parent and its child."""
 
     kind: Kind
+    #: Primitives only.
     header: dict[str, Any]
     blob: bytes = b""
 
@@ -101,17 +139,16 @@ def pack(kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"")
 
 
 class FrameReader:
-    """Turns a stream of bytes into frames; what is incomplete at its end is dropped with it.
+    """Turns a stream of bytes into frames; a frame that is incomplete at its end is dropped."""
 
-    ``limit``: most bytes of one frame, header and blob.
-    """
-
-    def __init__(self, limit: int = MAX_FRAME) -> None:
+    def __init__(self, kinds: Collection[int], limit: int = MAX_FRAME) -> None:
+        """Accept frames of ``kinds`` alone, with ``limit`` bytes of header and blob at most."""
+        self._kinds = kinds
         self._limit = limit
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Return the frames that ``data`` completes. Raises ``BadFrame``, once what came before it was returned."""
+        """Return the frames that ``data`` completes. Raises ``BadFrame`` after the frames before it were returned."""
         self._buffer += data
         frames: list[Frame] = []
         start = 0
@@ -120,7 +157,7 @@ class FrameReader:
                 frames.append(self._frame(start, end))
                 start = end
         except BadFrame:
-            # What was said before the garbage is often the reason for it; the next call raises.
+            # The frames before the garbage often tell its reason; the next call raises.
             if not frames:
                 raise
         finally:
@@ -131,7 +168,7 @@ class FrameReader:
         if len(self._buffer) - start < _PREFIX.size:
             return None
         kind, head, blob = _PREFIX.unpack_from(self._buffer, start)
-        if kind not in _KINDS or head > MAX_HEADER or head + blob > self._limit:
+        if kind not in self._kinds or head > MAX_HEADER or head + blob > self._limit:
             raise BadFrame(f"kind {kind}, header of {head} bytes, blob of {blob} bytes")
         end = start + _PREFIX.size + int(head) + int(blob)
         return end if end <= len(self._buffer) else None
@@ -149,18 +186,15 @@ class FrameReader:
             return Frame(Kind(kind), header, bytes(view[body + head : end]))
 
 
-_KINDS = frozenset(int(kind) for kind in Kind)
-
-
 class Channel:
     """The child's end: blocks. Any thread may send, one thread receives. Wrap the socket after the fork."""
 
     def __init__(self, sock: socket.socket) -> None:
-        # Not the default when the user called socket.setdefaulttimeout().
+        # The user may have called socket.setdefaulttimeout().
         sock.setblocking(True)
         self._sock = sock
         self._lock = threading.Lock()
-        self._reader = FrameReader()
+        self._reader = FrameReader(DOWN)
         self._frames: deque[Frame] = deque()
 
     def send(self, kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"") -> None:
@@ -170,7 +204,7 @@ class Channel:
             try:
                 self._sock.sendall(data, _SEND_FLAGS)
             except OSError as error:
-                # Also where the user's function closed every descriptor it could find.
+                # The parent is gone, or the user's function has closed this descriptor.
                 raise ParentGone from error
 
     def recv(self) -> Frame | None:
@@ -179,7 +213,7 @@ class Channel:
             try:
                 data = self._sock.recv(_CHUNK)
             except OSError:
-                # The parent closed its end without reading everything we sent, or the user's function closed ours.
+                # The parent closed its end with frames unread, or the user's function closed this descriptor.
                 return None
             if not data:
                 return None
@@ -188,7 +222,7 @@ class Channel:
 
     @property
     def waiting(self) -> bool:
-        """Whether ``recv`` has a frame at hand, of which the descriptor says nothing any more."""
+        """Whether ``recv`` has a frame that is read already, so that the descriptor does not become readable for it."""
         return bool(self._frames)
 
     def fileno(self) -> int:
@@ -196,26 +230,24 @@ class Channel:
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Close this end; the parent reads what was sent, then the end of file."""
+        """Close this end; the parent reads the frames that were sent, then the end of file."""
         self._sock.close()
 
 
 class ParentChannel:
-    """The parent's end of one child: never blocks; one thread.
+    """The parent's end: never blocks; one thread. A supervisor has one for its caller as well, and hears DOWN there."""
 
-    ``eof``: the child's end is closed and everything it sent was read.
-    """
-
-    def __init__(self, sock: socket.socket, limit: int = MAX_FRAME) -> None:
+    def __init__(self, sock: socket.socket, hears: Collection[int] = UP) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._reader = FrameReader(limit)
+        self._reader = FrameReader(hears)
         self._outgoing = bytearray()
         self._deaf = False
+        #: Whether the other end is closed and all its frames were read.
         self.eof = False
 
     def read(self, budget: int = READ_BUDGET) -> list[Frame]:
-        """Return the frames that have arrived; beyond ``budget`` bytes at the next turn. Raises ``BadFrame``."""
+        """Return the frames that have arrived, of ``budget`` bytes at most. Raises ``BadFrame``."""
         frames: list[Frame] = []
         while budget > 0 and not self.eof:
             try:
@@ -229,27 +261,27 @@ class ParentChannel:
             try:
                 frames += self._reader.feed(data)
             except BadFrame:
-                # As in FrameReader: first what was said before it. The reader raises again at the next turn.
+                # As in FrameReader: first the frames before it. The reader raises again at the next turn.
                 if not frames:
                     raise
                 break
         return frames
 
     def queue(self, kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b"") -> None:
-        """Take a frame for ``flush``; dropped when the child does not listen any more."""
+        """Take a frame for ``flush``; dropped once the other end is closed. Raises ``FrameTooLarge``."""
         data = pack(kind, header, blob)
         if not self._deaf:
             self._outgoing += data
 
     def flush(self) -> bool:
-        """Write what the socket takes; True when nothing is left to write."""
+        """Write as much as the socket takes; True: nothing is left to write."""
         while self._outgoing:
             try:
                 sent = self._sock.send(self._outgoing, _SEND_FLAGS)
             except BlockingIOError:
                 return False
             except (BrokenPipeError, ConnectionResetError):
-                # Not the end of file: the last words of a dead child may still be unread.
+                # No end of file yet: frames of a dead child may still be unread.
                 self._deaf = True
                 self._outgoing.clear()
             else:
@@ -258,7 +290,7 @@ class ParentChannel:
 
     @property
     def wants_write(self) -> bool:
-        """Whether ``flush`` has something left to write."""
+        """Whether ``flush`` has bytes left to write."""
         return bool(self._outgoing)
 
     def fileno(self) -> int:
@@ -271,12 +303,12 @@ class ParentChannel:
 
 
 def describe_death(exitcode: int) -> str:
-    """Say how a worker that had booted died: its exit status is the user's, and means nothing of ours."""
+    """Describe the death of a worker that had booted: its exit status is the user's, none of the engine's codes."""
     return describe_exit(exitcode) if exitcode < 0 else f"exit status {exitcode}"
 
 
 def describe_exit(exitcode: int) -> str:
-    """Say in a few words what an exit code (negative: a signal, as in ``Process.exitcode``) means."""
+    """Describe an exit code in a few words; negative: a signal, as in ``Process.exitcode``."""
     if exitcode == EXIT_OK:
         return "clean exit"
     if exitcode > 0:

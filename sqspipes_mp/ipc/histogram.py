@@ -1,43 +1,39 @@
-"""Run times in a histogram of fixed size: one addition per call, percentiles rounded up. Pure; any process.
+"""A histogram of run times: one addition per call, percentiles rounded up. Pure (any process).
 
 Four buckets per doubling, from a microsecond to most of a day.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
 
-_PER_DOUBLING_BITS = 2
-_LEAST_BITS = 10
-#: Words a slot's histogram takes.
+#: Buckets, a word each on the scoreboard.
 BUCKETS = 144
+#: The least run time of each bucket after the first, nanoseconds.
+_BOUNDS = [(4 + index % 4) << (8 + index // 4) for index in range(1, BUCKETS)]
 
-
-def bucket(nanoseconds: int) -> int:
-    """Return the place a run time is counted at."""
-    bits = nanoseconds.bit_length()
-    if bits <= _LEAST_BITS:
-        return 0
-    quarter = (nanoseconds >> (bits - 1 - _PER_DOUBLING_BITS)) & 3
-    return min(((bits - _LEAST_BITS - 1) << _PER_DOUBLING_BITS) + quarter, BUCKETS - 1)
+#: Returns the index of a run time's bucket (nanoseconds). It is C code, since each call is counted.
+bucket: Callable[[int], int] = partial(bisect_right, _BOUNDS)
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
-    """Return the seconds within which ``share`` (0 to 1) of the calls ended, at most a quarter more; None: none."""
+    """Return the seconds within which ``share`` (0 to 1) of the calls ended, at most a quarter more; None: no call."""
     total = sum(counts)
     if not total:
         return None
     wanted = max(1.0, share * total)
     seen = 0
-    for place, count in enumerate(counts):
+    for index, count in enumerate(counts):
         seen += count
         if seen >= wanted:
-            return _upper(place)
+            return _upper(index)
     return _upper(BUCKETS - 1)
 
 
 def duration(seconds: float | None) -> str:
-    """Write a run time for people, in three digits."""
+    """Return a run time in seconds as text of three digits; None: a dash."""
     if seconds is None:
         return "-"
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
@@ -46,7 +42,6 @@ def duration(seconds: float | None) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def _upper(place: int) -> float:
-    """Return the seconds at which a bucket ends: what is shown as reached has been."""
-    doubling, quarter = divmod(place, 4)
-    return float(2 ** (doubling + _LEAST_BITS)) * (1 + (quarter + 1) / 4) / 1e9
+def _upper(index: int) -> float:
+    """Return the seconds at which a bucket ends, so that a percentile is never too low."""
+    return ((4 + (index + 1) % 4) << (8 + (index + 1) // 4)) / 1e9

@@ -1,8 +1,9 @@
-"""The leases of one incarnation of a worker, in shared memory (worker, keeper; the supervisor opens and closes it).
+"""The leases of one incarnation of a worker, in shared memory (worker, keeper, supervisor).
 
-An entry is written by its worker before the message can run, and cleared after its delete was accepted. The keeper
-reads entries while they change, so each carries a generation and a checksum that are checked before and after;
-what it has to say (extended until when, lost) is in words of its own beside them.
+The worker writes a lease's entry before the message can run, and frees it after the delete was accepted. The keeper
+reads entries while they change, so each has a generation and a checksum, which are checked before and after the read.
+The keeper's own words about an entry (extended until, lost) are beside it. The supervisor assigns a region to a worker
+and marks it when the worker is dead.
 """
 
 from __future__ import annotations
@@ -19,57 +20,75 @@ from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.messages.attributes import PACKED_OVERHEAD, Attribute, packed, unpacked
 from sqspipes_mp.messages.limits import MAX_BYTES
 
-#: Where a queue service limits how long a message can be in flight, as SQS does (12 hours from its receive): seconds
-#: before that from which its lease is not extended, and at which a call that still has it is killed, so that there is
-#: time to judge it; at most that share of the limit.
-_UNEXTENDED, _KILLED = (60.0, 1 / 20), (120.0, 1 / 10)
+#: Where a queue service limits how long a message can be in flight, as SQS does (12 hours from its receive; Amazon SQS
+#: Developer Guide, visibility timeout): the time before that limit from which a lease is not extended, in seconds, and
+#: the largest share of the limit that it may be.
+_UNEXTENDED = 60.0, 1 / 20
+#: The same for the time at which a call that still has the message is killed, so that the keeper can judge the lease.
+_KILLED = 120.0, 1 / 10
 
 
 class LeaseState(IntEnum):
-    """Where a message is in its worker."""
+    """How far a message has come in its worker."""
 
+    #: The entry has no message.
     FREE = 0
-    HELD = 1  # received, not started: never charged
-    RUNNING = 2  # in the function
-    DONE = 3  # computed, outputs not accepted yet
-    SENT = 4  # outputs accepted, not deleted yet
-    CLOSING = 5  # its worker is changing its visibility, deleting or dead-lettering it
-    FAILED = 6  # its call raised: charged however its worker ends
-    CHARGING = 7  # as CLOSING, after a call that raised: charged however its worker ends
+    #: Received, not started; never charged.
+    HELD = 1
+    #: In the function.
+    RUNNING = 2
+    #: The function has returned; outputs are not accepted yet.
+    DONE = 3
+    #: Outputs are accepted; the message is not deleted yet.
+    SENT = 4
+    #: The worker is changing the message's visibility, deleting or dead-lettering it.
+    CLOSING = 5
+    #: The call raised; charged whatever the worker's end.
+    FAILED = 6
+    #: As CLOSING, after a call that raised; charged whatever the worker's end.
+    CHARGING = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A consistent copy of one entry. ``received_at`` and ``deadline`` are by ``lease_now``, ``sent_at`` epoch seconds.
+    """A consistent copy of one entry."""
 
-    ``started_at``: monotonic seconds; infinite while a generator waits for what it gave to be sent, which counts
-    towards no timeout.
-    ``company``: its call has other messages as well (a batch), so that none of them can be told guilty.
-    """
-
+    #: The entry's number in its region.
     index: int
+    #: The number of the entry's message, counting those that the entry has had.
     generation: int
     state: LeaseState
     handle: Handle
+    #: The message's FIFO group.
     group: str | None
+    #: Deliveries of the message, this one included.
     receives: int
+    #: Attempts charged before this delivery.
     charges: int
+    #: When the message was received, seconds of ``lease_now``.
     received_at: float
+    #: When the lease ends, seconds of ``lease_now``.
     deadline: float
+    #: When the message was sent, epoch seconds; 0: not known.
     sent_at: float
+    #: When the call began, monotonic seconds; infinite while a generator waits for a yield to be sent, which counts
+    #: towards no timeout.
     started_at: float
+    #: Whether the keeper has extended the lease.
     extended: bool
+    #: Whether the keeper has found the receipt stale.
     lost: bool
+    #: Whether the call has other messages as well (a batch), so that none of them is to blame.
     company: bool = False
 
 
 def extended_until(lease: Lease, longest: float | None) -> float:
-    """Return the time past which a lease cannot be extended (``lease_now``), by its broker's ``longest_hold``."""
+    """Return the time past which a lease is not extended, seconds of ``lease_now``; ``longest``: ``longest_hold``."""
     return _before_the_end(lease, longest, *_UNEXTENDED)
 
 
 def killed_at(lease: Lease, longest: float | None) -> float:
-    """Return when a call that still has the message is killed for that (``lease_now``); infinite without a limit."""
+    """Return when a call that still has the message is killed, seconds of ``lease_now``; infinite without a limit."""
     return _before_the_end(lease, longest, *_KILLED)
 
 
@@ -79,24 +98,33 @@ def _before_the_end(lease: Lease, longest: float | None, seconds: float, share: 
 
 #: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.
 LEASES = 512
-_RECEIPT = (
-    1024  # Amazon SQS Developer Guide, queue and message identifiers: a receipt handle has up to 1,024 characters
-)
+#: Bytes of a receipt handle (Amazon SQS Developer Guide, queue and message identifiers: up to 1,024 characters).
+_RECEIPT = 1024
+#: Bytes of a message id.
 _ID = 128
-_GROUP = 128  # Amazon SQS API Reference, SendMessage: MessageGroupId has up to 128 characters
-_FIXED = struct.Struct("<IHHHHIIddd")  # generation, queue, lengths of receipt, id, group, receives, charges, 3 times
+#: Bytes of a FIFO group (Amazon SQS API Reference, SendMessage, MessageGroupId: up to 128 characters).
+_GROUP = 128
+#: Generation, queue, lengths of receipt, id and group, receives, charges, received at, deadline, sent at.
+_FIXED = struct.Struct("<IHHHHIIddd")
 _TEXT_AT = 64
 _CRC_AT = _TEXT_AT + _RECEIPT + _ID + _GROUP
 _ENTRY = _CRC_AT + 64
 _CRC = struct.Struct("<I")
-_STATE = _CRC_AT + 8  # worker: a byte
-_COMPANY = _CRC_AT + 9  # worker: a byte, 1 where one call has several messages (a batch)
-_STARTED = _CRC_AT + 16  # worker: monotonic s, when the function began; infinite while it is kept waiting
-_KEPT_GENERATION = _CRC_AT + 24  # keeper: which generation the two below speak of
-_KEPT_UNTIL = _CRC_AT + 32  # keeper: until when (lease_now) the lease was extended
-_KEPT_LOST = _CRC_AT + 40  # keeper: a byte
+#: Worker: a byte, one of LeaseState.
+_STATE = _CRC_AT + 8
+#: Worker: a byte, 1 where one call has several messages (a batch).
+_COMPANY = _CRC_AT + 9
+#: Worker: when the call began, monotonic seconds; infinite while its clock is stopped.
+_STARTED = _CRC_AT + 16
+#: Keeper: the generation of the two words below.
+_KEPT_GENERATION = _CRC_AT + 24
+#: Keeper: the end of the extended lease, seconds of ``lease_now``.
+_KEPT_UNTIL = _CRC_AT + 32
+#: Keeper: a byte, 1 where the receipt is stale.
+_KEPT_LOST = _CRC_AT + 40
 _U32 = struct.Struct("<I")
-_F64 = struct.Struct("d")  # native: packed in one store, for whoever reads it meanwhile
+#: Native, which packs in one store: other processes read the word meanwhile.
+_F64 = struct.Struct("d")
 
 _HEADER = 128
 _STACK_AT = _HEADER + LEASES * _ENTRY
@@ -104,62 +132,82 @@ _STACK_AT = _HEADER + LEASES * _ENTRY
 STACK_BYTES = 16_384
 REGION_BYTES = _STACK_AT + STACK_BYTES
 _BODY_HEADER = 16
-_SEAT = -(-(_BODY_HEADER + MAX_BYTES + PACKED_OVERHEAD) // 64) * 64  # header, body, attributes
+#: Bytes of a lane, which keeps the running message of one call: header, body, attributes.
+_LANE = -(-(_BODY_HEADER + MAX_BYTES + PACKED_OVERHEAD) // 64) * 64
 
-# Header words.
-_ASSIGNED = 0  # supervisor: number of the worker this region belongs to (counting up)
-_DIED = 1  # supervisor: = assigned once that worker is dead for certain
-_JUDGED = 2  # keeper: = assigned once it has judged all leases
-_SLOT = 3  # supervisor
-_CAUSE = 4  # supervisor: one of Cause
-_EXITCODE = 5  # supervisor: exit code + 256 (a signal is negative)
-_WORKER_PID = 6  # supervisor
-_BLAMED = 7  # supervisor: the call it is about to kill its worker for: generation, Cause and entry index + 1
-_STACK_SIZE = 8  # supervisor: bytes of the stack dump
+# Header words; beside each the process that writes it.
+#: Supervisor: the number of the region's worker, counted up with each.
+_ASSIGNED = 0
+#: Supervisor: as ``_ASSIGNED`` once that worker is dead for certain.
+_DIED = 1
+#: Keeper: as ``_ASSIGNED`` once all leases of that worker are judged.
+_JUDGED = 2
+#: Supervisor: the worker's slot.
+_SLOT = 3
+#: Supervisor: one of Cause.
+_CAUSE = 4
+#: Supervisor: exit code + 256; a signal is negative.
+_EXITCODE = 5
+#: Supervisor: the worker's pid.
+_WORKER_PID = 6
+#: Supervisor: the call that the worker is about to be killed for: generation, Cause, entry index + 1.
+_BLAMED = 7
+#: Supervisor: bytes of the stack dump.
+_STACK_SIZE = 8
 
 
 class Cause(IntEnum):
     """Why a worker is dead."""
 
-    CLEAN = 0  # it ended as asked
-    CRASH = 1  # signal, os._exit, kernel
-    TIMEOUT = 2  # killed: a call outlived its task's timeout
-    MEMORY = 3  # killed: over its memory limit
-    CUT = 4  # killed: shutdown grace was over; nobody's fault
-    FULL = 5  # killed: the container was nearly full of what this worker has gained
-    ROOM = 6  # killed to make room in the container; no more its fault than others'
-    HOLD = 7  # killed: a call had its message for nearly as long as the queue service lets one be in flight
+    #: The worker left as asked.
+    CLEAN = 0
+    #: A signal, ``os._exit``, or the kernel.
+    CRASH = 1
+    #: Killed: a call outlived its task's timeout.
+    TIMEOUT = 2
+    #: Killed: over its memory limit.
+    MEMORY = 3
+    #: Killed: the grace of the shutdown was over; no message is to blame.
+    CUT = 4
+    #: Killed: the container was nearly full, most of it gained by the worker.
+    FULL = 5
+    #: Killed to make room in the container; other workers had no less of it.
+    ROOM = 6
+    #: Killed: a call had its message for nearly as long as the queue service lets one be in flight.
+    HOLD = 7
 
 
-#: A call that is blamed for one of these does not count, whatever it gives.
+#: Causes for which the late call does not count, even where it returns.
 _LATE = frozenset({Cause.TIMEOUT, Cause.HOLD})
 
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """A call that a worker is killed for: which entry, which of its generations, and why."""
+    """The mark on a call that a worker is killed for."""
 
+    #: The number of the call's entry.
     index: int
+    #: The entry's generation.
     generation: int
     cause: Cause
 
     def means(self, lease: Lease) -> bool:
-        """Tell whether the call is this lease's, and not an earlier one's in the same entry."""
+        """Tell whether the mark is on this lease's call, and not on an earlier one in the same entry."""
         return (self.index, self.generation) == (lease.index, lease.generation)
 
 
 def body_bytes(calls: int) -> int:
-    """Return the bytes that the bodies of so many running messages need, attributes included."""
-    return calls * _SEAT
+    """Return the bytes that the lanes of one worker need; ``calls``: those that it runs at once."""
+    return calls * _LANE
 
 
 def id_digest(message_id: str) -> bytes:
-    """Return the 16 bytes a message is known by in the charge tables."""
+    """Return the 16 bytes that identify a message in the charge tables."""
     return hashlib.blake2b(message_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class LeaseTable:
-    """One region: a view of the board."""
+    """One region of the board: the leases of one worker, and a lane for each call that it runs at once."""
 
     def __init__(self, view: memoryview, index: int) -> None:
         self.index = index
@@ -167,7 +215,7 @@ class LeaseTable:
         self._words = view[:_HEADER].cast("Q")
 
     def release(self) -> None:
-        """Look at the board no more."""
+        """Drop the view of the board."""
         self._words.release()
         self._view.release()
 
@@ -175,6 +223,7 @@ class LeaseTable:
 
     @property
     def free(self) -> bool:
+        """Whether no worker has the region, and all leases in it are judged."""
         return self._words[_ASSIGNED] == self._words[_JUDGED]
 
     def assign(self, slot: int) -> None:
@@ -186,17 +235,24 @@ class LeaseTable:
         self._words[_ASSIGNED] += 1
 
     def blame(self, lease: Lease, cause: Cause) -> None:
-        """Say which call its worker is about to be killed for, and why; before anything is done about it."""
+        """Mark the call that the worker is about to be killed for; before any step of the kill."""
         self._words[_BLAMED] = lease.generation << 32 | cause << 16 | (lease.index + 1)
 
     def runs(self, lease: Lease) -> bool:
-        """Tell whether a call of a moment ago runs still."""
+        """Tell whether a call that was read a moment ago runs still."""
         base = _HEADER + lease.index * _ENTRY
         same = _U32.unpack_from(self._view, base)[0] == lease.generation
         return bool(same and self._view[base + _STATE] == LeaseState.RUNNING)
 
     def mark_dead(self, cause: Cause, exitcode: int, pid: int, stack: bytes = b"") -> None:
-        """Say that its worker is dead, for certain (reaped); ``stack``: what it was doing."""
+        """Note that the worker is dead for certain (reaped).
+
+        Args:
+            cause: of its death.
+            exitcode: as ``Process.exitcode``; negative: a signal.
+            pid: the worker's.
+            stack: its call's stack; ``STACK_BYTES`` of it are kept.
+        """
         kept = stack[:STACK_BYTES]
         self._view[_STACK_AT : _STACK_AT + len(kept)] = kept
         self._words[_STACK_SIZE] = len(kept)
@@ -209,27 +265,30 @@ class LeaseTable:
 
     @property
     def live(self) -> bool:
+        """Whether a worker has the region and is not known to be dead."""
         return not self.free and self._words[_DIED] != self._words[_ASSIGNED]
 
     @property
     def to_judge(self) -> bool:
+        """Whether the worker is dead and its leases are not judged."""
         return not self.free and self._words[_DIED] == self._words[_ASSIGNED]
 
     @property
     def slot(self) -> int:
+        """The worker's slot."""
         return self._words[_SLOT]
 
     @property
     def death(self) -> tuple[Cause, int, int]:
-        """(cause, exit code, pid) of the dead worker."""
+        """The dead worker's cause, exit code and pid."""
         words = self._words
         return Cause(words[_CAUSE]), words[_EXITCODE] - 256, words[_WORKER_PID]
 
     @property
     def blamed(self) -> Blame | None:
-        """The call that its worker was, or is about to be, killed for; None where no single call is to blame.
+        """The mark on the call that the worker was, or is about to be, killed for; None: no single call is to blame.
 
-        A call that came back by itself is blamed no longer once its lease is over.
+        The mark on a call that came back by itself ends with its lease.
         """
         word = self._words[_BLAMED]
         if not word:
@@ -241,22 +300,23 @@ class LeaseTable:
 
     @property
     def stack(self) -> str:
-        """The dead worker's stack dump, if there is one."""
+        """The dead worker's stack; empty where it is not known."""
         size = min(self._words[_STACK_SIZE], STACK_BYTES)
         return bytes(self._view[_STACK_AT : _STACK_AT + size]).decode("utf-8", "replace")
 
     def mark_judged(self) -> None:
+        """Free the region: all leases of the dead worker are judged."""
         self._words[_JUDGED] = self._words[_ASSIGNED]
 
     def keep(self, lease: Lease, until: float) -> None:
-        """Note that a lease was extended to ``until`` (``lease_now``)."""
+        """Note that a lease was extended to ``until``, seconds of ``lease_now``."""
         base = _HEADER + lease.index * _ENTRY
         _F64.pack_into(self._view, base + _KEPT_UNTIL, until)
         self._view[base + _KEPT_LOST] = 0
         _U32.pack_into(self._view, base + _KEPT_GENERATION, lease.generation)
 
     def lose(self, lease: Lease) -> None:
-        """Note that a lease's receipt is no longer valid."""
+        """Note that a lease's receipt is stale."""
         base = _HEADER + lease.index * _ENTRY
         _F64.pack_into(self._view, base + _KEPT_UNTIL, 0.0)
         self._view[base + _KEPT_LOST] = 1
@@ -270,10 +330,17 @@ class LeaseTable:
         queue: int,
         handle: Handle,
         group: str | None,
-        counts: tuple[int, int],
-        times: tuple[float, float, float],
+        *,
+        receives: int,
+        charges: int,
+        received_at: float,
+        deadline: float,
+        sent_at: float,
     ) -> None:
-        """Write entry ``index`` as HELD. ``counts``: receives, charges; ``times``: received, deadline, sent."""
+        """Write entry ``index`` as HELD; ``queue``: its index in the plan's names, and the rest as of ``Lease``.
+
+        Raises ``ValueError`` for a receipt handle, id or group that does not fit.
+        """
         receipt, ident = handle.receipt.encode(), handle.message_id.encode()
         tag = (group or "").encode()
         if len(receipt) > _RECEIPT or len(ident) > _ID or len(tag) > _GROUP:
@@ -281,8 +348,10 @@ class LeaseTable:
         base = _HEADER + index * _ENTRY
         view = self._view
         generation = (_U32.unpack_from(view, base)[0] + 1) & 0xFFFFFFFF
-        lengths = len(receipt), len(ident), len(tag)
-        _FIXED.pack_into(view, base, generation, queue, *lengths, *counts, *times)
+        _FIXED.pack_into(
+            view, base, generation, queue, len(receipt), len(ident), len(tag), receives, charges,
+            received_at, deadline, sent_at,
+        )  # fmt: skip
         text = receipt + ident + tag
         start = base + _TEXT_AT
         view[start : start + len(text)] = text
@@ -291,9 +360,11 @@ class LeaseTable:
         view[base + _STATE] = LeaseState.HELD
 
     def state(self, index: int) -> LeaseState:
+        """Return the state of entry ``index``."""
         return LeaseState(self._view[_HEADER + index * _ENTRY + _STATE])
 
     def set_state(self, index: int, state: LeaseState) -> None:
+        """Write the state of entry ``index``."""
         self._view[_HEADER + index * _ENTRY + _STATE] = state
 
     def finish(self, index: int) -> Cause | None:
@@ -305,10 +376,15 @@ class LeaseTable:
         self._view[_HEADER + index * _ENTRY + _STATE] = LeaseState.DONE
         return self.late_for(index) if self._words[_BLAMED] else None
 
-    def start(self, index: int, now: float, call: int, body: str, attributes: Sequence[Attribute] = ()) -> None:
-        """Mark entry ``index`` as running in call seat ``call``, with a copy of its body for the keeper.
+    def start(self, index: int, now: float, lane: int, body: str, attributes: Sequence[Attribute] = ()) -> None:
+        """Mark entry ``index`` as running from ``now`` (monotonic seconds), with a copy of its body for the keeper.
 
-        ``attributes``: those that the body goes with. What does not fit with them is not copied.
+        Args:
+            index: the entry's number.
+            now: when the call begins.
+            lane: the number of the call among those that run at once.
+            body: the message's.
+            attributes: the message's; a body that does not fit with them is not copied.
         """
         raw = body.encode("utf-8", "surrogatepass")
         size, rest = len(raw), 0
@@ -316,9 +392,9 @@ class LeaseTable:
             extra = packed(attributes)
             rest = len(extra)
             raw += extra
-        at = REGION_BYTES + call * _SEAT
+        at = REGION_BYTES + lane * _LANE
         base = _HEADER + index * _ENTRY
-        if _BODY_HEADER + size + rest > _SEAT:
+        if _BODY_HEADER + size + rest > _LANE:
             size = rest = 0
         struct.pack_into("<IIII", self._view, at, index, _U32.unpack_from(self._view, base)[0], size, rest)
         self._view[at + _BODY_HEADER : at + _BODY_HEADER + size + rest] = raw[: size + rest]
@@ -327,25 +403,25 @@ class LeaseTable:
         self._view[base + _STATE] = LeaseState.RUNNING
 
     def start_together(self, index: int, now: float) -> None:
-        """Mark entry ``index`` as running in one call with others; no body is kept, for none of them can be blamed."""
+        """Mark entry ``index`` as running in one call with others; none is to blame, so no body is kept."""
         base = _HEADER + index * _ENTRY
         _F64.pack_into(self._view, base + _STARTED, now)
         self._view[base + _COMPANY] = 1
         self._view[base + _STATE] = LeaseState.RUNNING
 
     def pause(self, index: int) -> float:
-        """Stop the clock of a running call, which goes on running; return when it began (monotonic s)."""
+        """Stop the clock of a running call, which goes on running; return when it began, monotonic seconds."""
         at = _HEADER + index * _ENTRY + _STARTED
         started: float = _F64.unpack_from(self._view, at)[0]
         _F64.pack_into(self._view, at, math.inf)
         return started
 
     def resume(self, index: int, started: float) -> None:
-        """Have the clock of a paused call go on as if it had begun at ``started``."""
+        """Have the clock of a paused call go on as if the call had begun at ``started`` (monotonic seconds)."""
         _F64.pack_into(self._view, _HEADER + index * _ENTRY + _STARTED, started)
 
     def late_for(self, index: int) -> Cause | None:
-        """Return why the supervisor has marked the call of entry ``index`` as late; None: it has not."""
+        """Return the cause for which the supervisor has marked the call of entry ``index`` as late; None: no mark."""
         word = self._words[_BLAMED]
         if not word or (word & 0xFFFF) != index + 1:
             return None
@@ -354,20 +430,23 @@ class LeaseTable:
         return cause if same and cause in _LATE else None
 
     def lost(self, index: int) -> bool:
-        """Tell whether the keeper found the lease at ``index`` lost."""
+        """Tell whether the keeper has found the receipt of entry ``index`` stale."""
         base = _HEADER + index * _ENTRY
         same = _U32.unpack_from(self._view, base + _KEPT_GENERATION) == _U32.unpack_from(self._view, base)
         return bool(same and self._view[base + _KEPT_LOST])
 
     def deadline(self, index: int) -> float:
-        """Return until when (``lease_now``) the lease at ``index`` is known to hold."""
+        """Return when the lease of entry ``index`` ends, seconds of ``lease_now``; 0 where it cannot be read."""
         lease = self.read(index)
         return lease.deadline if lease else 0.0
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def read(self, index: int, queues: tuple[str, ...] = ()) -> Lease | None:
-        """Return a consistent copy of entry ``index``; None if it is free or was changing."""
+        """Return a consistent copy of entry ``index``; None where it is free or was changing.
+
+        ``queues``: the plan's names, for the handle.
+        """
         base = _HEADER + index * _ENTRY
         state = self._view[base + _STATE]
         if state == LeaseState.FREE:
@@ -378,7 +457,7 @@ class LeaseTable:
         text = raw[_TEXT_AT : _TEXT_AT + a + b + c]
         if _CRC.unpack_from(raw, _CRC_AT)[0] != zlib.crc32(text, zlib.crc32(raw[: _FIXED.size])):
             return None
-        # Both copies: an entry may have been freed, written anew and brought to the same state in between.
+        # Both copies: the entry may have been freed, written anew and brought to the same state in between.
         if raw[_STATE] != state or self._view[base + _STATE] != state:
             return None
         if _U32.unpack_from(self._view, base)[0] != generation:
@@ -403,25 +482,25 @@ class LeaseTable:
         )
 
     def leases(self, queues: tuple[str, ...]) -> Iterator[Lease]:
-        """Yield all entries in use; those changing this very moment are left out."""
+        """Yield the leases of all entries in use, but for those that are changing."""
         states = bytes(self._view[_HEADER + _STATE : _HEADER + LEASES * _ENTRY : _ENTRY])
         for index, state in enumerate(states):
             if state and (lease := self.read(index, queues)) is not None:
                 yield lease
 
     def body(self, lease: Lease, calls: int) -> str | None:
-        """Return the body of a running message; None if it is not there."""
+        """Return the body of a running message; None where it was not copied."""
         found = self._copy(lease, calls)
         return None if found is None else found[0].decode("utf-8", "surrogatepass")
 
     def attributes(self, lease: Lease, calls: int) -> tuple[Attribute, ...]:
-        """Return the attributes that the body of a running message goes with."""
+        """Return the attributes of a running message; none where they were not copied."""
         found = self._copy(lease, calls)
         return () if found is None else unpacked(found[1])
 
     def _copy(self, lease: Lease, calls: int) -> tuple[bytes, bytes] | None:
-        for call in range(calls):
-            at = REGION_BYTES + call * _SEAT
+        for lane in range(calls):
+            at = REGION_BYTES + lane * _LANE
             index, generation, size, rest = struct.unpack_from("<IIII", self._view, at)
             if index == lease.index and generation == lease.generation and size:
                 raw = bytes(self._view[at + _BODY_HEADER : at + _BODY_HEADER + size + rest])

@@ -1,11 +1,11 @@
 """A file lock: one ``map`` per pipeline on SQLite. The kernel frees it when its holders die (caller, supervisor).
 
 Two maps would take each other's results. The lock is ``flock`` on a file of its own beside the database, one per
-domain: a row would outlive a crash, and closing a descriptor of the database itself would drop SQLite's own locks. The
-file is never unlinked: who waits to open it and who holds it would then mean two different files.
+domain. A row in the database would outlive a crash, and closing a descriptor of the database would drop SQLite's own
+locks. The file is never unlinked: a process that opens it and the holder would then have two different files.
 
-Its holders are the caller and its supervisor, so that either may be killed while the other still has messages in hand.
-Every other fork closes it. What is written in the file is for people and decides nothing.
+The holders are the caller and its supervisor, so that either may be killed while the other still has messages in hand.
+Every other fork closes the lock. The file's text is for people and decides nothing.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.errors import BrokerError, MapRunning
 from sqspipes_mp.host import forks
 
-#: Longest text of a lock file that is read, bytes.
+#: Most bytes of a lock file's text that are read.
 _MOST = 500
 
 
 class MapLock:
-    """Held from its making on, until ``release`` or the end of the last process that has it."""
+    """The lock of one domain, held from its making until ``release`` or the death of its last holder."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        #: The thread that forks the one child which keeps it.
+        #: The thread that forks the one child that keeps the lock.
         self._heirs_parent: int | None = None
         forks.protect(self)
 
     @classmethod
     def take(cls, broker: Broker, domain: str, what: str) -> Self | None:
-        """Take the lock for ``what`` is to be done; None where there is none (SQS).
+        """Take the lock of ``domain`` for a method of the engine, ``what``; None where the broker has no locks (SQS).
 
-        ``map`` is alone; whatever else is done only keeps maps out. Raises ``MapRunning`` and ``BrokerError``.
+        ``map`` excludes all other holders; another method excludes maps. Raises ``MapRunning`` and ``BrokerError``.
         """
         broker.check()
         path = broker.lock_file(domain)
         if path is None:
             return None
         alone = what == "map"
-        # No fork in between: its child would have the descriptor and not know of it.
+        # No fork before the lock is protected: the child would keep the descriptor.
         with forks.postponed():
             try:
                 fd = _open(path)
@@ -71,20 +71,20 @@ class MapLock:
         return lock
 
     def sign(self, pid: int | None, supervisor: int | None = None) -> None:
-        """Write down who holds it and since when; None: nobody says so."""
+        """Write the holders and the time into the file; None: the file is empty."""
         text = ""
         if pid is not None:
             also = "" if supervisor is None else f" with its supervisor {supervisor}"
             now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             text = f"pid {pid}{also} on {socket.gethostname()} since {now}"
-        # A full disk, say, or a file of another user's: the lock holds without it.
+        # The lock holds without its text, on a full disk say, or in another user's file.
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, text.encode(), 0)
 
     @contextlib.contextmanager
     def bequeathed(self) -> Iterator[None]:
-        """Let the child that this thread forks in the block keep it, too."""
+        """Let the child that this thread forks in the block keep the lock as well."""
         self._heirs_parent = threading.get_ident()
         try:
             yield
@@ -92,27 +92,27 @@ class MapLock:
             self._heirs_parent = None
 
     def release(self) -> None:
-        """Let go of it for every process: the supervisor is reaped, or was never started."""
+        """Free the lock for every process: the supervisor is reaped, or was never started."""
         if self._fd < 0:
             return
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
-        # Not by closing alone: a program that another thread is just starting has the descriptor for a moment.
+        # Closing is not enough: a program that another thread is starting has the descriptor for a moment.
         with contextlib.suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self.close()
 
     def close(self) -> None:
-        """Let go of it here; another holder keeps it."""
+        """Close the lock in this process; the other holder keeps it."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def hold(self, patience: float) -> None:
-        """Before a fork: nothing."""
+        """Do nothing before a fork."""
 
     def resume(self, *, child: bool) -> None:
-        """After a fork: the supervisor keeps it, any other child does not."""
+        """Close the lock in a forked ``child``, but for the supervisor."""
         if not child:
             return
         if self._heirs_parent == threading.get_ident():
@@ -121,13 +121,13 @@ class MapLock:
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Only while multiprocessing starts the supervisor (forkserver, spawn): the descriptor travels with it.
+        # Only multiprocessing pickles a lock, to start the supervisor by forkserver or spawn; its descriptor goes too.
         return _attach, (reduction.DupFd(self._fd),)
 
 
 @contextlib.contextmanager
 def no_map(broker: Broker, domain: str, what: str) -> Iterator[None]:
-    """Keep maps from beginning during the block. Raises ``MapRunning`` where one is under way."""
+    """Keep maps of ``domain`` from beginning during the block. Raises ``MapRunning``, ``BrokerError``."""
     lock = MapLock.take(broker, domain, what)
     try:
         yield
@@ -141,12 +141,12 @@ def _open(path: str) -> int:
     try:
         return os.open(path, flags | os.O_RDWR, 0o666)
     except PermissionError:
-        # Made by another user of the database: enough to lock it, not to sign it.
+        # Another user's file: it can be locked, but not written.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _attach(handle: Any) -> MapLock:
     fd = handle.detach()
-    # It came through an exec, which kept it open; no other is to get it.
+    # The descriptor came through an exec, which kept it open; the next exec must not.
     os.set_inheritable(fd, False)
     return MapLock(fd)

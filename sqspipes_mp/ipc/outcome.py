@@ -1,4 +1,4 @@
-"""How a run ended, in a form that can cross a process boundary, and its effect on the caller."""
+"""The outcome of a run, in a form that crosses process boundaries, and its effect on the caller (any process)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from sqspipes_mp.ipc.summary import Summary
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``report``: a child's exception; ``error``: the engine's own; ``signal``: the signal that ended the run.
-
-    ``note``: what the exception of a failed run is to say besides.
-    """
+    """The end of a run."""
 
     summary: Summary
+    #: A child's exception that ended the run.
     report: Report | None = None
+    #: The engine's own error that ended the run.
     error: SqsPipesError | None = None
+    #: The signal that ended the run.
     signal: int | None = None
+    #: A note for the exception of a failed run.
     note: str | None = None
 
     @property
@@ -29,10 +30,9 @@ class Outcome:
         return self.report is not None or self.error is not None or self.signal == signal.SIGINT
 
     def exception(self) -> BaseException:
-        """Return what to raise: what ended the run, KeyboardInterrupt with the ``summary`` for SIGINT.
+        """Return the exception of a failed run; for SIGINT a KeyboardInterrupt with the ``summary``.
 
-        For the public method to raise itself: each function it passes through is one more frame that the user reads
-        before those of the task.
+        The public method raises it: each function in between would be a frame that the user reads before the task's.
         """
         error = rebuild(self.report) if self.report is not None else self.error
         if error is not None:

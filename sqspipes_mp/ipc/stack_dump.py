@@ -1,4 +1,4 @@
-"""Where a worker's last stack is written: by itself on a fatal signal, or when the supervisor asks before a kill."""
+"""A worker's stack before its end: written on a fatal signal, or when the supervisor asks before a kill."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import tempfile
 from multiprocessing import reduction
 from typing import Any
 
-#: Asks a worker for its stack; answered even while C code holds the GIL.
+#: The signal that asks a worker for its stack; faulthandler answers even while C code holds the GIL.
 DUMP = signal.SIGUSR1
-#: Read of a dump at most: faulthandler stops at 100 frames per thread and 100 threads.
+#: Most bytes read of a dump; faulthandler stops at 100 frames per thread and 100 threads.
 _MOST = 1 << 20
-#: The frame that calls the user's function; everything below it is the engine's.
+#: The file of the frame that calls the user's function; the frames below it are the engine's.
 _OUR_FRAME = f"{os.sep}sqspipes_mp{os.sep}worker{os.sep}run{os.sep}function.py"
 
 
@@ -31,38 +31,40 @@ class StackFile:
                 self._fd = os.dup(file.fileno())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Only while multiprocessing starts a child (forkserver, spawn): the descriptor travels with it.
+        # Only multiprocessing pickles a file, to start a child by forkserver or spawn; the descriptor goes along.
         return _attach, (reduction.DupFd(self._fd),)
 
     def fileno(self) -> int:
+        """Return the file's descriptor."""
         return self._fd
 
     def arm(self) -> None:
-        """In the worker: have fatal signals, and ``DUMP``, write the stacks of all threads here."""
+        """Have fatal signals, and ``DUMP``, write the stacks of all threads of this process here (worker)."""
         faulthandler.enable(self._fd, all_threads=True)
         faulthandler.register(DUMP, file=self._fd, all_threads=True)
 
     @property
     def begun(self) -> bool:
-        """Whether anything was written yet."""
+        """Whether the worker has written to the file."""
         return os.fstat(self._fd).st_size > 0
 
     def read(self) -> str:
-        """Return the dump, reduced to what the user's code was doing; empty if there is none."""
+        """Return the frames of the user's code; empty where no stack was written."""
         return users_part(os.pread(self._fd, _MOST, 0).decode("utf-8", "replace"))
 
     def clear(self) -> None:
-        """Forget what was written: its worker lives on."""
+        """Drop the stack of a worker that lives on."""
         os.ftruncate(self._fd, 0)
-        # The worker's descriptor is a copy of this one, so it writes at the beginning again.
+        # The worker's descriptor shares this one's offset, so its next dump begins the file.
         os.lseek(self._fd, 0, os.SEEK_SET)
 
     def close(self) -> None:
+        """Close the file in this process."""
         os.close(self._fd)
 
 
 def users_part(dump: str) -> str:
-    """Keep of faulthandler's dump the error and the frames of the threads that run the user's function, above ours."""
+    """Reduce faulthandler's dump to its error and the frames of the user's function; without any, return all of it."""
     head, *threads = re.split(r"^(?=Current thread |Thread )", dump, flags=re.MULTILINE)
     kept = [before for before, ours, _ in (thread.partition(_OUR_FRAME) for thread in threads) if ours]
     if not kept:

@@ -1,4 +1,4 @@
-"""What a run did, for its caller (any process)."""
+"""The summary of a run: its stages' counters, for the caller (any process)."""
 
 from __future__ import annotations
 
@@ -11,69 +11,81 @@ from sqspipes_mp.ipc.scoreboard import (
     CALL_STARTED,
     DEAD,
     DONE,
-    DROPPED,
     FAILED,
     KEEPER_CHARGED,
     KEEPER_DEAD,
+    OUTPUTS_DROPPED,
     RETRIED,
     RUNNING,
     WAITING,
     Scoreboard,
+    SlotField,
 )
 from sqspipes_mp.pipeline.plan import RunPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What one stage's counters say at one moment.
+    """One stage's counters at one moment."""
 
-    ``room``: calls that may run at once; ``waiting``: messages in its input queues that nobody has received, None where
-    that was not counted; ``running``: calls; ``busy``: seconds spent in the function by all its workers so far.
-    """
-
+    #: The stage's.
     name: str
     workers: int
+    #: Calls that may run at once.
     room: int
+    #: Messages in the input queues that nobody has received; None: not counted.
     waiting: int | None = None
+    #: Calls running now.
     running: int = 0
+    #: Messages done so far; a source's calls.
     done: int = 0
+    #: Calls that failed so far.
     failed: int = 0
+    #: Messages dead-lettered so far.
     dead: int = 0
+    #: Seconds in the function so far, of all workers together.
     busy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A reading with what it takes two to know: ``per_second`` (messages done), ``busy`` (share of the workers' time,
-    0 to 1), ``eta`` (seconds until what is left is through at this pace; None: nobody can tell).
-    """
+    """A reading with the rates since an earlier one."""
 
     reading: Reading
+    #: Messages done per second.
     per_second: float
+    #: Share of the workers' time spent in the function, 0 to 1.
     busy: float
+    #: Seconds until all waiting messages are done at this pace; None: not known.
     eta: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSummary:
-    """One stage's part: messages ``done`` (a source's calls), calls ``failed``, messages ``retried`` and ``dead``,
-    outputs ``dropped`` (and messages for which ``decode`` gave None); ``busy``: the share of its workers' time (with
-    ``threads``: each thread's) spent in the function, 0 to 1; ``p50`` and ``p95``: seconds within which half and 95 %
-    of its calls ended, rounded up by at most a quarter, None before the first; ``running``: calls just now;
-    ``per_second``: messages done per second lately, once the run has ended in all of it.
-    """
+    """One stage's part of a run."""
 
+    #: The stage's.
     name: str
     workers: int
+    #: Messages done; a source's calls.
     done: int
+    #: Calls that failed.
     failed: int
+    #: Messages made visible again after a failure.
     retried: int
+    #: Messages dead-lettered.
     dead: int
+    #: Outputs dropped (None, EmptyTaskOutput), and messages for which ``decode`` gave None.
     dropped: int
+    #: Share of the workers' time (with ``threads``: of each thread's) spent in the function, 0 to 1.
     busy: float
+    #: Seconds within which half of the calls ended, rounded up by a quarter at most; None before the first.
     p50: float | None = None
+    #: Seconds within which 95 % of the calls ended, rounded up by a quarter at most; None before the first.
     p95: float | None = None
+    #: Calls running now.
     running: int = 0
+    #: Messages done per second: lately, and in the whole run once it has ended.
     per_second: float = 0.0
 
     def __str__(self) -> str:
@@ -90,14 +102,17 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """``reason``: "drained", "ended", "stopped", "closed" or the name of the signal; ``seconds``: how long it ran."""
+    """A run's reason to end, duration and stages."""
 
+    #: "drained", "ended", "stopped", "closed", "failed", or the name of the signal.
     reason: str
+    #: The run's duration.
     seconds: float
+    #: In the pipeline's order.
     stages: tuple[StageSummary, ...]
 
     def __getitem__(self, name: str) -> StageSummary:
-        """Return one stage's part by its name."""
+        """Return one stage's part by its name. Raises ``KeyError``."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -108,23 +123,30 @@ class Summary:
 
     @property
     def dead(self) -> int:
-        """Messages dead-lettered in all stages."""
+        """Messages dead-lettered, of all stages together."""
         return sum(stage.dead for stage in self.stages)
 
 
 def summarize(plan: RunPlan, board: Scoreboard, reason: str, seconds: float) -> Summary:
-    """Read the scoreboard."""
+    """Read the summary of a run off the scoreboard; ``seconds``: the run's duration."""
     return Summary(reason=reason, seconds=seconds, stages=stage_summaries(plan, board, seconds))
 
 
 def stage_summaries(
     plan: RunPlan, board: Scoreboard, seconds: float, rows: Sequence[Row] = ()
 ) -> tuple[StageSummary, ...]:
-    """Read each stage's counters; ``seconds``: the time its workers have had; ``rows``: its pace while it runs."""
+    """Read each stage's summary off the scoreboard.
+
+    Args:
+        plan: the run's.
+        board: the run's.
+        seconds: since the run's begin.
+        rows: the latest rates of each stage, while the run goes on.
+    """
     found = []
-    for place, index in enumerate(plan.selected):
+    for order, index in enumerate(plan.selected):
         slots = _slots(plan, index)
-        read = rows[place].reading if rows else _reading(plan, board, index)
+        read = rows[order].reading if rows else _reading(plan, board, index)
         times = board.run_times(slots)
         found.append(
             StageSummary(
@@ -134,19 +156,19 @@ def stage_summaries(
                 failed=read.failed,
                 retried=_total(board, slots, RETRIED) + board.stage(index, KEEPER_CHARGED),
                 dead=read.dead,
-                dropped=_total(board, slots, DROPPED),
+                dropped=_total(board, slots, OUTPUTS_DROPPED),
                 busy=min(1.0, read.busy / (seconds * read.room)) if seconds > 0 else 0.0,
                 p50=percentile(times, 0.5),
                 p95=percentile(times, 0.95),
                 running=read.running if rows else 0,
-                per_second=rows[place].per_second if rows else read.done / seconds if seconds > 0 else 0.0,
+                per_second=rows[order].per_second if rows else read.done / seconds if seconds > 0 else 0.0,
             )
         )
     return tuple(found)
 
 
 def readings(plan: RunPlan, board: Scoreboard) -> tuple[Reading, ...]:
-    """Read the counters that progress is made of, of each stage run here."""
+    """Read the counters of each stage that is run here."""
     return tuple(_reading(plan, board, index) for index in plan.selected)
 
 
@@ -170,5 +192,5 @@ def _slots(plan: RunPlan, stage: int) -> list[int]:
     return [slot for slot, seat in enumerate(plan.seats) if seat.stage == stage]
 
 
-def _total(board: Scoreboard, slots: Sequence[int], field: int) -> int:
+def _total(board: Scoreboard, slots: Sequence[int], field: SlotField) -> int:
     return sum(board.get(slot, field) for slot in slots)

@@ -1,1 +1,1 @@
-"""Runs in the keeper process only: creates queues, keeps leases, judges what dead workers left."""
+"""The keeper's process alone: creates queues, extends leases, judges the leases of dead workers."""

@@ -1,4 +1,4 @@
-"""Counts of waiting messages: leftovers are logged at boot, stages are counted for the progress display (keeper)."""
+"""Counts of messages in queues: leftovers at boot, drained or not, each stage's for the progress display (keeper)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from dataclasses import replace
 
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.errors import BrokerBusy, BrokerError, ConfigError
-from sqspipes_mp.ipc.scoreboard import WAITING, Scoreboard
+from sqspipes_mp.ipc.scoreboard import FINISHED, WAITING, Scoreboard
 from sqspipes_mp.pipeline.leftovers import behind_source, finishing_call, finishing_flags
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.stages import build
 
 log = logging.getLogger("sqspipes_mp.keeper")
 
-#: Seconds between two rounds where counting is free.
+#: Seconds between two rounds for the progress display where counts are exact, and cost nothing.
 _OFTEN = 1.0
+#: Seconds between two looks for drained queues: where counts are exact, and the most where they are not.
+LOOK_EVERY, _SLOW_LOOK = 0.1, 5.0
 
 
 def tell_left(plan: RunPlan, connection: Connection) -> None:
-    """Say what an earlier run has left where a source begins: it will be done besides what the source makes."""
+    """Warn of messages that an earlier run has left behind a source: they are done besides the source's new ones."""
     source = plan.source
     if source is None:
         return
@@ -30,13 +32,13 @@ def tell_left(plan: RunPlan, connection: Connection) -> None:
     try:
         depths = [connection.depth(name) for name in sorted(names)]
     except BrokerError:
-        # Nobody needs this number to work.
+        # The run needs no count.
         return
     count = sum(depth.visible + depth.in_flight + depth.delayed for depth in depths)
     if not count:
         return
     here = behind_source(plan)
-    # Where others work on what the source makes, messages in the queues are how it should be.
+    # Where other engines run the next stages, messages in the queues are as they should be.
     behind = here or tuple(stage.name for stage in plan.pipeline.stages[1:])
     log.log(
         logging.WARNING if here else logging.INFO,
@@ -48,7 +50,7 @@ def tell_left(plan: RunPlan, connection: Connection) -> None:
 
 
 def tell_strays(plan: RunPlan, connection: Connection) -> None:
-    """Say what is in queues of this domain that no task uses: "drained" does not mean those."""
+    """Warn of messages in queues of this domain that no task uses; "drained" does not count them."""
     found = connection.strays(plan.pipeline.domain, _known(plan))
     if not found:
         return
@@ -66,9 +68,10 @@ def tell_strays(plan: RunPlan, connection: Connection) -> None:
 
 
 def _known(plan: RunPlan) -> set[str]:
+    """Return the names of the pipeline's queues."""
     pipeline, known = plan.pipeline, set(plan.queue_names)
     if pipeline.stages[0].is_source:
-        # What only map makes of a source, where it was used: status and purge() know of these.
+        # map feeds a source's task as if it had an input, and makes queues for it.
         first, *others = (stage.task for stage in pipeline.stages)
         with contextlib.suppress(ConfigError):
             fed = [replace(first, input=True), *others]
@@ -81,14 +84,61 @@ def _is_dead(queue: str) -> bool:
     return queue.removesuffix(".fifo").endswith("--dead")
 
 
+class DrainWatch:
+    """Tells when the pipeline has drained: sources have ended, and every queue is empty for long enough.
+
+    A message only moves downstream, so counts from upstream to downstream see each message at least once, whatever
+    moves meanwhile; a message in a worker is in flight in its queue, and counted there. Approximate counts must stay
+    zero for the broker's ``settle`` seconds.
+    """
+
+    def __init__(self, plan: RunPlan, board: Scoreboard, connection: Connection, beat: Callable[[], None]) -> None:
+        self._plan = plan
+        self._beat = beat
+        self._board = board
+        self._connection = connection
+        source = plan.source
+        self._sources = [slot for slot, seat in enumerate(plan.seats) if source and seat.stage == source.index]
+        # The end of another engine's source is not known: then the queues must have been empty for ``idle``, too.
+        self._quiet_for = max(connection.settle, 0.0 if self._sources else plan.idle)
+        self._empty_since: float | None = None
+        self._told = False
+
+    def drained(self, now: float) -> bool:
+        """Count once, and tell whether the pipeline has drained; ``now``: monotonic seconds. Raises ``BrokerError``."""
+        if not self._empty():
+            self._empty_since = None
+            return False
+        if self._empty_since is None:
+            self._empty_since = now
+            if self._quiet_for and not self._told:
+                self._told = True
+                log.info("every queue is empty; the run ends when they stay so for %g s", self._quiet_for)
+        return now - self._empty_since >= self._quiet_for
+
+    def pause(self) -> float:
+        """Return the seconds until the next look."""
+        return LOOK_EVERY if self._connection.settle == 0 else min(_SLOW_LOOK, max(LOOK_EVERY, self._quiet_for / 12))
+
+    def _empty(self) -> bool:
+        board = self._board
+        if not all(board.get(slot, FINISHED) for slot in self._sources):
+            return False
+        for queue in self._plan.watched:
+            self._beat()
+            if not self._connection.depth(queue).empty:
+                return False
+        return True
+
+
 class WaitCount:
-    """Counts one queue at a time, so that no turn of the keeper takes long, and writes each stage's sum down."""
+    """Counts one queue at a time, so that no turn of the keeper takes long, and writes each stage's sum."""
 
     def __init__(self, plan: RunPlan, board: Scoreboard, connection: Connection, beat: Callable[[], None]) -> None:
         self._board = board
         self._connection = connection
         self._beat = beat
-        #: (stage, queue, whether it is the stage's last one), a round.
+        #: A round: stage, queue, whether the queue is the stage's last one.
         self._turns = [
             (stage, name, name == plan.inputs[stage][-1]) for stage in plan.selected for name in plan.inputs[stage]
         ]
@@ -102,7 +152,7 @@ class WaitCount:
             self._pause = every / len(self._turns)
 
     def look(self, now: float) -> float:
-        """Count a queue if it is time to; return when it is again. Raises ``BrokerBusy``."""
+        """Count a queue where that is due, and return when the next is; monotonic seconds. Raises ``BrokerBusy``."""
         if now < self._at:
             return self._at
         stage, name, last = self._turns[self._taken % len(self._turns)]
@@ -112,7 +162,7 @@ class WaitCount:
         except BrokerBusy:
             raise
         except BrokerError as error:
-            # Missing, or denied: what matters more will tell, and nobody needs this number to work.
+            # A queue is missing, or its count denied. The run needs no count, and its receives tell of a missing queue.
             log.info("what waits in %s is not counted: %s", name, error)
             self._board.set_stage(stage, WAITING, 0)
             self._at = math.inf
@@ -122,6 +172,6 @@ class WaitCount:
             self._board.set_stage(stage, WAITING, self._sum + 1)
             self._sum = 0
         self._taken += 1
-        # The first round is at once: a display with holes in it looks broken.
+        # The first round is at once, or the display would have holes.
         self._at = now if self._taken < len(self._turns) else now + self._pause
         return self._at

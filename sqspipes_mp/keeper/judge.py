@@ -1,4 +1,4 @@
-"""What becomes of a dead worker's leases. Pure (keeper)."""
+"""The judgement on a dead worker's leases. Pure (keeper)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from sqspipes_mp.ipc.leases import Blame, Cause, Lease, LeaseState
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """``release``: back at once, uncharged; ``delete``: outputs were accepted; ``charge``: was running when it died,
-    or had failed before; ``alone``: ran beside others then, so that none can be blamed: each runs alone next time.
-    """
+    """A dead worker's leases, sorted. A lost lease is in ``alone`` at most: its message has another receiver."""
 
+    #: Messages that go back at once, uncharged.
     release: tuple[Lease, ...]
+    #: Messages whose outputs were accepted.
     delete: tuple[Lease, ...]
+    #: Messages that failed: they ran when the worker died, or had failed before.
     charge: tuple[Lease, ...]
+    #: Messages that ran beside others when the worker died: none is to blame, and each runs alone next time.
     alone: tuple[Lease, ...] = ()
 
 
-#: Deaths that are nobody's fault.
+#: Causes for which no message is to blame.
 _BLAMELESS = frozenset({Cause.CLEAN, Cause.CUT, Cause.ROOM})
-#: States in which a call that was blamed is charged: until its outputs are accepted it never counts as done.
+#: States in which a call with the mark is charged; until its outputs are accepted it does not count as done.
 _CHARGEABLE = frozenset({LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED, LeaseState.CHARGING})
 
 
 def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None) -> Judgement:
     """Sort the leases of a worker that is dead for certain.
 
-    The ``blamed`` call is charged, whether it ran to its end meanwhile or not. Without one the only running call is
-    charged with a crash; where several ran (in threads, or as one batch), none can be blamed. What had failed is
-    charged for that, whatever its worker died of.
+    The ``blamed`` call is charged, even where it ended meanwhile. Without one, the only running call is charged with a
+    crash; where several ran (in threads, or as one batch), none is to blame. A failed call is charged, whatever the
+    cause of the death.
     """
     release: list[Lease] = []
     delete: list[Lease] = []
@@ -53,9 +55,9 @@ def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None) -> Judgem
             release.append(lease)
     only = cause is Cause.CRASH and not blame and len(running) == 1 and not running[0].company
     guilty = running if only else []
-    # Where it is known who is to blame, its companions are no suspects.
+    # Where one call is to blame, the others are no suspects.
     suspects = [] if cause in _BLAMELESS or blame else [lease for lease in running if lease not in guilty]
-    # A lost one ran as well as the others, but is somebody else's to give back.
+    # A lost message ran beside the others too, but its new receiver has it.
     release += [lease for lease in running if lease not in guilty and not lease.lost]
     charge = [*failed, *(lease for lease in [*blame, *guilty] if not lease.lost)]
     return Judgement(tuple(release), tuple(delete), tuple(charge), tuple(suspects))

@@ -1,4 +1,4 @@
-"""The dead letter of a message whose worker was killed while it ran (keeper)."""
+"""The dead letter of a message whose worker died while it ran (keeper)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,18 @@ def killed_letter(
     stack: str,
     attributes: Sequence[Attribute] = (),
 ) -> DeadLetter:
-    """Return the letter for a message that took its worker with it for the last allowed time."""
+    """Return the dead letter of a message whose last allowed attempt has ended with its worker's death.
+
+    Args:
+        stage: the worker's.
+        lease: the message's.
+        body: the message's.
+        cause: of the attempt's failure.
+        exitcode: the worker's; negative: a signal.
+        pid: the worker's.
+        stack: of the call; empty where it is not known.
+        attributes: the message's.
+    """
     error, why = _reason(lease, cause, exitcode)
     failure = Failure(
         error=error,
@@ -67,7 +78,7 @@ def killed_letter(
 
 
 def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int) -> dict[str, object]:
-    """Return what the caller of ``map`` is told of such a message."""
+    """Return the header that tells the caller of ``map`` of the dead letter; arguments as of ``killed_letter``."""
     root, hop = _ids(stage, lease, body)
     error, why = _reason(lease, cause, exitcode)
     return {"token": token(root), "hop": mark(hop), "error": error, "why": why, "stage": stage.name, "worker": pid}
@@ -84,7 +95,7 @@ def _reason(lease: Lease, cause: Cause, exitcode: int) -> tuple[str, str]:
 def _ids(stage: Stage, lease: Lease, body: str) -> tuple[str, str]:
     task = stage.task
     if isinstance(task.input, str) and task.decode is not envelope:
-        # Opaque: and the user's decode may take for ever, or what killed the worker.
+        # The body is opaque, and the user's decode may run for ever, or be the reason of the death.
         return lease.handle.message_id, lease.handle.message_id
     try:
         message = decode(body, lease.handle.message_id)

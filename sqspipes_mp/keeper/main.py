@@ -1,6 +1,6 @@
-"""The keeper: one process per engine that keeps leases alive and gives back what the dead held.
+"""The keeper: one process per engine that extends leases and judges those of dead workers.
 
-A thread in a worker could not: it stops while C code holds the GIL, and a dead worker has no threads. The keeper
+A thread in a worker could not: it stands still while C code holds the GIL, and it dies with its worker. The keeper
 boots first and checks the queues, so that a wrong region or a missing right is one clear error and not one per worker.
 """
 
@@ -29,9 +29,9 @@ from sqspipes_mp.ipc.scoreboard import (
     KEEPER_EXTENDED,
     KEEPER_LOST,
     KEEPER_RELEASED,
+    HeaderField,
 )
-from sqspipes_mp.keeper.counts import WaitCount, tell_left, tell_strays
-from sqspipes_mp.keeper.drained import DrainWatch
+from sqspipes_mp.keeper.counts import DrainWatch, WaitCount, tell_left, tell_strays
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import judge
 from sqspipes_mp.keeper.letters import killed_header, killed_letter
@@ -44,33 +44,33 @@ log = logging.getLogger("sqspipes_mp.keeper")
 _TEND_EVERY = 30.0
 #: Leases per call to extend.
 _AT_ONCE = 10
-#: Longest rest between two looks, seconds, and as a share of the visibility timeout: new leases wake nobody.
+#: Longest rest between two looks, seconds, and as a share of the visibility timeout; a new lease wakes nobody.
 _LONGEST_REST, _REST_SHARE = 1.0, 1 / 8
 
 
-def keeper_main(orders: Assignment, *, boots: bool) -> None:
-    """Run the keeper; ``boots``: it is the engine's first, and checks the queues."""
-    begin(orders.birth)
-    channel = Channel(orders.birth.sock)
-    plan = orders.plan
-    orders.board.set_header(KEEPER_BEAT, time.monotonic_ns())
+def keeper_main(assignment: Assignment, *, boots: bool) -> None:
+    """Run a keeper; ``boots``: it is the engine's first, and creates or checks the queues."""
+    begin(assignment.birth)
+    channel = Channel(assignment.birth.sock)
+    plan = assignment.plan
+    assignment.board.set_header(KEEPER_BEAT, time.monotonic_ns())
     try:
         if plan.settings.setup is not None:
             plan.settings.setup()
         if boots:
-            with closing(orders.broker.open()) as connection:
+            with closing(assignment.broker.open()) as connection:
                 connection.ensure(plan.pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
                 tell_left(plan, connection)
                 tell_strays(plan, connection)
-        connection = orders.broker.open(patience=plan.keeper_patience, wallet=orders.board.wallet)
+        connection = assignment.broker.open(patience=plan.keeper_patience, wallet=assignment.board.wallet)
         connection.tend()
     except BaseException as error:
-        # A wrong region, a missing queue or right, a failing setup: the engine ends with this very error.
+        # A wrong region, a missing queue or right, a failing setup: the engine ends with this error.
         channel.send(Kind.FAILED, {"boot": True}, _boot_report(error).to_bytes())
         os._exit(EXIT_BOOT)
     try:
         channel.send(Kind.READY)
-        Keeper(orders, connection, channel).run()
+        Keeper(assignment, connection, channel).run()
         connection.close()
     except BaseException as error:
         report = pack_exception(error, stage=None, pid=os.getpid(), message_id=None)
@@ -80,7 +80,7 @@ def keeper_main(orders: Assignment, *, boots: bool) -> None:
 
 
 def _boot_report(error: BaseException) -> Report:
-    """Return what the caller is to raise; the package's own errors say all in their text, wherever they arose."""
+    """Return the report that the caller raises; an error of the package says all in its text, without a traceback."""
     ours = isinstance(error, SqsPipesError)
     if ours:
         error.__traceback__ = error.__cause__ = None
@@ -90,24 +90,24 @@ def _boot_report(error: BaseException) -> Report:
 
 
 class Keeper:
-    """Turns: take orders, extend what is due, judge the dead, look for drained queues."""
+    """Takes turns: hear the supervisor, extend leases, judge those of the dead, look for drained queues."""
 
-    def __init__(self, orders: Assignment, connection: Connection, channel: Channel) -> None:
-        self._plan = orders.plan
-        self._board = orders.board
+    def __init__(self, assignment: Assignment, connection: Connection, channel: Channel) -> None:
+        self._plan = assignment.plan
+        self._board = assignment.board
         self._connection = connection
         self._channel = channel
-        self._queues = orders.plan.queue_names
-        self._visibility = orders.plan.settings.visibility
-        self._longest = orders.broker.longest_hold
+        self._queues = assignment.plan.queue_names
+        self._visibility = assignment.plan.settings.visibility
+        self._longest = assignment.broker.longest_hold
         self._rest = min(_LONGEST_REST, self._visibility * _REST_SHARE)
         self._watch: DrainWatch | None = None
-        self._waiting = WaitCount(orders.plan, orders.board, connection, self._beat)
+        self._waiting = WaitCount(assignment.plan, assignment.board, connection, self._beat)
         self._tend_at = time.monotonic() + _TEND_EVERY
         self._quit = False
 
     def run(self) -> None:
-        """Turn until told to quit; what is left to judge then is judged first."""
+        """Take turns until told to quit, and judge the last leases before that."""
         again = time.monotonic()
         while True:
             self._listen(max(0.0, min(again - time.monotonic(), self._rest)))
@@ -121,11 +121,12 @@ class Keeper:
                 self._tend()
                 again = min(again, self._waiting.look(time.monotonic()))
             except BrokerBusy as busy:
-                # What is due stays due, and what is to be judged unjudged: the next turn tries again.
+                # Leases stay due, or unjudged, and the next turn tries again.
                 log.info("%s", busy)
                 again = time.monotonic() + self._rest / 2
 
     def _look_for_the_end(self) -> float:
+        """Look for drained queues while told to; return when to look again, monotonic seconds."""
         if self._watch is None:
             return math.inf
         self._beat()
@@ -143,10 +144,11 @@ class Keeper:
             self._connection.tend()
 
     def _beat(self) -> None:
-        """Say that this process moves, before each call that may take a while."""
+        """Note that this process moves, before each call that may take long."""
         self._board.set_header(KEEPER_BEAT, time.monotonic_ns())
 
     def _listen(self, timeout: float) -> None:
+        """Wait for the supervisor for ``timeout`` seconds at most. JUDGE only wakes: each turn looks for the dead."""
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
         while self._channel.waiting or poll.poll(timeout * 1000):
@@ -162,7 +164,7 @@ class Keeper:
     # -- heartbeats ---------------------------------------------------------------------------------------------
 
     def _extend_due(self) -> float:
-        """Extend what is due; return when to look again (monotonic s)."""
+        """Extend the leases that are due; return when to look again, monotonic seconds."""
         now = lease_now()
         ahead = now - time.monotonic()
         again = now + self._visibility / 4
@@ -186,13 +188,13 @@ class Keeper:
             for extension in extensions:
                 due_by_seconds.setdefault(extension.seconds, []).append((region, extension.lease))
         for seconds, leases in due_by_seconds.items():
-            # Call by call, so that what was extended is noted though the next call may fail.
+            # Each extension is noted before the next call, which may fail.
             for start in range(0, len(leases), _AT_ONCE):
                 self._extend(leases[start : start + _AT_ONCE], seconds)
         return again - ahead
 
     def _extend(self, leases: list[tuple[LeaseTable, Lease]], seconds: int) -> None:
-        # Between the look and the call its worker may have begun to close a lease: ask again just before.
+        # The worker may have begun to close a lease since the look: read again just before the call.
         current = [(region, lease) for region, lease in leases if self._unchanged(region, lease)]
         if not current:
             return
@@ -214,7 +216,7 @@ class Keeper:
     def _stage(self, region: LeaseTable) -> Stage:
         return self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
 
-    def _count(self, field: int, amount: int) -> None:
+    def _count(self, field: HeaderField, amount: int) -> None:
         self._board.set_header(field, self._board.header(field) + amount)
 
     # -- the dead -----------------------------------------------------------------------------------------------
@@ -229,24 +231,26 @@ class Keeper:
     def _judge(self, region: LeaseTable) -> None:
         cause, exitcode, pid = region.death
         stage = self._stage(region)
-        verdict = judge(region.leases(self._queues), cause, region.blamed)
-        for lease in verdict.alone:
-            # Before any of them can be received again.
+        judgement = judge(region.leases(self._queues), cause, region.blamed)
+        for lease in judgement.alone:
+            # Before any of these messages can be received again.
             self._board.isolate(self._board.slots, id_digest(lease.handle.message_id))
-        # On FIFO the running one comes first: its group stays closed until it is visible again.
-        for lease in verdict.charge:
+        # On FIFO the message that ran comes first: its group stays closed until it is visible again.
+        for lease in judgement.charge:
             self._beat()
             self._charge(region, lease, exitcode, pid)
-            # Judged: should this keeper die before the rest is, the next one must not charge it again.
+            # Should this keeper die before the rest is judged, the next one must not charge this lease again.
             region.lose(lease)
-        if verdict.delete:
+        if judgement.delete:
             self._beat()
-            self._connection.complete([Completion(lease.handle) for lease in verdict.delete])
-        if verdict.release:
+            self._connection.complete([Completion(lease.handle) for lease in judgement.delete])
+        if judgement.release:
             self._beat()
-            self._connection.extend([lease.handle for lease in verdict.release], 0.0)
-            self._board.add_stage(stage.index, KEEPER_RELEASED, len(verdict.release))
-            log.info("%s: %d messages of dead worker %d are back in their queue", stage.name, len(verdict.release), pid)
+            self._connection.extend([lease.handle for lease in judgement.release], 0.0)
+            self._board.add_stage(stage.index, KEEPER_RELEASED, len(judgement.release))
+            log.info(
+                "%s: %d messages of dead worker %d are back in their queue", stage.name, len(judgement.release), pid
+            )
 
     def _charge(self, region: LeaseTable, lease: Lease, exitcode: int, pid: int) -> None:
         stage = self._stage(region)
@@ -256,10 +260,10 @@ class Keeper:
         body = region.body(lease, self._plan.calls)
         receives = 0 if self._connection.keeps_charges else lease.receives
         last = is_last(attempt, receives, stage.task.max_attempts, held=cause is Cause.HOLD)
-        # Without its body it cannot be moved by hand; the next delivery, which will have one, decides.
+        # A message without its body cannot be moved by hand; its next delivery, which has the body, decides.
         if last and body is not None and stage.dead is not None:
             if self._plan.counted:
-                self._channel.send(Kind.BURIED, killed_header(stage, lease, body, cause, exitcode, pid))
+                self._channel.send(Kind.DEAD_LETTERED, killed_header(stage, lease, body, cause, exitcode, pid))
             attributes = region.attributes(lease, self._plan.calls)
             letter = killed_letter(stage, lease, body, cause, exitcode, pid, region.stack, attributes)
             self._connection.dead_letter([letter])

@@ -1,23 +1,26 @@
-"""Which attempt is a message's last, and how long it waits for the next. Pure but for the jitter (worker, keeper)."""
+"""Attempts of a message: which one is its last, and the backoff before the next. Pure (any process)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqspipes_mp.messages.backoff import backoff
-
-#: Deliveries per allowed attempt after which an own failure is the last one: attempts are lost with their run.
+#: Longest backoff of a message, seconds.
+MOST_BACKOFF = 900.0
+#: Deliveries per allowed attempt after which a failed attempt is the last one. Charges are lost with their run; the
+#: queue service's count of deliveries is not.
 RECEIVES_PER_ATTEMPT = 10
-#: In sqspipes's one group for everything a retry holds up the whole stage, so it is short there, seconds.
-ONE_GROUP, ONE_GROUP_BACKOFF = "-", 1.0
+#: sqspipes sends all messages of a stage in this one FIFO group, where a hidden message holds up the whole stage.
+ONE_GROUP = "-"
+#: Longest pause before the next attempt in ``ONE_GROUP``, seconds.
+ONE_GROUP_BACKOFF = 1.0
 
 
 def is_last(attempt: int, receives: int, max_attempts: int, *, held: bool = False) -> bool:
     """Tell whether failed attempt number ``attempt`` was the last.
 
-    ``receives``: deliveries of the message so far, with releases; 0 where the broker keeps the attempts itself, or does
-    not count deliveries. ``held``: it failed for SQS's 12 hours, so as many deliveries as attempts are enough: each
-    takes half a day, and a deployment forgets the charges.
+    ``receives``: deliveries of the message so far, releases included; 0 where the broker keeps the charges itself, or
+    does not count deliveries. ``held``: the attempt ended at SQS's 12 hours of one delivery. Then ``max_attempts``
+    deliveries are enough: each takes half a day, and charges seldom survive as long.
     """
     most = max_attempts if held else RECEIVES_PER_ATTEMPT * max_attempts
     return attempt >= max_attempts or receives >= most
@@ -26,6 +29,23 @@ def is_last(attempt: int, receives: int, max_attempts: int, *, held: bool = Fals
 def pause(
     attempt: int, group: str | None, jitter: Callable[[float, float], float], asked: float | None = None
 ) -> float:
-    """Return seconds until a message of ``group`` comes again; ``asked``: instead of the backoff."""
+    """Return the seconds until a message of ``group`` can be received for its next attempt.
+
+    ``asked``: seconds that the task asked for in place of the backoff.
+    """
     delay = backoff(attempt, jitter) if asked is None else asked
     return min(delay, ONE_GROUP_BACKOFF) if group == ONE_GROUP else delay
+
+
+def backoff(attempt: int, jitter: Callable[[float, float], float]) -> float:
+    """Return the seconds to wait after failed attempt number ``attempt``: 0 to 2**attempt, at most 900, full jitter.
+
+    ``jitter(low, high)`` draws a number between the two: ``random.uniform``.
+    """
+    return jitter(0.0, exponential(1.0, attempt, MOST_BACKOFF))
+
+
+def exponential(first: float, doublings: int, longest: float) -> float:
+    """Return ``first`` doubled ``doublings`` times, at most ``longest``: the growth of every backoff."""
+    # 2.0 to a power above 1023 is no float.
+    return min(longest, first * 2.0 ** min(doublings, 64))

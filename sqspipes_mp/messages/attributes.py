@@ -1,4 +1,4 @@
-"""Message attributes of senders, which SQS carries beside a body (any process). Pure."""
+"""Message attributes of senders, which SQS carries beside a body. Pure (any process)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-#: Attributes of one message (Amazon SQS Developer Guide, message metadata).
+#: Most attributes of one message (Amazon SQS Developer Guide, message metadata).
 MAX_ATTRIBUTES = 10
 
 _LENGTHS = struct.Struct("<?HHI")
-#: Most bytes that ``packed`` adds to what SQS counts.
+#: Most bytes that ``packed`` adds to ``size_of``.
 PACKED_OVERHEAD = MAX_ATTRIBUTES * _LENGTHS.size
 
 
 class Attribute(NamedTuple):
-    """``kind``: its data type in full ("String", "Number.int"); ``value``: bytes where that is a Binary, else text."""
+    """One message attribute."""
 
     name: str
+    #: Its data type in full, such as "String" or "Number.int".
     kind: str
+    #: Bytes of a Binary, text of any other type.
     value: str | bytes
 
 
 def values_of(attributes: Sequence[Attribute]) -> dict[str, str | bytes]:
-    """Return the values by their names, as users see them."""
+    """Return the attributes as users see them: values by names."""
     return {each.name: each.value for each in attributes}
 
 
 def size_of(attributes: Sequence[Attribute]) -> int:
-    """Return the bytes as SQS counts them: names, types and values (Amazon SQS API Reference, SendMessage)."""
+    """Return the size in bytes as SQS counts it: names, types and values (Amazon SQS API Reference, SendMessage)."""
     return sum(len(part) for each in attributes for part in _encoded(each))
 
 
@@ -42,7 +44,7 @@ def packed(attributes: Sequence[Attribute]) -> bytes:
 
 
 def unpacked(raw: bytes) -> tuple[Attribute, ...]:
-    """Return what ``packed`` was given."""
+    """Return the attributes that ``packed`` has made bytes of."""
     return tuple(_unpack(raw))
 
 

@@ -1,6 +1,6 @@
-"""The envelope: bodies to messages, values to bodies, and the ids that tie a hop's output to its input.
+"""The envelope: bodies become messages, and values become bodies.
 
-Pure; runs in workers once or more per message, and in the keeper and the caller where they read or send one.
+Pure; runs in workers for every message, and in the keeper and the caller where they read or send a message.
 The wire format (docs/architecture.rst): ``{"meta": {"priority": p, "id": ..., "hop": ...}, "value": v}``.
 """
 
@@ -18,31 +18,30 @@ from sqspipes_mp.messages.json_errors import describe, explain, scalar
 from sqspipes_mp.messages.limits import MAX_BODY
 
 _parse = json.JSONDecoder().decode
-#: What ``hop_id`` makes; anything else in a hop's place was never one.
+#: Matches the ids that ``hop_id`` makes.
 _is_hop = re.compile(r"[0-9a-f]{64}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A decoded body.
-
-    ``id`` is the root's id (``meta.id``, else the broker's message id), ``parent`` what this message's outputs derive
-    their hop ids from (``meta.hop`` where it can be one, else ``id``), ``priority`` an int >= 0, not yet clamped to any
-    task's levels.
-    """
+    """A decoded body."""
 
     value: Any
+    #: The whole ``meta`` of the envelope, unknown keys included.
     meta: dict[str, Any]
+    #: The root's id: ``meta.id``, else the broker's message id.
     id: str
+    #: The id that the hop ids of this message's outputs are made of: ``meta.hop`` where it is a hop id, else ``id``.
     parent: str
+    #: At least 0; not clamped to a task's levels yet.
     priority: int
 
 
 def decode(body: str, message_id: str) -> Message:
-    """Read an envelope. Raises ``DecodeError``, and nothing else, for whatever is not one.
+    """Return the message of a body. Raises ``DecodeError``, and nothing else, for a body that is no envelope.
 
-    NaN and lone surrogates are read (other senders write them); unknown ``meta`` keys are kept; a ``meta`` that is
-    missing or no object counts as empty.
+    ``message_id``: the broker's. NaN and lone surrogates are read, since other senders write them. Unknown keys of
+    ``meta`` are kept; a ``meta`` that is missing or no object counts as empty.
     """
     found = _opened(body)
     return _message(found["value"], found.get("meta"), message_id)
@@ -50,29 +49,35 @@ def decode(body: str, message_id: str) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What ``envelope`` returns; the task is given its ``value``."""
+    """The envelope that ``envelope`` has read."""
 
+    #: The task's argument.
     value: Any
+    #: The sender's ``meta``, unchecked; None where it is missing.
     meta: Any
 
 
 def envelope(body: str) -> Envelope:
-    """Read a body that sqspipes or another pipeline of ours has sent: ``Task(input=NAME, decode=envelope)``.
+    """Read a body that sqspipes or another pipeline has sent: ``Task(input=NAME, decode=envelope)``.
 
-    Its value is what the task gets, and its priority, ids and meta count as in a queue of the pipeline's own. Raises
-    ``DecodeError`` for what is no envelope. A decode of your own may return what this returns.
+    The task gets the envelope's value; priority, ids and meta count as in a queue of the pipeline's own. Raises
+    ``DecodeError`` for a body that is no envelope. A ``decode`` of your own may return an ``Envelope``, too.
     """
     found = _opened(body)
     return Envelope(found["value"], found.get("meta"))
 
 
 def message_of(read: Envelope, message_id: str) -> Message:
-    """Return the message that an envelope is, ``message_id`` being its id at the broker."""
+    """Return the message of an envelope; ``message_id`` is the broker's."""
     return _message(read.value, read.meta, message_id)
 
 
 def _opened(body: str) -> dict[str, Any]:
-    found = load(body, "the body is not JSON")
+    """Return the JSON object of an envelope. Raises ``DecodeError``."""
+    try:
+        found = _parse(body)
+    except (ValueError, RecursionError):
+        found = load(body, "the body is not JSON")
     if type(found) is not dict:
         raise DecodeError(f"the body is a JSON {_json_type(found)}, not an envelope (an object with a value)", body)
     if "value" not in found:
@@ -81,7 +86,7 @@ def _opened(body: str) -> dict[str, Any]:
 
 
 def load(body: str, complaint: str) -> Any:
-    """Return what a JSON body says. Raises ``DecodeError``, beginning with ``complaint``, and nothing else."""
+    """Return the value of a JSON body. Raises ``DecodeError``, its text begun with ``complaint``, and nothing else."""
     try:
         return _parse(body)
     except RecursionError:
@@ -92,13 +97,14 @@ def load(body: str, complaint: str) -> Any:
 
 
 def _message(value: Any, meta: Any, message_id: str) -> Message:
+    """Return the message of an envelope's value and meta."""
     if type(meta) is not dict:
         return Message(value, {}, message_id, message_id, 0)
     root, hop, priority = meta.get("id"), meta.get("hop"), meta.get("priority")
     if type(root) is not str or not root:
         root = message_id
     if type(hop) is not str or not _is_hop(hop):
-        # Hops of ours are digests; a made-up one would have outputs of different messages look the same.
+        # A hop id of the engine is a digest. With any other, outputs of different messages could get the same hop id.
         hop = root
     return Message(value, meta, root, hop, priority if type(priority) is int and priority > 0 else 0)
 
@@ -109,7 +115,11 @@ def _json_type(value: object) -> str:
 
 
 class Encoder:
-    """Makes the bodies of one stage's outputs (``stage`` None: of what is fed); safe to share between threads."""
+    """Makes the bodies of one stage's outputs; threads may share it.
+
+    ``stage``: its name; None for fed values. ``default``: the user's ``json_default``, which makes a JSON value of an
+    object that ``json`` does not know; None: such an object is refused.
+    """
 
     __slots__ = ("_default", "_encode", "_what")
 
@@ -119,9 +129,10 @@ class Encoder:
         self._encode = json.JSONEncoder(default=self._convert, allow_nan=False, separators=(",", ":")).encode
 
     def encode(self, value: object, meta: Mapping[str, Any]) -> str:
-        """Return compact ASCII JSON of at most ``MAX_BODY`` bytes.
+        """Return the envelope of a value as compact ASCII JSON of at most ``MAX_BODY`` bytes.
 
-        Raises ``OutputError`` (no JSON for it) and ``MessageTooLarge``, naming stage, place, type or size, and cure.
+        Raises ``OutputError`` for a value without a JSON form, and ``MessageTooLarge``; both name the stage, the place
+        or the size, and the cure.
         """
         whole = {"meta": meta if isinstance(meta, dict) else dict(meta), "value": value}
         try:
@@ -134,11 +145,12 @@ class Encoder:
             if len(body) > MAX_BODY:
                 self._too_large(value, len(body))
             return body
-        # Outside the except blocks, so that no context keeps the culprit, which may not pickle, on the report.
+        # Raised outside the except blocks: as its context, the error would carry the culprit, which may not pickle.
         where = f"{self._what} ({describe(value)})"
         raise OutputError(f"{where} cannot become JSON: {text}") from cause
 
     def _convert(self, culprit: Any) -> Any:
+        """Return a JSON form of an object that ``json`` does not know: a scalar's, else the user's."""
         plain = scalar(culprit)
         if plain is not None:
             return plain
@@ -157,21 +169,21 @@ class Encoder:
 
 
 class _RefusedError(Exception):
-    """No JSON form is known for ``culprit``; the cause is what ``json_default`` raised."""
+    """An object has no JSON form; the cause is the exception of ``json_default``, if there is one."""
 
     def __init__(self, culprit: object) -> None:
         self.culprit = culprit
 
 
 def outgoing_meta(message: Message | None, root_id: str, priority: int, hop: str) -> dict[str, Any]:
-    """Return an output's meta: the input's, unknown keys too, with our three set."""
+    """Return the ``meta`` of an output: the input's, unknown keys included, with the output's priority, id and hop."""
     ours = {"priority": priority, "id": root_id, "hop": hop}
     return ours if message is None else {**message.meta, **ours}
 
 
 def clamp_priority(priority: object, levels: int) -> int:
-    """Return the level, 0 to ``levels`` - 1, that a priority means. Raises ``ConfigError`` for what is no int."""
-    # Asking about a protocol costs as much as all the rest of an output.
+    """Return the level of a priority, 0 to ``levels`` - 1. Raises ``ConfigError`` for a priority that is no int."""
+    # The type is compared first: the check of a protocol costs as much as all the rest of an output.
     if type(priority) is not int and not isinstance(priority, SupportsIndex):
         raise ConfigError("priority", priority, "an int, 0 (lowest) to 15", "Look at what the callable returns")
     return max(0, min(operator.index(priority), levels - 1))

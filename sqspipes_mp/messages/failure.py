@@ -1,4 +1,4 @@
-"""Why a message was dead-lettered: the JSON of the String attribute ``sqspipes_mp.failure``.
+"""The reason of a dead letter: the JSON of the String attribute ``sqspipes_mp.failure``.
 
 Pure; written by workers and the keeper, read by the caller and the command line.
 """
@@ -12,54 +12,62 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sqspipes_mp.messages.attributes import MAX_ATTRIBUTES, Attribute, size_of
+from sqspipes_mp.messages.cuts import cut_middle
 from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
 
 #: A message attribute counts with its name, type and value (Amazon SQS API Reference, SendMessage).
 _OVERHEAD = len(FAILURE_ATTRIBUTE) + len("String")
-#: Most bytes of the value: what ``MAX_BODY`` keeps free for it.
+#: Most bytes of the value: ``MAX_BODY`` leaves them free.
 MAX_FAILURE = MAX_BYTES - MAX_BODY - _OVERHEAD
-#: What is shortened when room is short, in this order, and the bytes left of each.
+#: Fields that are shortened where room is short, in this order, and the bytes that are left of each.
 _CUTS = (("traceback", 2_000), ("stack", 2_000), ("text", 1_000), ("traceback", 0), ("stack", 0), ("text", 0))
-#: What goes last, the least telling first.
+#: Fields that are left out where shortening is not enough, in this order.
 _LAST = ("host", "pid", "first_seen", "failed_at", "signal", "attempts", "source", "stage")
 
-#: Said in the log where the reason cannot travel.
+#: Added to the log's text where the message has no room for its reason.
 NO_ROOM = " (its own size or attributes leave no room for the reason, which is told here only)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What happened to a message.
+    """The failure that made a message a dead letter."""
 
-    ``error``: the exception's type name, or what killed the worker; ``text``: its message; ``attempts``: failed ones;
-    ``signal``: the exit signal's name; ``stack``: the dump of a killed worker; times in epoch seconds; ``source``: the
-    queue it was received from.
-    """
-
+    #: The exception's type name, or the cause of the worker's death.
     error: str
+    #: The exception's message.
     text: str = ""
     traceback: str = ""
+    #: Name of the stage that failed.
     stage: str = ""
+    #: Number of failed attempts.
     attempts: int = 0
+    #: Name of the signal that killed the worker; None: no signal did.
     signal: str | None = None
+    #: Stack dump of a killed worker.
     stack: str = ""
+    #: Name of the worker's machine.
     host: str = ""
+    #: Process id of the worker.
     pid: int | None = None
+    #: Time of the message's send, epoch seconds.
     first_seen: float | None = None
+    #: Time of the failure, epoch seconds.
     failed_at: float | None = None
+    #: The queue that the message was received from.
     source: str = ""
 
 
 def failure_text(failure: Mapping[str, Any], body_bytes: int, attributes: Sequence[Attribute] = ()) -> str | None:
     """Return ``failure`` as ASCII JSON that fits into a message beside a body of ``body_bytes`` bytes.
 
-    ``attributes``: the sender's, which come first. Too long, it loses the middle of traceback and stack, then of the
-    text, then whole fields. None: not even the error's type fits, or there is no attribute left for it.
+    ``attributes``: the sender's, which keep their room. A failure that is too long loses the middle of traceback and
+    stack, then of the text, then whole fields. None: the error's type does not fit, or the message has the most
+    attributes already.
     """
     if len(attributes) >= MAX_ATTRIBUTES:
         return None
     room = min(MAX_FAILURE, MAX_BYTES - _OVERHEAD - body_bytes - size_of(attributes))
-    # A character costs a byte at least: the rest could not fit anyhow, and need not be encoded over and over.
+    # A character takes at least a byte: texts are cut to the room before they are encoded again and again.
     plain = {str(key): _plain(value, max(room, 0)) for key, value in failure.items()}
     for name, floor in _CUTS:
         excess = len(_dump(plain)) - room
@@ -79,7 +87,10 @@ def failure_text(failure: Mapping[str, Any], body_bytes: int, attributes: Sequen
 
 
 def parse_failure(text: str) -> Failure:
-    """Read the attribute back. Never raises: what is unreadable becomes the ``text``, odd fields their defaults."""
+    """Return the failure that an attribute says. Never raises.
+
+    An unreadable attribute becomes the ``text`` of the failure; a field of another type has its default.
+    """
     try:
         loaded = json.loads(text)
     except (ValueError, RecursionError):
@@ -97,12 +108,13 @@ def parse_failure(text: str) -> Failure:
 
 
 def _plain(value: object, most: int) -> object:
+    """Return a field as a JSON value; texts cut to ``most`` characters."""
     if value is None or isinstance(value, bool) or (isinstance(value, int) and value.bit_length() < 64):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
     text = value if isinstance(value, str) else f"<{type(value).__name__}>"
-    return _middle_cut(text, most)
+    return cut_middle(text, most)
 
 
 def _dump(value: object) -> str:
@@ -116,15 +128,8 @@ def _shorten(text: str, most: int) -> str:
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        if len(_dump(_middle_cut(text, middle))) <= most:
+        if len(_dump(cut_middle(text, middle))) <= most:
             low = middle
         else:
             high = middle - 1
-    return _middle_cut(text, low) if low else ""
-
-
-def _middle_cut(text: str, keep: int) -> str:
-    if len(text) <= keep:
-        return text
-    head = keep // 2
-    return f"{text[:head]}\n... {len(text) - keep} characters cut ...\n{text[len(text) - (keep - head) :]}"
+    return cut_middle(text, low) if low else ""

@@ -1,6 +1,6 @@
-"""Find and explain what in an output JSON has no form for; pure, runs in workers, and only after a failure.
+"""The explanation why a value cannot become JSON: the place, the reason, the cure. Pure (workers, after a failure).
 
-``scalar`` is the exception: it runs for every value json itself does not know.
+``scalar`` runs without a failure, for each object that ``json`` does not know.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-#: Values looked at before giving up on naming the place (a fraction of a second).
+from sqspipes_mp.messages.cuts import cut_middle
+
+#: Most values visited in search of the place: a fraction of a second.
 _BUDGET = 200_000
+#: Most characters of the place.
 _PATH_LENGTH = 160
 _ABSENT = object()
 
 
 def scalar(value: Any) -> bool | int | float | str | None:
-    """Return the Python number, bool or str of a numpy scalar or 0-d array, None for anything else.
+    """Return the Python number, bool or str of a numpy scalar or 0-d array; None for anything else.
 
-    Told by module and shape, so that numpy is never imported. What ``item()`` would silently change is left alone:
-    masked values (0.0), dates (an int at some resolutions), longdouble (itself), arrays of one element.
+    Module and shape of the value tell, so that numpy is never imported. None also for values that ``item()`` would
+    change silently: masked values (to 0.0), dates (to an int at some resolutions), longdouble (to itself), arrays of
+    one element.
     """
     if type(value).__module__ != "numpy" or getattr(value, "shape", None) != ():
         return None
@@ -41,10 +45,10 @@ def describe(value: object) -> str:
 
 
 def explain(roots: dict[str, Any], error: BaseException, refused: object = _ABSENT) -> str:
-    """Return where in ``roots`` the encoder failed with ``error``, why, and the cure.
+    """Return the place in ``roots`` where the encoder failed with ``error``, the reason and the cure.
 
-    ``roots``: what was encoded, by the name a path begins with. ``refused``: the object that has no JSON form and
-    of which ``json_default`` made none either, where that was the failure.
+    ``roots``: the encoded values, by the name that a place begins with. ``refused``: the object without a JSON form,
+    where that was the failure: the encoder does not know it, and ``json_default`` did not help.
     """
     because = "" if error.__cause__ is None else f" (json_default: {_brief(error.__cause__)})"
     for steps, problem in _problems(roots, refused):
@@ -57,11 +61,11 @@ def explain(roots: dict[str, Any], error: BaseException, refused: object = _ABSE
 
 
 def _problems(roots: dict[str, Any], refused: object) -> Iterator[tuple[list[object], str]]:
-    """Walk the containers as json does, without recursion, and yield every problem met with the way to it."""
+    """Walk the containers as json does, without recursion; yield the path to each problem, and the problem."""
     walks: list[Iterator[tuple[object, object]]] = [iter(roots.items())]
     steps: list[object] = [None]
     ids = [id(roots)]
-    open_ids = set(ids)  # a list alone would make deep values quadratic
+    open_ids = set(ids)  # A list alone would make deep values quadratic.
     for _ in range(_BUDGET):
         entry = next(walks[-1], None)
         if entry is None:
@@ -85,7 +89,7 @@ def _problems(roots: dict[str, Any], refused: object) -> Iterator[tuple[list[obj
 
 
 def _entries(container: dict[object, object] | list[object] | tuple[object, ...]) -> Iterator[tuple[object, object]]:
-    # The builtin's own iteration, on a copy: that is what json sees, whatever a subclass or another thread does.
+    # The builtin's own iteration, on a copy, as json does: a subclass or another thread may do anything.
     if isinstance(container, dict):
         return iter(dict.copy(container).items())
     items: Iterable[object] = list.copy(container) if isinstance(container, list) else tuple.__iter__(container)
@@ -93,6 +97,7 @@ def _entries(container: dict[object, object] | list[object] | tuple[object, ...]
 
 
 def _leaf_problem(value: object, refused: object) -> str | None:
+    """Return the problem of a value that is no container, or of a dict's keys; None without one."""
     if value is refused:
         return _no_form(value, "is")
     if isinstance(value, dict):
@@ -139,14 +144,13 @@ def _cure(value: Any) -> str:
 
 
 def _path(steps: list[object]) -> str:
-    path = f"{steps[0]}{''.join(f'[{_brief(step, 60)}]' for step in steps[1:])}"
-    half = _PATH_LENGTH // 2
-    return path if len(path) <= _PATH_LENGTH else f"{path[:half]}...{path[-half:]}"
+    return cut_middle(f"{steps[0]}{''.join(f'[{_brief(step, 60)}]' for step in steps[1:])}", _PATH_LENGTH, "...")
 
 
 def _brief(value: object, length: int = 100) -> str:
+    """Return the repr of a value, cut to ``length`` characters; never raises."""
     try:
         text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else repr(value)
-    except Exception:  # a repr of the user's
+    except Exception:  # The user's own __repr__ or __str__.
         return f"<{type(value).__name__}>"
     return text if len(text) <= length else f"{text[:length]}..."

@@ -1,10 +1,10 @@
-"""SQS's limits, which hold on every broker. Pure."""
+"""SQS's limits on a message, which hold on every broker. Pure."""
 
 #: Most bytes of one message, attributes included, and of one batch (Amazon SQS API Reference, SendMessageBatch).
 MAX_BYTES = 1_048_576
-#: What an output may have: the dead-letter attribute must fit in beside the body later.
+#: Most bytes of an output's body: the failure attribute of a dead letter must fit beside it.
 MAX_BODY = MAX_BYTES - 16_384
-#: The String attribute that says why a message is in a dead-letter queue.
+#: Name of the String attribute with the reason of a dead letter.
 FAILURE_ATTRIBUTE = "sqspipes_mp.failure"
-#: Longest visibility timeout, counted from the receive (Amazon SQS API Reference, ChangeMessageVisibility).
+#: Longest visibility timeout, seconds from the receive (Amazon SQS API Reference, ChangeMessageVisibility).
 MAX_VISIBILITY = 43_200.0

@@ -1,1 +1,1 @@
-"""Runs where ``Engine.run`` was called (or in a process of its own): starts, watches, restarts, stops."""
+"""The supervisor, in the process that calls ``Engine.run`` or one of its own: starts, watches, restarts, stops."""

@@ -1,7 +1,8 @@
-"""One child process: how it is started, watched, killed and buried. The order of the lines in ``start`` matters."""
+"""One child process: started, watched, killed and reaped. The order of the lines in ``start`` matters."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import itertools
@@ -13,51 +14,53 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import popen_fork, util
+from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sqspipes_mp.ipc.birth import BLOCKED, Birth
 from sqspipes_mp.ipc.channel import ParentChannel
 
-#: How long a child that the kernel says is dead may take to be reaped, seconds (forkserver tells by pipe).
+#: Seconds that the reaping of a dead child may take; a forkserver tells of a death by pipe.
 _REAP = 5.0
+#: Whether a forked child of multiprocessing runs its own atexit handlers.
+_CLEARS_ATEXIT = sys.version_info >= (3, 13)
 
 
 @dataclass(slots=True)
 class Child:
-    """A running child. ``watch``: a descriptor that becomes readable when it dies, even with grandchildren alive."""
+    """A child process."""
 
     process: BaseProcess
     pid: int
     channel: ParentChannel
+    #: A descriptor that becomes readable when the child dies, even with grandchildren alive.
     watch: int
+    #: Whether ``watch`` is the supervisor's to close.
     own_watch: bool
-    started_at: float
-    ready: bool = False
-    stopped: bool = False
-    leaving_since: float | None = None
-    #: Unlike its pid never another's: what the caller's acknowledgements are addressed to.
+    #: The address of the caller's acknowledgements; unlike a pid it is never given to a second child.
     number: int = field(default_factory=itertools.count(1).__next__)
 
     def kill(self) -> None:
-        """SIGKILL it and whatever it started."""
+        """SIGKILL the child and all processes of its group."""
         self.kill_group()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def kill_group(self) -> None:
-        """SIGKILL what is left of its process group; before the reaping, while its number cannot be another's."""
+        """SIGKILL the child's process group; before the reaping, after which another process may get its number."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(self.pid) == self.pid:
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def bury(self) -> int:
-        """Reap it, dead for certain, and close its descriptors. Returns the exit code (negative: a signal)."""
+    def reap(self) -> int:
+        """Reap the child, which is dead or about to be, and return its exit code (negative: a signal)."""
         self.kill_group()
         code = self.process.exitcode
         if code is None:
-            # Not yet a zombie, or its forkserver has not told yet. Asked first, since ``join`` listens to a pipe that
-            # stays open in a child of the child's.
+            # The child is no zombie yet, or its forkserver has not told yet. Before ``join``, which listens to a pipe
+            # that a grandchild keeps open.
             poll = select.poll()
             poll.register(self.watch, select.POLLIN)
             poll.poll(_REAP * 1000)
@@ -71,12 +74,13 @@ class Child:
         return -int(signal.SIGKILL) if code is None else code
 
     def close(self) -> None:
+        """Close the descriptors of the child's that this process has."""
         self.channel.close()
         if self.own_watch:
             os.close(self.watch)
 
 
-#: Given a child's ``Birth``, what to run in it: (function, args).
+#: Returns the function, with its arguments, that a child with this ``Birth`` runs.
 Target = Callable[[Birth], tuple[Callable[..., None], tuple[Any, ...]]]
 
 
@@ -86,16 +90,14 @@ def start(
     *,
     name: str,
     inherited: Collection[int],
-    now: float,
 ) -> Child:
-    """Fork (or spawn) a child.
+    """Fork or spawn a child. Raises ``OSError`` where the system lets no process start.
 
     Args:
         context: a multiprocessing context.
-        target: called with the child's ``Birth``; returns (function, args) to run in it.
-        name: of the process.
+        target: called with the child's ``Birth``; returns the function and arguments that the child runs.
+        name: the process's name.
         inherited: descriptors of this process that a forked child has to close.
-        now: monotonic seconds.
     """
     ours, theirs = socket.socketpair()
     forked = context.get_start_method() == "fork"
@@ -103,37 +105,36 @@ def start(
         sock=theirs,
         close_fds=(*inherited, ours.fileno()) if forked else (),
         parent=os.getpid(),
-        # The kernel kills on the death of the forking *thread*, and forkserver's children are not ours.
+        # The kernel kills on the death of the forking *thread*; a forkserver's children have the forkserver as parent.
         die_with=forked and threading.current_thread() is threading.main_thread(),
     )
     function, args = target(birth)
-    process: BaseProcess = context.Process(target=function, args=args, name=name)
-    # Held back until the child has its own handlers, or one sent in between would be swallowed by ours. Not from a
-    # forkserver, which would inherit that when this starts it, and never hear of its children's deaths.
+    make = _ForkProcess if forked else context.Process
+    process: BaseProcess = make(target=function, args=args, name=name)
+    # Signals are held back until the child has its own handlers; the handlers of this process would swallow one that
+    # comes in between. Not for a forkserver: it would inherit the mask, and never hear of its children's deaths.
     held_back = BLOCKED if context.get_start_method() != "forkserver" else ()
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     try:
         with sharing_pages():
             process.start()
-    except BaseException as error:
+    except BaseException:
         ours.close()
-        if forked:
-            _close_pipes_of(error)
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
-        # Kept open here, the end of file that tells of the child's death would never come.
+        # With this end open here, the end of file that tells of the child's death would never come.
         theirs.close()
     pid = process.pid
     assert pid is not None
     with contextlib.suppress(OSError):
         os.setpgid(pid, pid)
     watch, own = _watch(process, pid)
-    return Child(process, pid, ParentChannel(ours), watch, own, now)
+    return Child(process, pid, ParentChannel(ours), watch, own)
 
 
 class _Freezes:
-    """How many forks are under way in this process, whose threads may run an engine each."""
+    """The forks that are under way in this process, whose threads may run an engine each."""
 
     def __init__(self) -> None:
         self.reset()
@@ -151,9 +152,10 @@ os.register_at_fork(after_in_child=_freezes.reset)
 
 @contextlib.contextmanager
 def sharing_pages() -> Iterator[None]:
-    """Freeze what exists, so that the child's collector leaves its pages shared; the last one out thaws it here.
+    """Freeze the garbage collector's objects, so that a child forked in the block keeps their pages shared.
 
-    Where others have frozen something already, nothing is done: it could not be thawed without theirs.
+    The last of several threads in such a block thaws them. Where others have frozen objects already, nothing is frozen:
+    thawing would thaw those too.
     """
     with _freezes.lock:
         if not _freezes.under_way:
@@ -171,21 +173,59 @@ def sharing_pages() -> Iterator[None]:
 
 
 def _frozen_by_others() -> bool:
-    """Tell whether someone called ``gc.freeze``: a count alone may be what Python 3.12's collector found immortal."""
+    """Tell whether ``gc.freeze`` was called elsewhere; a count alone may be of objects immortal since Python 3.12."""
     return gc.get_freeze_count() > 0 and not any(each is sys.modules for each in gc.get_objects())
 
 
-def _close_pipes_of(error: BaseException) -> None:
-    """Close the pipes that multiprocessing made for a fork that failed; only its frame still knows them."""
-    trace = error.__traceback__
-    while trace is not None:
-        known = trace.tb_frame.f_locals
-        if trace.tb_frame.f_code.co_name == "_launch" and getattr(known.get("self"), "pid", None) is None:
-            for name in ("parent_r", "child_w", "child_r", "parent_w"):
-                fd = known.get(name)
-                if isinstance(fd, int):
-                    os.close(fd)
-        trace = trace.tb_next
+class _Popen(popen_fork.Popen):
+    """A fork as multiprocessing makes it, but that its pipes are closed where the kernel refuses the fork.
+
+    multiprocessing leaves four descriptors open then, for each time that a start is tried again.
+    """
+
+    def _launch(self, process: Any) -> None:
+        code = 1
+        with contextlib.ExitStack() as pipes:
+            parent_reads, child_writes = _pipe(pipes)
+            child_reads, parent_writes = _pipe(pipes)
+            self.pid = os.fork()
+            pipes.pop_all()
+        if self.pid:
+            os.close(child_writes)
+            os.close(child_reads)
+            self.finalizer = util.Finalize(self, _close, (parent_reads, parent_writes))
+            self.sentinel = parent_reads
+            return
+        try:
+            if _CLEARS_ATEXIT:
+                atexit._clear()
+                atexit.register(util._exit_function)  # type: ignore[attr-defined]
+            os.close(parent_reads)
+            os.close(parent_writes)
+            code = process._bootstrap(parent_sentinel=child_reads)
+        finally:
+            if _CLEARS_ATEXIT:
+                atexit._run_exitfuncs()
+            os._exit(code)
+
+
+def _pipe(closed: contextlib.ExitStack) -> tuple[int, int]:
+    """Make a pipe that ``closed`` closes."""
+    reads, writes = os.pipe()
+    closed.callback(os.close, reads)
+    closed.callback(os.close, writes)
+    return reads, writes
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+class _ForkProcess(ForkProcess):
+    @staticmethod
+    def _Popen(process: BaseProcess) -> popen_fork.Popen:  # noqa: N802  (multiprocessing's name)
+        return _Popen(process)
 
 
 def _watch(process: BaseProcess, pid: int) -> tuple[int, bool]:

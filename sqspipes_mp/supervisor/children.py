@@ -1,4 +1,4 @@
-"""The engine's children: who sits where, how each is started, and what a death means (supervisor)."""
+"""The engine's children: the keeper, the workers in their slots, their starts and their deaths (supervisor)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.ipc.birth import Assignment, Birth
 from sqspipes_mp.ipc.channel import Kind, describe_death, describe_exit
-from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable
-from sqspipes_mp.ipc.report.report import Report
+from sqspipes_mp.ipc.leases import Cause, LeaseState, LeaseTable
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
 from sqspipes_mp.ipc.stack_dump import StackFile
-from sqspipes_mp.pipeline.plan import RunPlan, Seat
-from sqspipes_mp.pipeline.stages import Stage
+from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.child import Child, start
+from sqspipes_mp.supervisor.keeper_slot import KeeperSlot
 from sqspipes_mp.supervisor.restart import RestartPolicy
+from sqspipes_mp.supervisor.slot import Slot, Worker
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
-#: How long to wait for the keeper when every region still has to be judged, seconds.
+#: Seconds until a worker's start is tried again while the keeper still has to judge every region.
 _NO_REGION = 0.05
-#: Deaths that are charged to what was running.
+#: Causes for which a message that ran is charged.
 _CHARGED = frozenset({Cause.CRASH, Cause.TIMEOUT, Cause.HOLD, Cause.MEMORY, Cause.FULL})
-#: What is said of a death where the exit code would only say that it was killed.
+#: The text for a death whose exit code would only say that the worker was killed.
 _TEXTS = {
     Cause.TIMEOUT: "killed: its call outlived the task's timeout",
     Cause.HOLD: "killed: its call had its message for nearly as long as the queue service allows",
@@ -39,55 +39,30 @@ _TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class Mains:
-    """What the children run; handed in, since a folder never imports another process's folder."""
+    """The functions that children run; handed in, since a folder never imports another process's folder."""
 
     worker: Callable[[Assignment], None]
     keeper: Callable[..., None]
 
 
-@dataclass(slots=True)
-class Slot:
-    """A slot and who sits there now."""
-
-    slot: int
-    seat: Seat
-    child: Child | None = None
-    region: LeaseTable | None = None
-    restart_at: float | None = None
-    finished: bool = False
-    ended: bool = False
-    #: Its worker goes because it had no memory for the messages themselves.
-    starved: bool = False
-    cause: Cause | None = None
-    #: The late call: when it began (monotonic ns; 0: its lease alone tells) and its lease, where it has one of its own.
-    late: tuple[int, Lease | None] = (0, None)
-    kill_at: float | None = None
-    kill_by: float = 0.0
-    #: When to look again for how long its messages have been in flight (monotonic s).
-    hold_look_at: float = 0.0
-    stack: StackFile | None = None
-    boot_report: Report | None = None
-
-    def forget_stack(self) -> None:
-        """Close what its worker's stack was written to."""
-        if self.stack is not None:
-            self.stack.close()
-            self.stack = None
-
-
 @dataclass(frozen=True, slots=True)
 class Death:
-    """What is known of a death: ``clean`` as asked; ``lived`` in seconds; ``done``: messages its stage has completed so
-    far; ``charged``: a message goes to its account; ``text`` and ``stack`` (of what it was doing, if known) for people.
-    """
+    """A worker's death."""
 
     pid: int
+    #: Whether the worker had said READY.
     ready: bool
-    clean: bool
+    #: CLEAN: the worker left as asked.
+    cause: Cause
+    #: Seconds since the worker's start.
     lived: float
+    #: Messages that all workers of the stage have completed so far.
     done: int
+    #: Whether a message is charged with the death.
     charged: bool
+    #: The cause, for people.
     text: str
+    #: The stack of the worker's call, for people; empty where it is not known.
     stack: str
 
 
@@ -97,148 +72,160 @@ class Children:
     def __init__(self, plan: RunPlan, broker: Broker, board: Scoreboard, context: Any, mains: Mains) -> None:
         self.plan = plan
         self.board = board
-        self.keeper: Child | None = None
-        self.keeper_booted = False
-        self.places = [Slot(slot, seat) for slot, seat in enumerate(plan.seats)]
+        self.keeper = KeeperSlot()
+        stages = plan.pipeline.stages
+        self.slots = [
+            Slot(index, seat, stages[seat.stage], f"{stages[seat.stage].name}[{seat.index}]")
+            for index, seat in enumerate(plan.seats)
+        ]
         self.policies = {index: RestartPolicy() for index in plan.selected}
         self._broker = broker
         #: The broker's ``longest_hold``.
         self.longest_hold = broker.longest_hold
         self._context = context
         self._mains = mains
-        #: Descriptors of this process that are no child's business, beside those of the children.
+        #: Descriptors of the supervisor that a forked child closes, beside those of its other children.
         self.own_fds: list[int] = []
 
-    def name(self, place: Slot) -> str:
-        return f"{self.stage(place).name}[{place.seat.index}]"
+    @property
+    def workers(self) -> list[tuple[Slot, Worker]]:
+        """Return the living workers with their slots."""
+        return [(slot, slot.worker) for slot in self.slots if slot.worker is not None]
 
-    def stage(self, place: Slot) -> Stage:
-        return self.plan.pipeline.stages[place.seat.stage]
+    @property
+    def leaving(self) -> list[tuple[Child, float]]:
+        """Return the living children that said BYE, and when each did (monotonic seconds)."""
+        places = [(slot.worker.child, slot.leaving_since) for slot in self.slots if slot.worker is not None]
+        if self.keeper.child is not None:
+            places.append((self.keeper.child, self.keeper.leaving_since))
+        return [(child, since) for child, since in places if since is not None]
 
     def worker(self, number: object) -> Child | None:
-        """Return the worker with that number, if it still lives; its pid may be another's by now."""
-        return next((p.child for p in self.places if p.child is not None and p.child.number == number), None)
+        """Return the living worker with ``Child.number``; a pid could meanwhile be another process's."""
+        return next((worker.child for _, worker in self.workers if worker.child.number == number), None)
 
     def unjudged(self) -> bool:
         """Tell whether the keeper still has to judge a dead worker's leases."""
         return any(self.board.region(index).to_judge for index in range(self.board.regions))
 
-    @property
-    def children(self) -> list[Child]:
-        children = [place.child for place in self.places if place.child is not None]
-        return [*children, self.keeper] if self.keeper is not None else children
-
     def start_keeper(self, now: float) -> Child:
-        """Fork the keeper; the first one checks the queues."""
-        boots = not self.keeper_booted
+        """Start a keeper at ``now`` (monotonic seconds); the first one checks the queues. Raises ``OSError``."""
+        boots = not self.keeper.booted
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
-            orders = Assignment(plan=self.plan, broker=self._broker, board=self.board, birth=birth)
-            return partial(self._mains.keeper, boots=boots), (orders,)
+            assignment = Assignment(plan=self.plan, broker=self._broker, board=self.board, birth=birth)
+            return partial(self._mains.keeper, boots=boots), (assignment,)
 
-        self.keeper = start(self._context, target, name="keeper", inherited=self._fds(), now=now)
-        return self.keeper
+        child = start(self._context, target, name="keeper", inherited=self._fds())
+        self.keeper.started(child, now)
+        return child
 
-    def start_worker(self, place: Slot, now: float) -> Child | None:
-        """Fork a worker for a place; None (and a later try) while no region is free. Raises ``OSError``."""
+    def start_worker(self, slot: Slot, now: float) -> Child | None:
+        """Start a worker at ``now`` (monotonic seconds). Raises ``OSError``.
+
+        Where no region is free, the start is planned for later, and None is returned.
+        """
         region = self.board.free_region()
         if region is None:
-            place.restart_at = now + _NO_REGION
+            slot.plan_start(now + _NO_REGION)
             return None
-        region.assign(place.slot)
+        region.assign(slot.index)
         board = self.board
-        board.put(place.slot, REGION, region.index)
-        # What its predecessor was is no longer so.
-        board.put(place.slot, STATE, S_BOOTING)
-        board.put(place.slot, INCARNATION, board.get(place.slot, INCARNATION) + 1)
-        place.region, place.restart_at, place.cause, place.kill_at = region, None, None, None
-        place.ended = place.starved = False
+        board.put(slot.index, REGION, region.index)
+        # The predecessor's state, which would pass for the new worker's.
+        board.put(slot.index, STATE, S_BOOTING)
+        board.put(slot.index, INCARNATION, board.get(slot.index, INCARNATION) + 1)
         try:
-            return self._fork_worker(place, region, now)
+            worker = self._fork_worker(slot, region)
         except OSError:
-            place.forget_stack()
-            # Nobody came to hold anything; the keeper frees it.
+            # No worker has held a lease; the keeper frees the region.
             region.mark_dead(Cause.CLEAN, 0, 0)
             self.tell_keeper(Kind.JUDGE)
             raise
+        slot.started(worker, now)
+        return worker.child
 
-    def _fork_worker(self, place: Slot, region: LeaseTable, now: float) -> Child:
-        board = self.board
-        stack = place.stack = StackFile()
+    def _fork_worker(self, slot: Slot, region: LeaseTable) -> Worker:
+        stack = StackFile()
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
-            orders = Assignment(
+            assignment = Assignment(
                 plan=self.plan,
                 broker=self._broker,
-                board=board,
+                board=self.board,
                 birth=birth,
-                slot=place.slot,
-                seat=place.seat,
+                slot=slot.index,
+                seat=slot.seat,
                 region=region.index,
                 stack=stack,
             )
-            return self._mains.worker, (orders,)
+            return self._mains.worker, (assignment,)
 
-        place.child = start(self._context, target, name=self.name(place), inherited=self._fds(), now=now)
-        return place.child
+        try:
+            return Worker(start(self._context, target, name=slot.name, inherited=self._fds()), region, stack)
+        except BaseException:
+            stack.close()
+            raise
 
-    def bury_worker(self, place: Slot) -> Death:
+    def reap_worker(self, slot: Slot) -> Death:
         """Reap a dead worker and leave its leases to the keeper."""
-        child, region = place.child, place.region
-        assert child is not None
-        assert region is not None
-        pid, ready, left = child.pid, child.ready, child.leaving_since is not None
-        lived = time.monotonic() - child.started_at
-        code = child.bury()
-        place.child = None
-        clean = left and place.cause in {None, Cause.CLEAN}
-        cause = Cause.CLEAN if clean else place.cause or Cause.CRASH
+        worker, ready = slot.worker, slot.ready
+        assert worker is not None
+        child, region = worker.child, worker.region
+        lived = time.monotonic() - slot.started_at
+        code = child.reap()
+        cause = slot.died()
         charged = cause in _CHARGED and _charges_one(region, cause)
         board = self.board
-        done = sum(board.get(other.slot, DONE) for other in self.places if other.seat.stage == place.seat.stage)
-        stack = place.stack.read() if place.stack is not None else ""
-        place.forget_stack()
-        region.mark_dead(cause, code, pid, stack.encode())
-        # Its own field, but it is dead for certain: nobody else would clear it.
-        board.put(place.slot, CALL_STARTED, 0)
+        done = sum(board.get(other.index, DONE) for other in self.slots if other.seat.stage == slot.seat.stage)
+        stack = worker.stack.read()
+        worker.stack.close()
+        region.mark_dead(cause, code, child.pid, stack.encode())
+        # The worker's own field; it is reaped, so the supervisor clears it.
+        board.put(slot.index, CALL_STARTED, 0)
         self.tell_keeper(Kind.JUDGE)
         text = _TEXTS.get(cause, describe_death(code) if ready else describe_exit(code))
-        return Death(pid, ready, clean, lived, done, charged, text, stack)
+        return Death(child.pid, ready, cause, lived, done, charged, text, stack)
 
     def tell_keeper(self, kind: Kind) -> None:
-        if self.keeper is not None:
-            self.keeper.channel.queue(kind)
-            self.keeper.channel.flush()
+        """Send the keeper a frame without a header; nothing where no keeper lives."""
+        if self.keeper.child is not None:
+            self.keeper.child.channel.queue(kind)
+            self.keeper.child.channel.flush()
 
     def kill_workers(self, cause: Cause) -> None:
-        for place in self.places:
-            if place.child is not None:
-                place.cause = place.cause or cause
-                place.child.kill()
+        """Kill every worker."""
+        for slot, worker in self.workers:
+            slot.kill(cause)
+            worker.child.kill()
 
-    def bury_all(self) -> None:
-        """Leave no child, whatever brought us here."""
-        for child in self.children:
-            child.kill()
-            child.bury()
-        for place in self.places:
-            place.child = None
-            place.forget_stack()
-        self.keeper = None
+    def reap_all(self) -> None:
+        """Kill and reap every child: no run leaves one behind."""
+        for slot, worker in self.workers:
+            worker.child.kill()
+            worker.child.reap()
+            worker.stack.close()
+            slot.died()
+        if self.keeper.child is not None:
+            self.keeper.child.kill()
+            self.keeper.child.reap()
+            self.keeper.died()
 
     def _fds(self) -> tuple[int, ...]:
-        """Return what a forked child inherits and must close."""
-        fds = list(self.own_fds)
-        for child in self.children:
+        """Return the descriptors that a forked child inherits and has to close."""
+        children = [worker.child for _, worker in self.workers]
+        if self.keeper.child is not None:
+            children.append(self.keeper.child)
+        fds = [*self.own_fds, *(worker.stack.fileno() for _, worker in self.workers)]
+        for child in children:
             fds.append(child.channel.fileno())
             if child.own_watch:
                 fds.append(child.watch)
-        fds += [place.stack.fileno() for place in self.places if place.stack is not None and place.child is not None]
         return tuple(fds)
 
 
 def _charges_one(region: LeaseTable, cause: Cause) -> bool:
-    """Tell whether a message goes to the account of a death: the one it was killed for, or the only one that ran."""
+    """Tell whether a message is charged with a death: the one to blame for it, or the only one that ran."""
     if cause is not Cause.CRASH:
         return region.blamed is not None
     running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]

@@ -1,4 +1,4 @@
-"""The supervisor's lines: one selector over deaths, children, signals and the caller. Nothing here decides anything."""
+"""The supervisor's events: one selector over deaths, children, signals and the caller. No decision is made here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from sqspipes_mp.ipc.channel import BadFrame, Frame, Kind, ParentChannel
 from sqspipes_mp.supervisor.child import Child
 
+#: Takes a frame of a child's.
 Heard = Callable[[Frame], None]
 
 
 class Events:
-    """Calls back what happens; ``wait`` is the only place where the supervisor blocks."""
+    """Calls back for each event; ``wait`` is the only place where the supervisor blocks."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -27,7 +28,7 @@ class Events:
     def wait(self, timeout: float) -> None:
         """Wait up to ``timeout`` seconds and call back."""
         for key, _ in self._selector.select(max(0.0, timeout)):
-            # A callback earlier in this turn may have hung up on it, and its number may even be another's by now.
+            # An earlier callback of this turn may have hung up, and a new connection may even have the number.
             with contextlib.suppress(KeyError):
                 if self._selector.get_key(key.fd).data is key.data:
                     key.data()
@@ -39,11 +40,12 @@ class Events:
         )
 
     def hang_up(self, fileobj: Any) -> None:
+        """Call back for ``fileobj`` no more."""
         with contextlib.suppress(KeyError):
             self._selector.unregister(fileobj if isinstance(fileobj, int) else fileobj.fileno())
 
     def adopt(self, child: Child, died: Callable[[], None], heard: Heard) -> None:
-        """Listen to a child and for its death; its last words are heard before it is called dead."""
+        """Call ``heard`` for each frame of a child and ``died`` for its death, after its last frame."""
 
         def listen() -> None:
             self._hear(child, heard)
@@ -66,7 +68,7 @@ class Events:
         try:
             frames = child.channel.read()
         except BadFrame:
-            # Whatever writes there is no child of ours any more (the user's code got hold of the descriptor).
+            # The child writes no frames any more: the user's code has taken the descriptor.
             child.kill()
             self.hang_up(child.channel)
             return False
@@ -77,11 +79,12 @@ class Events:
     def tell(
         self, channel: ParentChannel, kind: Kind, header: Mapping[str, Any] | None = None, blob: bytes = b""
     ) -> None:
+        """Send a frame. Raises ``FrameTooLarge``."""
         channel.queue(kind, header, blob)
         self.send(channel)
 
     def send(self, channel: ParentChannel) -> None:
-        """Write what the socket takes now, and the rest when it takes more."""
+        """Write as much as the socket takes now, and the rest when it takes more."""
         done = channel.flush()
         with contextlib.suppress(KeyError):
             key = self._selector.get_key(channel.fileno())
@@ -90,4 +93,5 @@ class Events:
                 self._selector.modify(key.fileobj, events, key.data)
 
     def close(self) -> None:
+        """Close the selector."""
         self._selector.close()

@@ -1,85 +1,156 @@
-"""Orders to the supervisor: signals, ``stop()``, the iterating caller. Ctrl-C becomes a drain here (supervisor)."""
+"""Requests to the supervisor: signals, ``stop()`` and the iterating caller. Ctrl-C becomes a drain (supervisor).
+
+A signal becomes a byte in ``Wakeup``, which wakes the supervisor's one wait; ``Requests`` turns the byte into a drain.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from types import FrameType
 
 from sqspipes_mp.ipc.channel import Kind, ParentChannel
 from sqspipes_mp.supervisor.children import Children
 from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.shutdown import SECOND_AFTER
-from sqspipes_mp.supervisor.signals import STOP, Wakeup
 from sqspipes_mp.supervisor.stopping import Stopping
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: The byte of ``engine.stop()``; a signal's byte is its number.
+_STOP = 0
+
+
+class Wakeup:
+    """A socket pair: signals and ``stop()`` write one end, the supervisor waits for the other."""
+
+    def __init__(self) -> None:
+        self.reader, self._writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def stop(self) -> None:
+        """Ask for a drain, from any thread."""
+        with contextlib.suppress(OSError):
+            # A full socket wakes the supervisor as well, and a closed one means that the run is over.
+            self._writer.send(bytes([_STOP]))
+
+    def take(self) -> bytes:
+        """Return the bytes that have arrived."""
+        with contextlib.suppress(BlockingIOError):
+            return self.reader.recv(4096)
+        return b""
+
+    def fds(self) -> tuple[int, int]:
+        """Return the descriptors of both ends."""
+        return self.reader.fileno(), self._writer.fileno()
+
+    def close(self) -> None:
+        """Close both ends."""
+        self.reader.close()
+        self._writer.close()
+
+    @contextlib.contextmanager
+    def catching(self, numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
+        """Turn the signals ``numbers`` into bytes within the block, then restore the old handlers.
+
+        Off the main thread, where Python sets no handler, nothing is changed.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        old = {number: signal.signal(number, _noted) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                # None: a handler that was not set from Python cannot be restored; the default is the nearest.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.set_wakeup_fd(old_fd)
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the wake-up descriptor has told the supervisor."""
 
 
 class Requests:
-    """Hears them and passes them on. ``caller``: the line to the process that iterates, where that is another one."""
+    """Hears requests and passes them on."""
 
     def __init__(
-        self, crew: Children, lines: Events, ending: Stopping, wakeup: Wakeup, caller: ParentChannel | None
+        self, children: Children, events: Events, stopping: Stopping, wakeup: Wakeup, caller: ParentChannel | None
     ) -> None:
-        self._crew = crew
-        self._lines = lines
-        self._ending = ending
+        """Prepare to listen; ``caller``: the channel to the process that iterates, None where that is this process."""
+        self._children = children
+        self._events = events
+        self._stopping = stopping
         self._wakeup = wakeup
         self._caller = caller
-        # A terminal's Ctrl-C is the iterating caller's to take; it closes its iterator.
-        self.signals = _SIGNALS if caller is None else (signal.SIGTERM,)
+        # An iterating caller takes the terminal's Ctrl-C itself, and closes its iterator.
+        self._signals = _SIGNALS if caller is None else (signal.SIGTERM,)
         #: The signal that ends the run.
         self.signal: int | None = None
         self._signal_at = 0.0
         #: Whether the caller waits for every queue to be empty (map).
         self.watching = False
 
-    def connect(self) -> None:
-        """Listen from now on."""
-        self._lines.connect(self._wakeup.reader, self._on_wakeup)
-        if self._caller is not None:
-            self._lines.connect(self._caller, self._on_caller)
-            # From now on signals are heard.
-            self._lines.tell(self._caller, Kind.HELLO)
-            self._crew.own_fds.append(self._caller.fileno())
-        self._crew.own_fds += [*self._wakeup.fds(), *self._lines.fds()]
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen within the block."""
+        with self._wakeup.catching(self._signals):
+            self._events.connect(self._wakeup.reader, self._on_wakeup)
+            if self._caller is not None:
+                self._events.connect(self._caller, self._on_caller)
+                self._events.tell(self._caller, Kind.HELLO)
+                self._children.own_fds.append(self._caller.fileno())
+            self._children.own_fds += [*self._wakeup.fds(), *self._events.fds()]
+            yield
+
+    def watched(self) -> None:
+        """Take note that every queue was seen empty."""
+        self.watching = False
 
     def _on_caller(self) -> None:
         assert self._caller is not None
         for frame in self._caller.read():
-            if frame.kind is Kind.ACK:
-                child = self._crew.worker(frame.header["child"])
+            if frame.kind in {Kind.ACK, Kind.LET_GO}:
+                child = self._children.worker(frame.header["child"])
                 if child is not None:
-                    self._lines.tell(child.channel, Kind.ACK, {"numbers": frame.header["numbers"]})
+                    self._events.tell(child.channel, frame.kind, frame.header)
             elif frame.kind is Kind.DRAIN:
                 self.signal = frame.header.get("signal")
-                self._ending.drain(str(frame.header.get("reason", "closed")))
+                self._stopping.drain(str(frame.header.get("reason", "closed")))
             elif frame.kind is Kind.WATCH:
                 self.watching = True
-                self._crew.tell_keeper(Kind.WATCH)
-            elif frame.kind is Kind.QUIT:
-                self._ending.hasten()
+                self._children.tell_keeper(Kind.WATCH)
+            elif frame.kind is Kind.HASTEN:
+                self._stopping.hasten()
         if self._caller.eof:
-            self._lines.hang_up(self._caller)
-            self._ending.drain("the caller is gone")
-            self._ending.hasten()
+            self._events.hang_up(self._caller)
+            self._stopping.drain("the caller is gone")
+            self._stopping.hasten()
         else:
-            self._lines.send(self._caller)
+            self._events.send(self._caller)
 
     def _on_wakeup(self) -> None:
         for byte in self._wakeup.take():
-            if byte == STOP:
-                self._ending.drain("stopped")
+            if byte == _STOP:
+                self._stopping.drain("stopped")
             elif byte in _SIGNALS:
-                # The iterating caller passes its SIGTERM on, and may not be the only one to send it.
-                if self.signal is not None and self._caller is None:
-                    if time.monotonic() < self._signal_at + SECOND_AFTER:
-                        continue
-                    log.warning("%s: killing what still runs", signal.Signals(byte).name)
-                    self._ending.hasten()
-                    continue
-                self.signal, self._signal_at = byte, time.monotonic()
-                self._ending.drain(signal.Signals(byte).name)
+                self._on_signal(byte)
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        # A second SIGTERM to an iterating caller's supervisor hastens nothing: the caller passes its own on as well.
+        if self.signal is None or self._caller is not None:
+            self.signal, self._signal_at = number, time.monotonic()
+            self._stopping.drain(name)
+        elif time.monotonic() >= self._signal_at + SECOND_AFTER:
+            log.warning("%s: killing what still runs", name)
+            self._stopping.hasten()

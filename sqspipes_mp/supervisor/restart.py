@@ -1,32 +1,42 @@
-"""The restart policy: backoff, crash budget, boot failures. Pure: times come in, decisions go out."""
+"""The restart policy of a stage: backoff, crash budget, boot failures. Pure: times come in, decisions go out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-#: Wait before a restart, seconds: the first, doubling to the longest.
+#: Backoff of a restart, seconds: the first, doubling to the longest.
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 #: Boot failures of one stage in a row after which the engine stops.
 BOOT_FAILURES = 5
-#: Seconds for which the system may let no child start, with no worker alive, before the engine stops.
+#: Seconds after which the engine stops where the system lets no child start and no worker lives.
 START_PATIENCE = 20.0
-#: Deaths of one stage within so many seconds after which the engine drains.
+#: The crash budget of a stage: deaths, and the seconds within which they come, after which the engine drains.
 CRASHES, WINDOW = 10, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class RestartAt:
-    """Fill the seat again at ``when`` (monotonic s), ``delay`` seconds from now."""
+    """Start the next worker later."""
 
+    #: Monotonic seconds.
     when: float
+    #: Seconds until then.
     delay: float
+
+
+def _later(now: float, streak: int) -> RestartAt:
+    """Return the restart after ``streak`` deaths or refused starts in a row; ``now``: monotonic seconds."""
+    delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(streak - 1, 10))
+    return RestartAt(now + delay, delay)
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Stop: ``booting`` (it never got ready) or the crash budget is spent; ``deaths`` counts them."""
+    """Stop the engine."""
 
+    #: True: workers do not get ready. False: the crash budget is spent.
     booting: bool
+    #: The deaths, or the refused starts, that led to it.
     deaths: int
 
 
@@ -34,9 +44,13 @@ class GiveUp:
 class RestartPolicy:
     """One stage's deaths. Progress of any of its workers, or a long life, resets budget and backoff."""
 
+    #: When workers died that count towards the crash budget, monotonic seconds.
     crashes: list[float] = field(default_factory=list)
+    #: Boot failures in a row.
     boots: int = 0
+    #: Restarts since the last reset.
     streak: int = 0
+    #: Messages that the stage had completed at the last death.
     done: int = 0
 
     def died(self, now: float, *, ready: bool, lived: float, done: int, charged: bool) -> RestartAt | GiveUp:
@@ -47,7 +61,7 @@ class RestartPolicy:
             ready: whether the worker had booted.
             lived: seconds since its start.
             done: messages the stage's workers have completed so far, all of them together.
-            charged: whether a message was charged with its death; then the message's attempts are the limit.
+            charged: whether a message is charged with the death; then the message's attempts are the limit.
         """
         if not ready:
             self.boots += 1
@@ -64,10 +78,10 @@ class RestartPolicy:
         return self._later(now)
 
     def starved(self, now: float, *, lived: float, done: int) -> RestartAt | None:
-        """Take note that a worker had no memory for the messages themselves; None: its successor may start at once.
+        """Take note of a worker without memory for the messages themselves; None: its successor may start at once.
 
-        Its arguments are those of ``died``. There is no use in forking workers as fast as they find that out, unless
-        the stage gets something done in between; but they cost no budget.
+        The arguments are those of ``died``. Without progress of the stage, a successor at once would be forked in vain.
+        Such a worker costs no budget.
         """
         return None if self._progressed(lived, done) else self._later(now)
 
@@ -76,7 +90,7 @@ class RestartPolicy:
         self.boots = 0
 
     def _progressed(self, lived: float, done: int) -> bool:
-        """Tell whether anything was completed since the last death; that, or a long life, resets budget and backoff."""
+        """Tell whether the stage progressed; for that, or a long life, reset budget and backoff."""
         progressed, self.done = done > self.done, done
         if progressed or lived >= WINDOW:
             self.crashes.clear()
@@ -84,32 +98,35 @@ class RestartPolicy:
         return progressed
 
     def _later(self, now: float) -> RestartAt:
-        delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self.streak, 10))
         self.streak += 1
-        return RestartAt(now + delay, delay)
+        return _later(now, self.streak)
 
 
 @dataclass(slots=True)
 class Starts:
-    """Starts that the system refused: no process, memory or descriptor left. While a worker lives, none is given up."""
+    """Starts that the system refused, out of processes, memory or descriptors; not given up while a worker lives."""
 
+    #: When the first start was refused since a worker lived, monotonic seconds.
     since: float | None = None
+    #: Refused starts in a row, by the child's key.
     streaks: dict[int, int] = field(default_factory=dict)
 
-    def refused(self, now: float, seat: int, *, alive: bool) -> RestartAt | GiveUp:
-        """Take note that the child of a seat could not be started at ``now`` (monotonic s).
+    def refused(self, now: float, key: int, *, alive: bool) -> RestartAt | GiveUp:
+        """Take note of a refused start.
 
-        ``alive``: whether any worker lives.
+        Args:
+            now: monotonic seconds.
+            key: the child's: a slot's index, or the keeper's key.
+            alive: whether any worker lives.
         """
         if alive or self.since is None:
             self.since = now
-        streak = self.streaks[seat] = self.streaks.get(seat, 0) + 1
+        streak = self.streaks[key] = self.streaks.get(key, 0) + 1
         if not alive and now - self.since >= START_PATIENCE:
             return GiveUp(booting=True, deaths=streak)
-        delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(streak - 1, 10))
-        return RestartAt(now + delay, delay)
+        return _later(now, streak)
 
-    def started(self, seat: int) -> None:
+    def started(self, key: int) -> None:
         """Take note that a child was started."""
         self.since = None
-        self.streaks.pop(seat, None)
+        self.streaks.pop(key, None)

@@ -1,4 +1,4 @@
-"""From a plan to an outcome: choose how to start children, set the stage, supervise."""
+"""A run from its plan to its outcome: the way to start children, the scoreboard, the supervisor."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric import environment, prepare
 from sqspipes_mp.ipc.birth import Birth, begin
-from sqspipes_mp.ipc.channel import Channel, Kind, ParentChannel, ParentGone
+from sqspipes_mp.ipc.channel import DOWN, Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.children import Mains
 from sqspipes_mp.supervisor.loop import Supervisor, Ticking
-from sqspipes_mp.supervisor.signals import Wakeup
+from sqspipes_mp.supervisor.requests import Wakeup
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
@@ -38,7 +38,7 @@ def supervise(
     caller: ParentChannel | None = None,
     progress: Ticking | None = None,
 ) -> Outcome:
-    """Run the plan to its end in this process."""
+    """Run the plan to its end in this process; the arguments are those of ``Supervisor``."""
     method = context.get_start_method()
     names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
     with contextlib.ExitStack() as stack:
@@ -47,13 +47,13 @@ def supervise(
             broker.warm()
             prepare(plan.numeric_threads, cpus())
         else:
-            # Fresh processes import the user's module, and numeric libraries with it, before any code of ours.
+            # Fresh processes import the user's module, and numeric libraries with it, before the package's code runs.
             stack.enter_context(environment(plan.numeric_threads))
         return Supervisor(plan, broker, board, context, mains, wakeup, caller, progress).run()
 
 
 def new_board(plan: RunPlan) -> Scoreboard:
-    """Return a fresh scoreboard for a run; made by the caller, which may look at it meanwhile."""
+    """Return a fresh scoreboard for a run; the caller makes it, and may read it during the run."""
     return Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls)
 
 
@@ -66,24 +66,27 @@ def supervisor_main(
     method: str,
     lock: MapLock | None,  # noqa: ARG001  (held for as long as this process lives)
 ) -> None:
-    """Supervise in a process of its own, for a caller that iterates; its last word is the outcome."""
+    """Supervise in a process of its own, for a caller that iterates; the last frame holds the outcome."""
     begin(birth)
     wakeup = Wakeup()
-    channel = ParentChannel(birth.sock)
+    channel = ParentChannel(birth.sock, hears=DOWN)
     try:
         outcome = supervise(plan, broker, board, mains, multiprocessing.get_context(method), wakeup, channel)
         blob = pickle.dumps(outcome)
     finally:
         wakeup.close()
     birth.sock.setblocking(True)
-    # A caller that is gone has no use for last words.
+    # A caller that is gone needs no outcome.
     with contextlib.suppress(ParentGone):
         channel.flush()
         Channel(birth.sock).send(Kind.BYE, {}, blob)
 
 
 def choose_context(plan: RunPlan, broker: Broker) -> Any:
-    """Return the multiprocessing context to start children with. Raises ``ConfigError`` for what cannot be sent."""
+    """Return the multiprocessing context that starts the children.
+
+    Raises ``ConfigError`` where tasks cannot be sent to the fresh processes that ``start_method`` asks for.
+    """
     wanted = plan.settings.start_method
     if wanted is not None:
         if wanted != "fork" and (problem := _unpicklable(plan, broker)):
@@ -119,16 +122,17 @@ def _context(method: str) -> Any:
 
 
 def _unpicklable(plan: RunPlan, broker: Broker) -> str | None:
+    """Return the reason why the tasks cannot be sent to a fresh process; None: they can."""
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if file is None or not Path(file).is_file():
-        # A notebook, python -c, or standard input: a fresh process cannot import what was typed there.
+        # A notebook, python -c, or standard input: a fresh process cannot import functions that were typed there.
         for stage in plan.pipeline.stages:
             if getattr(stage.task.method, "__module__", None) == "__main__":
                 return f"task {stage.name!r} is defined in __main__, which is no file; move it into a module"
     try:
         pickle.dumps((plan, broker))
     except Exception as error:
-        # pickle raises whatever the user's objects raise.
+        # pickle raises any exception that the user's objects raise.
         return f"{type(error).__name__}: {error}"
     return None

@@ -1,4 +1,4 @@
-"""The order of a shutdown. Pure: what is known comes in, what to do next goes out.
+"""The steps of a shutdown, in order. Pure: facts come in, steps go out.
 
 ::
 
@@ -12,42 +12,50 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-#: How long a poll in flight is waited for when nothing else is left to do, seconds.
+#: Seconds that a poll in flight has to return before held messages are released.
 POLL_GRACE = 2.0
 #: Seconds after which another signal means "at once": one Ctrl-C or one ``timeout`` may send two, to the process and to
 #: its group.
 SECOND_AFTER = 0.5
-#: What the keeper has to give back what is left, seconds; after a second signal.
+#: Seconds that the keeper has to release the messages that are left, and those that it has after a second signal.
 KEEPER_GRACE, KEEPER_GRACE_NOW = 10.0, 1.0
 
 
 class Step(Enum):
-    """Something the supervisor has to do now."""
+    """A step that the supervisor takes."""
 
+    #: Tell every worker to release the messages that it holds.
     RELEASE = auto()
+    #: Kill every worker: the grace is over.
     KILL_WORKERS = auto()
+    #: Tell the keeper to judge the leases that are left, and to leave.
     QUIT_KEEPER = auto()
+    #: Kill the keeper, which does not leave.
     KILL_KEEPER = auto()
+    #: End the run: no child is left.
     OVER = auto()
 
 
 @dataclass(slots=True)
 class Shutdown:
-    """One shutdown, begun at ``began`` (monotonic s) with ``grace`` seconds for running messages."""
+    """One shutdown."""
 
+    #: When it began, monotonic seconds.
     began: float
+    #: Seconds that running calls have.
     grace: float
+    #: When a second signal came, monotonic seconds.
     now_at: float | None = None
     _done: set[Step] = field(default_factory=set)
     _closing_at: float | None = None
 
     def hasten(self, now: float) -> None:
-        """Take a second signal: kill now."""
+        """Take a second signal at ``now`` (monotonic seconds): workers are killed at once."""
         if self.now_at is None:
             self.now_at = now
 
     def steps(self, now: float, *, workers: int, receiving: int, keeper: bool) -> list[Step]:
-        """Return what to do next.
+        """Return the steps that are due, each of them once.
 
         Args:
             now: monotonic seconds.
@@ -66,7 +74,7 @@ class Shutdown:
             if keeper:
                 self._once(Step.QUIT_KEEPER, steps)
                 if now >= self._closing_at + self._keeper_grace:
-                    # Told every time: one may have been replaced in between.
+                    # At every turn: the keeper may have been replaced in between.
                     self._done.add(Step.KILL_KEEPER)
                     steps.append(Step.KILL_KEEPER)
             else:
@@ -74,7 +82,7 @@ class Shutdown:
         return steps
 
     def deadline(self) -> float:
-        """Return when to ask again at the latest (monotonic s); infinity where only a death can bring us on."""
+        """Return when the next step may be due, monotonic seconds; infinite where only a death brings the next one."""
         if self._closing_at is not None:
             return math.inf if Step.KILL_KEEPER in self._done else self._closing_at + self._keeper_grace
         kill_at = math.inf if Step.KILL_WORKERS in self._done else self._kill_at

@@ -1,6 +1,6 @@
-"""How a run ends: why, and step by step until no child is left (supervisor).
+"""A run's end: its reason, and the steps until no child is left (supervisor).
 
-``shutdown`` decides which step is due; here it is taken.
+``shutdown`` decides which step is due; this module takes it.
 """
 
 from __future__ import annotations
@@ -22,38 +22,53 @@ from sqspipes_mp.supervisor.shutdown import Shutdown, Step
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
-#: Ends at which no message runs. The workers have that long to come to their own end whatever ``shutdown_grace`` is,
-#: seconds: one may be about to say that the last message has failed.
-_NOTHING_RUNS, _LAST_STEPS = frozenset({"drained", "ended"}), 5.0
+#: Reasons at which no message runs.
+_NOTHING_RUNS = frozenset({"drained", "ended"})
+#: Seconds that workers have to end by themselves then, whatever ``shutdown_grace`` is: a worker may be about to report
+#: that the last message has failed.
+_LAST_STEPS = 5.0
 
 
 class Stopping:
-    """A run's end: nothing until ``drain`` or ``fail``, of which the first counts."""
+    """A run's end, which begins with the first ``drain`` or ``fail``."""
 
-    def __init__(self, crew: Children, lines: Events, caller: ParentChannel | None) -> None:
-        self._crew = crew
-        self._lines = lines
+    def __init__(self, children: Children, events: Events, caller: ParentChannel | None) -> None:
+        self._children = children
+        self._events = events
         self._caller = caller
         self._shutdown: Shutdown | None = None
         #: Whether nothing is left to wait for.
         self.over = False
+        #: The reason in the run's summary.
         self.reason = ""
+        #: The exception of a child that ended the run.
         self.report: Report | None = None
+        #: The engine's own error that ended the run.
         self.error: SqsPipesError | None = None
-        #: Whether the keeper was told to finish, and whether it is not to be waited for.
+        #: Whether the keeper was told to finish.
         self.quitting = False
+        #: Whether a keeper is neither waited for nor replaced.
         self.out_of_time = False
 
     @property
     def begun(self) -> bool:
+        """Whether the run is being ended."""
         return self._shutdown is not None
 
     def deadline(self) -> float:
-        """Return when the next step may be due (monotonic s)."""
+        """Return when the next step may be due, monotonic seconds."""
         return math.inf if self._shutdown is None else self._shutdown.deadline()
 
+    def end(self) -> None:
+        """End the run without another step."""
+        self.over = True
+
+    def abandon_keeper(self) -> None:
+        """Wait for no keeper, and have none replaced."""
+        self.out_of_time = True
+
     def fail(self, why: Report | SqsPipesError) -> None:
-        """Drain because of an error; the first one is what the caller sees."""
+        """Drain because of an error; the caller gets the first one."""
         if self.report is None and self.error is None:
             if isinstance(why, Report):
                 self.report = why
@@ -64,15 +79,15 @@ class Stopping:
         self.drain("failed")
 
     def drain(self, reason: str) -> None:
-        """Let what runs finish, and receive no more."""
+        """Let running calls finish, and have no worker receive or start any more; the first ``reason`` counts."""
         if self._shutdown is not None:
             return
-        crew = self._crew
-        grace = crew.plan.settings.grace
+        children = self._children
+        grace = children.plan.settings.grace
         if reason in _NOTHING_RUNS:
             grace = max(grace, _LAST_STEPS)
-        running = sum(reading.running for reading in readings(crew.plan, crew.board))
-        # Whoever sent a signal waits now, and may not know for what.
+        running = sum(reading.running for reading in readings(children.plan, children.board))
+        # A user who sent a signal waits now, and may not know for which calls.
         patient = running == 0 or reason not in signal.Signals.__members__
         second = "" if patient else "; a second signal kills them"
         log.log(
@@ -82,48 +97,48 @@ class Stopping:
         self.reason = reason
         self._shutdown = Shutdown(time.monotonic(), grace)
         if self._caller is not None and reason not in _NOTHING_RUNS:
-            # What it was not given yet goes back to its queue now.
-            self._lines.tell(self._caller, Kind.STOPPED)
-        for place in crew.places:
-            place.restart_at = None
-            if place.child is None:
-                continue
-            if place.child.ready or crew.board.get(place.slot, STATE) != S_BOOTING:
-                # Its READY may still be on the way, and a source has made something by then, or is even through.
-                self._lines.tell(place.child.channel, Kind.DRAIN)
+            # Results that the caller has not been given go back to their queue now.
+            self._events.tell(self._caller, Kind.TAKEN_BACK)
+        for slot in children.slots:
+            slot.cancel_start()
+        for slot, worker in children.workers:
+            if slot.ready or children.board.get(slot.index, STATE) != S_BOOTING:
+                # READY may still be on the way, and a source may already have sent messages, or even have ended.
+                self._events.tell(worker.child.channel, Kind.DRAIN)
             else:
-                # It holds nothing yet, and its init may take long.
-                place.cause = Cause.CUT
-                place.child.kill()
-        if not crew.keeper_booted and crew.keeper is not None:
-            crew.keeper.kill()
+                # A booting worker holds nothing, and its init may take long.
+                slot.kill(Cause.CUT)
+                worker.child.kill()
+        keeper = children.keeper
+        if not keeper.booted and keeper.child is not None:
+            keeper.child.kill()
 
     def hasten(self) -> None:
-        """Kill now what still runs."""
+        """Kill the workers that still run."""
         if self._shutdown is not None:
             self._shutdown.hasten(time.monotonic())
 
     def advance(self, now: float) -> None:
-        """Take the steps that are due."""
+        """Take the steps that are due at ``now`` (monotonic seconds)."""
         if self._shutdown is None:
             return
-        workers = [place.child for place in self._crew.places if place.child is not None]
-        receiving = sum(not child.stopped for child in workers)
-        keeper = self._crew.keeper
+        workers = self._children.workers
+        receiving = sum(not slot.stopped for slot, _ in workers)
+        keeper = self._children.keeper.child
         for step in self._shutdown.steps(now, workers=len(workers), receiving=receiving, keeper=keeper is not None):
             if step is Step.RELEASE:
-                for child in workers:
-                    self._lines.tell(child.channel, Kind.RELEASE)
+                for _, worker in workers:
+                    self._events.tell(worker.child.channel, Kind.RELEASE)
             elif step is Step.KILL_WORKERS:
                 log.warning("%d workers have not finished in time; killing them", len(workers))
-                self._crew.kill_workers(Cause.CUT)
+                self._children.kill_workers(Cause.CUT)
             elif step is Step.QUIT_KEEPER:
                 self.quitting = True
-                self._crew.tell_keeper(Kind.QUIT)
+                self._children.tell_keeper(Kind.QUIT)
             elif step is Step.KILL_KEEPER and keeper is not None:
                 if not self.out_of_time:
                     log.warning("the keeper cannot reach the queues; what is held comes back when its leases end")
-                self.out_of_time = True
+                self.abandon_keeper()
                 keeper.kill()
             elif step is Step.OVER:
-                self.over = True
+                self.end()

@@ -1,4 +1,4 @@
-"""What nobody reports: calls that run too long, memory that grows, a keeper that stands still (supervisor)."""
+"""Trouble that no child reports: late calls, memory that grows, a keeper that stands still (supervisor)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,34 @@ from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, killed_at
 from sqspipes_mp.ipc.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
 from sqspipes_mp.ipc.stack_dump import DUMP
 from sqspipes_mp.supervisor.child import Child
-from sqspipes_mp.supervisor.children import Children, Slot
-from sqspipes_mp.supervisor.container import KILL_AT, REPLACE_AT, SETTLE, Fill, has_large_part, has_most, pressure
+from sqspipes_mp.supervisor.children import Children
 from sqspipes_mp.supervisor.events import Events
-from sqspipes_mp.supervisor.memory import LOOK_EVERY, MemoryWatch
+from sqspipes_mp.supervisor.memory import (
+    KILL_AT,
+    LOOK_EVERY,
+    REPLACE_AT,
+    SETTLE,
+    Fill,
+    MemoryWatch,
+    has_large_part,
+    has_most,
+    pressure,
+)
+from sqspipes_mp.supervisor.slot import Call, Slot, Worker
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
-#: What a worker has to write its stack before it is killed, seconds (it takes less than a millisecond), and what one
-#: has that does not get a CPU for it.
-_LAST_WORDS, _SILENCE = 0.05, 1.0
-#: What a replaced keeper has to boot, seconds.
+#: Seconds that a replaced keeper has to boot.
 _KEEPER_BOOT = 60.0
-#: How long a child may take to exit after it said BYE (threads of the user's that do not end), seconds.
+#: Seconds that a child has to exit after it said BYE; threads of the user's may not end.
 _BYE_GRACE = 2.0
-#: Seconds between two looks for messages that have been in flight for nearly as long as they can, at most this share of
-#: that time: what was received later can be due earlier only by as much.
+#: Longest time between two looks for messages that have been in flight for nearly as long as they can: seconds, and a
+#: share of that time. A call that begins after a look is killed at most so much late.
 _HOLD_LOOK, _HOLD_SHARE = 60.0, 1 / 40
-#: What is said before anything is done about that.
+#: The warning before the container's memory is full: percent, and the measure.
 _FULL = "the container's memory is %.0f%% full; %s"
 
-#: What is said of a call that is killed for SQS's limit, with the cure.
+#: The warning before the kill of a call for SQS's limit, with the cure.
 _HELD = (
     "%s (pid %d): a call has had its message for nearly %g h, the longest that SQS lets one be in flight; killing it: "
     "others would get the message and run it again, for ever. Make its calls shorter (one message for each part of the "
@@ -43,206 +50,199 @@ _HELD = (
 
 
 class Watchdog:
-    """Looks at the scoreboard once per turn and kills what has to be killed."""
+    """Looks at the scoreboard once per turn, and has workers killed or replaced."""
 
-    def __init__(self, crew: Children, board: Events) -> None:
-        self._crew = crew
-        self._lines = board
+    def __init__(self, children: Children, events: Events) -> None:
+        self._children = children
+        self._board = children.board
+        self._events = events
         self._contained = pressure() is not None
-        self._memory = MemoryWatch(crew.plan, contained=self._contained)
-        crew.board.set_header(WATCHES_MEMORY, int(self._memory.wanted or self._contained))
+        self._memory = MemoryWatch(children.plan, contained=self._contained)
+        self._board.set_header(WATCHES_MEMORY, int(self._memory.wanted or self._contained))
         self._contain_at = self._settled_at = 0.0
-        #: The number of the worker that was last asked to make room, which takes it as long as its message.
+        #: ``Child.number`` of the worker that was last asked to make room; it leaves after its message.
         self._asked: int | None = None
         self._told_in_vain = False
-        # Leases must not end before it is replaced: a fresh one is due when half of it is left.
-        self._patience = 2 * crew.plan.keeper_patience
+        # A stalled keeper is replaced before leases end: each is extended when half of it is left.
+        self._patience = 2 * children.plan.keeper_patience
 
     def deadline(self, now: float) -> float:
-        """Return when to look again at the latest (monotonic s)."""
+        """Return when to look again at the latest; ``now`` and the deadline are monotonic seconds."""
         times = [now + self._patience / 2]
         if self._memory.wanted or self._contained:
             times.append(now + LOOK_EVERY)
-        leaving = (child.leaving_since for child in self._crew.children)
-        times += [since + _BYE_GRACE for since in leaving if since is not None]
-        for place in self._crew.places:
-            timeout = self._crew.stage(place).task.timeout
-            if self._crew.longest_hold is not None and place.child is not None and place.hold_look_at > now:
-                times.append(place.hold_look_at)
-            if place.kill_at is not None and place.child is not None:
-                times.append(place.kill_at)
-            elif timeout is not None and place.child is not None:
-                # A call that begins wakes nobody, so look often enough to notice one; then exactly when it is due.
-                started = self._crew.board.get(place.slot, CALL_STARTED)
+        times += [since + _BYE_GRACE for _, since in self._children.leaving]
+        for slot, _ in self._children.workers:
+            timeout = slot.stage.task.timeout
+            if self._children.longest_hold is not None and slot.hold_look_at > now:
+                times.append(slot.hold_look_at)
+            if slot.kill_at is not None:
+                times.append(slot.kill_at)
+            elif timeout is not None:
+                # A call's begin wakes nobody: look often enough to notice one, then exactly when it is due.
+                started = self._board.get(slot.index, CALL_STARTED)
                 times.append(min(now + timeout / 4, self._late_at(started, timeout) if started else math.inf))
         return min(times)
 
     def look(self, now: float) -> None:
+        """Take the measures that are due at ``now`` (monotonic seconds)."""
         self._mind_keeper(now)
         if self._contained and now >= self._contain_at:
             self._mind_container(now)
-        for place in self._crew.places:
-            if place.child is None:
-                continue
-            self._mind_call(place, now)
-            self._mind_hold(place, now)
-            if place.kill_at is not None and now >= place.kill_at:
-                self._kill_late(place, place.child, now)
+        for slot, worker in self._children.workers:
+            self._mind_call(slot, worker, now)
+            self._mind_hold(slot, worker, now)
+            if slot.kill_due(now):
+                self._kill_late(slot, worker, now)
             if self._memory.wanted:
-                self._mind_memory(place, now)
-        for child in self._crew.children:
-            if child.leaving_since is not None and now >= child.leaving_since + _BYE_GRACE:
+                self._mind_memory(slot, worker, now)
+        for child, since in self._children.leaving:
+            if now >= since + _BYE_GRACE:
                 child.kill()
 
-    def ready(self, place: Slot) -> None:
-        assert place.child is not None
-        self._memory.ready(place.slot, place.child.pid)
+    def ready(self, slot: Slot, child: Child) -> None:
+        """Take note that a worker has booted."""
+        self._memory.ready(slot.index, child.pid)
 
-    def gone(self, place: Slot) -> None:
-        self._memory.gone(place.slot)
+    def gone(self, slot: Slot) -> None:
+        """Take note that a slot's worker is dead."""
+        self._memory.gone(slot.index)
 
-    def _mind_call(self, place: Slot, now: float) -> None:
-        timeout = self._crew.stage(place).task.timeout
-        started = self._crew.board.get(place.slot, CALL_STARTED)
-        if timeout is None or not started or place.cause is not None or now < self._late_at(started, timeout):
-            return
-        assert place.child is not None
-        late = self._blame(place, started, Cause.TIMEOUT)
-        if not self._still_runs(place, started, late):
-            # It ended meanwhile, and its worker has seen by its own clock that it was late.
-            return
-        place.cause, place.late = Cause.TIMEOUT, (started, late)
-        log.warning("%s (pid %d): a call ran over %g s; killing it", self._crew.name(place), place.child.pid, timeout)
-        self._ask_for_stack(place, place.child)
+    # -- calls that run too long --------------------------------------------------------------------------------
 
-    def _mind_hold(self, place: Slot, now: float) -> None:
-        """Kill a call whose message could not be kept from others any longer: they would run it again, for ever."""
-        longest = self._crew.longest_hold
-        if longest is None or place.cause is not None or now < place.hold_look_at:
+    def _mind_call(self, slot: Slot, worker: Worker, now: float) -> None:
+        timeout = slot.stage.task.timeout
+        started = self._board.get(slot.index, CALL_STARTED)
+        if timeout is None or not started or slot.cause is not None or now < self._late_at(started, timeout):
             return
-        assert place.child is not None
-        assert place.region is not None
-        place.hold_look_at = now + min(_HOLD_LOOK, longest * _HOLD_SHARE)
-        running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
+        call = Call(Cause.TIMEOUT, started, self._blame(slot, worker, started, Cause.TIMEOUT))
+        if not self._still_runs(slot, worker, call):
+            # The call ended meanwhile, and its worker has seen by its own clock that it was late.
+            return
+        log.warning("%s (pid %d): a call ran over %g s; killing it", slot.name, worker.child.pid, timeout)
+        self._ask_for_stack(slot, worker, call)
+
+    def _mind_hold(self, slot: Slot, worker: Worker, now: float) -> None:
+        """Kill a call whose message cannot be kept from other receivers any longer: they would run it again."""
+        longest = self._children.longest_hold
+        if longest is None or slot.cause is not None or now < slot.hold_look_at:
+            return
+        again = now + min(_HOLD_LOOK, longest * _HOLD_SHARE)
+        slot.look_for_hold(again)
+        running = [lease for lease in worker.region.leases(()) if lease.state is LeaseState.RUNNING]
         if not running:
             return
         oldest = min(running, key=lambda lease: lease.received_at)
         left = killed_at(oldest, longest) - lease_now()
         if left > 0:
-            place.hold_look_at = min(place.hold_look_at, now + left)
+            slot.look_for_hold(min(again, now + left))
             return
         if not oldest.company:
-            place.region.blame(oldest, Cause.HOLD)
-        place.cause, place.late = Cause.HOLD, (0, oldest)
-        log.warning(_HELD, self._crew.name(place), place.child.pid, longest / 3600)
-        self._ask_for_stack(place, place.child)
+            worker.region.blame(oldest, Cause.HOLD)
+        log.warning(_HELD, slot.name, worker.child.pid, longest / 3600)
+        self._ask_for_stack(slot, worker, Call(Cause.HOLD, 0, oldest))
 
-    def _ask_for_stack(self, place: Slot, child: Child) -> None:
-        """Have a worker say what it is doing; it is killed soon after."""
+    def _ask_for_stack(self, slot: Slot, worker: Worker, call: Call) -> None:
+        """Ask a worker for its stack; the worker is killed soon after."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, DUMP)
-        asked = time.monotonic()
-        place.kill_at, place.kill_by = asked + _LAST_WORDS, asked + _SILENCE
+            os.kill(worker.child.pid, DUMP)
+        slot.call_is_late(call, time.monotonic())
 
     def _late_at(self, started: int, timeout: float) -> float:
-        """Return when a call that began at ``started`` (monotonic ns) is late, monotonic s."""
-        return (started + self._crew.board.credit(started)) / 1e9 + timeout
+        """Return when a call that began at ``started`` (monotonic ns) is late, monotonic seconds."""
+        return (started + self._board.credit(started)) / 1e9 + timeout
 
-    def _kill_late(self, place: Slot, child: Child, now: float) -> None:
-        """Kill a worker whose call is late, once it has said what it was doing, or was silent for long."""
-        if not self._still_runs(place, *place.late):
-            # The signal that asks for a stack makes some C calls return early. Its worker has failed the call, and may
-            # have begun another one, which must not pay.
-            place.cause = place.kill_at = None
+    def _kill_late(self, slot: Slot, worker: Worker, now: float) -> None:
+        """Kill a worker whose call is late, once its stack is written, or it was silent for long."""
+        assert slot.late is not None
+        if not self._still_runs(slot, worker, slot.late):
+            # The signal that asks for a stack makes some C calls return early. The worker has failed the late call, and
+            # may run another one, which must not be charged.
+            slot.call_came_back()
             log.warning(
                 "%s (pid %d): the late call came back by itself; it does not count. It was doing this:\n%s",
-                self._crew.name(place), child.pid, place.stack.read().rstrip() if place.stack is not None else "",
+                slot.name, worker.child.pid, worker.stack.read().rstrip(),
             )  # fmt: skip
-            if place.stack is not None:
-                place.stack.clear()
-        elif place.stack is not None and not place.stack.begun and now < place.kill_by:
-            place.kill_at = now + _LAST_WORDS
-        else:
-            child.kill()
+            worker.stack.clear()
+        elif worker.stack.begun or not slot.put_off_kill(now):
+            worker.child.kill()
 
-    def _blame(self, place: Slot, started: int, cause: Cause) -> Lease | None:
-        """Mark the call that began then (monotonic ns) as the one to blame; None where no single message is its own."""
-        assert place.region is not None
-        running = [lease for lease in place.region.leases(()) if lease.state is LeaseState.RUNNING]
-        # Several run with threads, and one that began earlier may be over, what it gave being encoded: the call's is
-        # the last that began before it did.
+    def _blame(self, slot: Slot, worker: Worker, started: int, cause: Cause) -> Lease | None:
+        """Mark the call that began at ``started`` (monotonic ns) as the one to blame, and return its lease.
+
+        None: the call has no message of its own, so that no single message is to blame.
+        """
+        running = [lease for lease in worker.region.leases(()) if lease.state is LeaseState.RUNNING]
+        # Threads run several calls. One that began earlier may be over while its outputs are encoded, so the call's
+        # lease is the last that began before the call.
         begun = [lease for lease in running if lease.started_at <= started / 1e9]
         lease = max(begun, key=lambda lease: lease.started_at) if begun else None
-        if lease is None or lease.company or self._crew.board.get(place.slot, CALL_STARTED) != started:
+        if lease is None or lease.company or self._board.get(slot.index, CALL_STARTED) != started:
             return None
-        place.region.blame(lease, cause)
+        worker.region.blame(lease, cause)
         return lease
 
-    def _still_runs(self, place: Slot, started: int, lease: Lease | None) -> bool:
-        """Tell whether a call that was to be killed runs still; what runs there now may be another.
+    def _still_runs(self, slot: Slot, worker: Worker, call: Call) -> bool:
+        """Tell whether the call runs still; the worker may have begun another one."""
+        same = not call.started or self._board.get(slot.index, CALL_STARTED) == call.started
+        return same and (call.lease is None or worker.region.runs(call.lease))
 
-        ``started``: when it began (monotonic ns); 0: its lease alone tells.
-        """
-        assert place.region is not None
-        same = not started or self._crew.board.get(place.slot, CALL_STARTED) == started
-        return same and (lease is None or place.region.runs(lease))
+    # -- memory -------------------------------------------------------------------------------------------------
 
-    def _mind_memory(self, place: Slot, now: float) -> None:
-        assert place.child is not None
-        started, before = self._call(place)
-        verdict = self._memory.look(place.slot, place.seat.stage, now, before)
-        if verdict == "replace":
-            self._lines.tell(place.child.channel, Kind.RECYCLE, {"reason": "max_memory"})
-        elif verdict == "kill" and place.cause is None:
-            lease = self._blame(place, started, Cause.MEMORY)
-            if not self._still_runs(place, started, lease):
-                # What runs there now must not pay; the next look asks for a replacement.
+    def _mind_memory(self, slot: Slot, worker: Worker, now: float) -> None:
+        started, before = self._call(slot)
+        measure = self._memory.look(slot.index, slot.seat.stage, now, before)
+        if measure == "replace":
+            self._events.tell(worker.child.channel, Kind.REPLACE, {"reason": "max_memory"})
+        elif measure == "kill" and slot.cause is None:
+            call = Call(Cause.MEMORY, started, self._blame(slot, worker, started, Cause.MEMORY))
+            if not self._still_runs(slot, worker, call):
+                # The worker's next call must not be charged; the next look asks for a replacement.
                 return
-            place.cause = Cause.MEMORY
-            log.warning("%s (pid %d) is far over its max_memory; killing it", self._crew.name(place), place.child.pid)
-            place.child.kill()
+            slot.kill(Cause.MEMORY)
+            log.warning("%s (pid %d) is far over its max_memory; killing it", slot.name, worker.child.pid)
+            worker.child.kill()
 
-    def _call(self, place: Slot) -> tuple[int, int | None]:
-        """Return when a worker's running call began (monotonic ns), and the bytes it had then; 0, None: none runs."""
-        board = self._crew.board
-        started = board.get(place.slot, CALL_STARTED)
-        return started, board.get(place.slot, CALL_MEMORY) if started else None
+    def _call(self, slot: Slot) -> tuple[int, int | None]:
+        """Return when a worker's running call began (monotonic ns), and the worker's bytes then; 0, None: no call."""
+        started = self._board.get(slot.index, CALL_STARTED)
+        return started, self._board.get(slot.index, CALL_MEMORY) if started else None
 
     def _mind_container(self, now: float) -> None:
-        """Make room before the kernel does, which may kill the whole container; where a worker has much of it."""
+        """Make room where a worker has much of a nearly full memory, before the kernel kills the whole container."""
         self._contain_at = now + LOOK_EVERY
         fill = pressure()
-        workers = [(place, place.child) for place in self._crew.places if place.child is not None and place.child.ready]
+        workers = [(slot, worker) for slot, worker in self._children.workers if slot.ready]
         if fill is None or fill.share < REPLACE_AT or not workers:
             return
         kill = fill.share >= KILL_AT
         if now < self._settled_at and not kill:
             return
         self._settled_at = now + SETTLE
-        gained, place, child = max(
-            ((self._memory.gained(place.slot), place, child) for place, child in workers), key=lambda each: each[0]
-        )
-        who = f"{self._crew.name(place)} (pid {child.pid}), which has gained {gained >> 20} MB"
+        gains = [(self._memory.gained(slot.index), slot, worker) for slot, worker in workers]
+        gained, slot, worker = max(gains, key=lambda each: each[0])
+        child = worker.child
+        who = f"{slot.name} (pid {child.pid}), which has gained {gained >> 20} MB"
         if not has_large_part(gained, fill, len(workers)):
             self._contain_at = self._settled_at
             self._tell_in_vain(fill.share, who)
-        elif kill and place.cause is None:
+        elif kill and slot.cause is None:
             self._contain_at = self._settled_at
-            place.cause = self._to_blame(place, gained, fill)
+            slot.kill(self._container_cause(slot, worker, gained, fill))
             log.warning(_FULL, 100 * fill.share, f"killing {who}")
             child.kill()
         elif not kill and child.number != self._asked:
             self._asked = child.number
             log.warning(_FULL, 100 * fill.share, f"replacing {who}")
-            self._lines.tell(child.channel, Kind.RECYCLE, {"reason": "the container's memory"})
+            self._events.tell(child.channel, Kind.REPLACE, {"reason": "the container's memory"})
 
-    def _to_blame(self, place: Slot, gained: int, fill: Fill) -> Cause:
-        """Have the running call pay only where it is the reason: beside a large neighbour any would die."""
-        started, before = self._call(place)
-        if not has_most(min(gained, self._memory.own(place.slot, before)), fill):
+    def _container_cause(self, slot: Slot, worker: Worker, gained: int, fill: Fill) -> Cause:
+        """Return FULL, with the running call to blame, where it took most of the memory; ROOM where others have it."""
+        started, before = self._call(slot)
+        if not has_most(min(gained, self._memory.own(slot.index, before)), fill):
             return Cause.ROOM
-        lease = self._blame(place, started, Cause.FULL)
-        return Cause.FULL if self._still_runs(place, started, lease) else Cause.ROOM
+        call = Call(Cause.FULL, started, self._blame(slot, worker, started, Cause.FULL))
+        return Cause.FULL if self._still_runs(slot, worker, call) else Cause.ROOM
 
     def _tell_in_vain(self, share: float, who: str) -> None:
         if self._told_in_vain:
@@ -254,14 +254,15 @@ class Watchdog:
         )
         log.warning(_FULL, 100 * share, why)
 
+    # -- the keeper ---------------------------------------------------------------------------------------------
+
     def _mind_keeper(self, now: float) -> None:
-        keeper = self._crew.keeper
-        if keeper is None or not self._crew.keeper_booted:
+        slot = self._children.keeper
+        if slot.child is None or not slot.booted:
             return
-        beat = max(self._crew.board.header(KEEPER_BEAT) / 1e9, keeper.started_at)
-        # A new one has its start, setup and credentials before it: as long as the engine's first one would get.
-        if now - beat > (self._patience if keeper.ready else _KEEPER_BOOT):
-            log.warning("the keeper (pid %d) has not moved for %.0f s; replacing it", keeper.pid, now - beat)
-            keeper.kill()
-            # Once is enough: its death is on the way.
-            keeper.started_at = time.monotonic()
+        beat = max(self._board.header(KEEPER_BEAT) / 1e9, slot.patient_since)
+        # A replacement boots as long as the engine's first keeper may: imports, setup, credentials.
+        if now - beat > (self._patience if slot.ready else _KEEPER_BOOT):
+            log.warning("the keeper (pid %d) has not moved for %.0f s; replacing it", slot.child.pid, now - beat)
+            slot.child.kill()
+            slot.killed(time.monotonic())

@@ -13,7 +13,7 @@ from sqspipes_mp.ipc.birth import Assignment, orphaned
 from sqspipes_mp.ipc.channel import EXIT_OK, Channel, Kind, ParentGone
 from sqspipes_mp.ipc.leases import LEASES, LeaseState, id_digest
 from sqspipes_mp.ipc.report.report import pack_exception
-from sqspipes_mp.ipc.scoreboard import CALL_STARTED
+from sqspipes_mp.ipc.scoreboard import CALL_STARTED, SlotField
 from sqspipes_mp.messages.envelope import Message
 
 
@@ -120,7 +120,7 @@ class WorkerContext:
         report = pack_exception(error, stage=self.stage.name, pid=os.getpid(), message_id=message_id)
         self.say(kind, {}, report.to_bytes())
 
-    def count(self, field: int, amount: int) -> None:
+    def count(self, field: SlotField, amount: int) -> None:
         """Add to a counter of this slot that several of the worker's threads write."""
         with self._counting:
             self.board.add(self.slot, field, amount)
@@ -152,8 +152,11 @@ class WorkerContext:
             self._queues.get(received.handle.queue, 0),
             received.handle,
             received.group,
-            (received.receives, failed),
-            (now, until, received.sent_at),
+            receives=received.receives,
+            charges=failed,
+            received_at=now,
+            deadline=until,
+            sent_at=received.sent_at,
         )
         return lease, failed, until
 

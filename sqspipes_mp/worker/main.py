@@ -7,7 +7,7 @@ import sys
 import threading
 from functools import partial
 
-from sqspipes_mp.host.numeric import reseed, settle
+from sqspipes_mp.host.numeric import limit_threads, reseed
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
@@ -46,7 +46,7 @@ def worker_main(assignment: Assignment) -> None:
     board.put(slot, STATE, S_BOOTING)
     try:
         settings = assignment.plan.settings
-        settle(assignment.plan.numeric_threads)
+        limit_threads(assignment.plan.numeric_threads)
         reseed()
         if settings.setup is not None:
             pid = os.getpid()
@@ -115,9 +115,9 @@ def _listen(context: WorkerContext, ready: Ready, results: ResultWindow | None) 
         elif frame.kind is Kind.ACK and results is not None:
             for number in frame.header["numbers"]:
                 results.acknowledge(number)
-            if not frame.header["numbers"]:
-                results.let_go()
-        elif frame.kind is Kind.RECYCLE:
+        elif frame.kind is Kind.LET_GO and results is not None:
+            results.let_go()
+        elif frame.kind is Kind.REPLACE:
             context.stop_receiving()
             ready.poke()
     orphaned()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import Task
-from sqspipes_mp.brokers.sqlite import take as sqlite_take
+from sqspipes_mp.brokers.sqlite import deliveries as sqlite_deliveries
 from tests.gates import Background, Log, alive, dead, drain, engine_at, eventually, feed, send, values, waiting
 from tests.process.test_deaths import wait_for_extensions
 
@@ -330,7 +330,7 @@ def test_without_memory_to_receive_workers_are_replaced_after_a_pause(
     db: Path, log: Log, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sqspipes_mp.supervisor.restart.LONGEST_BACKOFF", 0.01)
-    take = sqlite_take.take
+    take = sqlite_deliveries.take_messages
 
     def take_with_little_memory(*args):
         taken = take(*args)
@@ -340,7 +340,7 @@ def test_without_memory_to_receive_workers_are_replaced_after_a_pause(
                 raise MemoryError
         return taken
 
-    monkeypatch.setattr(sqlite_take, "take", take_with_little_memory)
+    monkeypatch.setattr(sqlite_deliveries, "take_messages", take_with_little_memory)
     work = Task(add_pid, name="work", max_attempts=1)
     engine = engine_at(db, [source, work, sink], start_method="fork")
     feed(engine, "work", [7])

@@ -15,7 +15,7 @@ import pytest
 
 from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.brokers.base import Completion, Output
-from sqspipes_mp.supervisor import watchdog
+from sqspipes_mp.supervisor import slot
 from standin import standin
 from standin.brokers import sqs_at
 from tests.gates import (
@@ -112,7 +112,7 @@ def test_the_worker_that_is_to_be_killed_late_keeps_the_message_it_has_begun_mea
     db: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As long as the late one has for its last words: the next one is in the middle of its call when the kill is due.
-    monkeypatch.setattr(watchdog, "_LAST_WORDS", 0.4)
+    monkeypatch.setattr(slot, "LAST_WORDS", 0.4)
     task = Task(slow_after, name="work", args=(log,), timeout=2.0, max_attempts=1, prefetch=5)
     engine = engine_at(db, [source, task, sink], on_error="retry", start_method="fork")
     feed(engine, "work", ["late", "next"])

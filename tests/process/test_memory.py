@@ -9,7 +9,7 @@ import pytest
 from sqspipes_mp import Task
 from sqspipes_mp.supervisor import memory as limits
 from sqspipes_mp.supervisor import watchdog
-from sqspipes_mp.supervisor.container import Fill
+from sqspipes_mp.supervisor.memory import Fill
 from tests.gates import (
     Background,
     Gate,

@@ -1,12 +1,20 @@
 """What a start does to the process that forks."""
 
+import errno
 import gc
+import inspect
+import multiprocessing
 import os
+import select
+import sys
 import weakref
+from multiprocessing import parent_process, popen_fork
+from pathlib import Path
 
 import pytest
 
-from sqspipes_mp.supervisor.child import sharing_pages
+from sqspipes_mp.ipc.birth import Birth, begin
+from sqspipes_mp.supervisor.child import sharing_pages, start
 
 
 def test_forks_of_several_threads_leave_nothing_frozen() -> None:
@@ -73,3 +81,49 @@ def test_a_child_forked_meanwhile_can_start_its_own() -> None:
             finally:
                 os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def wait_for_parent(birth: Birth) -> None:
+    begin(birth)
+    parent = parent_process()
+    assert parent is not None
+    assert parent.is_alive()
+    birth.sock.recv(1)
+
+
+def descriptors() -> set[str]:
+    return {path.name for path in Path("/dev/fd").iterdir()}
+
+
+def test_a_forked_child_is_one_of_multiprocessings_and_leaves_no_descriptor() -> None:
+    before = descriptors()
+    context = multiprocessing.get_context("fork")
+    child = start(context, lambda birth: (wait_for_parent, (birth,)), name="child", inherited=())
+    assert [(process.name, process.pid) for process in multiprocessing.active_children()] == [("child", child.pid)]
+    child.channel.close()
+    assert select.select([child.watch], [], [], 60)[0]
+    assert child.reap() == 0
+    assert descriptors() == before
+
+
+def test_a_fork_that_the_kernel_refuses_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", refuse)
+    before = descriptors()
+    with pytest.raises(BlockingIOError):
+        start(multiprocessing.get_context("fork"), lambda birth: (begin, (birth,)), name="child", inherited=())
+    assert descriptors() == before
+
+
+def test_multiprocessing_forks_as_its_copy_here_does() -> None:
+    # Where a new Python's differs, so has supervisor/child.py.
+    source = inspect.getsource(popen_fork.Popen._launch)  # type: ignore[attr-defined]
+    child = source.partition("if self.pid == 0:")[2].partition("else:")[0].split("\n")
+    clears = ["atexit._clear()", "atexit.register(util._exit_function)"] * (sys.version_info >= (3, 13))
+    runs = ["atexit._run_exitfuncs()"] * (sys.version_info >= (3, 13))
+    assert [line.strip() for line in child if line.strip()] == [
+        "try:", *clears, "os.close(parent_r)", "os.close(parent_w)",
+        "code = process_obj._bootstrap(parent_sentinel=child_r)", "finally:", *runs, "os._exit(code)",
+    ]  # fmt: skip

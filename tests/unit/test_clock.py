@@ -43,7 +43,9 @@ def test_a_message_of_the_file_is_visible_after_a_sleep(path: Path, monkeypatch:
 def test_a_worker_that_wakes_holds_nothing_that_ran_out(fifo: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     region = LeaseTable(memoryview(bytearray(REGION_BYTES)), 0)
     now = clock.lease_now()
-    region.write(0, 0, Handle("q", "r", "i"), None, (1, 0), (now, now + 30, 0.0))
+    region.write(
+        0, 0, Handle("q", "r", "i"), None, receives=1, charges=0, received_at=now, deadline=now + 30, sent_at=0.0
+    )
     one = SimpleNamespace(leases=region, fifo=fifo)
     delivery = SimpleNamespace(lease=0, until=now + 30)
     assert station.WorkerContext.holds(one, delivery)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 import pytest
 
-from sqspipes_mp.supervisor.container import Fill, has_large_part, has_most, pressure
+from sqspipes_mp.supervisor.memory import Fill, has_large_part, has_most, pressure
 
 _V2 = {
     "/proc/self/cgroup": "0::/box\n",

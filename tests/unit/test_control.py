@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import re
 import selectors
 import signal
 import socket
@@ -10,12 +11,16 @@ import subprocess
 import sys
 import threading
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+import sqspipes_mp
 from sqspipes_mp.ipc import channel as control
 from sqspipes_mp.ipc.channel import (
+    DOWN,
     MAX_HEADER,
+    UP,
     BadFrame,
     Channel,
     Frame,
@@ -28,6 +33,7 @@ from sqspipes_mp.ipc.channel import (
     pack,
 )
 
+PACKAGE = Path(sqspipes_mp.__file__).parent
 FRAMES = [
     Frame(Kind.READY, {}, b""),
     Frame(Kind.FAILED, {"slot": 3, "id": "é\ud800", "x": None}, b"\x00" * 70_000),
@@ -74,26 +80,26 @@ def read_some(parent, count):
 
 
 def test_frames_survive_whole():
-    assert FrameReader().feed(packed()) == FRAMES
+    assert FrameReader(UP | DOWN).feed(packed()) == FRAMES
 
 
 def test_frames_survive_any_split():
     data, rng = packed(), random.Random(7)
     for _ in range(30):
         cuts = sorted(rng.sample(range(len(data)), 12))
-        reader = FrameReader()
+        reader = FrameReader(UP | DOWN)
         got = [f for a, b in pairwise([0, *cuts, len(data)]) for f in reader.feed(data[a:b])]
         assert got == FRAMES
 
 
 def test_frames_survive_byte_by_byte():
     data = packed([FRAMES[0], FRAMES[2]])
-    reader = FrameReader()
+    reader = FrameReader(UP | DOWN)
     assert [f for i in range(len(data)) for f in reader.feed(data[i : i + 1])] == [FRAMES[0], FRAMES[2]]
 
 
 def test_partial_frame_is_kept_back():
-    reader = FrameReader()
+    reader = FrameReader(UP | DOWN)
     assert reader.feed(packed()[:-1]) == FRAMES[:-1]
     assert reader.feed(packed()[-1:]) == FRAMES[-1:]
 
@@ -113,18 +119,18 @@ def test_partial_frame_is_kept_back():
 )
 def test_garbage_is_refused(data):
     with pytest.raises(BadFrame):
-        FrameReader().feed(data)
+        FrameReader(UP | DOWN).feed(data)
 
 
 def test_limit_is_exact_and_known_from_the_prefix():
     data = pack(Kind.RESULT, {}, b"x" * 98)
-    assert len(FrameReader(limit=100).feed(data)[0].blob) == 98
+    assert len(FrameReader(UP | DOWN, limit=100).feed(data)[0].blob) == 98
     with pytest.raises(BadFrame):
-        FrameReader(limit=99).feed(data[:13])
+        FrameReader(UP | DOWN, limit=99).feed(data[:13])
 
 
 def test_what_was_said_before_garbage_is_heard():
-    reader = FrameReader()
+    reader = FrameReader(UP | DOWN)
     assert reader.feed(packed() + b"\xff" * 20) == FRAMES
     with pytest.raises(BadFrame):
         reader.feed(b"")
@@ -141,6 +147,43 @@ def test_too_large_frames_are_not_packed(monkeypatch):
 def test_kinds_have_distinct_values_that_fit_a_byte():
     assert len({k.value for k in Kind}) == len(Kind.__members__)
     assert all(0 < k < 256 for k in Kind)
+
+
+# --- the protocol's rule ---
+
+
+def test_kinds_below_32_go_up_and_the_others_down():
+    assert {kind for kind in Kind if kind < 32} == UP
+    assert {kind for kind in Kind if kind >= 32} == DOWN
+
+
+@pytest.mark.parametrize("kind", sorted(DOWN))
+def test_a_parent_takes_what_goes_down_for_garbage(ends, kind):
+    parent, child = ends
+    child.send(kind)
+    with pytest.raises(BadFrame):
+        parent.read()
+
+
+@pytest.mark.parametrize("kind", sorted(UP))
+def test_a_child_takes_what_goes_up_for_garbage(ends, kind):
+    parent, child = ends
+    parent.queue(kind)
+    assert parent.flush()
+    with pytest.raises(BadFrame):
+        child.recv()
+
+
+def test_each_kind_is_said_by_somebody_and_heard_by_somebody():
+    said, heard = set[str](), set[str]()
+    # brokers/sqs has kinds of its own, of faults.
+    for path in (path for path in PACKAGE.rglob("*.py") if "brokers" not in path.parts):
+        text = path.read_text()
+        hears = r"\.kind (?:is Kind\.\w+|in \{[^}]+\})"
+        heard |= set(re.findall(r"Kind\.(\w+)", "".join(re.findall(hears, text))))
+        said |= set(re.findall(r"\bKind\.(\w+)", re.sub(hears, "", text)))
+    # JUDGE only wakes the keeper, which looks for the dead at each turn.
+    assert said == heard | {"JUDGE"} == set(Kind.__members__)
 
 
 # --- channels ---

@@ -34,7 +34,7 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.keeper import main as keeper_main
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import Judgement, judge
-from sqspipes_mp.messages.backoff import MOST_BACKOFF
+from sqspipes_mp.messages.attempts import MOST_BACKOFF
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
@@ -332,15 +332,20 @@ class Worker:
 
 @dataclass
 class Death:
-    """``running``: the messages that ran; ``failed``: whose calls had raised before."""
+    """A worker's death."""
 
     number: int
     region: int
     cause: Cause
+    #: Messages that ran.
     running: list[str]
+    #: The message whose call the worker was killed for; None: it had failed before, or is not known.
     late: str | None
+    #: Whether the call that the worker was killed for is known, so that no other one is a suspect.
+    known: bool = False
     batch: bool = False
     handles: tuple[Handle, ...] = ()
+    #: Messages whose calls had raised before.
     failed: tuple[str, ...] = ()
 
     def due(self) -> list[str]:
@@ -354,8 +359,8 @@ class Death:
 
     def suspects(self) -> list[str]:
         guilty = self.guilty()
-        known = self.late is not None
-        return [ident for ident in self.running if ident not in guilty] if self.cause in GUILTY and not known else []
+        suspected = self.cause in GUILTY and not self.known
+        return [ident for ident in self.running if ident not in guilty] if suspected else []
 
 
 class LeaseMachine(RuleBasedStateMachine):
@@ -668,7 +673,9 @@ class LeaseMachine(RuleBasedStateMachine):
         }
         if cause is Cause.MEMORY and worker.late is None and len(running) == 1:
             self.blame(worker, next(iter(running)), cause)
-        late = self.blamed(worker)
+        blamed = self.blamed(worker)
+        # One that had failed is charged for that.
+        late = blamed[0] if blamed is not None and blamed[1] in {LeaseState.RUNNING, LeaseState.DONE} else None
         handles = tuple(d.received.handle for d in worker.deliveries if d.lease in running)
         together = any(region.company for lease in running if (region := worker.region.read(lease)) is not None)
         failed = tuple(
@@ -677,21 +684,21 @@ class LeaseMachine(RuleBasedStateMachine):
             if worker.region.state(d.lease) in {LeaseState.FAILED, LeaseState.CHARGING}
         )
         death = Death(
-            worker.number, worker.region.index, cause, list(running.values()), late, together, handles, failed
-        )
+            worker.number, worker.region.index, cause, list(running.values()), late, blamed is not None, together,
+            handles, failed,
+        )  # fmt: skip
         for ident in death.guilty():
             self.queue.messages[ident].attempts += 1
         self.deaths.append(death)
         self.unjudged.add(worker.region.index)
         worker.region.mark_dead(cause, -9, 4711)
 
-    def blamed(self, worker: Worker) -> str | None:
-        """Return the message a worker was killed for, unless it is through, or had failed and is charged for that."""
+    def blamed(self, worker: Worker) -> tuple[str, LeaseState] | None:
+        """Return the message a worker was killed for, and its state, unless its outputs are accepted."""
         for delivery in worker.deliveries:
             read = worker.region.read(delivery.lease)
-            if read is not None and (read.index, read.generation) == worker.late:
-                in_time = read.state in {LeaseState.RUNNING, LeaseState.DONE}
-                return delivery.received.handle.message_id if in_time else None
+            if read is not None and (read.index, read.generation) == worker.late and read.state in CHARGEABLE:
+                return delivery.received.handle.message_id, read.state
         return None
 
     # -- workers ------------------------------------------------------------------------------------------------
@@ -1038,7 +1045,11 @@ def rewrite_for_ever(board: Scoreboard, entries: int, started: Any) -> None:
         index = number % entries
         handle, group, counts, times, start = entry_of(number)
         region.set_state(index, LeaseState.FREE)
-        region.write(index, 1, handle, group, counts, times)
+        (receives, charges), (received_at, deadline, sent_at) = counts, times
+        region.write(
+            index, 1, handle, group, receives=receives, charges=charges, received_at=received_at, deadline=deadline,
+            sent_at=sent_at,
+        )  # fmt: skip
         region.start(index, start, 0, BODY)
         if number % 3:
             region.set_state(index, LeaseState.DONE)

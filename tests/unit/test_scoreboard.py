@@ -14,7 +14,8 @@ from tests.gates import present
 
 
 def _write(region, index=0, ident="m", receipt="r", group=None):
-    region.write(index, 1, Handle("q1", receipt, ident), group, (2, 1), (10.0, 25.0, 5.0))
+    handle = Handle("q1", receipt, ident)
+    region.write(index, 1, handle, group, receives=2, charges=1, received_at=10.0, deadline=25.0, sent_at=5.0)
 
 
 def test_counters_are_seen_across_a_fork():

@@ -252,6 +252,13 @@ def test_dead_letter_keeps_what_is_shown(connection: SQLiteConnection, path: Pat
     assert abs(dead.sent_at - message.sent_at) < 5
 
 
+def test_a_missing_queue_is_found_before_any_of_many_parts_is_fed(connection: SQLiteConnection) -> None:
+    outputs = [Output("in", "x" * 1_000_000, f"hop-{n}") for n in range(3)]
+    with pytest.raises(QueueMissing):
+        connection.feed([*outputs, Output("nowhere", "x", "hop")], keyed=False)
+    assert connection.depth("in").empty
+
+
 def test_a_large_body_is_written_once(connection: SQLiteConnection, path: Path) -> None:
     send(connection, "in", "x" * 1_000_000)
     look(path, "PRAGMA wal_checkpoint(TRUNCATE)")

@@ -226,6 +226,40 @@ def test_expired_keys_are_swept_as_new_ones_come(path: Path) -> None:
     assert look(path, "SELECT count(*) FROM keys WHERE hop LIKE 'old-%'") == [(0,)]
 
 
+@pytest.mark.parametrize("failed", [False, True], ids=["never received", "failed once"])
+def test_the_retention_of_a_delayed_message_begins_when_it_is_due(path: Path, failed: bool) -> None:
+    days = 86_400.0
+    with opened(path) as connection:
+        send(connection, "in", "late", delay=14 * days)
+    later(path, 14 * days)
+    with opened(path) as connection:
+        if failed:
+            (message,) = take(connection, "in")
+            assert abs(message.sent_at - (time.time() - 14 * days)) < 60
+            connection.extend([message.handle], 0, attempts=1)
+        connection._tidy_at = 0.0
+        send(connection, "out", "other")
+        assert connection.depth("in").visible == 1
+    later(path, 14 * days)
+    with opened(path) as connection:
+        connection._tidy_at = 0.0
+        send(connection, "out", "another")
+        assert connection.depth("in").visible == 0
+
+
+def test_delayed_messages_do_not_keep_later_ones_beyond_their_retention(path: Path) -> None:
+    days = 86_400.0
+    with opened(path) as connection:
+        send(connection, "in", *(f"delayed-{n}" for n in range(150)), delay=30 * days)
+        send(connection, "out", "old")
+    later(path, 15 * days)
+    with opened(path) as connection:
+        connection._tidy_at = 0.0
+        send(connection, "dead", "other")
+        assert connection.depth("out").empty
+        assert connection.depth("in").delayed == 150
+
+
 def test_messages_past_their_retention_are_dropped(path: Path) -> None:
     with opened(path) as connection:
         send(connection, "in", "old")

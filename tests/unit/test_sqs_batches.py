@@ -15,7 +15,7 @@ from sqspipes_mp.brokers.sqs.batches import (
     of_letter,
     of_output,
     shorter,
-    take,
+    take_batch,
     visibility,
 )
 from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BYTES
@@ -32,7 +32,7 @@ def entries(shapes: Sequence[tuple[int, str | None]]) -> deque[Entry]:
 def test_batches_respect_the_limits_and_lose_nothing(shapes: list[tuple[int, str | None]]) -> None:
     pending, taken = entries(shapes), []
     while pending:
-        batch = take(pending)
+        batch = take_batch(pending)
         groups = [entry.group for entry in batch if entry.group is not None]
         assert 1 <= len(batch) <= MAX_ENTRIES
         assert sum(entry.size for entry in batch) <= MAX_BYTES
@@ -48,19 +48,19 @@ def test_batches_respect_the_limits_and_lose_nothing(shapes: list[tuple[int, str
 def test_standard_queues_keep_the_order_too(sizes: list[int]) -> None:
     pending, taken = entries([(size, None) for size in sizes]), []
     while pending:
-        taken += [entry.key for entry in take(pending)]
+        taken += [entry.key for entry in take_batch(pending)]
     assert taken == list(range(len(sizes)))
 
 
 def test_full_batches_are_made() -> None:
     pending = entries([(1, None)] * 25)
-    assert [len(take(pending)) for _ in range(3)] == [10, 10, 5]
+    assert [len(take_batch(pending)) for _ in range(3)] == [10, 10, 5]
 
 
 def test_long_group_does_not_starve_the_next() -> None:
     pending = entries([(1, "a")] * 30 + [(1, "b")] * 2)
-    assert [entry.key for entry in take(pending)] == [0, 30]
-    assert [entry.key for entry in take(pending)] == [1, 31]
+    assert [entry.key for entry in take_batch(pending)] == [0, 30]
+    assert [entry.key for entry in take_batch(pending)] == [1, 31]
 
 
 def test_size_counts_bytes_and_the_attribute() -> None:

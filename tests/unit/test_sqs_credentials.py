@@ -9,7 +9,7 @@ import pytest
 from sqspipes_mp import SQS
 from sqspipes_mp.brokers.sqs import credentials as sqs_shared
 from sqspipes_mp.brokers.sqs.credentials import CredentialsPending
-from sqspipes_mp.brokers.sqs.faults import Kind, classify
+from sqspipes_mp.brokers.sqs.faults import Kind, classify_error
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from tests.credential_server import serving
 from tests.gates import eventually
@@ -125,7 +125,7 @@ def test_a_slow_credentials_service_does_not_hold_up_the_keeper(chain, minutes, 
             else:
                 with pytest.raises(CredentialsPending) as caught:
                     _key(keeper)
-                assert classify(caught.value).kind is Kind.TRANSIENT
+                assert classify_error(caught.value).kind is Kind.TRANSIENT
                 assert "no newer credentials: CredentialsPending" in caplog.text
             assert json.loads(wallet.read())["access_key"] == "OLD"
             assert given == []

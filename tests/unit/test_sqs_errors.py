@@ -1,8 +1,9 @@
 import pytest
 
 from sqspipes_mp.brokers.base import QueueSpec
-from sqspipes_mp.brokers.sqs.attributes import address, differences, wanted
-from sqspipes_mp.brokers.sqs.faults import Fault, Kind, backoff, classify, explain, gives_up, judge
+from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify_code, classify_error, gives_up, make_error, retry_delay
+from sqspipes_mp.brokers.sqs.http import BadReply, TimedOut, Unreachable
+from sqspipes_mp.brokers.sqs.queues import differences, parse_address, wanted_attributes
 from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
 from sqspipes_mp.messages.limits import MAX_BYTES
 
@@ -44,7 +45,7 @@ CODES = [
 
 @pytest.mark.parametrize(("code", "kind"), CODES, ids=lambda value: value if isinstance(value, str) else value.name)
 def test_code_is_judged(code: str, kind: Kind) -> None:
-    assert judge(code) is kind
+    assert classify_code(code) is kind
 
 
 @pytest.mark.parametrize(
@@ -69,15 +70,15 @@ def test_code_is_judged(code: str, kind: Kind) -> None:
     ],
 )
 def test_invalid_parameter_is_judged_by_its_text(message: str, kind: Kind) -> None:
-    assert judge("InvalidParameterValue", message) is kind
+    assert classify_code("InvalidParameterValue", message) is kind
 
 
 def test_unknown_codes_are_judged_by_status_and_fault() -> None:
-    assert judge("Strange") is Kind.REFUSED
-    assert judge("Strange", status=503) is Kind.TRANSIENT
-    assert judge("Strange", status=429) is Kind.TRANSIENT
-    assert judge("Strange", status=403) is Kind.DENIED
-    assert judge("Strange", sender_fault=False) is Kind.TRANSIENT
+    assert classify_code("Strange") is Kind.REFUSED
+    assert classify_code("Strange", status=503) is Kind.TRANSIENT
+    assert classify_code("Strange", status=429) is Kind.TRANSIENT
+    assert classify_code("Strange", status=403) is Kind.DENIED
+    assert classify_code("Strange", sender_fault=False) is Kind.TRANSIENT
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,9 @@ def test_unknown_codes_are_judged_by_status_and_fault() -> None:
         (botocore.ReadTimeoutError(endpoint_url="u"), Kind.UNREACHABLE),
         (botocore.ConnectionClosedError(endpoint_url="u"), Kind.UNREACHABLE),
         (botocore.HTTPClientError(error="e"), Kind.UNREACHABLE),
+        (botocore.IncompleteReadError(actual_bytes=1, expected_bytes=2), Kind.UNREACHABLE),
+        (ConnectionResetError("e"), Kind.UNREACHABLE),
+        (botocore.MetadataRetrievalError(error_msg="e"), Kind.TRANSIENT),
         (botocore.CredentialRetrievalError(provider="p", error_msg="e"), Kind.TRANSIENT),
         (botocore.NoCredentialsError(), Kind.CREDENTIALS),
         (botocore.PartialCredentialsError(provider="p", cred_var="v"), Kind.CREDENTIALS),
@@ -103,21 +107,41 @@ def test_unknown_codes_are_judged_by_status_and_fault() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value.name,
 )
 def test_exceptions_of_botocore_are_classified(error: Exception, kind: Kind) -> None:
-    fault = classify(error)
+    fault = classify_error(error)
     assert fault is not None
     assert fault.kind is kind
 
 
+def test_a_type_counts_and_not_its_name() -> None:
+    renamed = type("Renamed", (botocore.ReadTimeoutError,), {})
+    fault = classify_error(renamed(endpoint_url="u"))
+    assert fault is not None
+    assert fault.kind is Kind.UNREACHABLE
+    stranger = type("ReadTimeoutError", (Exception,), {})
+    assert classify_error(stranger("e")) is None
+
+
+def test_a_failed_call_of_our_own_has_its_fault() -> None:
+    class Renamed(Unreachable):
+        pass
+
+    assert classify_error(Renamed("reset")) == Fault(Kind.UNREACHABLE, "ConnectionClosedError", "reset")
+    assert classify_error(TimedOut("silence")) == Fault(Kind.UNREACHABLE, "ReadTimeoutError", "silence")
+    assert classify_error(BadReply("Odd", "no", 503)) == Fault(Kind.TRANSIENT, "Odd", "no")
+
+
 def test_client_error_is_classified_by_code_and_status() -> None:
     response = {"Error": {"Code": "AccessDenied", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
-    assert classify(botocore.ClientError(response, "SendMessageBatch")) == Fault(Kind.DENIED, "AccessDenied", "no")
+    assert classify_error(botocore.ClientError(response, "SendMessageBatch")) == Fault(
+        Kind.DENIED, "AccessDenied", "no"
+    )
     response = {"Error": {"Code": "Odd"}, "ResponseMetadata": {"HTTPStatusCode": 500}}
-    assert classify(botocore.ClientError(response, "SendMessageBatch")) == Fault(Kind.TRANSIENT, "Odd")
+    assert classify_error(botocore.ClientError(response, "SendMessageBatch")) == Fault(Kind.TRANSIENT, "Odd")
 
 
 @pytest.mark.parametrize("bug", [KeyError("x"), TypeError("x"), RuntimeError("x"), ValueError("x")])
 def test_bugs_are_no_faults(bug: Exception) -> None:
-    assert classify(bug) is None
+    assert classify_error(bug) is None
 
 
 def test_giving_up() -> None:
@@ -132,12 +156,12 @@ def test_giving_up() -> None:
         assert gives_up(kind, 1)
 
 
-def test_backoff_doubles_to_its_cap() -> None:
-    longest = [backoff(failures, lambda low, high: high) for failures in range(1, 12)]
+def test_the_delay_doubles_to_its_cap() -> None:
+    longest = [retry_delay(failures, lambda low, high: high) for failures in range(1, 12)]
     assert longest[:4] == pytest.approx([0.2, 0.4, 0.8, 1.6])
     assert longest[-1] == 20.0
-    assert backoff(500, lambda low, high: high) == 20.0
-    assert backoff(9, lambda low, high: low) == 0.1
+    assert retry_delay(500, lambda low, high: high) == 20.0
+    assert retry_delay(9, lambda low, high: low) == 0.1
 
 
 @pytest.mark.parametrize(
@@ -153,7 +177,7 @@ def test_backoff_doubles_to_its_cap() -> None:
     ],
 )
 def test_error_says_what_to_do(kind: Kind, code: str, error: type[BrokerError], words: list[str]) -> None:
-    raised = explain(Fault(kind, code, "told so"), "SendMessageBatch", "q", "http://e")
+    raised = make_error(Fault(kind, code, "told so"), "SendMessageBatch", "q", "http://e")
     assert type(raised) is error
     assert code in str(raised)
     for word in words:
@@ -174,13 +198,13 @@ def test_error_says_what_to_do(kind: Kind, code: str, error: type[BrokerError], 
     ],
 )
 def test_address_is_read(queue: str, name: str, account: str | None, region: str | None) -> None:
-    found = address(queue)
+    found = parse_address(queue)
     assert (found.name, found.account, found.region) == (name, account, region)
     assert found.url == (queue if queue.startswith("http") else None)
 
 
 SPEC = QueueSpec(name="q.fifo", fifo=True, visibility=30, dead="d.fifo")
-WANTED = wanted(SPEC, retention=1_209_600, kms_key="alias/k", dead_arn="arn:d")
+WANTED = wanted_attributes(SPEC, retention=1_209_600, kms_key="alias/k", dead_arn="arn:d")
 
 
 def test_same_attributes_do_not_differ() -> None:

@@ -29,9 +29,8 @@ from hypothesis import strategies as st
 
 from sqspipes_mp import SQS
 from sqspipes_mp.brokers.base import Completion, Handle
-from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify
-from sqspipes_mp.brokers.sqs.http import OPERATIONS, ConnectionClosedError, Lean, ReadTimeoutError, Signer, Target
-from sqspipes_mp.brokers.sqs.http_reply import BadReply, Unsure
+from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify_error
+from sqspipes_mp.brokers.sqs.http import OPERATIONS, BadReply, Lean, Signer, Target, TimedOut, Unreachable, Unsure
 from sqspipes_mp.errors import ConfigError
 
 KEYS = botocore.credentials.ReadOnlyCredentials("AKIA", "secret", None)
@@ -182,7 +181,7 @@ def test_kept_connection_that_dies_under_a_request_costs_a_send_its_only_try_and
     with spoken(dies_at_second) as (port, _):
         lean = path(port, tries=1)
         lean("SendMessageBatch", {}, 30)
-        with pytest.raises(ConnectionClosedError):
+        with pytest.raises(Unreachable):
             lean("SendMessageBatch", {}, 30)
         lean.close()
 
@@ -190,11 +189,11 @@ def test_kept_connection_that_dies_under_a_request_costs_a_send_its_only_try_and
 def test_new_connection_that_dies_is_tried_once_more_and_judged_as_botocores() -> None:
     with spoken(dying, dying) as (port, came):
         lean = path(port)
-        with pytest.raises(ConnectionClosedError) as caught:
+        with pytest.raises(Unreachable) as caught:
             lean("ReceiveMessage", {}, 30)
         lean.close()
     assert came == [0, 1]
-    fault = classify(caught.value)
+    fault = classify_error(caught.value)
     assert isinstance(fault, Fault)
     assert fault.kind is Kind.UNREACHABLE
 
@@ -203,7 +202,7 @@ def test_silence_is_a_timeout() -> None:
     done = threading.Event()
     with spoken(lambda peer: asked(peer) and done.wait(30)) as (port, _):
         lean = path(port, tries=1)
-        with pytest.raises(ReadTimeoutError, match=r"0\.05 s"):
+        with pytest.raises(TimedOut, match=r"0\.05 s"):
             lean("ReceiveMessage", {}, 0.05)
         done.set()
         lean.close()
@@ -213,7 +212,7 @@ def test_nobody_there_is_unreachable() -> None:
     with socket.socket() as unused:
         # Bound, so that nobody else gets it; not listening.
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(ConnectionClosedError):
+        with pytest.raises(Unreachable):
             path(unused.getsockname()[1], tries=1)("ReceiveMessage", {}, 30)
 
 
@@ -239,7 +238,7 @@ def test_errors_are_judged_as_boto3s(first: str, body: bytes, more: str, kind: K
         with pytest.raises(BadReply) as caught:
             lean("SendMessageBatch", {}, 30)
         lean.close()
-    fault = classify(caught.value)
+    fault = classify_error(caught.value)
     assert fault is not None
     assert fault.kind is (Kind[kind] if isinstance(kind, str) else kind)
 
@@ -311,7 +310,7 @@ def test_forked_process_takes_no_connection_of_its_parent() -> None:
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                lean._take()
+                lean._take_idle()
                 os._exit(0 if not lean._idle else 1)
             os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -67,6 +67,11 @@ def release(*groups: str) -> Release:
     return Release(tuple(each for each in deliveries if each is not None), 0.0)
 
 
+def put_into(backlog: Backlog, item: Item) -> None:
+    backlog.last += 1
+    backlog.items.append((backlog.last, item))
+
+
 def picked(batch: Batch | None) -> list[Item]:
     assert batch is not None
     return batch.items
@@ -76,7 +81,7 @@ def test_on_a_standard_queue_ten_go_together_or_what_has_waited_long_enough():
     backlog = Backlog(batch=10, linger=0.15, by_group=False)
     items = [done("same", at=5.0) for _ in range(13)]
     for item in items:
-        backlog.put(item)
+        put_into(backlog, item)
     assert picked(backlog.pick(5.0, flush=False)) == items[:10]
     assert backlog.pick(5.1, flush=False) is None
     assert backlog.patience(5.1) == pytest.approx(0.05)
@@ -88,8 +93,8 @@ def test_on_a_standard_queue_ten_go_together_or_what_has_waited_long_enough():
 def test_a_release_goes_alone_at_once():
     backlog = Backlog(batch=10, linger=0.15, by_group=False)
     first, back = done(at=5.0), release("a", "b")
-    backlog.put(first)
-    backlog.put(back)
+    put_into(backlog, first)
+    put_into(backlog, back)
     assert picked(backlog.pick(9.0, flush=False)) == [first]
     assert picked(backlog.pick(5.0, flush=False)) == [back]
 
@@ -97,11 +102,11 @@ def test_a_release_goes_alone_at_once():
 def test_a_group_has_one_batch_under_way_and_keeps_its_order():
     backlog = Backlog(batch=10, linger=0.15, by_group=True)
     a, b, late_a = done("a", at=5.0), done("b", at=5.0), done("a", at=5.0)
-    backlog.put(a)
+    put_into(backlog, a)
     first = backlog.pick(5.0, flush=False)
     assert picked(first) == [a]
     for item in (late_a, release("a"), b):
-        backlog.put(item)
+        put_into(backlog, item)
     # Beside a batch that is under way others linger for company.
     assert backlog.pick(5.1, flush=False) is None
     second = backlog.pick(5.2, flush=False)
@@ -114,11 +119,11 @@ def test_a_group_has_one_batch_under_way_and_keeps_its_order():
 
 def test_whatever_follows_a_blocked_item_of_its_group_is_blocked_too():
     backlog = Backlog(batch=10, linger=0.0, by_group=True)
-    backlog.put(done("a"))
+    put_into(backlog, done("a"))
     backlog.pick(0.0, flush=True)
     both, later = release("a", "b"), done("b")
-    backlog.put(both)
-    backlog.put(later)
+    put_into(backlog, both)
+    put_into(backlog, later)
     assert backlog.pick(9.0, flush=True) is None
 
 
@@ -129,7 +134,7 @@ def test_a_source_keeps_the_order_of_the_groups_it_sends_to():
     backlog = Backlog(batch=2, linger=0.0, by_group=True)
     items = [made("a", "1"), made("b", "2"), made("a", "3"), made(None, "4"), made(None, "5")]
     for item in items:
-        backlog.put(item)
+        put_into(backlog, item)
     assert picked(backlog.pick(0.0, flush=True)) == items[:2]
     assert picked(backlog.pick(0.0, flush=True)) == items[3:]
     assert backlog.pick(0.0, flush=True) is None
@@ -146,7 +151,7 @@ def test_any_order_of_picks_keeps_each_group_and_loses_nothing(data: st.DataObje
             group = data.draw(st.sampled_from(["a", "b", None]))
             item: Item = release(group) if group and data.draw(st.booleans()) else done(group, name=str(number))
             put.append(item)
-            backlog.put(item)
+            put_into(backlog, item)
         elif under_way and bool(data.draw(st.booleans())):
             ended = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
             carried += ended.items
@@ -159,7 +164,7 @@ def test_any_order_of_picks_keeps_each_group_and_loses_nothing(data: st.DataObje
         waiting = [number for number, item in enumerate(put, 1) if id(item) not in gone]
         assert backlog.passed(min(waiting, default=len(put) + 1) - 1)
         assert not waiting or not backlog.passed(waiting[0])
-    while under_way or len(backlog):
+    while under_way or len(backlog.items):
         for batch in under_way:
             carried += batch.items
             backlog.carried(batch)

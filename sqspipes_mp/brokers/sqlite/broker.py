@@ -1,7 +1,7 @@
-"""The SQLite broker as the user writes it down: ``SQLite(path)`` (any process).
+"""``SQLite(path)``, the SQLite broker as the user declares it (any process).
 
-One file carries all queues of a pipeline on one machine, with SQS's semantics. How it works is in ``file``
-(turns, transactions, forks), ``schema`` (the tables) and ``wake`` (waiting without polling).
+One file holds all queues of a pipeline on one machine, with SQS's semantics. ``file`` has transactions and forks,
+``schema`` the tables, ``program`` the transactions themselves, ``wake`` the wait without polling.
 """
 
 import os
@@ -22,15 +22,15 @@ _CURE = "Give the path of a file in an existing, writable folder on a local disk
 
 @dataclass(frozen=True, slots=True)
 class SQLite:
-    """Queues in one SQLite file, for all processes of one machine.
+    """Queues in one SQLite file, for all processes of one machine. Picklable; constructing it touches no file.
 
-    ``path``: str or path-like; None = a temporary file, made by the first ``check`` or ``open`` and removed by
-    ``cleanup``. A relative path is resolved against the working directory of that first call. Constructing touches no
-    file; raises ``ConfigError`` for what cannot be a path.
+    Raises ``ConfigError`` for a value that cannot be a path.
     """
 
+    #: The file's path. A relative one is resolved against the working directory at the first ``check`` or ``open``.
+    #: None: a temporary file, created by that first call and removed by ``cleanup``.
     path: str | os.PathLike[str] | None = None
-    #: The absolute path, once resolved; it goes with a pickle or a fork.
+    #: The absolute path, once resolved; a pickle and a forked child have it, too.
     file: str | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,44 +47,47 @@ class SQLite:
 
     @property
     def temporary(self) -> bool:
-        """Tell whether the file is a temporary one, to be removed by ``cleanup``."""
+        """True for a temporary file, which ``cleanup`` removes."""
         return self.path is None
 
     @property
     def longest_hold(self) -> None:
-        """A lease in a file can be extended for ever."""
+        """None: a lease in a file can be extended for ever."""
 
     @property
     def remembers_keys(self) -> bool:
-        """A key lives until its queue is purged."""
+        """True: a key lives until its queue is purged."""
         return True
 
     def exists(self) -> bool:
-        """Return False where there is no file, which looking must not make."""
+        """Return False where there is no file; creates none."""
         return self.file is not None and Path(self.file).exists()
 
     def lock_file(self, domain: str) -> str | None:
-        """Return the path of a file of its own beside the database."""
+        """Return the path of a lock file beside the database, one for each domain."""
         return f"{self.file}-{domain}.lock"
 
     def check(self) -> None:
-        """Resolve the path, in the process that forks. Raises ``ConfigError`` for one that cannot be used."""
+        """Resolve the path. Raises ``ConfigError`` for a path that cannot be used, or another program's file."""
         if self.file is None:
             object.__setattr__(self, "file", self._resolve())
         elif self.path is not None:
             _check(self.file)
 
     def warm(self) -> None:
-        """Do nothing: importing this module loaded all that children can share."""
+        """Do nothing: importing this module has loaded all that children can share."""
 
     def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> SQLiteConnection:  # noqa: ARG002  (the port's)
-        """Open a connection for this process. Raises ``ConfigError``; ``BrokerError`` comes from its first call."""
+        """Return a connection for this process, which opens the file at its first call.
+
+        ``patience``: see ``Broker.open``; ``wallet`` is not used. Raises ``ConfigError`` as ``check``.
+        """
         self.check()
         assert self.file is not None
         return SQLiteConnection(self.file, durable=not self.temporary, patience=patience)
 
     def cleanup(self) -> None:
-        """Remove a temporary file and its folder; a file of the user's own stays."""
+        """Remove a temporary file and its folder; the user's own file stays."""
         if self.temporary and self.file is not None:
             shutil.rmtree(Path(self.file).parent, ignore_errors=True)
             object.__setattr__(self, "file", None)
@@ -96,13 +99,14 @@ class SQLite:
         return f"SQLite {self.file or os.fspath(self.path or '')}"
 
     def _resolve(self) -> str:
+        """Return the absolute path of the file, or of a new temporary one."""
         if self.path is None:
             try:
                 return str(Path(tempfile.mkdtemp(prefix="sqspipes-mp-")).resolve() / "queues.db")
             except OSError as error:
                 allowed = "None only where a temporary folder can be made"
                 raise ConfigError("SQLite(path)", None, allowed, f"{error}. Set TMPDIR, or give a path") from error
-        # SQLite puts the -wal file beside what a symbolic link points to.
+        # SQLite puts the -wal file beside the target of a symbolic link.
         file = os.path.realpath(self.path)
         _check(file)
         return file
@@ -116,6 +120,7 @@ def _check(file: str) -> None:
 
 
 def _check_place(file: str) -> None:
+    """Raise ``ConfigError`` where a file at this path cannot be the queues'."""
     path = Path(file)
     folder = path.parent
     if path.is_dir():
@@ -136,7 +141,8 @@ def _check_place(file: str) -> None:
 
 
 def _check_content(file: str) -> None:
-    # Through SQLite: opening and closing the file ourselves would drop the locks this process may have on it.
+    """Raise ``ConfigError`` for the file of another program or layout."""
+    # Through SQLite: closing a descriptor of our own would drop the locks that this process may have on the file.
     try:
         db = sqlite3.connect(file, timeout=0.0)
         try:
@@ -144,7 +150,7 @@ def _check_content(file: str) -> None:
         finally:
             db.close()
     except sqlite3.OperationalError:
-        return  # Busy, or a fault that may pass: opening it will tell.
+        return  # Busy, or a fault that may pass: the first call of a connection will tell.
     except BrokerError as error:
         raise ConfigError("SQLite(path)", file, f"a file of its own ({error})", _CURE) from error
     except sqlite3.DatabaseError as error:

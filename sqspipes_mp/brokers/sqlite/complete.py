@@ -1,46 +1,70 @@
-"""Sending outputs and deleting their inputs, all at once or not at all."""
+"""Outputs sent and their inputs deleted in one transaction (any process that has the file open).
+
+Most messages are on standard queues, come once and have few outputs: ``pass_on`` moves them by sets. Everything else
+takes the steps of ``Program.COMPLETE``, one by one.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 
 from sqspipes_mp.brokers.base import Completion, Handle, Output
-from sqspipes_mp.brokers.sqlite import leases as sqlite_leases
 from sqspipes_mp.brokers.sqlite import schema as sql
+from sqspipes_mp.brokers.sqlite.deliveries import find_step, found_places
 from sqspipes_mp.brokers.sqlite.program import Key, Program, Row, Step, row
 from sqspipes_mp.brokers.sqlite.session import Session
 
 _FRESH = "SELECT place FROM leases WHERE fresh"
 
 
-def size(completion: Completion) -> int:
-    """Return the characters of the bodies it sends."""
-    return sum(len(output.body) for output in completion.outputs)
+def sizes(completions: Sequence[Completion]) -> list[int]:
+    """Return the characters of all bodies that each completion sends."""
+    found = []
+    for completion in completions:
+        size = 0
+        for output in completion.outputs:
+            size += len(output.body)
+        found.append(size)
+    return found
+
+
+def rings(completions: Sequence[Completion]) -> bool:
+    """Tell whether receivers are woken: for a send, and for a delete that may let a FIFO group go on."""
+    for completion in completions:
+        if completion.outputs or (completion.input is not None and completion.input.queue.endswith(".fifo")):
+            return True
+    return False
 
 
 def complete(session: Session, completions: Sequence[Completion], held_up: Sequence[Handle] = ()) -> list[Handle]:
-    """Send and delete; nothing is sent for a stale receipt, nor for what follows it in its FIFO group. Returns both.
+    """Send outputs, delete inputs; returns the stale handles.
 
-    ``held_up``: what was found stale just before; its group is not known any more, so its FIFO queue waits.
+    A completion with a stale receipt is left undone, and so are later ones of its FIFO group: they count as stale.
+    ``held_up``: handles found stale by the transaction before. Their groups are not known any more, so every
+    completion of their FIFO queues counts as stale.
     """
     closed = {handle.queue for handle in held_up if handle.queue.endswith(".fifo")}
     behind = [each.input for each in completions if each.input and each.input.queue in closed]
     if behind:
         completions = [each for each in completions if each.input not in behind]
-    plain = _plain(session, completions)
-    if plain is None or not session.pass_on(plain):
-        _run(session, completions)
-    found = sqlite_leases.found(session)
+    rows = _rows_to_pass(session, completions)
+    if rows is None or not session.pass_on(rows):
+        _run_steps(session, completions)
+    found = found_places(session)
     handles = {place: completion.input for place, completion in enumerate(completions)}
     stale = [handle for place, handle in handles.items() if handle and place not in found]
     return list(dict.fromkeys([*behind, *stale]))
 
 
-def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | None:
-    """Return the rows of ``pass``, if these completions are of the kind that it serves."""
+def _rows_to_pass(session: Session, completions: Sequence[Completion]) -> list[Row] | None:
+    """Return the rows for ``pass_on``; None where a completion needs ``Program.COMPLETE``.
+
+    Those are completions of a FIFO queue, without an input, with more outputs to come, or with a receipt that is
+    invalid or that an earlier completion has.
+    """
     rows: list[Row] = []
     seen: set[int] = set()
     sent = 0
     for place, completion in enumerate(completions):
-        known = completion.last and completion.input and sqlite_leases.parse(session, completion.input)
+        known = completion.last and completion.input and session.receipt(completion.input)
         if not known or known[0] in seen or known[2].fifo:
             return None
         seq, receives, queue = known
@@ -48,7 +72,7 @@ def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | N
         if not completion.outputs:
             rows.append((place, seq, receives, queue.id, None, 0, 0, None))
         for output in completion.outputs:
-            target = session.queue(output.queue)
+            target = session.queues.get(output.queue) or session.queue(output.queue)
             if target.fifo:
                 return None
             rows.append((place, seq, receives, queue.id, target.id, int(output.delay * 1000), sent, output.body))
@@ -56,7 +80,8 @@ def _plain(session: Session, completions: Sequence[Completion]) -> list[Row] | N
     return rows
 
 
-def _run(session: Session, completions: Sequence[Completion]) -> None:
+def _run_steps(session: Session, completions: Sequence[Completion]) -> None:
+    """Run ``Program.COMPLETE`` over the completions."""
     rows: list[Row] = []
     sent = 0
     for place, completion in enumerate(completions):
@@ -64,12 +89,12 @@ def _run(session: Session, completions: Sequence[Completion]) -> None:
         if handle is None:
             rows.append(row(Step.SOURCE, place))
         else:
-            rows += sqlite_leases.find(session, place, handle, in_order=True)
+            rows += find_step(session, place, handle, in_order=True)
             if not completion.last:
                 rows.append(row(Step.STREAM, place))
         key = Key.AGAIN if completion.again else Key.WINDOW
         for output in completion.outputs:
-            rows.append(_send(session, place, output, sent, key))
+            rows.append(_output_step(session, place, output, sent, key))
             sent += 1
         if handle is not None and completion.last:
             rows.append(row(Step.REMOVE, place))
@@ -78,11 +103,14 @@ def _run(session: Session, completions: Sequence[Completion]) -> None:
 
 
 def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
-    """Send what has no input; a hop id that is ``keyed`` is remembered until its queue is purged."""
+    """Send messages that have no input; returns the places of those whose hop id was known, which were dropped.
+
+    ``keyed``: the hop ids are remembered until their queue is purged, and only then are any known.
+    """
     rows: list[Row] = []
     key = Key.FOREVER if keyed else Key.NONE
     for place, output in enumerate(outputs):
-        rows += (row(Step.SOURCE, place), _send(session, place, output, place, key))
+        rows += (row(Step.SOURCE, place), _output_step(session, place, output, place, key))
     rows.append(row(Step.CLOSE, number=len(outputs)))
     session.run(Program.COMPLETE, rows)
     fresh = {place for (place,) in session.db.execute(_FRESH)}
@@ -90,13 +118,14 @@ def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[in
 
 
 def keyed(session: Session, queues: Collection[str], hops: Iterable[str]) -> set[str]:
-    """Return those of the hop ids that were fed to one of the queues with a key."""
+    """Return the hop ids that were fed with a key to one of the queues."""
     session.refresh()
     numbers = [session.queues[name].id for name in queues if name in session.queues]
     return {hop for hop in hops if any(session.db.execute(sql.KEYED, (number, hop)).fetchone() for number in numbers)}
 
 
-def _send(session: Session, place: int, output: Output, number: int, key: Key) -> Row:
+def _output_step(session: Session, place: int, output: Output, number: int, key: Key) -> Row:
+    """Return the step that sends an output; ``number``: of the message in this call."""
     queue = session.queue(output.queue)
     return row(
         Step.OUTPUT,
@@ -107,7 +136,7 @@ def _send(session: Session, place: int, output: Output, number: int, key: Key) -
         millis=int(output.delay * 1000) if output.delay else 0,
         number=number,
         hop=output.hop,
-        # SQS refuses a FIFO send without a group; a group of its own serves such a message best.
+        # SQS refuses a FIFO message without a group. Here it gets a group of its own: its hop id.
         grp=(output.group or output.hop) if queue.fifo else None,
         body=output.body,
     )

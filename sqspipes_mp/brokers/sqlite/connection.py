@@ -8,10 +8,9 @@ from typing import TypeVar
 
 from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received, Stray
 from sqspipes_mp.brokers.sqlite import complete as sqlite_complete
-from sqspipes_mp.brokers.sqlite import leases as sqlite_leases
+from sqspipes_mp.brokers.sqlite import deliveries as sqlite_deliveries
 from sqspipes_mp.brokers.sqlite import owners as sqlite_owners
 from sqspipes_mp.brokers.sqlite import queues as sqlite_queues
-from sqspipes_mp.brokers.sqlite import take as sqlite_take
 from sqspipes_mp.brokers.sqlite.file import File
 from sqspipes_mp.brokers.sqlite.session import Session
 from sqspipes_mp.brokers.sqlite.wake import Waiter
@@ -19,30 +18,31 @@ from sqspipes_mp.errors import BrokerError, QueueMissing
 
 T = TypeVar("T")
 
-_log = logging.getLogger("sqspipes_mp.brokers.sqlite")
-#: Characters of bodies in one transaction: SQLite keeps the memory that it needs for staging them.
+log = logging.getLogger("sqspipes_mp.brokers.sqlite")
+#: Most characters of bodies in one transaction. SQLite never gives back the memory that staging them takes.
 _MOST = 2 << 20
-#: Seconds between two rounds of clearing away what is past its time, in each process that completes messages.
+#: Seconds between two rounds of deleting expired rows, in each process that completes messages.
 _TIDY_EVERY = 10.0
-#: Seconds until the next look after another process was quicker.
+#: Seconds to wait before the next try when a message was due and another process took it first.
 _OUTRUN = 0.001
-#: Seconds until the next look in any case: a process that cannot get the GIL announces what it has sent late.
+#: Longest wait of a receive between two tries, seconds. A sender that cannot get the GIL announces its commit late.
 _LONGEST_REST = 5.0
 
 
 class SQLiteConnection:
     """One process's connection; the file is opened at the first call, and again after a fork."""
 
-    #: Completions per transaction. Larger ones save hardly any time per message, and keep others waiting longer.
+    #: Larger transactions save hardly any time per message, and keep other processes waiting longer.
     batch = 100
     fetch = 40
-    #: A receive takes well below a millisecond.
+    #: A receive takes well below a millisecond: fetching little costs little.
     ahead = 0.05
     carriers = receivers = 1
     throttles = 0
+    #: Counts are exact.
     settle = 0.0
     keeps_charges = True
-    #: A transaction for one message costs about as much as one for ten: wait a little for company.
+    #: A transaction for one message costs about as much as one for ten.
     linger = 0.02
 
     def __init__(self, file: str, *, durable: bool, patience: float | None = None) -> None:
@@ -52,11 +52,11 @@ class SQLiteConnection:
         self._warned: set[str] = set()
 
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
-        """Create what is missing (``create``) or raise ``QueueMissing``; warn of attributes that differ.
+        """Create missing queues (``create``) or raise ``QueueMissing``; warn of attributes that differ.
 
         Raises ``BrokerError`` for a queue that exists with the other type, ``ConfigError`` for another pipeline's.
         """
-        absent, ownerless = self._file.read(partial(self._unmade, queues))
+        absent, ownerless = self._file.read(partial(self._find_unmade, queues))
         if absent and not create:
             raise QueueMissing(absent[0].name, "Create it first, or run with create_queues=True")
         if absent or ownerless:
@@ -67,14 +67,14 @@ class SQLiteConnection:
                 texts = self._file.read(partial(sqlite_queues.differences, spec=spec))
                 if texts:
                     self._warned.add(spec.name)
-                    _log.warning("queue %s is used as it is: %s", spec.name, "; ".join(texts))
+                    log.warning("queue %s is used as it is: %s", spec.name, "; ".join(texts))
 
     def check_owners(self, queues: Sequence[QueueSpec]) -> None:
-        """Raise ``ConfigError`` where one of these is another pipeline's own."""
+        """Raise ``ConfigError`` where another pipeline owns one of the queues."""
         self._file.read(lambda session: sqlite_owners.check(session, queues, self._file.file))
 
     def strays(self, domain: str, known: Collection[str]) -> list[Stray]:
-        """Return a domain's queues besides the known ones that hold messages."""
+        """Return a domain's queues that hold messages, without the ``known`` ones."""
         return self._file.read(lambda session: sqlite_owners.strays(session, domain, known))
 
     def receive(
@@ -84,11 +84,11 @@ class SQLiteConnection:
         wait: float,
         visibility: float,
         *,
-        attributes: bool = False,  # noqa: ARG002  (there are none here)
+        attributes: bool = False,  # noqa: ARG002  (SQLite messages have none)
     ) -> list[Received]:
         """Return up to ``max_messages`` deliveries, hidden from others for ``visibility`` seconds.
 
-        Raises ``QueueMissing`` for a queue that does not exist, also if it is deleted meanwhile.
+        Raises ``QueueMissing`` for a queue that does not exist, also for one that is deleted during the wait.
         """
         if self._waiter.interrupted or max_messages < 1:
             return []
@@ -96,7 +96,7 @@ class SQLiteConnection:
             return self._receive(queues, max_messages, wait, visibility)
         except BrokerError:
             if self._waiter.interrupted:
-                return []  # Closed by another thread in the middle of it.
+                return []  # Another thread closed the connection during the receive.
             raise
 
     def complete(
@@ -105,31 +105,37 @@ class SQLiteConnection:
         on_sent: Callable[[Completion], None] | None = None,  # noqa: ARG002  (the port's)
         still_ours: Callable[[Completion], bool] | None = None,  # noqa: ARG002  (the port's)
     ) -> list[Handle]:
-        """Send outputs and delete their input, each input's in one transaction; returns the handles found stale.
+        """Send outputs and delete their inputs; returns the stale handles, for which nothing was sent.
 
-        Nothing is sent for those. ``on_sent`` is never called: nobody can see the one without the other. Nor is
-        ``still_ours``: the transaction knows.
+        A completion's outputs and the delete of its input are one transaction, so ``on_sent`` is never called (no
+        process sees the sends without the delete), and neither is ``still_ours`` (the transaction checks the receipt).
         Raises ``QueueMissing``.
         """
         if not completions:
             return []
         stale: list[Handle] = []
-        for part in bounded(completions, sqlite_complete.size):
-            # A FIFO group goes on when one of it is gone.
-            ring = any(each.outputs or (each.input and each.input.queue.endswith(".fifo")) for each in part)
+        for part in bounded(completions, sqlite_complete.sizes(completions)):
+            ring = sqlite_complete.rings(part)
             stale += self._file.write(partial(sqlite_complete.complete, completions=part, held_up=stale), ring=ring)
-        if any(completion.input is None and completion.outputs for completion in completions):
-            self._file.sync()
+        for completion in completions:
+            if completion.input is None and completion.outputs:
+                self._file.sync()
+                break
         self._tidy()
         return stale
 
     def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
-        """Send messages that have no input; returns the places of those seen before, dropped."""
+        """Send messages that have no input; returns the places of those whose hop id was known, which were dropped."""
         if not outputs:
             return []
+        parts = list(bounded(outputs, [len(output.body) for output in outputs]))
+        if len(parts) > 1:
+            # The caller creates a missing queue and feeds all again: a missing one is found before anything is sent.
+            for queue in dict.fromkeys(output.queue for output in outputs):
+                self.address(queue)
         seen: list[int] = []
         sent = 0
-        for part in bounded(outputs, lambda output: len(output.body)):
+        for part in parts:
             found = self._file.write(partial(sqlite_complete.feed, outputs=part, keyed=keyed), ring=True)
             seen += [sent + place for place in found]
             sent += len(part)
@@ -138,29 +144,29 @@ class SQLiteConnection:
         return seen
 
     def keyed(self, queues: Sequence[str], hops: Sequence[str]) -> set[str]:
-        """Return those of the hop ids that were fed to one of the queues with a key, which the file never forgets."""
+        """Return the hop ids that were fed with a key to one of the queues; the file forgets them at a purge only."""
         return self._file.read(lambda session: sqlite_complete.keyed(session, queues, hops))
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:
-        """Hide deliveries for ``seconds`` from now (0 = release). Returns the handles found stale."""
+        """Hide deliveries for ``seconds`` from now (0 releases them); returns the stale handles."""
         if not handles:
             return []
         return self._file.write(
-            lambda session: sqlite_leases.extend(session, handles, seconds, attempts=attempts), ring=True
+            lambda session: sqlite_deliveries.extend(session, handles, seconds, attempts=attempts), ring=True
         )
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
-        """Move deliveries to their dead-letter queues in one transaction. Returns the stale ones."""
+        """Move deliveries to their dead-letter queues in one transaction; returns the stale handles."""
         if not letters:
             return []
-        return self._file.write(lambda session: sqlite_leases.dead_letter(session, letters), ring=True)
+        return self._file.write(lambda session: sqlite_deliveries.dead_letter(session, letters), ring=True)
 
     def depth(self, queue: str) -> Depth:
         """Count one queue, exactly. Raises ``QueueMissing``."""
         return self._file.read(lambda session: sqlite_queues.depth(session, queue))
 
     def bodies(self, queue: str) -> list[tuple[str, str, str | None]]:
-        """Return body, message id and failure of every message of a queue, without receiving any; in flight or not."""
+        """Return body, message id and failure of each message of a queue, in flight or not; receives none."""
         return self._file.read(lambda session: sqlite_queues.bodies(session, queue))
 
     def address(self, queue: str) -> str:
@@ -168,14 +174,14 @@ class SQLiteConnection:
         return self._file.read(lambda session: sqlite_queues.existing(session, queue))
 
     def purge(self, queues: Sequence[str]) -> None:
-        """Remove all messages of these queues, and forget their hop ids; missing queues are fine."""
+        """Remove all messages of the queues and forget their hop ids; missing queues are fine."""
         self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=False), ring=True)
         self._clear()
 
     def delete(self, queues: Sequence[str]) -> None:
-        """Delete these queues; missing ones are fine."""
+        """Delete the queues; missing ones are fine."""
         self._file.write(lambda session: sqlite_queues.empty(session, queues, delete=True), ring=True)
-        # Apart: tried again together, it would delete what another process has created meanwhile.
+        # A transaction of its own: retried together, the first would delete a queue that another process created since.
         self._file.write(sqlite_owners.forget)
         self._clear()
 
@@ -183,7 +189,7 @@ class SQLiteConnection:
         """Do nothing: a file needs no credentials."""
 
     def interrupt(self) -> None:
-        """From any thread, for good: receives return at once from now on, with what they have."""
+        """Make receives return at once from now on; any thread may call it, and it cannot be undone."""
         self._waiter.interrupt()
 
     def close(self) -> None:
@@ -192,39 +198,47 @@ class SQLiteConnection:
         self._file.close()
 
     def _receive(self, queues: Sequence[str], max_messages: int, wait: float, visibility: float) -> list[Received]:
+        """Receive until there is a delivery, the wait is over or the interrupt comes."""
         deadline = time.monotonic() + wait
-        taken, due = self._try(queues, max_messages, visibility)
+        taken, due = self._receive_once(queues, max_messages, visibility)
         if taken or wait <= 0:
             return taken
         with self._waiter.ear() as ear:
             while not self._waiter.interrupted:
                 ear.listen(self._file.opened)
-                taken, due = self._try(queues, max_messages, visibility)
+                taken, due = self._receive_once(queues, max_messages, visibility)
                 remaining = deadline - time.monotonic()
                 if taken or remaining <= 0:
                     return taken
-                # Opened anew meanwhile (a fork): the bell may be on a file that is gone.
+                # A file opened again in between (a fork) may have another -wal file than the bell watches.
                 if ear.opened == self._file.opened:
                     ear.wait(min(remaining, due, _LONGEST_REST))
         return []
 
-    def _try(self, queues: Sequence[str], max_messages: int, visibility: float) -> tuple[list[Received], float]:
-        # A look costs no turn at writing, which idle processes would otherwise take from busy ones.
-        due = self._file.read(lambda session: session.look(queues))
+    def _receive_once(
+        self, queues: Sequence[str], max_messages: int, visibility: float
+    ) -> tuple[list[Received], float]:
+        """Return deliveries, and the seconds until the next try is worth it."""
+        # The read costs no turn at the write lock, which idle processes would otherwise take from busy ones.
+        due = self._file.read(lambda session: session.next_due(queues))
         if due > 0:
             return [], due
-        taken, moved = self._file.write(lambda session: sqlite_take.take(session, queues, max_messages, visibility))
+        taken, moved = self._file.write(
+            lambda session: sqlite_deliveries.take_messages(session, queues, max_messages, visibility)
+        )
         if moved:
             self._file.ring()
         return taken, _OUTRUN
 
-    def _unmade(self, specs: Sequence[QueueSpec], session: Session) -> tuple[list[QueueSpec], list[QueueSpec]]:
+    def _find_unmade(self, specs: Sequence[QueueSpec], session: Session) -> tuple[list[QueueSpec], list[QueueSpec]]:
+        """Return the queues that are missing, and the own queues without an owner."""
         session.refresh()
-        # The owner first: of a queue of the other type it says more.
+        # The owner is checked before the type: a queue of another pipeline explains a wrong type, too.
         ownerless = sqlite_owners.check(session, specs, self._file.file)
         return sqlite_queues.missing(session, specs), ownerless
 
     def _make(self, absent: Sequence[QueueSpec], specs: Sequence[QueueSpec], session: Session) -> None:
+        """Create the missing queues, and note the owner of all own ones."""
         sqlite_queues.create(session, absent)
         sqlite_owners.adopt(session, specs, self._file.file)
 
@@ -236,16 +250,15 @@ class SQLiteConnection:
         now = time.monotonic()
         if now < self._tidy_at:
             return
-        # Two threads at once would do no harm.
+        # Without a lock: two threads that tidy at once do no harm.
         self._tidy_at = now + _TIDY_EVERY
         self._file.write(sqlite_queues.tidy)
 
 
-def bounded(items: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
-    """Cut into runs of at most ``_MOST`` characters of text, and of one at least."""
+def bounded(items: Sequence[T], sizes: Sequence[int]) -> Iterator[Sequence[T]]:
+    """Cut items into runs of at most ``_MOST`` characters in all; a longer item is a run of its own."""
     start = total = 0
-    for place, item in enumerate(items):
-        length = size(item)
+    for place, length in enumerate(sizes):
         if place > start and total + length > _MOST:
             yield items[start:place]
             start, total = place, 0

@@ -1,4 +1,4 @@
-"""SQLite errors, sorted: some pass after a wait, others end the call with advice. Pure (any process)."""
+"""Errors of SQLite and of the file system: waits that cure some, advice for the rest. Pure (any process)."""
 
 import errno
 import sqlite3
@@ -33,17 +33,23 @@ _CURES = {
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A fault that waiting cures. ``notable``: worth a line in the log, unlike another process's short lock."""
+    """A fault that waiting cures."""
 
     reason: str
+    #: False for the short lock of another process, which is not logged.
     notable: bool
+    #: Longest wait between two tries, seconds.
     longest: float
 
 
-def judge(error: sqlite3.Error | OSError, file: str) -> Wait:
-    """Return how to wait a fault out; raise ``BrokerError`` with the cure where waiting does not help."""
+def plan_wait(error: sqlite3.Error | OSError, file: str) -> Wait:
+    """Return the wait that cures an error.
+
+    Raises ``BrokerError``, its cure in the text, where waiting does not help; an error of the program itself (a wrong
+    statement, say) is raised as it is.
+    """
     if isinstance(error, OSError):
-        return _judge_os(error, file)
+        return _plan_os_wait(error, file)
     extended: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     code = extended & 0xFF
     if code in _BUSY:
@@ -59,7 +65,7 @@ def judge(error: sqlite3.Error | OSError, file: str) -> Wait:
     raise error
 
 
-def _judge_os(error: OSError, file: str) -> Wait:
+def _plan_os_wait(error: OSError, file: str) -> Wait:
     if error.errno in _WAITABLE_ERRNO:
         return Wait(_WAITABLE_ERRNO[error.errno], notable=True, longest=5.0)
     if isinstance(error, FileNotFoundError):
@@ -68,5 +74,5 @@ def _judge_os(error: OSError, file: str) -> Wait:
 
 
 def gone(file: str) -> BrokerError:
-    """Say that the file under an open connection is no longer the one at its path."""
+    """Return the error of a connection whose open file is no longer the one at its path."""
     return BrokerError(f"SQLite file {file} {_GONE}")

@@ -1,14 +1,14 @@
-"""One process's hold on the SQLite file: taking turns, transactions, retries, forks (any process, all its threads).
+"""One process's access to the SQLite file: one handle, transactions, retries, forks (any process, all its threads).
 
-One handle serves all threads of a process: writers exclude each other anyway, and a second handle's commits would
-empty the first one's page cache.
+One handle serves all threads of a process: writers exclude each other anyway, and the commits of a second handle would
+empty the page cache of the first.
 
-A process holds the file's write lock only inside of one call into C (see ``program``), never while a thread of
-it waits for Python's lock. Losers of a race for it wait in C, too (SQLite's busy handler), a tenth of a second at most.
+A process holds the file's write lock only within one call into C (see ``program``), never while one of its threads
+waits for the GIL. A process that finds the file locked waits in C, too (SQLite's busy handler, at most 0.1 s).
 
-A commit that gives others something to receive is announced by closing a *writable* descriptor of the -wal file,
-opened before the commit: waiting processes watch for just that (see ``wake``), and the kernel closes it even for
-a process that is killed between its commit and the announcement.
+A commit that gives receivers a message is announced by closing a *writable* descriptor of the -wal file, opened before
+the commit. Waiting receivers watch for that event (see ``wake``), and the kernel closes the descriptor also of a
+process that is killed between commit and announcement.
 """
 
 import logging
@@ -25,26 +25,31 @@ from sqspipes_mp.brokers.sqlite import faults
 from sqspipes_mp.brokers.sqlite.session import QueuesChanged, Session
 from sqspipes_mp.errors import BrokerBusy, BrokerError, QueueMissing
 from sqspipes_mp.host import forks
+from sqspipes_mp.messages.attempts import exponential
 
 T = TypeVar("T")
 
-_log = logging.getLogger("sqspipes_mp.brokers.sqlite")
-_SHORTEST_WAIT = 0.005
-#: Seconds between two log lines about a fault that goes on.
+log = logging.getLogger("sqspipes_mp.brokers.sqlite")
+#: The wait after a first failed try is up to twice this, seconds.
+_FIRST_WAIT = 0.005
+#: Seconds between two warnings about a fault that goes on.
 _COMPLAIN_EVERY = 60.0
-#: Seconds after which even another program's lock is worth a line.
+#: Seconds after which another process's lock is worth a warning.
 _PATIENCE = 10.0
 
 
 class File:
-    """The file, for one process. ``durable`` False: it need not survive a power cut. ``patience``: see ``base``."""
+    """The file as one process has it open.
+
+    ``durable`` False: commits need not survive a power cut. ``patience``: see ``Broker.open``.
+    """
 
     def __init__(self, file: str, *, durable: bool, patience: float | None = None) -> None:
         self.file = file
         self._patience = patience
         self.wal = f"{file}-wal"
         self._log_path = Path(self.wal)
-        #: How many times the file was opened; the -wal file is the same one in between.
+        #: Number of times the file was opened; the -wal file stays the same between two of them.
         self.opened = 0
         self._inode = -1
         self._durable = durable
@@ -58,43 +63,51 @@ class File:
         forks.protect(self)
 
     def read(self, job: Callable[[Session], T]) -> T:
-        """Run a job that only reads, outside any transaction."""
+        """Run a job that only reads, each statement by itself; returns its result.
+
+        Waits and tries again where that cures a fault. Raises ``BrokerError``, and ``BrokerBusy`` after ``patience``.
+        """
         return self._retry(lambda: self._read(job))
 
     def write(self, job: Callable[[Session], T], *, ring: bool = False) -> T:
-        """Run a job of transactions in one statement each; it may run again after a fault. ``ring``: wake receivers."""
+        """Run a job whose transactions are one statement each; returns its result.
+
+        After a fault the whole job runs again, so a transaction must bear being repeated. ``ring``: wake receivers
+        after it. Raises as ``read``, and ``QueueMissing``.
+        """
         return self._retry(lambda: self._write(job, ring=ring))
 
     def ring(self) -> None:
-        """Wake whoever waits for something to receive."""
+        """Wake receivers that wait for a message."""
         self.write(lambda _: None, ring=True)
 
     def sync(self) -> None:
-        """Return when everything committed before is safe from a power cut.
+        """Return once all earlier commits are safe from a power cut.
 
-        Equals ``synchronous=FULL`` for the commits before it, but keeps no other process from writing meanwhile.
+        The effect is that of ``synchronous=FULL``, but other processes can write during the sync.
         """
         if self._durable:
             self._retry(self._sync)
 
     def close(self) -> None:
-        """Close the handle for good; calls that wait for a fault to pass give up."""
+        """Close the handle for good; a call that waits for a fault to pass raises ``BrokerError``."""
         self._closed.set()
         with self._mutex:
             self._drop()
 
     def hold(self, patience: float) -> None:
-        """Before a fork: close the handle."""
+        """Before a fork: close the handle, waiting at most ``patience`` seconds for another thread's transaction."""
         self._held = self._mutex.acquire(timeout=patience)
         if self._held:
             self._drop()
 
     def resume(self, *, child: bool) -> None:
-        """After a fork."""
+        """After a fork, on both sides: let threads in again, or give the child state of its own."""
         if self._held:
             self._mutex.release()
         elif child:
-            # Its thread is not here to finish with it, and closing it would undo the parent's transaction: leak it.
+            # The thread of the transaction does not exist in the child, and closing the handle here would roll the
+            # parent's transaction back: the handle is leaked.
             self._mutex = threading.Lock()
             if self._session is not None:
                 self._session.leak()
@@ -116,12 +129,13 @@ class File:
             self._check_place(self._log_path.stat())
             bell = os.open(self.wal, os.O_WRONLY | os.O_CLOEXEC) if ring else -1
             try:
-                return self._current(session, job)
+                return self._with_current_queues(session, job)
             finally:
                 if bell >= 0:
                     os.close(bell)
 
-    def _current(self, session: Session, job: Callable[[Session], T]) -> T:
+    def _with_current_queues(self, session: Session, job: Callable[[Session], T]) -> T:
+        """Run a job; run it again, with the list of queues read again, where that list was outdated."""
         if session.generation < 0:
             session.refresh()
         while True:
@@ -134,6 +148,7 @@ class File:
                     raise
 
     def _open(self) -> Session:
+        """Return the open session; open one if there is none."""
         if self._session is None:
             if self._closed.is_set():
                 raise BrokerError(f"the connection to {self.file} is closed")
@@ -155,15 +170,16 @@ class File:
             session.close()
 
     def _check_place(self, found: os.stat_result) -> None:
-        # It cannot change under an open session, unless someone moves or removes the files.
+        # The -wal file stays the same while a session is open, unless somebody moves or removes the files.
         if found.st_ino != self._inode:
             raise faults.gone(self.file)
 
     def _sync(self) -> None:
+        """Sync the -wal file, and once the folder with its name."""
         try:
             log = os.open(self.wal, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return  # Closing the last handle copied the log into the database, with all the syncs that takes.
+            return  # Closing the last handle has copied the log into the database and synced both.
         try:
             os.fsync(log)
         finally:
@@ -177,19 +193,20 @@ class File:
             self._synced_folder = True
 
     def _retry(self, step: Callable[[], T]) -> T:
+        """Run a step again and again while a wait cures its faults."""
         failures, since = 0, time.monotonic()
         while True:
             try:
                 return step()
             except (sqlite3.Error, OSError) as error:
-                wait = faults.judge(error, self.file)
+                wait = faults.plan_wait(error, self.file)
                 cause = error
             failures += 1
             if wait.notable or time.monotonic() - since > _PATIENCE:
                 self._complain(wait.reason, cause)
             if self._patience is not None and time.monotonic() - since > self._patience:
                 raise BrokerBusy(f"{self.file}: {wait.reason} for {self._patience:g} s ({cause})") from cause
-            longest = min(wait.longest, _SHORTEST_WAIT * 2 ** min(failures, 20))
+            longest = exponential(_FIRST_WAIT, failures, wait.longest)
             if self._closed.wait(longest * random.uniform(0.5, 1.0)):
                 raise BrokerError(f"the connection to {self.file} was closed while {wait.reason}") from cause
 
@@ -197,4 +214,4 @@ class File:
         now = time.monotonic()
         if now - self._complained_at >= _COMPLAIN_EVERY:
             self._complained_at = now
-            _log.warning("SQLite file %s: %s; retrying until it passes (%s)", self.file, reason, error)
+            log.warning("SQLite file %s: %s; retrying until it passes (%s)", self.file, reason, error)

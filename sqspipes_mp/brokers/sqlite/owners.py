@@ -1,7 +1,7 @@
 """The owner (domain) of each queue in the file: two pipelines can arrive at the same queue name (any process).
 
-The table is made when the first owner is written, so that files of 0.1.0 stay readable to both. An owner holds for the
-queue that was created at that very moment: 0.1.0 deletes and creates queues without knowing of owners.
+The table is created with the first owner, so that 0.1.0 and this version read each other's files. A row of it counts
+only for the queue with the same creation time: 0.1.0 deletes and creates queues without touching owners.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,11 +13,11 @@ from sqspipes_mp.errors import ConfigError
 
 
 def check(session: Session, specs: Sequence[QueueSpec], file: str) -> list[QueueSpec]:
-    """Raise ``ConfigError`` for a queue of another pipeline; return the pipeline's own that have no owner yet.
+    """Return the pipeline's own queues that have no owner yet, also those that do not exist.
 
-    Queues that do not exist are among these.
+    Raises ``ConfigError`` for a queue that another pipeline owns.
     """
-    # A dead-letter queue last: the name of the queue before it says more.
+    # Dead-letter queues last: an error about a task's queue is easier to understand.
     own = sorted((spec for spec in specs if spec.owned and spec.domain is not None), key=lambda spec: spec.dead is None)
     owners = _owners(session) if own else {}
     for spec in own:
@@ -34,7 +34,7 @@ def check(session: Session, specs: Sequence[QueueSpec], file: str) -> list[Queue
 
 
 def adopt(session: Session, specs: Sequence[QueueSpec], file: str) -> None:
-    """Write down whose these queues are, which exist; raises as ``check`` does, also where another was quicker."""
+    """Make the domain the owner of its existing queues. Raises as ``check``, also where another process was first."""
     session.db.execute(sql.CREATE_OWNERS)
     for spec in check(session, specs, file):
         session.db.execute(sql.OWN, (spec.domain, spec.name))
@@ -42,15 +42,15 @@ def adopt(session: Session, specs: Sequence[QueueSpec], file: str) -> None:
 
 
 def forget(session: Session) -> None:
-    """Strike out the owners of queues that exist no more."""
+    """Remove the owners of queues that no longer exist."""
     if _kept(session):
         session.db.execute(sql.DISOWN)
 
 
 def strays(session: Session, domain: str, known: Collection[str]) -> list[Stray]:
-    """Return the queues of a domain besides the known ones that hold messages.
+    """Return a domain's queues that hold messages, without the ``known`` ones.
 
-    A queue without an owner is among them where its name begins with the domain's.
+    A queue without an owner counts as the domain's where its name begins with it.
     """
     session.refresh()
     owners = _owners(session)
@@ -67,4 +67,5 @@ def _owners(session: Session) -> dict[str, str]:
 
 
 def _kept(session: Session) -> bool:
+    """Tell whether the file has the table of owners."""
     return bool(session.db.execute(sql.HAS_OWNERS).fetchone()[0])

@@ -1,10 +1,15 @@
-"""Programs that change the SQLite file under its write lock, each one call into C (any process).
+"""Programs: transactions on the SQLite file, each of them one call into C (any process).
 
-A thread that holds the write lock and needs Python's lock to go on stands as long as another thread keeps that one
-(a long regular expression, say), and every other process stands with it. So nothing here comes back to Python between
-taking the write lock and the commit: the steps of a transaction are *staged* in a temporary table of the connection,
-which locks nothing, then one INSERT into a program's view runs a trigger for each of them, and what they found is read
-from other temporary tables afterwards. The INSERT is a transaction of its own.
+A thread that takes the file's write lock and then waits for the GIL (another thread may keep it for seconds, in a
+regular expression, say) stops every process that wants to write. So no transaction returns to Python between lock and
+commit:
+
+1. The steps of the transaction are *staged*: rows of a temporary table of the connection. That locks nothing.
+2. One INSERT into the view of a *program*, a transaction by itself, runs a trigger for each staged step.
+3. The results are read from other temporary tables: ``leases`` (the messages found), ``taken`` (the messages received).
+
+A *place* is the number of a completion, letter or handle in the caller's list. A *stream* is an input whose outputs
+come in several calls; while it lives, the hop ids of its outputs are kept as *keys*, so that none is sent twice.
 """
 
 import sqlite3
@@ -14,51 +19,71 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-#: Milliseconds a hop id is remembered after its input is gone: SQS's deduplication interval (Amazon SQS Developer
-#: Guide, "Exactly-once processing in Amazon SQS").
+#: Milliseconds for which a hop id is remembered after its input was deleted: SQS's deduplication interval (Amazon SQS
+#: Developer Guide, "Exactly-once processing in Amazon SQS").
 WINDOW = 300_000
-#: Milliseconds a hop id that may come again is remembered: longer than any run of a generator takes to be restarted.
+#: Milliseconds for which a hop id with ``Key.AGAIN`` is remembered: longer than a generator takes to be run again.
 AGAIN = 14 * 86_400_000
-#: Milliseconds a message is kept: SQS's longest retention (Amazon SQS API Reference, CreateQueue).
+#: Milliseconds for which a message is kept: SQS's longest retention (Amazon SQS API Reference, CreateQueue).
 RETENTION = 14 * 86_400_000
-#: Deliveries after which a message moves to its queue's dead-letter queue by itself: SQS's highest maxReceiveCount
-#: (Amazon SQS API Reference, SetQueueAttributes, RedrivePolicy).
+#: Deliveries after which a message moves to its queue's dead-letter queue, whatever the engine does: SQS's highest
+#: maxReceiveCount (Amazon SQS API Reference, SetQueueAttributes, RedrivePolicy).
 MAX_RECEIVES = 1_000
-#: Rows staged by one statement: each is a switch to the thread that runs the user's function.
+#: Rows staged by one statement. Each statement releases the GIL and waits for the thread of the user's function.
 _AT_ONCE = 20
-#: Messages looked at by ``RETIRE``.
+#: Most messages that ``Step.RETIRE`` checks among the oldest ones, and most that it deletes of those long visible.
 _OLDEST = 100
-#: Text of the error for a caller with an outdated list of queues.
+#: Text of the error for a session with an outdated list of queues.
 CHANGED = "sqspipes_mp: the queues are others now"
-#: Text of the error of ``pass`` for a message with a stream.
+#: Text of the error of ``pass_on`` for an input with a stream.
 STREAMED = "sqspipes_mp: there is a stream"
 
 
 class Step(IntEnum):
-    """Kinds of staged rows; the columns of each are in brackets."""
+    """Kinds of staged rows. Each kind uses the columns in brackets."""
 
-    OPEN = 0  # refuse if the list of queues is another one (seq: generation)
-    FIND = 1  # the message behind a receipt (place, queue, fifo, seq, receives; flag: in the order of its group)
-    STREAM = 2  # its outputs come in several calls (place)
-    OUTPUT = 3  # send (place, queue, fifo, number, millis: delay; flag: one of Key; hop, grp, body)
-    REMOVE = 4  # delete (place)
-    EXTEND = 5  # hide (place; millis: from now on; number: failed attempts so far)
-    BURY = 6  # move to a dead-letter queue (place, queue, fifo, number, hop, grp, origin, source, failure, body)
-    CLOSE = 7  # let groups go on, forget expired keys (number: of messages sent)
-    TAKE = 8  # receive (queue, fifo, millis: visibility, number: how many in all; seq, receives: dead queue, its fifo)
-    SOURCE = 9  # what follows has no input (place)
-    SWEEP = 10  # forget expired keys (number: how many of each kind)
-    RETIRE = 11  # delete what is past its retention
-    CREATE = 12  # a queue (fifo; hop: name, grp: dead-letter queue, body: visibility)
-    EMPTY = 13  # a queue (queue; flag: delete it as well)
+    #: End the transaction if the list of queues has changed (seq: the session's generation).
+    OPEN = 0
+    #: Find the message of a receipt (place, queue, fifo, seq, receives; flag: not behind a stale one of its group).
+    FIND = 1
+    #: Make the input a stream (place).
+    STREAM = 2
+    #: Send a message (place, queue, fifo, hop, grp, body; number: of the message in this call; millis: delay;
+    #: flag: one of ``Key``).
+    OUTPUT = 3
+    #: Delete the input (place).
+    REMOVE = 4
+    #: Hide a message (place; millis: from now; number: failed attempts so far).
+    EXTEND = 5
+    #: Move a message to a dead-letter queue (place, queue, fifo, number, hop, grp, origin, source, failure, body).
+    DEAD_LETTER = 6
+    #: End of a call: find when its FIFO groups are ready, remove expired keys (number: of messages sent).
+    CLOSE = 7
+    #: Receive (queue, fifo; millis: visibility timeout; number: most messages in all; seq: the dead-letter queue;
+    #: receives: whether that one is FIFO).
+    TAKE = 8
+    #: The outputs of this place have no input (place).
+    SOURCE = 9
+    #: Remove expired keys and streams (number: most of each).
+    SWEEP = 10
+    #: Delete messages past their retention.
+    RETIRE = 11
+    #: Create a queue (fifo; hop: name; grp: its dead-letter queue; body: visibility timeout).
+    CREATE = 12
+    #: Empty a queue (queue; flag: delete it, too).
+    EMPTY = 13
 
 
 class Key(IntEnum):
-    """Whether and how long a hop id sent without an input, or to a FIFO queue, is remembered."""
+    """Time for which a hop id is remembered that was sent without an input, or to a FIFO queue."""
 
+    #: ``WINDOW`` milliseconds.
     WINDOW = 0
+    #: ``AGAIN`` milliseconds.
     AGAIN = 1
-    FOREVER = 2  # as long as the queue is not purged
+    #: Until the queue is purged.
+    FOREVER = 2
+    #: Not at all: the message is sent without a check.
     NONE = 3
 
 
@@ -66,7 +91,8 @@ class Key(IntEnum):
 _NUMBERS = ("queue", "fifo", "seq", "receives", "flag", "millis", "number")
 _TEXTS = ("hop", "grp", "origin", "source", "failure", "body")
 _COLUMNS = ("kind", "place", *_NUMBERS, *_TEXTS)
-#: Columns of a row for ``pass``, one for each output and one for an input without: ``flag`` is the input's queue.
+#: Columns of a row for ``pass_on``: one row for each output, one for an input without outputs (``queue`` NULL).
+#: ``queue`` is the output's queue, ``flag`` the input's.
 _PASS = ("place", "seq", "receives", "flag", "queue", "millis", "number", "body")
 Row = tuple[Any, ...]
 
@@ -89,26 +115,28 @@ def row(
     failure: str | None = None,
     body: Any = None,
 ) -> Row:
-    """Return a row to stage."""
+    """Return a row to stage; ``Step`` says which columns a kind uses."""
     return kind, place, queue, fifo, seq, receives, flag, millis, number, hop, grp, origin, source, failure, body
 
 
+#: Condition for an output whose hop id is remembered: it has no input, or a stream, or is sent to a FIFO queue.
 _KEYED = "(l.seq IS NULL OR l.streamed OR NEW.fifo) AND NEW.flag != 3"
+#: The first message of a group that was never received.
 _FIRST_FRESH = "(SELECT seq FROM messages WHERE grp = NEW.id AND receives = 0 ORDER BY seq LIMIT 1)"
 
 
 def _view(view: str, *, finds: bool = False) -> str:
-    """Return a program's view, with the steps that several programs have."""
+    """Return a program's view with the triggers of the steps OPEN and CLOSE, and of FIND where it ``finds``."""
     text = f"""
 CREATE TEMP VIEW {view} AS SELECT kind, place, {", ".join(_NUMBERS)}, 0 AS row, 0 AS now FROM staged;
 CREATE TEMP TRIGGER {view}_open INSTEAD OF INSERT ON {view} WHEN NEW.kind = {Step.OPEN} BEGIN
     SELECT RAISE(ABORT, '{CHANGED}') FROM meta WHERE generation != NEW.seq;
-    DELETE FROM leases; DELETE FROM strays; DELETE FROM touched; DELETE FROM taken;
+    DELETE FROM leases; DELETE FROM stale_groups; DELETE FROM touched; DELETE FROM taken;
 END;
 CREATE TEMP TRIGGER {view}_close INSTEAD OF INSERT ON {view} WHEN NEW.kind = {Step.CLOSE} BEGIN
     UPDATE meta SET next_seq = next_seq + NEW.number WHERE NEW.number;
-    INSERT INTO settling SELECT grp FROM touched;
-    -- Two for each one recorded, so that they cannot pile up.
+    INSERT INTO readying SELECT grp FROM touched;
+    -- Up to two keys are removed for each one added, so that expired keys cannot pile up.
     INSERT INTO sweeping SELECT n, NEW.now FROM (SELECT 2 * count(*) AS n
         FROM staged AS s JOIN leases AS l USING (place)
         WHERE s.kind = {Step.OUTPUT} AND s.flag < {Key.FOREVER} AND (l.seq IS NULL OR l.streamed OR s.fifo)) WHERE n;
@@ -119,13 +147,14 @@ END;
         return text
     return f"""{text}
 CREATE TEMP TRIGGER {view}_find INSTEAD OF INSERT ON {view} WHEN NEW.kind = {Step.FIND} BEGIN
-    -- As on SQS: an expired one of a group could overtake an earlier one of it that is somebody else's now.
-    INSERT OR IGNORE INTO strays SELECT grp FROM messages
+    -- As on SQS: a FIFO receipt ends with its visibility, and nothing later of its group may be completed after that:
+    -- it would overtake the message that another worker may have by now.
+    INSERT OR IGNORE INTO stale_groups SELECT grp FROM messages
         WHERE seq = NEW.seq AND queue = NEW.queue AND NEW.fifo AND (receives != NEW.receives OR visible_at < NEW.now);
     INSERT INTO leases SELECT NEW.place, seq, grp, streamed, queue, charges, coalesce(first_sent_at, sent_at), 0
         FROM messages WHERE seq = NEW.seq AND queue = NEW.queue AND receives = NEW.receives
             AND NOT (NEW.fifo AND visible_at < NEW.now)
-            AND NOT (NEW.flag AND coalesce(grp, 0) IN (SELECT grp FROM strays));
+            AND NOT (NEW.flag AND coalesce(grp, 0) IN (SELECT grp FROM stale_groups));
 END;
 """  # noqa: S608
 
@@ -133,20 +162,24 @@ END;
 _SCHEMA = f"""
 CREATE TEMP TABLE staged (kind INTEGER, place INTEGER, {", ".join(f"{name} INTEGER" for name in _NUMBERS)},
     {", ".join(f"{name} TEXT" for name in _TEXTS)});
--- What the steps of this call found: the leases, FIFO groups that something came back to, groups to settle.
+-- The messages that the steps of this call have found, by place.
 CREATE TEMP TABLE leases (place INTEGER PRIMARY KEY, seq INTEGER, grp INTEGER, streamed INTEGER, queue INTEGER,
     charges INTEGER, sent_at INTEGER, fresh INTEGER);
-CREATE TEMP TABLE strays (grp INTEGER PRIMARY KEY);
+-- FIFO groups with a stale receipt in this call.
+CREATE TEMP TABLE stale_groups (grp INTEGER PRIMARY KEY);
+-- FIFO groups whose messages have changed: CLOSE finds when they are ready.
 CREATE TEMP TABLE touched (grp INTEGER PRIMARY KEY);
+-- The messages received; ``moved``: moved to the dead-letter queue instead.
 CREATE TEMP TABLE taken (seq INTEGER, receives INTEGER, charges INTEGER, sent_at INTEGER, grp TEXT, failure TEXT,
     queue INTEGER, moved INTEGER);
+-- Rows that the running sweep may still remove.
 CREATE TEMP TABLE budget (rest INTEGER);
 INSERT INTO budget VALUES (0);
 
--- Works out anew when a group is ready. A group is ready when its oldest message is visible and none of it is in
--- flight; received messages are a prefix of it, since a receive takes its first ones.
-CREATE TEMP VIEW settling AS SELECT 0 AS id;
-CREATE TEMP TRIGGER settle INSTEAD OF INSERT ON settling BEGIN
+-- Finds the time from which a group is ready: its oldest message is visible, and none of its messages is in flight.
+-- Messages in flight are always the first ones of their group, since a receive takes the first ones.
+CREATE TEMP VIEW readying AS SELECT 0 AS id;
+CREATE TEMP TRIGGER ready_group INSTEAD OF INSERT ON readying BEGIN
     DELETE FROM groups WHERE id = NEW.id AND NOT EXISTS (SELECT 1 FROM messages WHERE grp = NEW.id);
     UPDATE groups SET (head, ready_at) = (
         SELECT m.seq, max(m.visible_at, coalesce((SELECT max(visible_at) FROM messages
@@ -154,7 +187,7 @@ CREATE TEMP TRIGGER settle INSTEAD OF INSERT ON settling BEGIN
         FROM messages AS m WHERE m.grp = NEW.id ORDER BY m.seq LIMIT 1) WHERE id = NEW.id;
 END;
 
--- Keys are found first and deleted one by one: for "(queue, hop) IN (SELECT ...)" SQLite reads the whole queue's.
+-- Keys are found first and deleted one by one: for "(queue, hop) IN (SELECT ...)" SQLite reads all keys of the queue.
 CREATE TEMP VIEW forgetting AS SELECT 0 AS queue, '' AS hop;
 CREATE TEMP TRIGGER forget INSTEAD OF INSERT ON forgetting BEGIN
     DELETE FROM keys WHERE queue = NEW.queue AND hop = NEW.hop;
@@ -173,10 +206,10 @@ CREATE TEMP TRIGGER sweep INSTEAD OF INSERT ON sweeping BEGIN
     INSERT INTO ended SELECT seq FROM streams WHERE expires <= NEW.now ORDER BY expires LIMIT NEW.rest;
 END;
 
--- Without a key: what is buried leaves its own queue in the same transaction, so it cannot come twice.
-CREATE TEMP VIEW burying AS SELECT 0 AS queue, 0 AS fifo, 0 AS seq, 0 AS now, 0 AS charges, 0 AS sent_at, '' AS grp,
-    '' AS hop, '' AS origin, '' AS source, '' AS failure, '' AS body, 0 AS old;
-CREATE TEMP TRIGGER bury INSTEAD OF INSERT ON burying BEGIN
+-- A dead letter has no key: its message leaves its own queue in the same transaction, so it cannot come twice.
+CREATE TEMP VIEW dead_letters AS SELECT 0 AS queue, 0 AS fifo, 0 AS seq, 0 AS now, 0 AS charges, 0 AS sent_at,
+    '' AS grp, '' AS hop, '' AS origin, '' AS source, '' AS failure, '' AS body, 0 AS old;
+CREATE TEMP TRIGGER insert_dead INSTEAD OF INSERT ON dead_letters BEGIN
     INSERT OR IGNORE INTO groups (queue, name, ready_at, head)
         SELECT NEW.queue, NEW.grp, NEW.now, NEW.seq WHERE NEW.fifo;
     INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, first_sent_at, hop, origin,
@@ -213,9 +246,10 @@ CREATE TEMP TRIGGER output INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step
     INSERT OR IGNORE INTO groups (queue, name, ready_at, head)
         SELECT NEW.queue, s.grp, NEW.now + NEW.millis, (SELECT next_seq FROM meta) + NEW.number
         FROM leases AS l, staged AS s WHERE NEW.fifo AND l.place = NEW.place AND l.fresh AND s.rowid = NEW.row;
-    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, body)
-        SELECT (SELECT next_seq FROM meta) + NEW.number, NEW.queue, NEW.now + NEW.millis, 0, 0, 0, NEW.now,
-            CASE WHEN NEW.fifo THEN (SELECT id FROM groups WHERE queue = NEW.queue AND name = s.grp) END, s.body
+    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, grp, first_sent_at, body)
+        SELECT (SELECT next_seq FROM meta) + NEW.number, NEW.queue, NEW.now + NEW.millis, 0, 0, 0, NEW.now + NEW.millis,
+            CASE WHEN NEW.fifo THEN (SELECT id FROM groups WHERE queue = NEW.queue AND name = s.grp) END,
+            CASE WHEN NEW.millis THEN NEW.now END, s.body
         FROM leases AS l, staged AS s WHERE l.place = NEW.place AND l.fresh AND s.rowid = NEW.row;
 END;
 CREATE TEMP TRIGGER remove INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.REMOVE} BEGIN
@@ -224,7 +258,7 @@ CREATE TEMP TRIGGER remove INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step
         WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place AND streamed);
     INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE place = NEW.place AND grp IS NOT NULL;
 END;
--- The way of nearly all messages, on standard queues: by sets, at a third of the cost of row by row.
+-- The way of nearly all messages, on standard queues: by sets, at a third of the cost of step by step.
 CREATE TEMP VIEW passing AS SELECT 0 AS now, 0 AS generation;
 CREATE TEMP TRIGGER pass INSTEAD OF INSERT ON passing BEGIN
     SELECT RAISE(ABORT, '{CHANGED}') FROM meta WHERE generation != NEW.generation;
@@ -232,8 +266,9 @@ CREATE TEMP TRIGGER pass INSTEAD OF INSERT ON passing BEGIN
     INSERT OR IGNORE INTO leases (place, seq, streamed) SELECT s.place, m.seq, m.streamed
         FROM staged AS s CROSS JOIN messages AS m ON m.seq = s.seq WHERE m.queue = s.flag AND m.receives = s.receives;
     SELECT RAISE(ABORT, '{STREAMED}') FROM leases WHERE streamed;
-    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, body)
-        SELECT (SELECT next_seq FROM meta) + s.number, s.queue, NEW.now + s.millis, 0, 0, 0, NEW.now, s.body
+    INSERT INTO messages (seq, queue, visible_at, receives, charges, streamed, sent_at, first_sent_at, body)
+        SELECT (SELECT next_seq FROM meta) + s.number, s.queue, NEW.now + s.millis, 0, 0, 0, NEW.now + s.millis,
+            CASE WHEN s.millis THEN NEW.now END, s.body
         FROM staged AS s WHERE s.queue IS NOT NULL AND s.place IN (SELECT place FROM leases);
     DELETE FROM messages WHERE seq IN (SELECT seq FROM leases);
     UPDATE meta SET next_seq = next_seq + (SELECT max(number) + 1 FROM staged)
@@ -245,13 +280,14 @@ CREATE TEMP TRIGGER extend INSTEAD OF INSERT ON extending WHEN NEW.kind = {Step.
         WHERE seq = (SELECT seq FROM leases WHERE place = NEW.place);
     INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE place = NEW.place AND grp IS NOT NULL;
 END;
-CREATE TEMP TRIGGER bury_found INSTEAD OF INSERT ON moving WHEN NEW.kind = {Step.BURY} BEGIN
-    INSERT INTO burying SELECT NEW.queue, NEW.fifo, (SELECT next_seq FROM meta) + NEW.number, NEW.now, l.charges,
+CREATE TEMP TRIGGER dead_letter INSTEAD OF INSERT ON moving WHEN NEW.kind = {Step.DEAD_LETTER} BEGIN
+    INSERT INTO dead_letters SELECT NEW.queue, NEW.fifo, (SELECT next_seq FROM meta) + NEW.number, NEW.now, l.charges,
             l.sent_at, s.grp, s.hop, s.origin, s.source, s.failure, s.body, l.seq
         FROM leases AS l, staged AS s WHERE l.place = NEW.place AND s.rowid = NEW.row;
     INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE place = NEW.place AND grp IS NOT NULL;
 END;
 
+-- A receive takes all visible messages before the first hidden one of a group, as far as there is room.
 CREATE TEMP VIEW due_groups AS SELECT 0 AS id, '' AS name, 0 AS queue, 0 AS now, 0 AS most;
 CREATE TEMP TRIGGER take_group INSTEAD OF INSERT ON due_groups
     WHEN NEW.most > (SELECT count(*) FROM taken WHERE NOT moved) BEGIN
@@ -270,7 +306,7 @@ CREATE TEMP TRIGGER take INSTEAD OF INSERT ON taking WHEN NEW.kind = {Step.TAKE}
     INSERT INTO due_groups SELECT id, name, queue, NEW.now, NEW.number FROM groups
         WHERE NEW.fifo AND queue = NEW.queue AND ready_at <= NEW.now ORDER BY ready_at, head LIMIT NEW.number;
     UPDATE taken SET moved = 1 WHERE queue = NEW.queue AND receives >= {MAX_RECEIVES} AND NEW.seq IS NOT NULL;
-    INSERT INTO burying SELECT NEW.seq, NEW.receives, (SELECT next_seq FROM meta) + t.rowid, NEW.now,
+    INSERT INTO dead_letters SELECT NEW.seq, NEW.receives, (SELECT next_seq FROM meta) + t.rowid, NEW.now,
             t.charges, t.sent_at, coalesce(t.grp, t.seq), NULL, NULL,
             (SELECT name FROM queues WHERE id = NEW.queue), NULL, m.body, t.seq
         FROM taken AS t JOIN messages AS m ON m.seq = t.seq WHERE t.moved AND t.queue = NEW.queue;
@@ -278,7 +314,7 @@ CREATE TEMP TRIGGER take INSTEAD OF INSERT ON taking WHEN NEW.kind = {Step.TAKE}
         WHERE EXISTS (SELECT 1 FROM taken WHERE moved AND queue = NEW.queue);
     UPDATE messages SET visible_at = NEW.now + NEW.millis, receives = receives + 1
         WHERE seq IN (SELECT seq FROM taken WHERE queue = NEW.queue AND NOT moved);
-    INSERT INTO settling SELECT grp FROM touched;
+    INSERT INTO readying SELECT grp FROM touched;
     DELETE FROM touched;
 END;
 
@@ -287,9 +323,13 @@ CREATE TEMP TRIGGER sweep_now INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step
 END;
 CREATE TEMP TRIGGER retire INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.RETIRE} BEGIN
     INSERT INTO leases (place, seq, grp, streamed) SELECT m.seq, m.seq, m.grp, m.streamed
-        FROM (SELECT seq, queue, grp, streamed, sent_at, visible_at, receives FROM messages
+        FROM (SELECT seq, queue, grp, streamed, sent_at, visible_at FROM messages
             ORDER BY seq LIMIT {_OLDEST}) AS m LEFT JOIN queues AS q ON q.id = m.queue
-        WHERE NEW.now - m.sent_at >= coalesce(q.retention, {RETENTION}) AND NOT (m.receives AND m.visible_at > NEW.now);
+        WHERE NEW.now - m.sent_at >= coalesce(q.retention, {RETENTION}) AND m.visible_at <= NEW.now;
+    -- Delayed messages may keep later ones out of the oldest. A message visible for its retention is past it.
+    INSERT OR IGNORE INTO leases (place, seq, grp, streamed) SELECT m.seq, m.seq, m.grp, m.streamed
+        FROM queues AS q CROSS JOIN messages AS m ON m.queue = q.id AND m.visible_at <= NEW.now - q.retention
+        LIMIT {_OLDEST};
     DELETE FROM messages WHERE seq IN (SELECT seq FROM leases);
     UPDATE streams SET expires = NEW.now + {WINDOW} WHERE seq IN (SELECT seq FROM leases WHERE streamed);
     INSERT OR IGNORE INTO touched SELECT grp FROM leases WHERE grp IS NOT NULL;
@@ -301,7 +341,7 @@ CREATE TEMP TRIGGER create_queue INSTEAD OF INSERT ON tending WHEN NEW.kind = {S
         SELECT (SELECT generation FROM meta), s.hop, NEW.fifo, s.body, s.grp, NEW.now, {RETENTION}
         FROM staged AS s WHERE s.rowid = NEW.row;
 END;
--- A queue is emptied at once, keys included, by a new number; the rows under the old one are garbage.
+-- A queue is emptied at once, keys included, by a new number; the rows under the old number are garbage.
 CREATE TEMP TRIGGER empty_queue INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.EMPTY} BEGIN
     UPDATE meta SET generation = generation + 1;
     UPDATE queues SET id = (SELECT generation FROM meta) WHERE id = NEW.queue AND NOT NEW.flag;
@@ -311,27 +351,35 @@ CREATE TEMP TRIGGER empty_queue INSTEAD OF INSERT ON tending WHEN NEW.kind = {St
 END;
 """  # noqa: S608
 _FROM = f"SELECT kind, place, {', '.join(_NUMBERS)}, rowid, ? FROM staged ORDER BY rowid"  # noqa: S608
-#: Forgets keys of a queue, up to a limit: a transaction of its own.
+#: Removes keys of a queue, up to a limit: a transaction by itself.
 FORGET_QUEUE = "INSERT INTO forgetting SELECT queue, hop FROM keys WHERE queue = ? LIMIT ?"
 
 
 class Program(StrEnum):
-    """Which steps a transaction may have: each row costs a look at every one of its program's triggers."""
+    """The programs, each for some kinds of steps: a row costs a check of every trigger of its program."""
 
-    COMPLETE = f"INSERT INTO completing {_FROM}"  # FIND, SOURCE, STREAM, OUTPUT, REMOVE, CLOSE
-    EXTEND = f"INSERT INTO extending {_FROM}"  # FIND, EXTEND, CLOSE
-    MOVE = f"INSERT INTO moving {_FROM}"  # FIND, BURY, CLOSE
-    TAKE = f"INSERT INTO taking {_FROM}"  # TAKE, CLOSE
-    TEND = f"INSERT INTO tending {_FROM}"  # SWEEP, RETIRE, CREATE, EMPTY, CLOSE
+    #: FIND, SOURCE, STREAM, OUTPUT, REMOVE, CLOSE.
+    COMPLETE = f"INSERT INTO completing {_FROM}"
+    #: FIND, EXTEND, CLOSE.
+    EXTEND = f"INSERT INTO extending {_FROM}"
+    #: FIND, DEAD_LETTER, CLOSE.
+    MOVE = f"INSERT INTO moving {_FROM}"
+    #: TAKE.
+    TAKE = f"INSERT INTO taking {_FROM}"
+    #: SWEEP, RETIRE, CREATE, EMPTY, CLOSE.
+    TEND = f"INSERT INTO tending {_FROM}"
 
 
 def install(db: sqlite3.Connection) -> None:
-    """Give a connection the programs."""
+    """Create the programs' temporary tables, views and triggers in a connection."""
     db.executescript(_SCHEMA)
 
 
 def run(db: sqlite3.Connection, program: Program, rows: Sequence[Row], clock: Callable[[], int]) -> int:
-    """Run steps in one transaction, as of the moment just before; returns it."""
+    """Run steps in one transaction; returns its time, which is read just before it, in the file's milliseconds.
+
+    Raises ``sqlite3.IntegrityError`` with the text ``CHANGED`` where the first step is an OPEN of another generation.
+    """
     db.execute("DELETE FROM staged")
     for start in range(0, len(rows), _AT_ONCE):
         some = rows[start : start + _AT_ONCE]
@@ -342,7 +390,10 @@ def run(db: sqlite3.Connection, program: Program, rows: Sequence[Row], clock: Ca
 
 
 def pass_on(db: sqlite3.Connection, rows: Sequence[Row], generation: int, clock: Callable[[], int]) -> None:
-    """Run ``pass``; each row has the columns ``_PASS``."""
+    """Send and delete by sets in one transaction, on standard queues; each row has the columns ``_PASS``.
+
+    Raises ``sqlite3.IntegrityError`` with the text ``CHANGED`` or ``STREAMED``; nothing was done then.
+    """
     db.execute("DELETE FROM staged")
     for start in range(0, len(rows), _AT_ONCE):
         some = rows[start : start + _AT_ONCE]
@@ -352,5 +403,6 @@ def pass_on(db: sqlite3.Connection, rows: Sequence[Row], generation: int, clock:
 
 @cache
 def _stage(count: int, columns: tuple[str, ...] = _COLUMNS) -> str:
+    """Return the statement that stages ``count`` rows."""
     one = f"({', '.join('?' * len(columns))})"
     return f"INSERT INTO staged ({', '.join(columns)}) VALUES {', '.join([one] * count)}"  # noqa: S608

@@ -1,4 +1,4 @@
-"""SQLite queues: create, compare, count, purge, delete. Expired rows are cleared here (any process)."""
+"""Queues in the file: create, compare, count, purge, delete; and the removal of expired rows (any process)."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from sqspipes_mp.brokers.sqlite.program import Program, Step, row
 from sqspipes_mp.brokers.sqlite.session import Session, as_text
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
-#: Rows cleared away in one transaction, so that others get their turn within milliseconds.
+#: Most rows removed in one transaction, so that other processes get the write lock within milliseconds.
 CHUNK = 2_000
 
 
 def missing(session: Session, specs: Sequence[QueueSpec]) -> list[QueueSpec]:
-    """Return the queues that the file does not have; raise ``BrokerError`` for one of the other type."""
+    """Return the queues that the file does not have. Raises ``BrokerError`` for a queue of the other type."""
     for spec in specs:
         found = session.queues.get(spec.name)
         if found is not None and found.fifo != spec.fifo:
@@ -30,7 +30,7 @@ def _type(fifo: bool) -> str:
 
 
 def create(session: Session, specs: Sequence[QueueSpec]) -> None:
-    """Create the queues the file does not have."""
+    """Create the queues that the file does not have. Raises ``QueueMissing`` for a queue of others."""
     rows = []
     for spec in missing(session, specs):
         if not spec.owned:
@@ -41,7 +41,7 @@ def create(session: Session, specs: Sequence[QueueSpec]) -> None:
 
 
 def differences(session: Session, spec: QueueSpec) -> list[str]:
-    """Return, in words, in what an existing queue differs from what the pipeline would have created."""
+    """Return one text for each attribute of an existing queue that the pipeline would have set otherwise."""
     found = session.queues[spec.name]
     texts = []
     if found.visibility != spec.visibility:
@@ -52,7 +52,10 @@ def differences(session: Session, spec: QueueSpec) -> list[str]:
 
 
 def depth(session: Session, name: str) -> Depth:
-    """Count one queue exactly: one step per message through an index, no message is read but those hidden now."""
+    """Count one queue exactly. Raises ``QueueMissing``.
+
+    Visible messages are counted in an index; only the rows of hidden ones are read.
+    """
     session.refresh()
     queue, now = session.queue(name), session.now()
     visible, hidden, in_flight = session.db.execute(sql.DEPTH, (queue.id, now, queue.id, now)).fetchone()
@@ -60,20 +63,20 @@ def depth(session: Session, name: str) -> Depth:
 
 
 def bodies(session: Session, name: str) -> list[tuple[str, str, str | None]]:
-    """Return body, message id and text of the failure attribute of every message of a queue."""
+    """Return body, message id and failure attribute of each message of a queue. Raises ``QueueMissing``."""
     session.refresh()
     rows = session.db.execute(sql.BODIES, (session.queue(name).id,)).fetchall()
     return [(as_text(body), str(seq), as_text(failure)) for body, seq, failure in rows]
 
 
 def existing(session: Session, name: str) -> str:
-    """Return the name of a queue that exists. Raises ``QueueMissing``."""
+    """Return a queue's name if the queue exists. Raises ``QueueMissing``."""
     session.refresh()
     return session.queue(name).name
 
 
 def empty(session: Session, names: Sequence[str], *, delete: bool) -> None:
-    """Empty queues at once, keys included; ``clear`` removes what was in them piece by piece, in whichever process."""
+    """Empty queues at once, keys included; missing ones are fine. ``clear`` removes the rows later, in any process."""
     session.refresh()
     found = [session.queues[name] for name in names if name in session.queues]
     if found:
@@ -81,7 +84,7 @@ def empty(session: Session, names: Sequence[str], *, delete: bool) -> None:
 
 
 def clear(session: Session) -> bool:
-    """Remove a piece of the garbage; False when there is none."""
+    """Remove up to ``CHUNK`` rows of an emptied queue; False when none are left."""
     found = session.db.execute(sql.GARBAGE).fetchone()
     if found is None:
         return False
@@ -92,13 +95,13 @@ def clear(session: Session) -> bool:
     if session.db.execute(sql.QUEUE_KEYS, (queue, 1)).fetchone():
         session.db.execute(sqlite_program.FORGET_QUEUE, (queue, CHUNK))
         return True
-    # Nothing is added any more to a queue that has lost its number.
+    # No program adds rows under a number that no queue has.
     session.db.execute(sql.DROP_GARBAGE, (queue,))
     return True
 
 
 def tidy(session: Session) -> None:
-    """Clear away a bounded amount of whatever is past its time."""
+    """Remove a bounded number of expired keys and messages, and of rows of emptied queues."""
     session.db.execute(sql.TICK, (session.now(), session.boot))
     session.run(Program.TEND, [row(Step.SWEEP, number=CHUNK), row(Step.RETIRE), row(Step.CLOSE)])
     clear(session)

@@ -1,17 +1,20 @@
 """The SQLite broker's tables and statements: text only (any process).
 
-What is done to messages, and what changes several tables at once, is in ``program``.
+Statements that change messages, or several tables at once, are in ``program``.
 
 ``messages``  one row per message; ``receives`` numbers its deliveries, so ``seq`` and ``receives`` are its receipt.
-``groups``    one row per FIFO group that has messages: when it may be received again, and its oldest message.
-``keys``      hop ids that were accepted before. One lives until ``expires``, or as long as its ``stream`` lives.
-``streams``   inputs whose outputs came in several calls: alive until the input is deleted, then until ``expires``.
-``garbage``   ids of purged and deleted queues whose rows are still to be removed.
-``owners``    whose the queues are; made by its first row, see ``owners``.
-``clocks``    see ``session``: milliseconds to add to this boot's clock.
+              ``sent_at``: the start of its retention: the send, the end of its delay, or the move to a dead-letter
+              queue. ``first_sent_at``: the send, where that is another moment (else NULL).
+``groups``    one row per FIFO group that has messages: the time from which it may be received, and its oldest message.
+``keys``      accepted hop ids. A key lives until ``expires``, or as long as its ``stream`` lives.
+``streams``   inputs whose outputs come in several calls. A stream lives until its input is deleted, then until
+              ``expires``.
+``garbage``   numbers of purged and deleted queues whose rows are still to be removed.
+``owners``    the domain of each queue; the table is created with its first row, see ``owners``.
+``clocks``    milliseconds to add to the clock of each boot, see ``session``.
 
-All times are integer milliseconds of that one clock. ``visible_at``, ``receives`` and ``streamed`` keep their stored
-size from the send to the first receive: SQLite then overwrites the row in place and leaves a large body alone.
+All times are integer milliseconds of the file's clock. ``visible_at``, ``receives`` and ``streamed`` keep their stored
+size from the send to the first receive: SQLite then overwrites the row in place and does not write a large body again.
 """
 
 #: Marks the file as ours (``PRAGMA application_id``): ASCII "sqsp".
@@ -56,33 +59,33 @@ TABLES = (
 GENERATION = "SELECT generation FROM meta"
 QUEUES = "SELECT name, id, fifo, visibility, dead, retention FROM queues"
 
-# Waiting: the earliest moment at which something may be received.
-LOOK_STANDARD = "SELECT min(visible_at) FROM messages WHERE queue = ?"
-LOOK_FIFO = "SELECT min(ready_at) FROM groups WHERE queue = ?"
+# The earliest moment at which a queue has a message to receive.
+DUE_STANDARD = "SELECT min(visible_at) FROM messages WHERE queue = ?"
+DUE_FIFO = "SELECT min(ready_at) FROM groups WHERE queue = ?"
 
 # Queues.
 BODIES = "SELECT body, seq, failure FROM messages WHERE queue = ?"
-#: Visible, hidden and in flight, in one statement: a message given back between two would be missed by both.
+#: Visible, hidden and in flight in one statement: two would both miss a message that is released between them.
 DEPTH = """SELECT (SELECT count(*) FROM messages WHERE queue = ? AND visible_at <= ?), count(*),
     coalesce(sum(receives > 0), 0) FROM messages WHERE queue = ? AND visible_at > ?"""
 
-# Owners of queues, each statement a transaction of its own.
+# Owners of queues; each statement is a transaction of its own.
 HAS_OWNERS = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'owners'"
 CREATE_OWNERS = """CREATE TABLE IF NOT EXISTS owners (
     queue TEXT PRIMARY KEY, domain TEXT NOT NULL, created_at INTEGER NOT NULL
 ) WITHOUT ROWID"""
 _owned = "o.queue = q.name AND o.created_at = q.created_at"
 OWNERS = f"SELECT q.name, o.domain FROM queues AS q JOIN owners AS o ON {_owned}"
-#: The first to write is the owner; what an earlier queue of the name left gives way.
+#: The first writer becomes the owner; the owner of an earlier queue of the same name is replaced.
 OWN = f"""INSERT OR REPLACE INTO owners (queue, domain, created_at) SELECT q.name, ?, q.created_at FROM queues AS q
     WHERE q.name = ? AND NOT EXISTS (SELECT 1 FROM owners AS o WHERE {_owned})"""
 DISOWN = f"DELETE FROM owners AS o WHERE NOT EXISTS (SELECT 1 FROM queues AS q WHERE {_owned})"
 COUNT = "SELECT count(*) FROM messages WHERE queue = ?"
 
-#: Those of the user's keys: they live until their queue is purged.
+#: Keys of the user's: without ``stream`` and ``expires``, they live until their queue is purged.
 KEYED = "SELECT 1 FROM keys WHERE queue = ? AND hop = ? AND stream IS NULL AND expires IS NULL"
 
-# Rows of purged and deleted queues, each statement a transaction of its own.
+# Rows of purged and deleted queues; each statement is a transaction of its own.
 GARBAGE = "SELECT queue FROM garbage LIMIT 1"
 SWEEP_MESSAGES = "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE queue = ? LIMIT ?)"
 SWEEP_GROUPS = "DELETE FROM groups WHERE id IN (SELECT id FROM groups WHERE queue = ? LIMIT ?)"

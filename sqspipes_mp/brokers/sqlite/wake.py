@@ -1,8 +1,9 @@
-"""Waiting for a change of a file without polling (any process that receives).
+"""The wait of a receive for a change of the file, without polling (any process that receives).
 
-``Bell`` hears through Linux's inotify when someone closes a writable descriptor of the file, which writers do after
-each commit that matters to others. ``Waiter`` adds the connection's interrupt and lends bells to waiting threads.
-``Rhythm`` keeps wake-ups that were for others from becoming a load.
+A writer closes a writable descriptor of the -wal file after each commit that gives receivers a message (see ``file``).
+``Bell`` gets that event through Linux's inotify. ``Ear`` is one thread's wait: a bell, where the system has inotify,
+and the connection's interrupt. ``Waiter`` lends ears to the threads of a connection. ``Rhythm`` spaces the wake-ups of
+a receiver when other receivers take the messages.
 """
 
 import contextlib
@@ -18,14 +19,16 @@ from dataclasses import dataclass
 from sqspipes_mp.errors import BrokerError
 from sqspipes_mp.host import forks
 
+#: inotify(7): IN_CLOSE_WRITE and IN_DELETE_SELF.
 _CLOSE_WRITE = 0x0000_0008
 _DELETE_SELF = 0x0000_0400
 _libc = ctypes.CDLL(None, use_errno=True)
+#: Longest poll, seconds: poll(2) takes its time in an int of milliseconds.
 _LONGEST_POLL = 3_600.0
 
 
 class Bell:
-    """An inotify instance on one file. Raises ``OSError`` where there is none, or none is left."""
+    """An inotify instance on one file. Raises ``OSError`` where the system has no inotify, or no instance left."""
 
     def __init__(self, path: str) -> None:
         if not hasattr(_libc, "inotify_init1"):
@@ -36,7 +39,7 @@ class Bell:
         try:
             if _libc.inotify_add_watch(self.fd, os.fsencode(path), _CLOSE_WRITE | _DELETE_SELF) < 0:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch")
-            # Some file systems (network, user space) accept a watch and never report to it.
+            # Some file systems (network, user space) accept a watch and never report an event.
             os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
             if not self.clear():
                 raise OSError("inotify is silent on this file system")
@@ -45,30 +48,30 @@ class Bell:
             raise
 
     def clear(self) -> bool:
-        """Forget what was heard; tells whether there was anything."""
+        """Discard the events so far; tells whether there were any."""
         try:
             return bool(os.read(self.fd, 65_536))
         except BlockingIOError:
             return False
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close the inotify instance."""
         os.close(self.fd)
 
 
 @dataclass(slots=True)
 class Rhythm:
-    """The gap to leave between two looks: none after a quiet time, growing while wake-ups bring nothing.
+    """The gap between two tries of a receive: it grows while wake-ups bring no message. Pure."""
 
-    All in seconds; pure.
-    """
-
+    #: First gap, seconds.
     shortest: float
+    #: Longest gap, seconds; a wait of ten times as long sets the gap back to 0.
     longest: float
+    #: Seconds to leave before the next try.
     gap: float = 0.0
 
     def fruitless(self, slept: float) -> None:
-        """Note that a look found nothing, and how long the wait before it was."""
+        """Count a try that found no message, after a wait of ``slept`` seconds."""
         if slept > 10 * self.longest:
             self.gap = 0.0
         else:
@@ -76,24 +79,27 @@ class Rhythm:
 
 
 class Ear:
-    """What one thread waits with: a bell where there is one, and the connection's interrupt."""
+    """One thread's wait: for the bell, where there is one, the connection's interrupt and the time.
+
+    ``interrupt``: a descriptor that becomes readable when the connection's receives are to end.
+    """
 
     def __init__(self, path: str, interrupt: int) -> None:
         self._path = path
         self._interrupt = interrupt
         self.bell: Bell | None = None
-        #: Which opening of the file the bell belongs to.
+        #: Number of the opening (``File.opened``) whose -wal file the bell watches; 0: none yet.
         self.opened = 0
         self._pace = Rhythm(0.001, 0.025)
         self._deaf_pace = Rhythm(0.010, 0.050)
 
-    def fresh(self) -> "Ear":
-        """Return this ear for another wait, with the pace of a quiet time."""
+    def reset(self) -> "Ear":
+        """Set the gaps back to 0 for another receive; returns the ear."""
         self._pace.gap = self._deaf_pace.gap = 0.0
         return self
 
     def listen(self, opened: int) -> None:
-        """Hear, from now on, what happens to the file as opened; forget what was heard before."""
+        """Watch the -wal file of opening number ``opened`` from now on; discard earlier events."""
         if self.opened != opened:
             self.close()
             with contextlib.suppress(OSError):
@@ -103,9 +109,9 @@ class Ear:
             self.bell.clear()
 
     def wait(self, seconds: float) -> None:
-        """Sleep until the bell rings, the interrupt or the time; at least for the gap the pace asks for."""
+        """Wait until the bell rings, the interrupt comes or ``seconds`` are over; at least for the gap."""
         if self.bell is None:
-            # Looks at growing intervals: they cost as little as asking SQLite whether anything changed.
+            # Without inotify the receive tries at growing intervals; a try costs little more than asking for changes.
             self._deaf_pace.fruitless(0.0)
             _poll((self._interrupt,), min(seconds, self._deaf_pace.gap))
             return
@@ -116,13 +122,14 @@ class Ear:
         self._pace.fruitless(time.monotonic() - begun)
 
     def close(self) -> None:
-        """Stop hearing."""
+        """Close the bell."""
         if self.bell is not None:
             self.bell.close()
             self.bell = None
 
 
 def _poll(fds: tuple[int, ...], seconds: float) -> bool:
+    """Wait until a descriptor is readable or the time is over; tell whether one is."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
@@ -130,14 +137,14 @@ def _poll(fds: tuple[int, ...], seconds: float) -> bool:
 
 
 class Waiter:
-    """What the threads of one connection wait with: one interrupt for all, and an ear for each on one file."""
+    """The waits of one connection: one interrupt for all of its threads, and an ear for each."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        # Reentrant: a signal handler may interrupt what its own thread is doing here.
+        # Reentrant: a signal handler may call ``interrupt`` while its own thread holds the lock.
         self._lock = threading.RLock()
         self._held = False
-        #: Kept, since the kernel takes long to destroy an inotify instance.
+        #: Ears to lend again: the kernel takes long to destroy an inotify instance.
         self._idle: list[Ear] = []
         self._lent: set[Ear] = set()
         self._closing = False
@@ -146,20 +153,20 @@ class Waiter:
         forks.protect(self)
 
     def interrupt(self) -> None:
-        """Wake every ear, now and in future."""
+        """Wake every ear, now and from now on."""
         with self._lock:
-            # In this order: who wakes and finds it unset would look again and again until it is.
+            # The flag is set before the write: a thread that woke and found it unset would wake again and again.
             first, self.interrupted = not self.interrupted, True
             if first and not self._closing:
                 os.write(self._pipe[1], b"!")
 
     @contextlib.contextmanager
     def ear(self) -> Iterator[Ear]:
-        """Lend an ear to the calling thread. Raises ``BrokerError`` after ``close``."""
+        """Lend an ear to the calling thread for the block. Raises ``BrokerError`` after ``close``."""
         with self._lock:
             if self._closing:
                 raise BrokerError(f"the connection to {self._path.removesuffix('-wal')} is closed")
-            ear = self._idle.pop().fresh() if self._idle else Ear(self._path, self._pipe[0])
+            ear = self._idle.pop().reset() if self._idle else Ear(self._path, self._pipe[0])
             self._lent.add(ear)
         try:
             yield ear
@@ -171,7 +178,7 @@ class Waiter:
                     self._close_all()
 
     def close(self) -> None:
-        """Wake every ear; close all descriptors, once the last ear is back."""
+        """Wake every ear; close all descriptors once the last ear is back."""
         self.interrupt()
         with self._lock:
             if not self._closing:
@@ -180,11 +187,11 @@ class Waiter:
                     self._close_all()
 
     def hold(self, patience: float) -> None:
-        """Before a fork."""
+        """Before a fork: keep other threads from lending or returning ears, if possible within ``patience`` seconds."""
         self._held = self._lock.acquire(timeout=patience)
 
     def resume(self, *, child: bool) -> None:
-        """After a fork: a child gets descriptors of its own, and none of its parent's sleepers."""
+        """After a fork: the child gets an interrupt of its own, and closes the ears of its parent's threads."""
         if child and not (self._closing and not self._lent):
             self._idle += self._lent
             self._lent = set()

@@ -1,4 +1,4 @@
-"""Batch calls, tried until each of their entries has succeeded or cannot (any process that has a connection open)."""
+"""Batch calls, repeated until each entry has succeeded or cannot succeed (any process with a connection open)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqspipes_mp.brokers.base import Handle
-from sqspipes_mp.brokers.sqs.answers import faults_of
-from sqspipes_mp.brokers.sqs.batches import Entry, by_queue, handle_batches, take
+from sqspipes_mp.brokers.sqs.batches import Entry, by_queue, faults_of, handle_batches, take_batch
 from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind, refusal, unsendable
 from sqspipes_mp.brokers.sqs.queues import Queues
 from sqspipes_mp.errors import BrokerError, MessageError
 
+#: Kinds of faults that every entry for the queue would have.
 _ABOUT_THE_QUEUE = (Kind.MISSING, Kind.DENIED, Kind.CREDENTIALS)
 
 
@@ -27,19 +27,29 @@ def _all(still_wanted: Callable[[Entry], bool], batch: Sequence[Entry]) -> bool:
     return all(map(still_wanted, batch))
 
 
+class Sent(NamedTuple):
+    """The result of a send; its entries are named by their keys."""
+
+    #: Entries that were not sent.
+    unsent: set[int]
+    #: Errors of the queues.
+    errors: list[BrokerError]
+    #: Errors of the entries that were refused for their size or characters.
+    refused: dict[int, MessageError]
+
+
 class BatchCalls:
-    """Makes batch calls, safe from several threads; entries that failed for now are tried again, alone."""
+    """Makes batch calls for any thread; entries with a transient fault are tried again without the others."""
 
     def __init__(self, calls: Calls, queues: Queues) -> None:
         self._calls = calls
         self._queues = queues
 
-    def send(
-        self, entries: Sequence[Entry], still_wanted: Callable[[Entry], bool] = _always
-    ) -> tuple[set[int], list[BrokerError], dict[int, MessageError]]:
-        """Send until each entry is accepted, refused or no longer wanted, which is asked before each try.
+    def send(self, entries: Sequence[Entry], still_wanted: Callable[[Entry], bool] = _always) -> Sent:
+        """Send until each entry is accepted, refused or no longer wanted.
 
-        Returns the keys of those not sent, why the queues refused, and which were refused for what they are.
+        ``still_wanted`` is asked for each entry before each try. An entry behind a refused one of its FIFO group is not
+        sent either.
         """
         unsent: set[int] = set()
         errors: list[BrokerError] = []
@@ -48,9 +58,9 @@ class BatchCalls:
             pending = deque(queued)
             failures = 0
             while pending:
-                # Before the asking: it may take as long as any call.
+                # The URL is found before ``still_wanted`` is asked: finding it may take as long as any call.
                 self._queues.find(queue)
-                taken = take(pending)
+                taken = take_batch(pending)
                 batch = [entry for entry in taken if still_wanted(entry)]
                 unsent.update({entry.key for entry in taken} - {entry.key for entry in batch})
                 if not batch:
@@ -63,7 +73,7 @@ class BatchCalls:
                 about_queue = [fault for _, fault in refused if not unsendable(fault)]
                 errors += [self._calls.error(fault, "SendMessageBatch", queue) for fault in about_queue[:1]]
                 unsent.update(entry.key for entry, _ in refused)
-                # Before what follows in their groups; and what follows a refused one must not overtake it.
+                # Tried again before later entries of their groups. Later entries of a refused one's group are not sent.
                 pending.extendleft(reversed(again))
                 lost = {entry.group for entry, _ in refused} - {None}
                 if any(fault.kind in _ABOUT_THE_QUEUE for _, fault in refused):
@@ -73,10 +83,13 @@ class BatchCalls:
                     unsent.update(entry.key for entry in pending if entry.group in lost)
                     pending = deque(entry for entry in pending if entry.group not in lost)
                 failures = self._wait_after(faults, "SendMessageBatch", queue, failures)
-        return unsent, errors, unsendables
+        return Sent(unsent, errors, unsendables)
 
     def each(self, operation: str, handles: Sequence[Handle], extra: Mapping[str, Any]) -> dict[Handle, Fault]:
-        """Do something to deliveries in batches until each succeeded or cannot; return what cannot."""
+        """Call a batch operation on deliveries until each has succeeded or cannot; return the faults of the latter.
+
+        ``extra``: parameters of each entry beside its receipt.
+        """
         final: dict[Handle, Fault] = {}
         for queue, batch in handle_batches(handles):
             pending = list(batch)
@@ -96,9 +109,9 @@ class BatchCalls:
         entries: Sequence[dict[str, Any]],
         worthwhile: Callable[[], bool] | None = None,
     ) -> dict[int, Fault]:
-        """Make one batch call; return what failed, by position. A refused batch is tried entry by entry.
+        """Make one batch call; return the faults by position. A batch refused as a whole is tried entry by entry.
 
-        ``worthwhile``: asked before each further try; False: what was not done yet failed for now.
+        ``worthwhile`` is asked before each further try; once False, the entries not done yet have a transient fault.
         """
         url = self._queues.find(queue)
         if isinstance(url, Fault):
@@ -117,10 +130,10 @@ class BatchCalls:
         return faults_of(entries, result)
 
     def _wait_after(self, faults: Mapping[int, Fault], operation: str, queue: str, failures: int) -> int:
-        """Back off when entries of a batch failed for now; return the number of such failures in a row."""
+        """Back off where entries have a transient fault; return the number of such batches in a row."""
         transient = [fault for fault in faults.values() if fault.kind is Kind.TRANSIENT]
         if not transient:
             return 0
-        self._calls.pause(self._calls.retrying(transient[0], operation, queue, failures + 1))
+        self._calls.pause(self._calls.plan_retry(transient[0], operation, queue, failures + 1))
         self._calls.check_failures(transient[0], operation, queue, failures + 1)
         return failures + 1

@@ -1,17 +1,20 @@
-"""How messages are packed into SQS's batches (any process that has a connection open).
+"""Messages as entries of SQS's requests, and entries of its replies as messages and faults. Pure.
 
-Pure. The limits are those of Amazon SQS API Reference, SendMessageBatch: 10 entries, 1 MiB in all.
+Any process that has a connection open; both boto3 and ``http`` use it. A batch has at most 10 entries and 1 MiB in all
+(Amazon SQS API Reference, SendMessageBatch).
 """
 
 from __future__ import annotations
 
 import math
+from base64 import b64decode
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqspipes_mp.brokers.base import DeadLetter, Handle, Output
+from sqspipes_mp.brokers.base import DeadLetter, Handle, Output, Received
+from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify_code
 from sqspipes_mp.messages.attributes import Attribute, size_of
 from sqspipes_mp.messages.ids import moved_id
 from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BYTES, MAX_VISIBILITY
@@ -20,33 +23,41 @@ from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BYTES, MAX_VISIBI
 MAX_ENTRIES = 10
 #: Longest DelaySeconds of one message (Amazon SQS API Reference, SendMessage).
 MAX_DELAY = 900
-#: How far ahead a batch may look for messages of other groups: keeps packing one long group linear.
+#: Most messages that a batch passes over in search of other groups: packing one long group stays linear.
 LOOK_AHEAD = 100
 
+#: Bytes of the failure attribute's name and type.
 _ATTRIBUTE_OVERHEAD = len(FAILURE_ATTRIBUTE) + len("String")
+_UNANSWERED = Fault(Kind.TRANSIENT, "NoAnswer", "the reply does not mention this entry")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A message on its way into a batch. ``key`` is its caller's; ``group`` and ``dedup`` are None off FIFO queues."""
+    """A message to send, on its way into a batch."""
 
+    #: Number that the caller knows the message by.
     key: int
+    #: Name, URL or ARN.
     queue: str
     body: str
+    #: MessageDeduplicationId; None on a standard queue.
     dedup: str | None = None
+    #: MessageGroupId; None on a standard queue.
     group: str | None = None
+    #: DelaySeconds.
     delay: int = 0
+    #: Text of the failure attribute; None: there is none.
     failure: str | None = None
     attributes: tuple[Attribute, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes as SQS counts them: body, and name, type and value of the attributes."""
+        """Size in bytes as SQS counts it: the body, and name, type and value of the attributes."""
         size = utf8_length(self.body) + (_ATTRIBUTE_OVERHEAD + utf8_length(self.failure) if self.failure else 0)
         return size + size_of(self.attributes) if self.attributes else size
 
     def wire(self, position: int) -> dict[str, Any]:
-        """Return the SendMessageBatchRequestEntry; its Id is the position in the batch."""
+        """Return the SendMessageBatchRequestEntry, whose Id is its position in the batch."""
         entry: dict[str, Any] = {"Id": str(position), "MessageBody": self.body}
         if self.dedup is not None:
             entry["MessageDeduplicationId"] = self.dedup
@@ -67,7 +78,7 @@ def _on_wire(attribute: Attribute) -> dict[str, str | bytes]:
 
 
 def utf8_length(text: str) -> int:
-    """Count the bytes of ``text`` in UTF-8."""
+    """Return the number of bytes of ``text`` in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
 
 
@@ -77,7 +88,7 @@ def is_fifo(queue: str) -> bool:
 
 
 def of_output(key: int, output: Output) -> Entry:
-    """Make the entry of an output. FIFO queues take no delay of single messages, so there it is left out."""
+    """Return the entry of an output; without its delay on a FIFO queue, which takes none for single messages."""
     if is_fifo(output.queue):
         group = output.group or output.hop
         return Entry(key, output.queue, output.body, output.hop, group, attributes=output.attributes)
@@ -86,28 +97,31 @@ def of_output(key: int, output: Output) -> Entry:
 
 
 def of_letter(key: int, letter: DeadLetter) -> Entry:
-    """Make the entry of a dead letter. With the original's deduplication id SQS would accept and then drop it."""
+    """Return the entry of a dead letter.
+
+    Its deduplication id is its own: SQS would accept and then drop a copy with the original's.
+    """
     if not is_fifo(letter.queue):
         return Entry(key, letter.queue, letter.body, failure=letter.failure, attributes=letter.attributes)
     dedup = moved_id(letter.hop, "dead", letter.handle.message_id)
-    # Our hop ids can be groups; another sender's may have characters, or be of a length, that SQS refuses.
+    # A hop id of the engine can be a group; another sender's id may have characters, or a length, that SQS refuses.
     ours = letter.hop.isascii() and letter.hop.isalnum() and len(letter.hop) <= len(dedup)
     group = letter.group or (letter.hop if ours else dedup)
     return Entry(key, letter.queue, letter.body, dedup, group, 0, letter.failure, letter.attributes)
 
 
 def by_queue(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Sort entries by queue, in their order."""
+    """Return the entries of each queue, in their order."""
     queues: dict[str, list[Entry]] = {}
     for entry in entries:
         queues.setdefault(entry.queue, []).append(entry)
     return queues
 
 
-def take(pending: deque[Entry]) -> list[Entry]:
-    """Take the next batch off the left of ``pending``: at most 10 entries and 1 MiB, one per FIFO group.
+def take_batch(pending: deque[Entry]) -> list[Entry]:
+    """Remove the next batch from the left of ``pending``: at most 10 entries and 1 MiB, one entry per FIFO group.
 
-    One per group, because entries of one batch fail singly, and a later message of a group must not overtake.
+    Entries of one batch fail singly: of two of a group, the later one could overtake the earlier one.
     """
     batch: list[Entry] = []
     passed: list[Entry] = []
@@ -131,7 +145,7 @@ def take(pending: deque[Entry]) -> list[Entry]:
 
 
 def handle_batches(handles: Iterable[Handle]) -> Iterator[tuple[str, Sequence[Handle]]]:
-    """Yield (queue, at most 10 handles), in order; of several receipts of one message only the last."""
+    """Yield (queue, at most 10 handles), in order; of several handles of one message only the last."""
     queues: dict[str, dict[str, Handle]] = {}
     for handle in handles:
         queues.setdefault(handle.queue, {})[handle.message_id] = handle
@@ -142,10 +156,60 @@ def handle_batches(handles: Iterable[Handle]) -> Iterator[tuple[str, Sequence[Ha
 
 
 def visibility(seconds: float) -> int:
-    """Return whole seconds for SQS: rounded up, so that only 0 releases, at most 12 hours."""
+    """Return a visibility timeout in whole seconds: rounded up, so that only 0 releases, and at most 12 hours."""
     return min(int(MAX_VISIBILITY), max(0, math.ceil(seconds)))
 
 
 def shorter(seconds: int) -> list[int]:
-    """Return what to ask for when ``seconds`` would pass 12 hours of one delivery; SQS does not say what is left."""
+    """Return the visibility timeouts to try, longest first, when ``seconds`` would pass the 12 hours of one delivery.
+
+    SQS does not say how much of the 12 hours is left.
+    """
     return sorted({seconds * 19 // 20, seconds // 2} - {0, seconds}, reverse=True)
+
+
+def received(queue: str, message: Mapping[str, Any]) -> Received:
+    """Return the delivery of one message of a ReceiveMessage reply."""
+    attributes = message.get("Attributes", {})
+    told = message.get("MessageAttributes", {})
+    return Received(
+        handle=Handle(queue, message["ReceiptHandle"], message["MessageId"]),
+        body=message["Body"],
+        # An emulator may not count. A 1 would say "first delivery", and hide every earlier attempt.
+        receives=int(attributes.get("ApproximateReceiveCount", 0)),
+        charges=0,
+        group=attributes.get("MessageGroupId"),
+        sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,
+        failure=told.get(FAILURE_ATTRIBUTE, {}).get("StringValue"),
+        attributes=_attributes(told) if told else (),
+    )
+
+
+def _attributes(told: Mapping[str, Mapping[str, Any]]) -> tuple[Attribute, ...]:
+    """Return the sender's attributes: all but the failure."""
+    return tuple(
+        Attribute(name, value.get("DataType", "String"), _value(value))
+        for name, value in told.items()
+        if name != FAILURE_ATTRIBUTE
+    )
+
+
+def _value(told: Mapping[str, Any]) -> str | bytes:
+    binary = told.get("BinaryValue")
+    if binary is None:
+        return str(told.get("StringValue", ""))
+    # ``http`` gives the wire's Base64, boto3 the decoded bytes.
+    return b64decode(binary) if isinstance(binary, str) else bytes(binary)
+
+
+def faults_of(entries: Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -> dict[int, Fault]:
+    """Return the faults of a batch by position; an entry that the reply does not mention has a transient one."""
+    faults = dict.fromkeys(range(len(entries)), _UNANSWERED)
+    position = {entry["Id"]: i for i, entry in enumerate(entries)}
+    for success in reply.get("Successful", ()):
+        del faults[position[success["Id"]]]
+    for failed in reply.get("Failed", ()):
+        code, message = str(failed.get("Code", "Unknown")), str(failed.get("Message", ""))
+        kind = classify_code(code, message, sender_fault=bool(failed.get("SenderFault", False)))
+        faults[position[failed["Id"]]] = Fault(kind, code, message)
+    return faults

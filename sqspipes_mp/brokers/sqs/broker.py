@@ -1,36 +1,28 @@
-"""``SQS(...)``: which SQS to use, and what a boto3 session of its own is made of.
+"""``SQS(...)``, the SQS broker as the user declares it, and the boto3 clients of each process.
 
-The value itself travels through every process; ``check`` and ``warm`` run in the caller's, ``open`` in each child after
-the fork. botocore is imported inside the functions that need it: naming ``SQS`` must not cost its 110 ms.
+``check`` and ``warm`` run in the process that forks, ``open`` in each child after the fork. botocore is imported inside
+the functions that need it: naming ``SQS`` must not cost the 110 ms of its import.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqs.calls import Calls, Clients
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
-from sqspipes_mp.brokers.sqs.credentials import expiring, margins, newer, share
+from sqspipes_mp.brokers.sqs.credentials import adopt, no_credentials, share
 from sqspipes_mp.brokers.sqs.http import Lean
 from sqspipes_mp.brokers.sqs.http_fit import switched_off, target_of
 from sqspipes_mp.brokers.sqs.queues import Making, Queues
-from sqspipes_mp.brokers.sqs.values import (
-    MAX_RETENTION,
-    check_endpoint,
-    check_keys,
-    check_kms_key,
-    check_region,
-    check_retention,
-    checked_tags,
-    is_loopback,
-)
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 
@@ -42,57 +34,63 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("sqspipes_mp.brokers.sqs")
+log = logging.getLogger("sqspipes_mp.brokers.sqs")
 
-#: Seconds a call may wait for its answer; a long poll of 20 s gets 10 s more. A connection that a NAT gateway or load
-#: balancer has cut (they do after 350 s without traffic) is noticed after this long.
+#: Seconds that a call waits for its answer. A connection that a NAT gateway or load balancer has cut (they do so after
+#: 350 s without traffic) is noticed after this time.
 READ_TIMEOUT = 10
+#: The same for a receive, whose long poll takes up to 20 s.
 POLL_READ_TIMEOUT = 30
+#: Seconds that a connection may take to be made.
 CONNECT_TIMEOUT = 5
+#: Shortest and longest MessageRetentionPeriod, seconds (Amazon SQS API Reference, CreateQueue).
+MIN_RETENTION = 60
+MAX_RETENTION = 1_209_600
+#: Most tags of a queue (Amazon SQS API Reference, TagQueue).
+MAX_TAGS = 50
 
+_REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _SET_REGION = 'Give one, SQS("us-west-2") or sqs://us-west-2, or set AWS_REGION or AWS_DEFAULT_REGION'
-_SET_CREDENTIALS = (
-    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, a role of the machine, or "
-    "SQS(access_key=, secret_key=)"
-)
 
-#: botocore's data loader with what a client needs already parsed; a forked child finds it here and shares the memory.
+#: botocore's data loader, which has parsed the data of a client; forked children share its memory.
 _warm: dict[str, botocore.loaders.Loader] = {}
 
 
 @dataclass(slots=True, eq=False)
 class SQS:
-    """Amazon SQS, or whatever speaks its protocol at ``endpoint_url``. Picklable; opens nothing by itself.
+    """Amazon SQS, or another service with its protocol at ``endpoint_url``. Picklable; constructing it opens nothing.
 
-    ``region``: such as "us-west-2"; None takes boto3's (AWS_DEFAULT_REGION, AWS_REGION, the profile's).
-    ``endpoint_url``: http(s) URL of another endpoint, an emulator or a VPC endpoint. ``access_key`` with
-    ``secret_key``: static credentials; without them boto3's own chain. ``session``: a callable that returns a
-    ``boto3.Session``, called in each child (profiles, assumed roles): credentials that boto3 itself renews are
-    fetched once for all children, those that the callable fetches are not. For queues created here: ``retention`` in
-    seconds (60 to 1,209,600, 14 days), ``kms_key`` (a key's id, ARN or alias) and ``tags``. ``lean=False``, or
-    SQSPIPES_MP_LEAN=0 in the environment: boto3 makes the hot calls, too. Raises ``ConfigError`` for
-    a value that cannot be right.
+    Raises ``ConfigError`` for a value that cannot be right.
     """
 
+    #: Such as "us-west-2"; None: boto3's own choice (AWS_DEFAULT_REGION, AWS_REGION, the profile's).
     region: str | None = None
     _: KW_ONLY
+    #: http or https URL of another endpoint: an emulator or a VPC endpoint.
     endpoint_url: str | None = None
+    #: Static credentials, together with ``secret_key``; None: boto3's own chain.
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
+    #: Returns a ``boto3.Session`` (profiles, assumed roles); called in each child. Credentials that boto3 itself renews
+    #: are fetched once for all children, those that the callable fetches are not.
     session: Callable[[], boto3.Session] | None = field(default=None, repr=False)
+    #: Seconds that a queue created by the engine keeps a message: 60 to 1,209,600 (14 days).
     retention: int = MAX_RETENTION
+    #: KMS key of queues created by the engine: its id, ARN or alias.
     kms_key: str | None = field(default=None, repr=False)
+    #: Tags of queues created by the engine.
     tags: Mapping[str, str] | None = field(default=None, repr=False)
+    #: False, or SQSPIPES_MP_LEAN=0 in the environment: boto3 makes the hot calls, too.
     lean: bool = True
-    #: Seconds for which a message can be in flight, counted from its receive.
+    #: Seconds from its receive for which a message can be in flight.
     longest_hold: float = field(default=MAX_VISIBILITY, init=False, repr=False)
     _settle: float = field(default=60.0, init=False, repr=False)
     _purge_window: float = field(default=60.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_region(self.region)
-        check_endpoint(self.endpoint_url)
-        check_keys(self.access_key, self.secret_key)
+        _check_region(self.region)
+        _check_endpoint(self.endpoint_url)
+        _check_keys(self.access_key, self.secret_key)
         if self.session is not None and not callable(self.session):
             cure = "Pass lambda: boto3.Session(...): each child makes its own after the fork"
             raise ConfigError(
@@ -101,23 +99,26 @@ class SQS:
         if self.session is not None and self.access_key is not None:
             allowed = "given without access_key and secret_key"
             raise ConfigError("SQS(session=)", "both", allowed, "Let the session hold the credentials")
-        check_retention(self.retention)
-        check_kms_key(self.kms_key)
-        self.tags = checked_tags(self.tags)
+        _check_retention(self.retention)
+        _check_kms_key(self.kms_key)
+        self.tags = _checked_tags(self.tags)
         if not isinstance(self.lean, bool):
             raise ConfigError("SQS(lean=)", self.lean, "True or False", "Leave it out: lean=False is for comparing")
 
     def check(self) -> None:
-        """Find out what is wrong without asking anybody: region, profile, endpoint.
+        """Check region, profile and endpoint without a request. Raises ``ConfigError``.
 
-        With ``session`` only ``open`` can tell, since making the session may call the network.
+        With ``session`` nothing is checked before ``open``: making the session may use the network.
         """
         if self.session is None:
             session = _new_session()
             self._throwaway(session, self._region(session))
 
     def warm(self) -> None:
-        """Parse botocore's data once, for children forked later. Dummy credentials: real ones may call the network."""
+        """Parse botocore's data once, for children that are forked later.
+
+        The client that does it has dummy credentials: finding real ones may use the network.
+        """
         if _warm:
             return
         session = _new_session()
@@ -125,7 +126,10 @@ class SQS:
         _warm["data_loader"] = session.get_component("data_loader")
 
     def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> SqsConnection:
-        """Make the two clients of this process. Raises ``ConfigError`` without region or credentials."""
+        """Return a connection with the boto3 clients of this process.
+
+        ``patience``, ``wallet``: see ``Broker.open``. Raises ``ConfigError`` without region or credentials.
+        """
         fills = patience is not None
         if self.session is None:
             make, region, session = self._from_chain(wallet, fills=fills)
@@ -137,7 +141,7 @@ class SQS:
         hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
         poll = _or_config_error(lambda: make(_config(POLL_READ_TIMEOUT)))
         endpoint = str(hot.meta.endpoint_url)
-        loopback = is_loopback(endpoint)
+        loopback = _is_loopback(endpoint)
         timeout = READ_TIMEOUT if patience is None else patience
         clients = Clients(hot, poll, region, endpoint, loopback, timeout, POLL_READ_TIMEOUT)
         calls = Calls(clients, patience, self._lean_path(hot, session, patience))
@@ -149,16 +153,16 @@ class SQS:
 
     @property
     def temporary(self) -> bool:
-        """Queues of SQS stay."""
+        """False: queues of SQS stay."""
         return False
 
     @property
     def remembers_keys(self) -> bool:
-        """SQS remembers none for longer than five minutes, and shows no message."""
+        """False: SQS remembers a key for five minutes at most, and shows no message without a receive."""
         return False
 
     def exists(self) -> bool:
-        """Return True: only a request would tell."""
+        """Return True: only a request could tell."""
         return True
 
     def lock_file(self, domain: str) -> str | None:  # noqa: ARG002  (the port's)
@@ -166,10 +170,10 @@ class SQS:
         return None
 
     def cleanup(self) -> None:
-        """Do nothing: the queues stay."""
+        """Do nothing: queues of SQS stay."""
 
     def describe(self) -> str:
-        """Say which SQS, without secrets."""
+        """Return region and endpoint for logs, without secrets."""
         where = [text for text in (self.region, self.endpoint_url) if text]
         return f"SQS ({' at '.join(where)})" if where else "SQS (region of the environment)"
 
@@ -181,6 +185,8 @@ class SQS:
         return str(region)
 
     def _throwaway(self, session: botocore.session.Session, region: str) -> None:
+        """Make a client with dummy credentials and close it: that parses data and checks settings."""
+
         def make() -> Any:
             return session.create_client(
                 "sqs",
@@ -196,14 +202,15 @@ class SQS:
     def _from_chain(
         self, wallet: Wallet | None, *, fills: bool
     ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
+        """Return a maker of clients, the region and the session, for boto3's chain or static credentials."""
         session = _new_session()
         region = self._region(session)
         if wallet is not None and self.access_key is None and (text := wallet.read()) is not None:
-            _adopt(session, text, wallet, _new_session, fills=fills)
+            adopt(session, text, wallet, _new_session, fills=fills)
         if self.access_key is not None and self.secret_key is not None:
             session.set_credentials(self.access_key, self.secret_key)
         if _or_config_error(session.get_credentials) is None:
-            raise _no_credentials(self.endpoint_url)
+            raise self._no_credentials()
 
         def make(config: botocore.config.Config) -> Any:
             return session.create_client("sqs", region_name=region, endpoint_url=self.endpoint_url, config=config)
@@ -213,6 +220,7 @@ class SQS:
     def _from_user(
         self, new_session: Callable[[], boto3.Session], wallet: Wallet | None, *, fills: bool
     ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
+        """Return a maker of clients, the region and the botocore session, for the user's sessions."""
         session = new_session()
         if not callable(getattr(session, "client", None)):
             cure = "Write session=lambda: boto3.Session(profile_name=...)"
@@ -220,84 +228,60 @@ class SQS:
         region = self.region or session.region_name or os.environ.get("AWS_REGION")
         if not region:
             raise ConfigError("SQS region", None, "an AWS region", f"{_SET_REGION}, or give the session one")
-        # What is no boto3.Session has none: it keeps its credentials to itself, and boto3 for all calls.
+        # A session of another class has no botocore session that is known: its credentials are not shared, and boto3
+        # makes all calls.
         core = getattr(session, "_session", None)
         if wallet is not None and core is not None and (text := wallet.read()) is not None:
-            _adopt(core, text, wallet, lambda: getattr(new_session(), "_session", None), fills=fills)
+            adopt(core, text, wallet, lambda: getattr(new_session(), "_session", None), fills=fills)
         if _or_config_error(session.get_credentials) is None:
-            raise _no_credentials(self.endpoint_url)
+            raise self._no_credentials()
 
         def make(config: botocore.config.Config) -> Any:
             return session.client("sqs", region_name=region, endpoint_url=self.endpoint_url, config=config)
 
         return make, region, core
 
+    def _no_credentials(self) -> ConfigError:
+        return no_credentials(emulator=self.endpoint_url is not None and _is_loopback(self.endpoint_url))
+
     def _lean_path(self, client: Any, session: Any, patience: float | None) -> Lean | None:
+        """Return the lean path in place of a client's hot calls; None: boto3 makes all calls."""
         import botocore.httpsession  # noqa: PLC0415
 
         if not self.lean or switched_off():
             return None
         target = target_of(client, session, botocore.httpsession.get_cert_path(verify=True))
         if isinstance(target, str):
-            logger.debug("boto3 makes all calls to %s: %s", client.meta.endpoint_url, target)
+            log.debug("boto3 makes all calls to %s: %s", client.meta.endpoint_url, target)
             return None
         return Lean(target, connect_timeout=CONNECT_TIMEOUT if patience is None else patience, tries=_tries(patience))
 
 
 def _tries(patience: float | None) -> int:
+    """Return the most tries of one call by botocore or the lean path."""
     return 2 if patience is None else 1
 
 
 def _new_session() -> botocore.session.Session:
+    """Return a botocore session with the warm data loader, patient with metadata services."""
     import botocore.session  # noqa: PLC0415  (see the module docstring)
 
     session = botocore.session.Session()
     for name, component in _warm.items():
         session.register_component(name, component)
-    # Workers start together, and the metadata services throttle: botocore's one try in 1 s fails fleets.
+    # A metadata service throttles workers that start together: botocore's default, one try of 1 s, fails for a fleet.
     for variable, default, ours in (("metadata_service_timeout", 1, 2), ("metadata_service_num_attempts", 1, 3)):
         if _or_config_error(partial(session.get_config_variable, variable)) == default:
             session.set_config_variable(variable, ours)
     return session
 
 
-def _adopt(
-    session: botocore.session.Session, text: str, wallet: Wallet, another: Callable[[], Any], *, fills: bool
-) -> None:
-    """Give a session the wallet's credentials; when they run out it looks there again, and only then asks ``another``.
-
-    Before it has any: what it would find by itself, a role to assume or a metadata service, is not asked then.
-    """
-    import botocore.credentials  # noqa: PLC0415
-
-    # Drawn here and not at the import, which forked workers share.
-    advisory, mandatory = margins()
-
-    def fetch() -> dict[str, Any]:
-        found = (None if fills else newer(wallet, text, advisory)) or expiring(another())
-        if found is None:
-            raise _no_credentials(None)
-        return found
-
-    times = {} if fills else {"advisory_timeout": advisory, "mandatory_timeout": mandatory}
-    metadata = json.loads(text)
-    made = botocore.credentials.RefreshableCredentials.create_from_metadata(metadata, fetch, "sqspipes", **times)
-
-    class Shared(botocore.credentials.CredentialProvider):
-        METHOD = "sqspipes"
-
-        def load(self) -> Any:
-            return made
-
-    # In front of all others, of which there are fewer where the session has a profile.
-    session.get_component("credential_provider").providers.insert(0, Shared())
-
-
 def _config(read_timeout: float, patience: float | None = None) -> botocore.config.Config:
+    """Return the configuration of a client with a read timeout, seconds."""
     import botocore.config  # noqa: PLC0415
 
     return botocore.config.Config(
-        # A pinned user agent and no second validation save 15 % of a call; botocore rebuilds its own twice per call.
+        # A fixed user agent and no validation save 15 % of a call: botocore builds its own user agent twice per call.
         user_agent=f"sqspipes-mp botocore/{botocore.__version__}",
         parameter_validation=False,
         connect_timeout=CONNECT_TIMEOUT if patience is None else patience,
@@ -309,7 +293,10 @@ def _config(read_timeout: float, patience: float | None = None) -> botocore.conf
 
 
 def _or_config_error(make: Callable[[], T]) -> T:
-    """Call botocore where only the configuration can be at fault."""
+    """Return the result of a call of botocore in which only the configuration can be wrong.
+
+    Raises ``ConfigError`` for its errors.
+    """
     import botocore.exceptions  # noqa: PLC0415
 
     try:
@@ -319,8 +306,87 @@ def _or_config_error(make: Callable[[], T]) -> T:
         raise ConfigError("AWS configuration", str(error), "usable by boto3", cure) from error
 
 
-def _no_credentials(endpoint_url: str | None) -> ConfigError:
-    cure = _SET_CREDENTIALS
-    if endpoint_url is not None and is_loopback(endpoint_url):
-        cure += '. An emulator takes any pair: access_key="test", secret_key="test"'
-    return ConfigError("SQS credentials", None, "AWS credentials (boto3 finds none)", cure)
+def _is_loopback(url: str) -> bool:
+    """Tell whether an endpoint is on this machine: an emulator."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# The arguments of ``SQS``: each check raises a ``ConfigError`` that shows no secret.
+
+
+def _check_region(region: object) -> None:
+    """Refuse a value that is no region name."""
+    if region is not None and not (isinstance(region, str) and _REGION.fullmatch(region)):
+        allowed = 'a region name such as "us-west-2", or None for boto3\'s own choice'
+        raise ConfigError("SQS(region)", region, allowed, "aws configure list shows the one in use")
+
+
+def _check_endpoint(url: object) -> None:
+    """Refuse a value that is no http or https URL of a host, and a URL with credentials."""
+    if url is None:
+        return
+    allowed = "an http or https URL of a host, or None"
+    cure = 'Write, say, "http://127.0.0.1:5000"'
+    if not isinstance(url, str):
+        raise ConfigError("SQS(endpoint_url=)", url, allowed, cure)
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ConfigError("SQS(endpoint_url=)", _without_user(url), allowed, cure) from None
+    if "@" in parts.netloc:
+        cure = "Take the credentials out of the URL: SQS(access_key=, secret_key=) or the environment"
+        raise ConfigError("SQS(endpoint_url=)", _without_user(url), "free of credentials", cure)
+    if not good or parts.query or parts.fragment or any(c.isspace() for c in url):
+        raise ConfigError("SQS(endpoint_url=)", url, allowed, cure)
+
+
+def _check_keys(access_key: object, secret_key: object) -> None:
+    """Refuse credentials that are no strings, and half a pair."""
+    for name, value in (("SQS(access_key=)", access_key), ("SQS(secret_key=)", secret_key)):
+        if value is not None and not (isinstance(value, str) and value):
+            raise ConfigError(name, type(value).__name__, "a non-empty string or None", "Credentials come in pairs")
+    if (access_key is None) != (secret_key is None):
+        name, other = ("access_key", "secret_key") if access_key is None else ("secret_key", "access_key")
+        allowed = f"given together with {other}"
+        raise ConfigError(f"SQS({name}=)", None, allowed, "Give both, or neither and let boto3 find them")
+
+
+def _check_retention(seconds: object) -> None:
+    """Refuse a retention that SQS does not have."""
+    whole = isinstance(seconds, int) and not isinstance(seconds, bool)
+    if not (whole and seconds in range(MIN_RETENTION, MAX_RETENTION + 1)):
+        allowed = f"whole seconds between {MIN_RETENTION} and {MAX_RETENTION} (14 days)"
+        raise ConfigError("SQS(retention=)", seconds, allowed, "SQS keeps no message longer")
+
+
+def _check_kms_key(key: object) -> None:
+    """Refuse a value that is no name of a key."""
+    if key is not None and not (isinstance(key, str) and key):
+        cure = 'Give its id, ARN or alias, such as "alias/mine"; None is the encryption SQS does by itself'
+        raise ConfigError("SQS(kms_key=)", key, "a KMS key's name or None", cure)
+
+
+def _checked_tags(tags: object) -> dict[str, str] | None:
+    """Return a copy of the tags; refuse tags that SQS would refuse."""
+    if tags is None:
+        return None
+    allowed = f"a dict of at most {MAX_TAGS} strings (1 to 128 characters) to strings (at most 256)"
+    if not isinstance(tags, Mapping) or len(tags) > MAX_TAGS:
+        raise ConfigError("SQS(tags=)", tags, allowed, 'Write, say, {"team": "search"}')
+    for name, value in tags.items():
+        strings = isinstance(name, str) and isinstance(value, str)
+        if not strings or not 1 <= len(name) <= 128 or len(value) > 256:
+            raise ConfigError("SQS(tags=)", {name: value}, allowed, "Shorten it, or turn it into strings")
+    return dict(tags)
+
+
+def _without_user(url: str) -> str:
+    """Return a URL without user and password, for an error."""
+    return re.sub(r"//[^/]*@", "//...@", url)

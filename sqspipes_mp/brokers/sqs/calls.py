@@ -1,6 +1,7 @@
-"""One SQS call at a time, tried until it succeeds or cannot (any process that has a connection open).
+"""Single SQS calls, repeated until they succeed or cannot succeed (any process with a connection open).
 
-botocore tries each call twice within a second; the loop here goes on after that for as long as it takes.
+botocore, and the lean path like it, tries each call twice within a second; the loops here repeat that for as long as it
+takes.
 """
 
 from __future__ import annotations
@@ -12,20 +13,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqspipes_mp.brokers.sqs.faults import REFUSED_BACKOFF, Fault, Kind, backoff, classify, explain, gives_up
-from sqspipes_mp.brokers.sqs.http import OPERATIONS, Lean
-from sqspipes_mp.brokers.sqs.http_reply import Unsure
+from sqspipes_mp.brokers.sqs.faults import (
+    REFUSED_BACKOFF,
+    Fault,
+    Kind,
+    classify_error,
+    gives_up,
+    make_error,
+    retry_delay,
+)
+from sqspipes_mp.brokers.sqs.http import OPERATIONS, Lean, Unsure
 from sqspipes_mp.errors import BrokerBusy, BrokerError
 
-logger = logging.getLogger("sqspipes_mp.brokers.sqs")
+log = logging.getLogger("sqspipes_mp.brokers.sqs")
 
-#: Seconds between two warnings about calls that are being tried again.
+#: Seconds between two warnings about calls that are tried again.
 WARN_EVERY = 60.0
-#: Failures of entries in a row that an impatient connection bears.
+#: Batches in a row with failed entries after which a connection with patience raises ``BrokerBusy``.
 _IMPATIENT_FAILURES = 3
-#: Waits this long and shorter use the client with the short read timeout.
+#: Longest wait of a receive, seconds, for which the client with the short read timeout is used.
 SHORT_WAIT = 1
 
+#: boto3's methods by operations.
 _METHODS = {
     "ChangeMessageVisibilityBatch": "change_message_visibility_batch",
     "CreateQueue": "create_queue",
@@ -41,29 +50,40 @@ _METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """Two boto3 SQS clients of one process: ``poll`` has a read timeout longer than the longest long poll."""
+    """The two boto3 SQS clients of one process, and their settings."""
 
+    #: Client for all calls but long polls.
     hot: Any
+    #: Client for long polls: its read timeout is longer than the longest of them.
     poll: Any
     region: str
+    #: URL of the endpoint.
     endpoint: str
+    #: Whether the endpoint is on this machine.
     loopback: bool
-    #: Seconds each of the two waits for an answer.
+    #: Read timeout of ``hot``, seconds.
     hot_timeout: float = 10.0
+    #: Read timeout of ``poll``, seconds.
     poll_timeout: float = 30.0
 
 
 @dataclass(slots=True)
 class _Trouble:
-    """What one call has met with so far; times are monotonic."""
+    """The failures of one call so far. Times are monotonic seconds."""
 
+    #: Time of the first try.
     since: float
+    #: Failures in a row.
     failures: int = 0
+    #: Time of the first failure for refused credentials.
     refused_at: float | None = None
 
 
 class Calls:
-    """Makes calls, safe from several threads: retries, backs off, warns, and gives up where that is right."""
+    """Makes calls for any thread: tries again, backs off, warns, and gives up where that is right.
+
+    ``patience``: see ``Broker.open``; ``lean``: the lean path, None: boto3 makes all calls.
+    """
 
     def __init__(self, clients: Clients, patience: float | None = None, lean: Lean | None = None) -> None:
         self.clients = clients
@@ -71,8 +91,9 @@ class Calls:
         self._patience = patience
         self.interrupted = threading.Event()
         self.closed = threading.Event()
-        #: Whether these credentials were ever taken, and since when they are not.
+        #: Whether SQS has ever taken these credentials.
         self._known = False
+        #: Monotonic time of the first call whose credentials were refused since the last answer.
         self._refused_at: float | None = None
         self._warned_at: float | None = None
         #: Requests that were throttled so far.
@@ -80,7 +101,10 @@ class Calls:
         self._warning = threading.Lock()
 
     def __call__(self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False) -> dict[str, Any]:
-        """Make a call; raise what cannot be cured by trying again."""
+        """Make a call; return the reply. Raises the ``BrokerError`` of a fault that no further try cures.
+
+        ``queue``: for the error's text; ``boot``: an endpoint that does not answer is given up early.
+        """
         result = self.attempt(operation, queue, params, boot=boot)
         if isinstance(result, Fault):
             raise self.error(result, operation, queue)
@@ -95,9 +119,10 @@ class Calls:
         boot: bool = False,
         worthwhile: Callable[[], bool] | None = None,
     ) -> dict[str, Any] | Fault:
-        """Make a call until it succeeds; return the fault that cannot be cured by trying again.
+        """Make a call until it succeeds; return the reply, or a fault that no further try cures.
 
-        ``worthwhile``: asked before each try but the first; False: the last fault is returned, as a transient one.
+        ``worthwhile`` is asked before each try but the first; once False, the last fault is returned as a transient
+        one. Raises ``BrokerBusy`` after ``patience``, ``BrokerError`` once the connection is closed.
         """
         trouble = _Trouble(time.monotonic())
         while True:
@@ -105,15 +130,18 @@ class Calls:
             result = self._once(self.clients.hot, operation, params)
             if not isinstance(result, Fault):
                 return result
-            if self._is_hopeless(result, trouble, boot=boot):
+            if self._count_failure(result, trouble, boot=boot):
                 return result
             self._check_patience(result, operation, queue, trouble.since)
-            self.pause(self.retrying(result, operation, queue, trouble.failures))
+            self.pause(self.plan_retry(result, operation, queue, trouble.failures))
             if worthwhile is not None and not worthwhile():
                 return replace(result, kind=Kind.TRANSIENT)
 
     def receive(self, queue: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Poll a queue until there is an answer; ``interrupt`` ends the waiting between two tries."""
+        """Poll a queue until there is an answer; return its messages.
+
+        ``interrupt`` ends the pause between two tries. Raises the ``BrokerError`` of a fault that no further try cures.
+        """
         client = self.clients.hot if params["WaitTimeSeconds"] <= SHORT_WAIT else self.clients.poll
         trouble = _Trouble(time.monotonic())
         while not self.interrupted.is_set():
@@ -124,34 +152,36 @@ class Calls:
                 return messages
             if _is_full(result):
                 return []
-            if self._is_hopeless(result, trouble):
+            if self._count_failure(result, trouble):
                 raise self.error(result, "ReceiveMessage", queue)
-            self.interrupted.wait(self.retrying(result, "ReceiveMessage", queue, trouble.failures))
+            self.interrupted.wait(self.plan_retry(result, "ReceiveMessage", queue, trouble.failures))
         return []
 
-    def _is_hopeless(self, fault: Fault, trouble: _Trouble, *, boot: bool = False) -> bool:
+    def _count_failure(self, fault: Fault, trouble: _Trouble, *, boot: bool = False) -> bool:
+        """Count a failure; tell whether its call is to be given up."""
         trouble.failures += 1
         refused = 0.0
         if fault.kind is Kind.CREDENTIALS:
             now = time.monotonic()
-            # Of the connection, too: what is called once one call has given up does not wait as long again.
+            # The time counts for the connection: after one call has given up, the next does not wait as long again.
             since = self._refused_at = self._refused_at or now
             trouble.refused_at = trouble.refused_at or now
             refused = now - min(since, trouble.refused_at)
         return gives_up(fault.kind, trouble.failures, boot=boot, refused=refused, known=self._known)
 
     def _check_patience(self, fault: Fault, operation: str, queue: str, since: float) -> None:
+        """Raise ``BrokerBusy`` once the patience is over."""
         if self._patience is not None and time.monotonic() - since >= self._patience:
             raise BrokerBusy(f"{operation} on queue {queue}: no answer for {self._patience:g} s ({fault})")
 
     def check_failures(self, fault: Fault, operation: str, queue: str, failures: int) -> None:
-        """Give up on entries that keep failing, where this connection has its patience. Raises ``BrokerBusy``."""
+        """Raise ``BrokerBusy`` for entries that failed ``failures`` times in a row, on a connection with patience."""
         if self._patience is not None and failures >= _IMPATIENT_FAILURES:
             raise BrokerBusy(f"{operation} on queue {queue}: failed {failures} times ({fault})")
 
-    def retrying(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
-        """Warn that a call is going to be tried again, at most once a minute; return the seconds to wait first."""
-        seconds = backoff(failures)
+    def plan_retry(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
+        """Return the seconds to wait before another try; log a warning of it, at most one a minute."""
+        seconds = retry_delay(failures)
         self.throttles += fault.throttled
         if fault.kind is Kind.CREDENTIALS:
             seconds = min(seconds, REFUSED_BACKOFF)
@@ -160,24 +190,24 @@ class Calls:
             if self._warned_at is not None and now - self._warned_at < WARN_EVERY:
                 return seconds
             self._warned_at = now
-        logger.warning("%s on queue %s at %s: %s; trying again", operation, queue, self.clients.endpoint, fault)
+        log.warning("%s on queue %s at %s: %s; trying again", operation, queue, self.clients.endpoint, fault)
         return seconds
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless the connection is closed meanwhile."""
+        """Wait. Raises ``BrokerError`` once the connection is closed."""
         self.closed.wait(seconds)
         self._check_open()
 
     def error(self, fault: Fault, operation: str, queue: str) -> BrokerError:
-        """Make the error to raise for a fault."""
-        return explain(fault, operation, queue, self.clients.endpoint)
+        """Return the error to raise for a fault."""
+        return make_error(fault, operation, queue, self.clients.endpoint)
 
     def interrupt(self) -> None:
-        """End receives soon, for good."""
+        """Make receives return soon, from now on."""
         self.interrupted.set()
 
     def close(self) -> None:
-        """End everything and close the sockets."""
+        """End all calls and close the sockets."""
         self.interrupted.set()
         self.closed.set()
         self.clients.hot.close()
@@ -186,10 +216,11 @@ class Calls:
             self._lean.close()
 
     def _once(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any] | Fault:
+        """Make one call; return the reply or the fault. Other exceptions are bugs and pass through."""
         try:
             reply = self._ask(client, operation, params)
         except Exception as error:
-            fault = classify(error)
+            fault = classify_error(error)
             if fault is None:
                 raise
             return fault
@@ -197,13 +228,14 @@ class Calls:
         return reply
 
     def _ask(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Make one call by the lean path where it serves the operation, else by boto3; return the reply."""
         lean = self._lean
         if lean is not None and operation in OPERATIONS:
             timeout = self.clients.poll_timeout if client is self.clients.poll else self.clients.hot_timeout
             try:
                 return lean(operation, params, timeout)
             except Unsure as why:
-                logger.info("boto3 makes all calls to %s from here on: %s", self.clients.endpoint, why)
+                log.info("boto3 makes all calls to %s from here on: %s", self.clients.endpoint, why)
                 self._lean = None
                 lean.close()
         reply: dict[str, Any] = getattr(client, _METHODS[operation])(**params)
@@ -215,9 +247,9 @@ class Calls:
 
 
 def _is_full(fault: Fault) -> bool:
-    """Tell whether a queue has as many messages in flight as it may.
+    """Tell whether a poll failed because the queue has its most messages in flight.
 
-    SQS says so to short polls of standard queues only; to a long poll such a queue is empty. It is to a short one here,
-    or it would hold up the lower levels.
+    SQS answers so to short polls of standard queues only; to a long poll such a queue is empty. ``receive`` takes both
+    as empty: else a full queue would keep the lower levels from being polled.
     """
     return fault.code.rpartition("#")[2] == "OverLimit"

@@ -1,7 +1,7 @@
-"""An open connection to SQS: the broker port over its batch calls (workers, keeper and, within one call, the caller).
+"""An open connection to SQS: the port over batch calls (workers, keeper and, within one call, the caller).
 
-Outputs are sent first and inputs deleted after, in two calls: a process that dies between the two leaves a duplicate,
-which FIFO queues drop for five minutes. Nothing here is shared between processes.
+Outputs are sent first and inputs deleted after, in two calls. A process that dies between the two leaves a duplicate,
+which a FIFO queue drops within five minutes. Processes share nothing of a connection.
 """
 
 from __future__ import annotations
@@ -24,31 +24,43 @@ from sqspipes_mp.brokers.base import (
     Received,
     Stray,
 )
-from sqspipes_mp.brokers.sqs.answers import received
-from sqspipes_mp.brokers.sqs.attributes import MAX_WAIT
 from sqspipes_mp.brokers.sqs.batch_calls import BatchCalls
-from sqspipes_mp.brokers.sqs.batches import MAX_ENTRIES, Entry, is_fifo, of_letter, of_output, shorter, visibility
+from sqspipes_mp.brokers.sqs.batches import (
+    MAX_ENTRIES,
+    Entry,
+    is_fifo,
+    of_letter,
+    of_output,
+    received,
+    shorter,
+    visibility,
+)
 from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.faults import Kind
-from sqspipes_mp.brokers.sqs.queues import Queues
+from sqspipes_mp.brokers.sqs.queues import MAX_WAIT, Queues
 from sqspipes_mp.errors import BrokerError
 from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE
 
 
 class SqsConnection:
-    """What ``SQS.open()`` returns; any thread of the process that opened it may call it."""
+    """The connection of ``SQS.open``; any thread of the process that opened it may use it.
+
+    ``tend``: shares this process's credentials; None: the process does not share them.
+    """
 
     batch = fetch = MAX_ENTRIES
-    #: Each receive is paid for: full ones for tasks up to 50 ms.
+    #: Each receive is paid for: tasks of up to 50 ms get full ones.
     ahead = 0.5
     #: Each waits for one reply: at 60 ms and ten messages per request, 24 carry 2,000 messages per second.
     carriers = receivers = 24
     keeps_charges = False
     linger = 0.15
+    #: Counts may be wrong until a minute after the last send (Amazon SQS API Reference, GetQueueAttributes).
     settle = 60.0
-    #: Seconds a purge takes at most, in which messages sent meanwhile may vanish (API Reference, PurgeQueue).
+    #: Longest time of a purge, seconds; messages sent in it may vanish (Amazon SQS API Reference, PurgeQueue).
     purge_window = 60.0
-    #: Seconds between two looks at every level when several are received from: a new message waits that long at most.
+    #: Seconds of the long poll between two rounds of short polls, when a receive has several levels. A message waits
+    #: that long at most.
     sweep = 1
 
     def __init__(self, calls: Calls, queues: Queues, tend: Callable[[], None] | None = None) -> None:
@@ -56,6 +68,7 @@ class SqsConnection:
         self._tend = tend
         self._queues = queues
         self._batches = BatchCalls(calls, queues)
+        #: Counts the long polls of receives with several levels; each level gets one in turn.
         self._turn = 0
 
     @property
@@ -64,24 +77,24 @@ class SqsConnection:
         return self._calls.throttles
 
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
-        """Create what is missing or raise ``QueueMissing``; warn once per queue of what it has otherwise."""
+        """Create missing queues (``create``) or raise ``QueueMissing``; warn of attributes that differ."""
         self._queues.ensure(queues, create=create)
 
     def check_owners(self, queues: Sequence[QueueSpec]) -> None:
-        """Do nothing: SQS knows an account, not a pipeline."""
+        """Do nothing: SQS knows the account that owns a queue, not the pipeline."""
 
     def strays(self, domain: str, known: Collection[str]) -> list[Stray]:  # noqa: ARG002  (the port's)
-        """Return nothing: only the right to list all queues would tell, and that is never needed."""
+        """Return nothing: it would take the right to list all queues, which is needed for nothing else."""
         return []
 
     def receive(
         self, queues: Sequence[str], max_messages: int, wait: float, visibility: float, *, attributes: bool = False
     ) -> list[Received]:
-        """Return up to 10 deliveries of one queue, the highest that has any.
+        """Return up to 10 deliveries of one queue, the first that has any.
 
-        One queue costs one request, a long poll of ``wait`` rounded up to whole seconds (at most 20). Several cost,
-        while all are empty, one request each per second and a long poll of one second on top, at each in turn:
-        17 requests per second at 16 levels.
+        A single queue gets one request, a long poll of ``wait`` rounded up to whole seconds (at most 20). Several
+        queues, while all are empty, get each second one short poll each and one long poll of one second, at each in
+        turn: 17 requests per second at 16 levels.
         """
         if len(queues) == 1:
             seconds = min(MAX_WAIT, max(0, math.ceil(wait)))
@@ -106,10 +119,11 @@ class SqsConnection:
         on_sent: Callable[[Completion], None] | None = None,
         still_ours: Callable[[Completion], bool] | None = None,
     ) -> list[Handle]:
-        """Send all outputs, call ``on_sent``, delete the inputs; raise what was refused only after all of that.
+        """Send all outputs, call ``on_sent``, delete the inputs; returns the stale handles.
 
-        ``still_ours`` is asked before each try to send: a reply may be hours away, and SQS remembers what it has
-        accepted for five minutes.
+        ``still_ours`` is asked before each try to send: an outage may put hours between two tries, and SQS remembers
+        accepted deduplication ids for five minutes only. Raises ``OutputsRefused`` and ``BrokerError``, after all else
+        is done.
         """
         entries: list[Entry] = []
         owners: list[int] = []
@@ -120,6 +134,7 @@ class SqsConnection:
         lost: set[int] = set()
 
         def is_ours(owner: int) -> bool:
+            """Tell whether a completion may still be sent; once it may not, it is lost for good."""
             if still_ours is not None and owner not in lost and not still_ours(completions[owner]):
                 lost.add(owner)
             return owner not in lost
@@ -127,7 +142,7 @@ class SqsConnection:
         unsent, errors, refused = self._batches.send(entries, lambda entry: is_ours(owners[entry.key]))
         incomplete = {owners[key] for key in unsent} | lost
         if lost:
-            # What has nothing to send must not be done before what it follows either.
+            # A completion without outputs must not be done either where its group is no longer ours.
             for owner in sorted(set(range(len(completions))).difference(owners)):
                 is_ours(owner)
             incomplete |= lost
@@ -138,16 +153,16 @@ class SqsConnection:
         stale = [handle for owner in sorted(lost) if (handle := completions[owner].input) is not None]
         stale += self._delete([c.input for c in done if c.last and c.input is not None], errors)
         why = {owners[key]: error for key, error in reversed(refused.items()) if owners[key] not in lost}
-        # What is behind one that was refused and is lost as well is not done either.
+        # Completions behind a refused or lost one of their group: not sent, and not deleted.
         behind = [completions[owner] for owner in sorted(incomplete - why.keys() - lost)]
         if why or behind:
             raise OutputsRefused([(completions[owner], error) for owner, error in sorted(why.items())], behind, stale)
         return stale
 
     def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:  # noqa: ARG002  (the port's)
-        """Send messages that have no input; SQS does not tell which ones it dropped as duplicates."""
+        """Send messages that have no input; returns an empty list: SQS does not tell which duplicates it dropped."""
         for queue in dict.fromkeys(output.queue for output in outputs):
-            # A missing one is made and all is sent again: it has to be found out before any of it is sent.
+            # The caller creates a missing queue and feeds all again: a missing one is found before anything is sent.
             self._queues.url(queue)
         _, errors, refused = self._batches.send([of_output(key, output) for key, output in enumerate(outputs)])
         _raise(errors)
@@ -156,7 +171,7 @@ class SqsConnection:
         return []
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:  # noqa: ARG002  (the port's)
-        """Hide deliveries for ``seconds``, rounded up; SQS keeps no ``attempts``."""
+        """Hide deliveries for ``seconds``, rounded up; returns the stale handles. SQS keeps no ``attempts``."""
         stale, beyond, errors = self._change(handles, visibility(seconds))
         for less in shorter(visibility(seconds)):
             if beyond:
@@ -167,10 +182,11 @@ class SqsConnection:
         return stale + beyond
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
-        """Send to the dead-letter queues, then delete the originals of what was accepted."""
+        """Send to the dead-letter queues, then delete the originals of accepted letters; returns the stale handles."""
         tried = list(letters)
         unsent, errors, refused = self._batches.send([of_letter(key, letter) for key, letter in enumerate(tried)])
-        # The queue's own limit leaves no room for the reason, say; whoever dead-letters a message has logged it.
+        # A refused letter goes without its reason, then without attributes: the queue's own size limit may leave them
+        # no room. The caller has logged the reason.
         for lighter in (_without_reason, _without_attributes):
             if again := {key for key in refused if lighter(tried[key]) != tried[key]}:
                 tried = [lighter(each) if key in again else each for key, each in enumerate(tried)]
@@ -182,7 +198,7 @@ class SqsConnection:
         return self._delete([letter.handle for key, letter in enumerate(letters) if key not in unsent], errors)
 
     def depth(self, queue: str) -> Depth:
-        """Count one queue, approximately."""
+        """Return the approximate numbers of one queue. Raises ``QueueMissing``."""
         return self._queues.depth(queue)
 
     def address(self, queue: str) -> str:
@@ -190,7 +206,7 @@ class SqsConnection:
         return self._queues.url(queue)
 
     def purge(self, queues: Sequence[str]) -> None:
-        """Empty queues; returns when the window in which SQS does so has passed."""
+        """Empty queues; returns after the window in which SQS does so."""
         self._queues.purge(queues)
         if queues:
             self._calls.pause(self.purge_window)
@@ -200,12 +216,12 @@ class SqsConnection:
         self._queues.delete(queues)
 
     def tend(self) -> None:
-        """Refresh this connection's credentials when they are due, and share them."""
+        """Refresh this process's credentials when they are due, and share them through the wallet."""
         if self._tend is not None:
             self._tend()
 
     def interrupt(self) -> None:
-        """End receives; a poll in flight still returns when it returns."""
+        """Make receives return; a poll in flight ends by itself."""
         self._calls.interrupt()
 
     def close(self) -> None:
@@ -213,21 +229,23 @@ class SqsConnection:
         self._calls.close()
 
     def _poll(self, queue: str, max_messages: int, wait: int, hidden: float, *, attributes: bool) -> list[Received]:
+        """Return the deliveries of one ReceiveMessage; ``wait`` and ``hidden``: seconds."""
         params: dict[str, Any] = {
             "QueueUrl": self._queues.url(queue),
             "MaxNumberOfMessages": max(1, min(MAX_ENTRIES, max_messages)),
             "WaitTimeSeconds": wait,
             "VisibilityTimeout": max(1, visibility(hidden)),
             "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
-            # Those of others are asked for where others send: they would make every reply longer.
+            # The sender's attributes only on demand: asking for them makes every request and reply longer.
             "MessageAttributeNames": ["All" if attributes else FAILURE_ATTRIBUTE],
         }
         if is_fifo(queue):
-            # All tries of one receive say the same id: a reply that was lost is then repeated, not hidden.
+            # The same id for all tries of one receive: SQS then repeats a lost reply instead of hiding its messages.
             params["ReceiveRequestAttemptId"] = uuid.uuid4().hex
         return [received(queue, message) for message in self._calls.receive(queue, params)]
 
     def _delete(self, handles: Sequence[Handle], errors: list[BrokerError]) -> list[Handle]:
+        """Delete deliveries; return the stale handles. Raises ``errors`` and those of the deletes."""
         faults = self._batches.each("DeleteMessageBatch", handles, {})
         stale = [handle for handle, fault in faults.items() if fault.kind in (Kind.STALE, Kind.TOO_LONG)]
         gone = set(stale)
@@ -240,7 +258,7 @@ class SqsConnection:
         return stale
 
     def _change(self, handles: Sequence[Handle], seconds: int) -> tuple[list[Handle], list[Handle], list[BrokerError]]:
-        """Set visibilities; return the stale handles, those this would take past 12 hours, and what else failed."""
+        """Set visibility timeouts; return the stale handles, the handles that would pass 12 hours, and the errors."""
         operation = "ChangeMessageVisibilityBatch"
         stale, beyond, errors = [], [], []
         for handle, fault in self._batches.each(operation, handles, {"VisibilityTimeout": seconds}).items():
@@ -259,11 +277,12 @@ def _without_reason(letter: DeadLetter) -> DeadLetter:
 
 
 def _without_attributes(letter: DeadLetter) -> DeadLetter:
-    """Return the body alone, which is better than no letter: SQS refuses names that only AWS may give."""
+    """Return the letter without attributes: SQS refuses some names, such as those that only AWS may give."""
     return replace(letter, attributes=())
 
 
 def _raise(errors: Sequence[BrokerError]) -> None:
+    """Raise the first of some errors, the others as its notes."""
     if errors:
         for other in errors[1:]:
             errors[0].add_note(f"and: {other}")

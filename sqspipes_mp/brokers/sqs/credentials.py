@@ -1,7 +1,8 @@
-"""Credentials that expire, asked for once and shared by an engine's processes through the wallet of the scoreboard.
+"""Credentials that expire: the keeper fetches them, the engine's other processes read them from the wallet.
 
-Hundreds of workers asking a metadata service at once are throttled; the keeper asks, and the others read.
-``session`` is a ``botocore.session.Session``.
+A metadata service throttles hundreds of workers that ask at once. ``session`` is a ``botocore.session.Session``
+throughout. Some of botocore's names that are used here are not public. Where one has changed, a process does as
+botocore does by itself.
 """
 
 from __future__ import annotations
@@ -18,33 +19,79 @@ from functools import partial
 from typing import Any, cast
 
 from sqspipes_mp.brokers.base import Wallet
+from sqspipes_mp.brokers.sqs.faults import CallFailed, Fault, Kind
+from sqspipes_mp.errors import ConfigError
 
-logger = logging.getLogger("sqspipes_mp.brokers.sqs")
+log = logging.getLogger("sqspipes_mp.brokers.sqs")
 
-#: Seconds before the end at which workers look for newer credentials, may and must. The keeper has done so by then:
-#: botocore's own times are 15 and 10 minutes. Each worker looks up to a minute earlier than that, so that workers that
-#: find none do not ask all at once.
-_ADVISORY, _MANDATORY, _JITTER = 480, 300, 60
-#: Seconds before the end at which the keeper, too, has nothing better to do than to wait for newer ones.
+_SET_CREDENTIALS = (
+    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, a role of the machine, or "
+    "SQS(access_key=, secret_key=)"
+)
+#: Seconds before the end of credentials from which a worker may look for newer ones, and from which it must. The keeper
+#: has fetched them by then: botocore's own times, which it keeps, are 900 and 600.
+_ADVISORY, _MANDATORY = 480, 300
+#: A worker looks up to this many seconds earlier, so that workers that find none do not all ask the service at once.
+_JITTER = 60
+#: Seconds before the end of its credentials from which the keeper's calls wait for newer ones.
 _LAST_CALL = 30
-#: Seconds after which a fetch is not waited for any more.
+#: Seconds after which a fetch without an answer is given up for a new one.
 _HANGS = 60.0
 
 
-def share(session: Any, wallet: Wallet, patience: float) -> None:
-    """Put credentials that expire into the wallet, refreshed when they are due; others every process reads itself.
+def adopt(session: Any, text: str, wallet: Wallet, make_session: Callable[[], Any], *, fills: bool) -> None:
+    """Give a session the wallet's credentials, before it looks for any: no service is asked at the start.
 
-    ``patience``: seconds that a call of this process may take, of which a refresh may take a part; the first fetch may
-    take its time.
+    ``text``: of the wallet. When the credentials expire, the session reads the wallet again, and only where it holds
+    none that are newer asks a session of ``make_session``. ``fills`` True, in the process that fills the wallet: it
+    always asks.
+    """
+    import botocore.credentials  # noqa: PLC0415  (see ``broker``)
+
+    # Drawn here and not at the import, which forked workers share.
+    advisory, mandatory = _margins()
+
+    def fetch() -> dict[str, Any]:
+        found = (None if fills else _newer(wallet, text, advisory)) or _expiring(make_session())
+        if found is None:
+            raise no_credentials()
+        return found
+
+    times = {} if fills else {"advisory_timeout": advisory, "mandatory_timeout": mandatory}
+    metadata = json.loads(text)
+    made = botocore.credentials.RefreshableCredentials.create_from_metadata(metadata, fetch, "sqspipes", **times)
+
+    class Shared(botocore.credentials.CredentialProvider):
+        METHOD = "sqspipes"
+
+        def load(self) -> Any:
+            return made
+
+    # The first provider: a session with a profile has no provider of a fixed name to put it before.
+    session.get_component("credential_provider").providers.insert(0, Shared())
+
+
+def no_credentials(*, emulator: bool = False) -> ConfigError:
+    """Return the error of a session without credentials; ``emulator``: the endpoint is on this machine."""
+    hint = '. An emulator takes any pair: access_key="test", secret_key="test"' if emulator else ""
+    return ConfigError("SQS credentials", None, "AWS credentials (boto3 finds none)", f"{_SET_CREDENTIALS}{hint}")
+
+
+def share(session: Any, wallet: Wallet, patience: float) -> None:
+    """Put a session's credentials into the wallet if they expire, refreshed when they are due.
+
+    Credentials that do not expire are not shared: every process reads them itself. ``patience``: most seconds that a
+    call of this process may take; a refresh takes at most a quarter of it, the first fetch any time. Raises the fetch's
+    exception while the wallet is empty.
     """
     try:
-        _hold_up_nobody(session.get_credentials(), patience)
-        metadata = expiring(session)
+        _refresh_beside_calls(session.get_credentials(), patience)
+        metadata = _expiring(session)
     except Exception as error:
         if wallet.read() is None:
             raise
-        # What everybody has may last for minutes yet; the calls that use it will tell.
-        logger.warning("no newer credentials: %s: %.300s", type(error).__name__, error)
+        # The credentials that all processes have may last for minutes yet.
+        log.warning("no newer credentials: %s: %.300s", type(error).__name__, error)
         return
     if metadata is not None:
         text = json.dumps(metadata)
@@ -52,10 +99,10 @@ def share(session: Any, wallet: Wallet, patience: float) -> None:
             wallet.write(text)
 
 
-def _hold_up_nobody(credentials: Any, patience: float) -> None:
-    """Have credentials refreshed beside the calls that use them: a slow service must not cost the leases.
+def _refresh_beside_calls(credentials: Any, patience: float) -> None:
+    """Refresh credentials in a thread of their own: the keeper's calls must not wait for a slow service.
 
-    botocore has no public way to do so; where it has changed, a slow service has the keeper replaced.
+    botocore has no public way to do so. Where it has changed, a slow service stalls the keeper, which is replaced.
     """
     refresh = getattr(credentials, "_refresh_using", None)
     fetched = getattr(credentials, "_frozen_credentials", None) is not None
@@ -64,14 +111,15 @@ def _hold_up_nobody(credentials: Any, patience: float) -> None:
         credentials._mandatory_refresh_timeout = _LAST_CALL
 
 
-class CredentialsPending(Exception):
-    """Newer credentials are being asked for, and the old ones are at their end."""
+class CredentialsPending(CallFailed):
+    """The old credentials are at their end, and the service has not answered with newer ones yet."""
 
 
 class _Beside:
-    """A refresh in a thread of its own. Called again, it gives what that has fetched meanwhile.
+    """A refresh in a thread of its own; a later call returns the credentials that the thread has fetched since.
 
-    One that hangs (a credential process, say) is left alone after a minute, and asked anew.
+    A call waits at most ``patience`` seconds, and raises ``CredentialsPending`` then. A fetch that hangs (a credential
+    process may) is replaced by a new one after ``_HANGS`` seconds.
     """
 
     def __init__(self, refresh: Callable[[], Any], patience: float) -> None:
@@ -84,16 +132,17 @@ class _Beside:
         wait = 0.0
         if self._fetching is None or time.monotonic() - self._began > _HANGS:
             self._fetching, wait, self._began = Future(), self._patience, time.monotonic()
-            # A daemon: a service that never answers must not keep the keeper from ending.
+            # A daemon thread: a service that never answers must not keep the keeper from ending.
             threading.Thread(target=partial(self._fetch, self._fetching), daemon=True, name="credentials").start()
         fetching = self._fetching
         try:
             return fetching.result(wait)
         except TimeoutError as error:
             if fetching.done():
-                # It came just then, or the error is its own.
+                # The answer came just then, or the TimeoutError is the fetch's own.
                 return fetching.result()
-            raise CredentialsPending("whoever gives out newer credentials has not answered yet") from error
+            message = "whoever gives out newer credentials has not answered yet"
+            raise CredentialsPending(Fault(Kind.TRANSIENT, "CredentialsPending", message)) from error
         finally:
             if fetching.done():
                 self._fetching = None
@@ -105,10 +154,10 @@ class _Beside:
             fetching.set_exception(error)
 
 
-def expiring(session: Any) -> dict[str, Any] | None:
-    """Return a session's credentials if they expire, as botocore's metadata; None for those that stay."""
+def _expiring(session: Any) -> dict[str, Any] | None:
+    """Return a session's credentials as botocore's metadata if they expire, else None."""
     credentials = session.get_credentials()
-    # botocore has no public way to ask when credentials expire; without an answer nothing is shared.
+    # botocore has no public way to ask when credentials expire; without an answer they are not shared.
     expires = getattr(credentials, "_expiry_time", None)
     if expires is None or credentials is None:
         return None
@@ -118,13 +167,13 @@ def expiring(session: Any) -> dict[str, Any] | None:
     return {**keys, "expiry_time": expires.isoformat()}
 
 
-def margins() -> tuple[int, int]:
-    """Draw the seconds before the end at which this process looks for newer credentials: may, and must."""
+def _margins() -> tuple[int, int]:
+    """Draw the seconds before the end from which this process may and must look for newer credentials."""
     return _ADVISORY + random.randrange(_JITTER), _MANDATORY + random.randrange(_JITTER)
 
 
-def newer(wallet: Wallet, text: str, least: float) -> dict[str, Any] | None:
-    """Return what the wallet holds, if it is other than ``text`` and lasts at least so many seconds."""
+def _newer(wallet: Wallet, text: str, least: float) -> dict[str, Any] | None:
+    """Return the wallet's credentials if they are not those of ``text`` and last at least ``least`` seconds."""
     shared = wallet.read()
     if shared is None or shared == text:
         return None

@@ -1,7 +1,7 @@
-"""What an SQS failure means and what to do about it (any process that has a connection open).
+"""Faults: failures of SQS calls, each of a kind that has a remedy (any process with a connection open).
 
-Pure: looks at codes and class names, and imports no boto3. Codes: Amazon SQS API Reference, "Common Errors" and each
-action's "Errors"; botocore's own exceptions are told by the names in their class hierarchy.
+Error codes are those of the Amazon SQS API Reference, "Common Errors" and each action's "Errors"; exceptions are judged
+by their types. Pure: botocore is imported for its exceptions alone, once an error is to be judged.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 
 from sqspipes_mp.errors import AccessDenied, BrokerError, MessageError, MessageTooLarge, OutputError, QueueMissing
+from sqspipes_mp.messages.attempts import exponential
 
-#: First and longest wait between two tries of our own, in seconds; botocore has tried before each of them.
+#: Shortest and longest wait before another try, seconds. Each of these tries is two of botocore's.
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 20.0
-#: Seconds for which credentials may be refused before they are taken to be wrong: new and rotated ones take seconds to
-#: be known everywhere. Less where this connection never had an answer with any, as at boot: most are then mistyped.
-REFUSED_PATIENCE, UNKNOWN_PATIENCE = 15.0, 5.0
-#: Longest wait between two tries while they are refused, seconds.
+#: Seconds after which refused credentials count as wrong: new and rotated ones take seconds to be known everywhere.
+REFUSED_PATIENCE = 15.0
+#: The same where this connection has never had an answer, as at boot: most credentials are mistyped then.
+UNKNOWN_PATIENCE = 5.0
+#: Longest wait before another try while credentials are refused, seconds.
 REFUSED_BACKOFF = 1.0
 
 
 class Kind(Enum):
-    """What a fault asks for."""
+    """Kinds of faults, each with its remedy."""
 
     TRANSIENT = "try again, for as long as it takes"
-    UNREACHABLE = "the endpoint does not answer (as SQS does): try again, but give up early while booting"
-    CREDENTIALS = "try for some seconds (new credentials take as long to be known everywhere), then give up"
+    UNREACHABLE = "no answer, or none of SQS's: try again, but give up early while booting"
+    CREDENTIALS = "the credentials are refused: try again for some seconds, then give up"
     DENIED = "give up: not allowed"
     MISSING = "give up: no such queue"
     EXISTS = "the queue exists with other attributes"
@@ -42,6 +45,7 @@ class Fault:
     """One failed call, or one failed entry of a batch."""
 
     kind: Kind
+    #: SQS's error code, or the name of an exception; for the log and for ``unsendable``.
     code: str
     message: str = ""
 
@@ -52,6 +56,14 @@ class Fault:
     def throttled(self) -> bool:
         """Whether SQS asks for fewer requests."""
         return "hrottl" in self.code or self.code in _TOO_MANY
+
+
+class CallFailed(Exception):
+    """A call that failed outside botocore (in ``http`` and ``credentials``), with its fault."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message or fault.code)
+        self.fault = fault
 
 
 #: Codes of throttling without that word in them.
@@ -124,28 +136,8 @@ _CODES: dict[Kind, frozenset[str]] = {
 }
 _KIND_OF_CODE = {code: kind for kind, codes in _CODES.items() for code in codes}
 
-_KIND_OF_CLASS = {
-    "NoCredentialsError": Kind.CREDENTIALS,
-    "PartialCredentialsError": Kind.CREDENTIALS,
-    "RefreshWithMFAUnsupportedError": Kind.CREDENTIALS,
-    "SSOError": Kind.CREDENTIALS,
-    "LoginError": Kind.CREDENTIALS,
-    "TokenRetrievalError": Kind.CREDENTIALS,
-    "NoAuthTokenError": Kind.CREDENTIALS,
-    "CredentialRetrievalError": Kind.TRANSIENT,
-    "CredentialsPending": Kind.TRANSIENT,
-    "MetadataRetrievalError": Kind.TRANSIENT,
-    "ReadTimeoutError": Kind.UNREACHABLE,
-    "ConnectionClosedError": Kind.UNREACHABLE,
-    "ResponseStreamingError": Kind.UNREACHABLE,
-    "IncompleteReadError": Kind.UNREACHABLE,
-    "ResponseParserError": Kind.UNREACHABLE,
-    "ConnectionError": Kind.UNREACHABLE,
-    "HTTPClientError": Kind.UNREACHABLE,
-}
-
-#: Codes with which SQS refuses one message for what it is (Amazon SQS API Reference, SendMessageBatch): its size, its
-#: characters. A queue's own MaximumMessageSize is answered with the first.
+#: Codes with which SQS refuses one message for its size or its characters (Amazon SQS API Reference, SendMessageBatch).
+#: A message above a queue's MaximumMessageSize gets the first.
 _UNSENDABLE = frozenset(
     ("InvalidParameterValue", "InvalidParameterValueException", "BatchRequestTooLong", "InvalidMessageContents")
 )
@@ -153,8 +145,11 @@ _UNSENDABLE = frozenset(
 _KMS = "the caller needs kms:Decrypt to receive, and kms:GenerateDataKey as well to send, on the queue's key"
 
 
-def judge(code: str, message: str = "", *, status: int = 400, sender_fault: bool = True) -> Kind:
-    """Tell what an error code of SQS asks for; ``status`` is HTTP's, ``sender_fault`` a batch entry's."""
+def classify_code(code: str, message: str = "", *, status: int = 400, sender_fault: bool = True) -> Kind:
+    """Return the kind of an error code of SQS.
+
+    ``message``: the text beside the code; ``status``: of the HTTP reply; ``sender_fault``: of a batch entry.
+    """
     short = _short(code)
     known = _KIND_OF_CODE.get(short)
     if known is not None:
@@ -173,12 +168,12 @@ def judge(code: str, message: str = "", *, status: int = 400, sender_fault: bool
 
 
 def unsendable(fault: Fault) -> bool:
-    """Tell whether a send was refused because of this one message; others may be sent there all the same."""
+    """Tell whether a send was refused because of this one message: the queue takes others."""
     return fault.kind is Kind.REFUSED and _short(fault.code) in _UNSENDABLE
 
 
 def refusal(fault: Fault, queue: str, size: int) -> MessageError:
-    """Turn the fault of an unsendable message of ``size`` bytes into its error."""
+    """Return the error of an unsendable message of ``size`` bytes."""
     tried = f"queue {queue!r} refused an output of {size:,} bytes: {fault}"
     if _short(fault.code) == "InvalidMessageContents":
         return OutputError(f"{tried}. {_cure(fault.code)}")
@@ -188,29 +183,64 @@ def refusal(fault: Fault, queue: str, size: int) -> MessageError:
     )
 
 
-def classify(error: BaseException) -> Fault | None:
-    """Tell what a failed call asks for; None for what is no failure of a call (a bug, say)."""
+def classify_error(error: BaseException) -> Fault | None:
+    """Return the fault of an exception out of a call; None for an exception that is no failed call (a bug, say)."""
+    if isinstance(error, CallFailed):
+        return error.fault
+    # botocore's ClientError has a response.
     response = getattr(error, "response", None)
     if isinstance(response, dict) and isinstance(response.get("Error"), dict):
         code = str(response["Error"].get("Code", "Unknown"))
         message = str(response["Error"].get("Message", ""))
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400))
-        return Fault(judge(code, message, status=status), code, message)
-    names = [cls.__name__ for cls in type(error).__mro__]
-    for name in names:
-        if name in _KIND_OF_CLASS:
-            return Fault(_KIND_OF_CLASS[name], names[0], str(error))
+        return Fault(classify_code(code, message, status=status), code, message)
+    for kind, classes in _kinds_of_exceptions():
+        if isinstance(error, classes):
+            return Fault(kind, type(error).__name__, str(error))
+    # botocore says so in words alone (RefreshableCredentials).
     if isinstance(error, RuntimeError) and "refreshed credentials" in str(error):
         return Fault(Kind.CREDENTIALS, "ExpiredToken", str(error))
-    return Fault(Kind.REFUSED, names[0], str(error)) if "BotoCoreError" in names else None
+    return None
+
+
+@cache
+def _kinds_of_exceptions() -> tuple[tuple[Kind, tuple[type[BaseException], ...]], ...]:
+    """Return the kinds of botocore's exceptions and of the system's, the most general one last."""
+    from botocore import exceptions, parsers  # noqa: PLC0415  (naming ``SQS`` must not cost botocore's import)
+
+    credentials = (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.RefreshWithMFAUnsupportedError,
+        exceptions.SSOError,
+        exceptions.TokenRetrievalError,
+        exceptions.NoAuthTokenError,
+        # Not in the oldest botocore that this package takes.
+        *([exceptions.LoginError] if hasattr(exceptions, "LoginError") else []),
+    )
+    unreachable = (
+        # HTTPClientError has ReadTimeoutError, ConnectionClosedError and ResponseStreamingError below it.
+        exceptions.HTTPClientError,
+        exceptions.ConnectionError,
+        exceptions.IncompleteReadError,
+        parsers.ResponseParserError,
+        ConnectionError,
+    )
+    return (
+        (Kind.CREDENTIALS, credentials),
+        (Kind.TRANSIENT, (exceptions.CredentialRetrievalError, exceptions.MetadataRetrievalError)),
+        (Kind.UNREACHABLE, unreachable),
+        (Kind.REFUSED, (exceptions.BotoCoreError,)),
+    )
 
 
 def gives_up(
     kind: Kind, failures: int, *, patience: int = 3, boot: bool = False, refused: float = 0.0, known: bool = True
 ) -> bool:
-    """Tell whether a call that failed ``failures`` times in a row is to be given up.
+    """Tell whether a call is to be given up after ``failures`` failures in a row.
 
-    ``refused``: seconds since its credentials were first refused; ``known``: whether they were taken before.
+    ``patience``: failures that an unreachable endpoint is allowed at ``boot``. ``refused``: seconds since the
+    credentials were first refused; ``known``: whether SQS has taken them before.
     """
     match kind:
         case Kind.TRANSIENT:
@@ -223,18 +253,18 @@ def gives_up(
             return True
 
 
-def backoff(failures: int, draw: Callable[[float, float], float] = random.uniform) -> float:
-    """Return the seconds to wait after the ``failures``-th failure in a row: exponential, capped, fully jittered."""
-    return draw(FIRST_BACKOFF, max(2 * FIRST_BACKOFF, min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures, 12))))
+def retry_delay(failures: int, draw: Callable[[float, float], float] = random.uniform) -> float:
+    """Return the seconds to wait after failure number ``failures`` in a row: exponential, capped, fully jittered."""
+    return draw(FIRST_BACKOFF, max(2 * FIRST_BACKOFF, exponential(FIRST_BACKOFF, failures, LONGEST_BACKOFF)))
 
 
 def action(operation: str) -> str:
-    """Name the IAM action an API operation needs (Amazon SQS: a batch is allowed by its single action)."""
+    """Return the IAM action that allows an operation (Amazon SQS: a batch needs its single action)."""
     return f"sqs:{operation.removesuffix('Batch')}"
 
 
-def explain(fault: Fault, operation: str, queue: str, endpoint: str) -> BrokerError:
-    """Turn a fault into the error to raise: what was tried, what came back, and what to do."""
+def make_error(fault: Fault, operation: str, queue: str, endpoint: str) -> BrokerError:
+    """Return the error to raise for a fault: the call, the answer and the cure in its text."""
     tried = f"{operation} on queue {queue!r} at {endpoint} failed: {fault}"
     match fault.kind:
         case Kind.MISSING:
@@ -259,6 +289,7 @@ def explain(fault: Fault, operation: str, queue: str, endpoint: str) -> BrokerEr
 
 
 def _short(code: str) -> str:
+    """Return an error code without its prefixes."""
     return code.rpartition("#")[2].removeprefix("AWS.SimpleQueueService.")
 
 

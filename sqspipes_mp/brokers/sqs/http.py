@@ -1,8 +1,9 @@
-"""SQS's hot calls in a fraction of boto3's CPU: JSON over kept connections, signed here (any process with one open).
+"""The lean HTTP path: SQS's four hot calls in a fraction of boto3's CPU (any process with a connection open).
 
-Knows only the ordinary case, and says ``Unsure`` to everything else; the caller then asks boto3 instead. Imports
-neither boto3 nor botocore: credentials, endpoint and certificates are botocore's own, handed in. Wire: Amazon SQS
-Developer Guide, "Making requests using the AWS JSON protocol"; signature: IAM User Guide, "AWS Signature Version 4".
+JSON over kept connections, signed here. The path knows the ordinary case only and raises ``Unsure`` for any other; the
+call is boto3's then. Neither boto3 nor botocore is imported: ``Target`` has the credentials, endpoint and certificates
+that botocore resolved. Wire: Amazon SQS Developer Guide, "Making requests using the AWS JSON protocol"; signature: IAM
+User Guide, "AWS Signature Version 4".
 """
 
 from __future__ import annotations
@@ -23,19 +24,38 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqspipes_mp.brokers.sqs.http_reply import BadReply, Ended, Socket, Unsure, read, understood
+from sqspipes_mp.brokers.sqs.faults import CallFailed, Fault, Kind, classify_code
 
+#: The operations that the path makes.
 OPERATIONS = frozenset(
     {"ReceiveMessage", "SendMessageBatch", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"},
 )
-#: What botocore's standard mode tries again by itself, beside 5xx and lost connections.
+#: Error codes that are tried again here, as botocore's standard mode does, beside 5xx and lost connections.
 _THROTTLING = frozenset(
     {"RequestThrottled", "RequestThrottledException", "Throttling", "ThrottlingException", "ThrottledException"}
 )
-#: Connections kept open: one for each request that a worker may have under way.
+#: Error codes of signatures and clocks, which are left to boto3: it may know better, and users can look its answer up.
+_SIGNATURE_CODES = frozenset(
+    {
+        "IncompleteSignature",
+        "InvalidSignatureException",
+        "RequestExpired",
+        "RequestInTheFuture",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+    }
+)
+#: Most connections kept open: one for each request that a worker may have under way.
 _KEPT = 50
-#: Seconds before the second try, at most (botocore's standard mode: drawn from 0 to 1).
+#: Longest pause before the second try, seconds (botocore's standard mode draws from 0 to 1).
 _PAUSE = 1.0
+#: Most bytes of a reply's head and of its body. Ten messages of 1 MiB in all stay below it with every byte escaped.
+_MOST_HEAD = 64 << 10
+_MOST_BODY = 16 << 20
+#: Bytes of one read.
+_CHUNK = 256 << 10
+
+Socket = socket.socket | ssl.SSLSocket
 
 
 class Keys(Protocol):
@@ -49,42 +69,75 @@ class Keys(Protocol):
     def token(self) -> str | None: ...
 
 
-class ConnectionClosedError(Exception):
-    """The connection cannot be made or ended too early; named as botocore's, by which it is judged."""
+class Unreachable(CallFailed):
+    """No connection, one that ended too early, or no answer in time."""
+
+    def __init__(self, text: str, *, code: str = "ConnectionClosedError") -> None:
+        super().__init__(Fault(Kind.UNREACHABLE, code, text))
 
 
-class ReadTimeoutError(ConnectionClosedError):
-    """No answer in time; named as botocore's."""
+class TimedOut(Unreachable):
+    """No answer in time."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, code="ReadTimeoutError")
+
+
+class BadReply(CallFailed):
+    """SQS answered with an error."""
+
+    def __init__(self, code: str, message: str, status: int) -> None:
+        super().__init__(Fault(classify_code(code, message, status=status), code, message))
+        self.code, self.status = code, status
+
+
+class Unsure(Exception):
+    """Not the ordinary case: this call and all later ones are boto3's."""
+
+
+class _Ended(Exception):
+    """The connection ended within a reply; ``begun``: whether any byte of the reply had come."""
+
+    def __init__(self, *, begun: bool) -> None:
+        super().__init__()
+        self.begun = begun
+
+
+class _Stale(Exception):
+    """A kept connection had been closed by the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to and as whom: what botocore resolved for this process."""
+    """Endpoint and credentials, as botocore resolved them for this process."""
 
     host: str
     port: int
     tls: bool
     region: str
+    #: Returns the current credentials; botocore refreshes them in it.
     keys: Callable[[], Keys]
+    #: Path of the bundle that certificates are verified against; None: the system's.
     certificates: str | None = None
     user_agent: str = "sqspipes-mp"
 
     @property
     def authority(self) -> str:
-        """The Host header: the port only where it is not the scheme's own."""
+        """The Host header, with the port where it is not the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
 class Signer:
-    """Signs requests to SQS in one region; a day's key is derived once."""
+    """Signs requests to SQS in one region; the key of a day is derived once."""
 
     def __init__(self, region: str) -> None:
         self._region = region
+        #: Secret key and day, and the key derived from both. One tuple: threads read and replace it whole.
         self._known: tuple[str, str, bytes] = ("", "", b"")
 
     def headers(self, keys: Keys, authority: str, operation: str, body: bytes, when: time.struct_time) -> str:
-        """Return the lines of the request's head that are signed, and the one with the signature."""
+        """Return the signed lines of a request's head, and the line with the signature."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", when)
         scope = f"{stamp[:8]}/{self._region}/sqs/aws4_request"
         fields = [("content-type", "application/x-amz-json-1.0"), ("host", authority), ("x-amz-date", stamp)]
@@ -102,6 +155,7 @@ class Signer:
         return "".join([f"{name}: {value}\r\n" for name, value in fields]) + f"authorization: {authorization}\r\n"
 
     def _key(self, secret: str, day: str) -> bytes:
+        """Return the signing key of a secret key and a day."""
         known = self._known
         if known[0] == secret and known[1] == day:
             return known[2]
@@ -113,7 +167,10 @@ class Signer:
 
 
 class Lean:
-    """Makes hot calls, safe from several threads; ``tries`` in all where a failure may pass, as botocore does."""
+    """Makes hot calls for any thread.
+
+    ``connect_timeout``: seconds; ``tries``: most tries of a call whose failure may pass, as botocore's.
+    """
 
     def __init__(self, target: Target, *, connect_timeout: float, tries: int) -> None:
         self._target = target
@@ -127,10 +184,10 @@ class Lean:
         self._context: ssl.SSLContext | None = None
 
     def __call__(self, operation: str, params: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Make a call, each try within ``timeout`` seconds of silence.
+        """Make a call; return the reply. ``timeout``: seconds without a byte after which a try fails.
 
-        Raises ``BadReply``, ``ConnectionClosedError``, ``ReadTimeoutError``, ``Unsure``, and whatever botocore raises
-        for credentials that cannot be had.
+        Raises ``BadReply``, ``Unreachable``, ``TimedOut``, ``Unsure``, and botocore's exceptions for credentials that
+        it cannot get.
         """
         body = json.dumps(params, separators=(",", ":"), default=_blob).encode()
         tries = 0
@@ -139,13 +196,13 @@ class Lean:
             try:
                 return self._once(operation, body, timeout)
             except _Stale:
-                # The server closed it while it was idle: nobody's failure. A send may have been done all the same,
-                # and is repeated no more often than botocore would.
+                # The server has closed the idle connection: not counted as a try. A send may have been done before
+                # that, so it is counted, and not repeated more often than botocore would.
                 if operation != "SendMessageBatch":
                     tries -= 1
                 elif tries >= self._tries:
-                    raise ConnectionClosedError("the server closed the connection") from None
-            except ConnectionClosedError:
+                    raise Unreachable("the server closed the connection") from None
+            except Unreachable:
                 if tries >= self._tries:
                     raise
                 self._closed.wait(random.uniform(0, _PAUSE))
@@ -155,11 +212,12 @@ class Lean:
                 self._closed.wait(random.uniform(0, _PAUSE))
 
     def close(self) -> None:
-        """Close the sockets; one in use closes when its call ends."""
+        """Close the connections; one in use is closed when its call ends."""
         self._closed.set()
         self._drop_idle()
 
     def _once(self, operation: str, body: bytes, timeout: float) -> dict[str, Any]:
+        """Sign and send one request; return its reply."""
         keys = self._target.keys()
         shown = keys.access_key + (keys.token or "")
         if not keys.access_key or not keys.secret_key or not shown.isascii() or not shown.isprintable() or " " in shown:
@@ -169,40 +227,41 @@ class Lean:
             f"POST / HTTP/1.1\r\n{head}user-agent: {self._target.user_agent}\r\naccept-encoding: identity\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         ).encode("ascii")
-        sock = self._take()
+        sock = self._take_idle()
         reused = sock is not None
         if sock is None:
             sock = self._connect()
         keep = False
         try:
             sock.settimeout(timeout)
-            # In one piece while it is small: two writes would wait for each other's acknowledgement.
+            # In one write: a second one could wait for the acknowledgement of the first.
             sock.sendall(request + body)
-            status, fields, content = read(sock)
+            status, fields, content = read_reply(sock)
             keep = fields.get(b"connection", b"").lower() != b"close"
         except TimeoutError:
-            raise ReadTimeoutError(f"no answer within {timeout:g} s") from None
-        except Ended as error:
+            raise TimedOut(f"no answer within {timeout:g} s") from None
+        except _Ended as error:
             if reused and not error.begun:
                 raise _Stale from None
-            raise ConnectionClosedError("the connection was closed before the reply was complete") from None
+            raise Unreachable("the connection was closed before the reply was complete") from None
         except OSError as error:
             if reused and isinstance(error, ConnectionError | ssl.SSLEOFError):
                 raise _Stale from None
-            raise ConnectionClosedError(str(error)) from error
+            raise Unreachable(str(error)) from error
         finally:
             if keep:
-                self._give(sock)
+                self._keep(sock)
             else:
                 _close(sock)
-        return understood(status, fields, content)
+        return parse_reply(status, fields, content)
 
     def _connect(self) -> Socket:
+        """Return a new connection. Raises ``Unreachable``, and ``Unsure`` for a certificate."""
         target = self._target
         try:
             sock: Socket = socket.create_connection((target.host, target.port), self._connect_timeout)
         except OSError as error:
-            raise ConnectionClosedError(f"{target.authority}: {error}") from error
+            raise Unreachable(f"{target.authority}: {error}") from error
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -213,7 +272,7 @@ class Lean:
             raise Unsure(f"the certificate of {target.authority}: {error.verify_message}") from error
         except OSError as error:
             _close(sock)
-            raise ConnectionClosedError(f"{target.authority}: {error}") from error
+            raise Unreachable(f"{target.authority}: {error}") from error
         return sock
 
     def _tls(self) -> ssl.SSLContext:
@@ -223,10 +282,10 @@ class Lean:
             self._context = context
         return self._context
 
-    def _take(self) -> Socket | None:
-        """Take an idle connection that the server has not closed meanwhile."""
+    def _take_idle(self) -> Socket | None:
+        """Return an idle connection that the server has not closed; None where there is none."""
         if self._pid != os.getpid():
-            # Forked: these are the parent's. Closing the copies ends nothing there.
+            # After a fork the idle connections are the parent's. Closing the child's copies does not end them.
             self._drop_idle()
             self._pid = os.getpid()
         while True:
@@ -238,10 +297,11 @@ class Lean:
             poll.register(sock, select.POLLIN)
             if not poll.poll(0):
                 return sock
-            # Readable though nothing was asked: closed, or out of step.
+            # Readable without a request: the server has closed it, or sent more than a reply.
             _close(sock)
 
-    def _give(self, sock: Socket) -> None:
+    def _keep(self, sock: Socket) -> None:
+        """Keep a connection for later calls, or close it."""
         if len(self._idle) >= _KEPT or self._pid != os.getpid():
             _close(sock)
             return
@@ -257,12 +317,8 @@ class Lean:
                 return
 
 
-class _Stale(Exception):
-    """A kept connection turned out to be closed."""
-
-
 def _blob(value: object) -> str:
-    """Return the JSON form of what JSON has none for: the bytes of a Binary attribute."""
+    """Return the Base64 of a Binary attribute's bytes, for json.dumps."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     raise TypeError(f"no JSON for a {type(value).__name__}")
@@ -274,4 +330,70 @@ def _close(sock: Socket) -> None:
 
 
 def _may_pass(error: BadReply) -> bool:
+    """Tell whether an error of SQS may pass by itself."""
     return error.status >= 500 or error.status == 429 or error.code in _THROTTLING
+
+
+def read_reply(sock: Socket) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Read one reply; return its status, its header fields (names in lower case) and its body.
+
+    Raises ``Unsure`` for a reply of another shape, ``TimeoutError`` and other ``OSError``.
+    """
+    data = bytearray()
+    while (end := data.find(b"\r\n\r\n")) < 0:
+        if len(data) > _MOST_HEAD:
+            raise Unsure("the reply's head does not end")
+        _read_more(sock, data)
+    first, *lines = bytes(data[:end]).split(b"\r\n")
+    version, _, rest = first.partition(b" ")
+    if version not in (b"HTTP/1.1", b"HTTP/1.0") or not rest[:3].isdigit():
+        raise Unsure(f"no HTTP/1.1: {first[:40]!r}")
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or name[:1].isspace():
+            raise Unsure(f"no header field: {line[:40]!r}")
+        fields[name.lower()] = value.strip()
+    if version == b"HTTP/1.0":
+        fields.setdefault(b"connection", b"close")
+    length = fields.get(b"content-length", b"")
+    if b"transfer-encoding" in fields or b"content-encoding" in fields or not length.isdigit():
+        raise Unsure("a reply without a plain body of known length")
+    if int(length) > _MOST_BODY:
+        raise Unsure(f"a reply of {int(length)} bytes")
+    stop = end + 4 + int(length)
+    while len(data) < stop:
+        _read_more(sock, data)
+    if len(data) > stop:
+        raise Unsure("more than one reply")
+    return int(rest[:3]), fields, bytes(data[end + 4 :])
+
+
+def _read_more(sock: Socket, data: bytearray) -> None:
+    """Append the next bytes of a reply to ``data``."""
+    piece = sock.recv(_CHUNK)
+    if not piece:
+        raise _Ended(begun=bool(data))
+    data += piece
+
+
+def parse_reply(status: int, fields: Mapping[bytes, bytes], content: bytes) -> dict[str, Any]:
+    """Return the JSON object of a reply. Raises ``BadReply`` for an error, ``Unsure`` for any other reply."""
+    try:
+        told = json.loads(content or b"{}")
+    except ValueError:
+        told = None
+    if status == 200 and isinstance(told, dict):
+        return told
+    if status >= 500 and not isinstance(told, dict):
+        # A load balancer's page.
+        raise BadReply(str(status), "", status)
+    if not isinstance(told, dict) or not 400 <= status < 600:
+        raise Unsure(f"a reply with status {status} that is no JSON object")
+    code = str(told.get("__type") or status).partition(":")[0].rpartition("#")[2]
+    legacy, semicolon, _ = fields.get(b"x-amzn-query-error", b"").decode("latin-1").partition(";")
+    code = legacy if semicolon and legacy else code
+    message = str(told.get("message") or told.get("Message") or "")
+    if code in _SIGNATURE_CODES or "ignature" in message:
+        raise Unsure(f"{code}: {message}")
+    raise BadReply(code, message, status)

@@ -1,7 +1,7 @@
-"""The check that ``http`` may replace a boto3 client: it must behave as boto3 would (at opening).
+"""The check that the lean path (``http``) may replace a boto3 client: it must behave as boto3 would (at opening).
 
-Looks at what botocore made of configuration, environment and session; imports none of it. Some of that has no public
-name: whatever cannot be found is a reason to stay with boto3.
+It reads the settings that botocore has made of configuration, environment and session, and imports none of it. Some of
+them have no public name: one that cannot be found is a reason to stay with boto3.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 
 from sqspipes_mp.brokers.sqs.http import OPERATIONS, Target
 
-#: Switches the lean path off for every broker of a process and its children: 0, off, no or false.
+#: Environment variable that switches the lean path off for a process and its children: 0, off, no or false.
 VARIABLE = "SQSPIPES_MP_LEAN"
 _OFF = ("0", "off", "no", "false")
+#: Events of botocore at which other code may take part in a call.
 _PHASES = (
     "before-endpoint-resolution",
     "before-parameter-build",
@@ -32,6 +33,7 @@ _PHASES = (
     "request-created",
     "response-received",
 )
+#: Settings of the session, and options of the client, that the path does not know.
 _SETTINGS = ("use_fips_endpoint", "use_dualstack_endpoint", "auth_scheme_preference")
 _OPTIONS = ("proxies", "client_cert", "use_fips_endpoint", "use_dualstack_endpoint", "auth_scheme_preference")
 
@@ -42,12 +44,12 @@ def switched_off() -> bool:
 
 
 def target_of(client: Any, session: Any, certificates: str | None) -> Target | str:
-    """Return where the lean path goes in place of ``client``, or the reason why boto3 has to do it.
+    """Return the target of the lean path in place of ``client``, or the reason to stay with boto3. Never raises.
 
-    ``session`` is the botocore session that made the client; ``certificates`` is botocore's own bundle.
+    ``session``: the botocore session of the client; ``certificates``: path of botocore's own bundle.
     """
     try:
-        reason = _obstacle(client, session)
+        reason = _find_obstacle(client, session)
         if reason is not None:
             return reason
         parts = urlsplit(client.meta.endpoint_url)
@@ -61,11 +63,12 @@ def target_of(client: Any, session: Any, certificates: str | None) -> Target | s
             certificates=certificates if tls else None,
             user_agent=str(client.meta.config.user_agent),
         )
-    except Exception as error:  # Another botocore than those known: not a reason to fail.
+    except Exception as error:  # An unknown version of botocore is no reason to fail.
         return f"{type(error).__name__}: {error}"
 
 
-def _obstacle(client: Any, session: Any) -> str | None:
+def _find_obstacle(client: Any, session: Any) -> str | None:
+    """Return the reason why the lean path cannot serve in place of a client; None: it can."""
     config, signer = client.meta.config, client._request_signer
     url = urlsplit(client.meta.endpoint_url)
     if url.scheme not in ("http", "https") or url.path not in ("", "/") or url.query or url.username:
@@ -83,11 +86,11 @@ def _obstacle(client: Any, session: Any) -> str | None:
         return f"requests are signed with {signer.signature_version} for {signer.signing_name}"
     if url.scheme == "https" and client._endpoint.http_session._verify is not True:
         return "certificates are not verified against botocore's bundle (AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE, verify=)"
-    return _stranger(client)
+    return _find_foreign_code(client)
 
 
-def _stranger(client: Any) -> str | None:
-    """Name code that is not botocore's and takes part in calls: hooks, tracing, mocks."""
+def _find_foreign_code(client: Any) -> str | None:
+    """Return a text that names code of others in the client's calls (hooks, tracing, mocks); None: there is none."""
     base = next(each for each in type(client).__mro__ if each.__name__ == "BaseClient")
     call = type(client)._make_api_call
     # A wrapper made with functools.wraps has the name and the module of what it wraps, but not its file.

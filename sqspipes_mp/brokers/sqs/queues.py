@@ -1,21 +1,37 @@
-"""Queues themselves at SQS: finding, making, counting, emptying and deleting them (keeper and caller, mostly)."""
+"""Queues at SQS: find, create, compare, count, purge and delete them (keeper and caller, mostly).
+
+Names and values of attributes: Amazon SQS API Reference, CreateQueue and GetQueueAttributes.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from sqspipes_mp.brokers.base import Depth, QueueSpec
-from sqspipes_mp.brokers.sqs.attributes import address, differences, wanted
-from sqspipes_mp.brokers.sqs.calls import Calls, logger
+from sqspipes_mp.brokers.sqs.batches import visibility
+from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind
 from sqspipes_mp.errors import BrokerError, QueueMissing
+from sqspipes_mp.messages.limits import MAX_BYTES
 
-#: Queues looked at side by side by ``ensure``.
+log = logging.getLogger("sqspipes_mp.brokers.sqs")
+
+#: Receives after which SQS itself moves a message to the dead-letter queue: its highest maxReceiveCount (Amazon SQS API
+#: Reference, SetQueueAttributes, RedrivePolicy).
+MAX_RECEIVES = 1000
+#: Longest long poll, seconds (Amazon SQS API Reference, ReceiveMessage, WaitTimeSeconds).
+MAX_WAIT = 20
+#: Most queues that ``ensure`` asks about at once.
 ENSURE_THREADS = 8
 #: Seconds until a new queue may be used (Amazon SQS API Reference, CreateQueue).
 NEW_QUEUE_WAIT = 1.0
+
+_DAY = 86_400
 
 _COUNTS = (
     "ApproximateNumberOfMessages",
@@ -26,15 +42,97 @@ _COUNTS = (
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """What new queues get besides what their spec says. ``retention`` in seconds."""
+    """Attributes of new queues that their specs do not have."""
 
+    #: MessageRetentionPeriod, seconds.
     retention: int
+    #: Id, ARN or alias of a KMS key; None: SQS's own encryption.
     kms_key: str | None
     tags: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The parts of a queue's name, URL or ARN."""
+
+    name: str
+    #: Account id of a queue of others, as an ARN has it.
+    account: str | None = None
+    #: Region, where URL or ARN have it.
+    region: str | None = None
+    #: None: to be asked for.
+    url: str | None = None
+
+
+def parse_address(queue: str) -> Address:
+    """Return the parts of a queue's name, URL or ARN."""
+    if queue.startswith(("https://", "http://")):
+        parts = urlsplit(queue)
+        labels = (parts.hostname or "").split(".")
+        region = labels[1] if len(labels) >= 4 and labels[0] == "sqs" and "amazonaws" in labels else None
+        return Address(parts.path.rpartition("/")[2], region=region, url=queue)
+    if queue.startswith("arn:") and queue.count(":") == 5:
+        _, _, _, region, account, name = queue.split(":")
+        return Address(name, account=account or None, region=region or None)
+    return Address(queue)
+
+
+def wanted_attributes(spec: QueueSpec, *, retention: int, kms_key: str | None, dead_arn: str | None) -> dict[str, str]:
+    """Return the attributes that a queue is created with.
+
+    ``retention``: seconds; ``kms_key``: see ``Making``; ``dead_arn``: of its dead-letter queue, if it has one.
+    """
+    attributes = {
+        "VisibilityTimeout": str(visibility(spec.visibility)),
+        "MessageRetentionPeriod": str(retention),
+        "ReceiveMessageWaitTimeSeconds": str(MAX_WAIT),
+    }
+    if dead_arn is not None:
+        attributes["RedrivePolicy"] = json.dumps(
+            {"deadLetterTargetArn": dead_arn, "maxReceiveCount": MAX_RECEIVES}, separators=(",", ":")
+        )
+    if spec.fifo:
+        attributes["FifoQueue"] = "true"
+        attributes["DeduplicationScope"] = "messageGroup"
+        attributes["FifoThroughputLimit"] = "perMessageGroupId"
+    if kms_key is not None:
+        attributes["KmsMasterKeyId"] = kms_key
+    return attributes
+
+
+def differences(want: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Return one text for each attribute of an existing queue that differs from the wanted one."""
+    texts = []
+    for name, value in want.items():
+        actual = found.get(name)
+        if name == "RedrivePolicy":
+            texts += _redrive_differences(value, actual)
+        elif name == "MessageRetentionPeriod":
+            if actual is not None and int(actual) < int(value):
+                texts.append(f"keeps messages {int(actual) / _DAY:.3g} days, not {int(value) / _DAY:.3g}")
+        elif actual != value:
+            texts.append(f"{name} is {actual}, not {value}")
+    size = found.get("MaximumMessageSize")
+    if size is not None and int(size) < MAX_BYTES:
+        texts.append(f"MaximumMessageSize is {size} bytes, not {MAX_BYTES}: larger messages are refused")
+    return texts
+
+
+def _redrive_differences(want: str, found: str | None) -> list[str]:
+    if not found:
+        return ["has no RedrivePolicy (backstop of the dead-letter queue)"]
+    ours, theirs = json.loads(want), json.loads(found)
+    texts = []
+    if theirs.get("deadLetterTargetArn") != ours["deadLetterTargetArn"]:
+        texts.append(f"redrives to {theirs.get('deadLetterTargetArn')}, not {ours['deadLetterTargetArn']}")
+    count = int(theirs.get("maxReceiveCount", 0))
+    if count < ours["maxReceiveCount"]:
+        texts.append(f"maxReceiveCount is {count}, not {ours['maxReceiveCount']}: SQS itself may dead-letter earlier")
+    return texts
+
+
 class Queues:
-    """Knows the URLs of queues by name, URL or ARN; each is asked for once."""
+    """Queues by name, URL or ARN; SQS is asked once for the URL of each."""
 
     def __init__(self, calls: Calls, making: Making) -> None:
         self._calls = calls
@@ -43,19 +141,25 @@ class Queues:
         self._arns: dict[str, str] = {}
 
     def url(self, queue: str) -> str:
-        """Return a queue's URL; raise what keeps it from being known."""
+        """Return a queue's URL. Raises ``QueueMissing`` and other ``BrokerError``."""
         found = self.find(queue)
         if isinstance(found, Fault):
             raise self._calls.error(found, "GetQueueUrl", queue)
         return found
 
     def find(self, queue: str, *, boot: bool = False) -> str | Fault:
-        """Return a queue's URL, or the fault of asking for it."""
+        """Return a queue's URL, or the fault of the call that asked for it.
+
+        Raises ``BrokerError`` for a queue of another region.
+        """
         url = self._urls.get(queue)
         return url if url is not None else self._look_up(queue, boot=boot)
 
     def ensure(self, specs: Sequence[QueueSpec], *, create: bool) -> None:
-        """Create or check queues, dead-letter queues first."""
+        """Create missing queues (``create``) or raise ``QueueMissing``; warn of attributes that differ.
+
+        Dead-letter queues come first: the others' attributes name them.
+        """
         redriving = [spec for spec in specs if spec.dead is not None]
         plain = [spec for spec in specs if spec.dead is None]
         for level in (plain, redriving):
@@ -64,19 +168,22 @@ class Queues:
                 self._calls.pause(NEW_QUEUE_WAIT)
 
     def depth(self, queue: str) -> Depth:
-        """Count a queue's messages, approximately."""
+        """Return the approximate numbers of a queue's messages. Raises ``QueueMissing``."""
         params = {"QueueUrl": self.url(queue), "AttributeNames": list(_COUNTS)}
         counts = self._calls("GetQueueAttributes", queue, params).get("Attributes", {})
         visible, in_flight, delayed = (int(counts.get(name, 0)) for name in _COUNTS)
         return Depth(visible, in_flight, delayed)
 
     def purge(self, queues: Iterable[str]) -> None:
-        """Ask for queues to be emptied, missing ones are fine; SQS allows it once a minute, the calls wait that out."""
+        """Tell SQS to empty queues; missing ones are fine.
+
+        SQS takes one purge of a queue a minute: the call tries until SQS takes it.
+        """
         for queue in queues:
             try:
                 self._calls("PurgeQueue", queue, {"QueueUrl": self.url(queue)})
             except QueueMissing:
-                logger.debug("queue %s was not there to purge", queue)
+                log.debug("queue %s was not there to purge", queue)
 
     def delete(self, queues: Iterable[str]) -> None:
         """Delete queues; missing ones are fine."""
@@ -84,12 +191,13 @@ class Queues:
             try:
                 self._calls("DeleteQueue", queue, {"QueueUrl": self.url(queue)})
             except QueueMissing:
-                logger.debug("queue %s was not there to delete", queue)
+                log.debug("queue %s was not there to delete", queue)
             self._urls.pop(queue, None)
             self._arns.pop(queue, None)
 
     def _look_up(self, queue: str, *, boot: bool) -> str | Fault:
-        where = address(queue)
+        """Ask for a queue's URL; return it or the fault."""
+        where = parse_address(queue)
         region = self._calls.clients.region
         if where.region is not None and where.region != region:
             raise BrokerError(
@@ -109,6 +217,7 @@ class Queues:
         return url
 
     def _side_by_side(self, ensure: Callable[[QueueSpec], bool], specs: Sequence[QueueSpec]) -> list[bool]:
+        """Ensure queues in threads; return for each whether it was created."""
         if len(specs) <= 1:
             return [ensure(spec) for spec in specs]
         pool = ThreadPoolExecutor(min(ENSURE_THREADS, len(specs)), "sqspipes-ensure")
@@ -135,6 +244,7 @@ class Queues:
         return False
 
     def _create(self, spec: QueueSpec) -> bool:
+        """Create a queue; tell whether it was created here, and not by somebody else at the same time."""
         params: dict[str, object] = {"QueueName": spec.name, "Attributes": self._wanted(spec)}
         if self._making.tags:
             params["tags"] = dict(self._making.tags)
@@ -144,20 +254,24 @@ class Queues:
             return True
         if result.kind is not Kind.EXISTS:
             raise self._calls.error(result, "CreateQueue", spec.name)
-        # Somebody else created it, otherwise, since we looked.
+        # Somebody else has created the queue since, with other attributes.
         self._compare(spec, self._attributes(spec.name))
         return False
 
     def _wanted(self, spec: QueueSpec) -> dict[str, str]:
         dead_arn = None if spec.dead is None else self._arn(spec.dead)
-        return wanted(spec, retention=self._making.retention, kms_key=self._making.kms_key, dead_arn=dead_arn)
+        return wanted_attributes(
+            spec, retention=self._making.retention, kms_key=self._making.kms_key, dead_arn=dead_arn
+        )
 
     def _compare(self, spec: QueueSpec, found: Mapping[str, str]) -> None:
+        """Log a warning of the attributes in which an existing queue differs."""
         texts = differences(self._wanted(spec), found)
         if texts:
-            logger.warning("queue %s exists and is used as it is: %s%s", spec.name, "; ".join(texts), _suspicion(spec))
+            log.warning("queue %s exists and is used as it is: %s%s", spec.name, "; ".join(texts), _suspicion(spec))
 
     def _attributes(self, queue: str) -> dict[str, str]:
+        """Return a queue's attributes. Raises ``QueueMissing``."""
         url = self.find(queue, boot=True)
         if isinstance(url, Fault):
             raise self._calls.error(url, "GetQueueUrl", queue)
@@ -168,7 +282,7 @@ class Queues:
         return found
 
     def _arn(self, queue: str) -> str:
-        """Return a dead-letter queue's ARN. A queue just created may not be known everywhere for a moment."""
+        """Return a dead-letter queue's ARN; waits some seconds for a queue that was just created to be known."""
         failures = 0
         while queue not in self._arns:
             try:
@@ -182,7 +296,7 @@ class Queues:
 
 
 def _suspicion(spec: QueueSpec) -> str:
-    """Say what else a queue that differs may be than an older one of this pipeline; SQS does not know whose it is."""
+    """Return the hint that a queue with other attributes may be another pipeline's; SQS does not know its owner."""
     if spec.domain is None:
         return ""
     return (

@@ -13,7 +13,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
 from sqspipes_mp.errors import HELD, LATE, BrokerError
 from sqspipes_mp.ipc.leases import Cause, LeaseState
-from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
+from sqspipes_mp.ipc.scoreboard import OUTPUTS_DROPPED
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
@@ -256,7 +256,7 @@ class Runner:
             kept = [product for product in products if product.value is not DROPPED]
             blobs = [(f"{ident}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
         if dropped:
-            context.count(DROPPED_COUNT, dropped)
+            context.count(OUTPUTS_DROPPED, dropped)
         if cause := context.leases.finish(delivery.lease):
             raise Late(HELD if cause is Cause.HOLD else LATE)
         done = Done(Completion(delivery.received.handle, tuple(outputs)), delivery)

@@ -11,9 +11,8 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
 from sqspipes_mp.ipc.report.words import message_of
-from sqspipes_mp.ipc.scoreboard import DROPPED as DROPPED_COUNT
-from sqspipes_mp.ipc.scoreboard import FAILED, FINISHED, INCARNATION
-from sqspipes_mp.messages.backoff import backoff
+from sqspipes_mp.ipc.scoreboard import FAILED, FINISHED, INCARNATION, OUTPUTS_DROPPED
+from sqspipes_mp.messages.attempts import backoff
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.worker.run.function import Late
@@ -158,7 +157,7 @@ class Source:
     def _send(self, product: Product) -> None:
         context = self._context
         if product.value is DROPPED or (context.stage.outputs and product.output is None):
-            context.count(DROPPED_COUNT, 1)
+            context.count(OUTPUTS_DROPPED, 1)
         callbacks = () if product.callback is None else (product.callback,)
         outputs = () if product.output is None else (product.output,)
         done = Done(Completion(None, outputs, again=self._function.is_generator), None, callbacks, self._number)

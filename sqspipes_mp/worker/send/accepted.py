@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from sqspipes_mp.ipc.scoreboard import ACCEPTED, ACCEPTED_WINDOW, FINISHED, WINDOW_WORDS, Scoreboard
+from sqspipes_mp.ipc.scoreboard import ACCEPTED, ACCEPTED_WINDOW, FINISHED, WINDOW_WORDS, Scoreboard, SlotField
 
 #: Calls that the window spans.
 SPAN = WINDOW_WORDS * 64
@@ -79,6 +79,6 @@ class Accepted:
         value = self._board.get(self._slot, word)
         self._board.put(self._slot, word, value | 1 << bit if one else value & ~(1 << bit))
 
-    def _place(self, number: int) -> tuple[int, int]:
+    def _place(self, number: int) -> tuple[SlotField, int]:
         at = number % SPAN
-        return ACCEPTED_WINDOW + at // 64, at % 64
+        return SlotField(ACCEPTED_WINDOW + at // 64), at % 64

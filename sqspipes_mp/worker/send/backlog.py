@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sqspipes_mp.worker.send.outgoing import Done, Item
@@ -38,14 +37,12 @@ class Backlog:
         self._batch = batch
         self._linger = linger
         self._by_group = by_group
-        self._items: deque[tuple[int, Item]] = deque()
+        #: The items that wait, each with its number in the order they were put.
+        self.items: deque[tuple[int, Item]] = deque()
         #: Number of the item put last.
         self.last = 0
         self._under_way: dict[int, Batch] = {}
         self._busy: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     @property
     def under_way(self) -> int:
@@ -55,11 +52,7 @@ class Backlog:
     @property
     def full(self) -> bool:
         """Whether a full batch waits."""
-        return len(self._items) >= self._batch
-
-    def put(self, item: Item) -> None:
-        self.last += 1
-        self._items.append((self.last, item))
+        return len(self.items) >= self._batch
 
     def pick(self, now: float, *, flush: bool) -> Batch | None:
         """Return the next batch, which is then under way; None while its items may still wait for company.
@@ -69,15 +62,17 @@ class Backlog:
         places = self._together()
         if not places or (not flush and self._patience(places, now) > 0):
             return None
-        picked = [self._items[place] for place in places]
+        picked = [self.items[place] for place in places]
         if places[-1] == len(places) - 1:
             for _ in places:
-                self._items.popleft()
+                self.items.popleft()
         else:
             gone = set(places)
-            self._items = deque(entry for place, entry in enumerate(self._items) if place not in gone)
-        groups = frozenset(group for _, item in picked for group in self._groups(item))
-        batch = Batch([item for _, item in picked], picked[0][0], groups)
+            self.items = deque(entry for place, entry in enumerate(self.items) if place not in gone)
+        groups: set[str] = set()
+        if self._by_group:
+            groups.update(*(self._groups(item) for _, item in picked))
+        batch = Batch([item for _, item in picked], picked[0][0], frozenset(groups))
         self._under_way[batch.first] = batch
         self._busy |= groups
         return batch
@@ -89,7 +84,7 @@ class Backlog:
 
     def passed(self, number: int) -> bool:
         """Tell whether each item put up to ``number`` is carried away."""
-        return all(first > number for first in self._under_way) and (not self._items or self._items[0][0] > number)
+        return all(first > number for first in self._under_way) and (not self.items or self.items[0][0] > number)
 
     def patience(self, now: float) -> float:
         """Return the seconds until the next batch is due; infinite where it waits for another one's end."""
@@ -97,7 +92,7 @@ class Backlog:
         return self._patience(places, now) if places else math.inf
 
     def _patience(self, places: list[int], now: float) -> float:
-        first = self._items[places[0]][1]
+        first = self.items[places[0]][1]
         if not isinstance(first, Done) or len(places) >= self._batch:
             return 0.0
         if self._by_group and not self._under_way:
@@ -108,28 +103,20 @@ class Backlog:
     def _together(self) -> list[int]:
         """Return the places of the items that could go next, as one batch."""
         places: list[int] = []
-        for place, item in self._open():
-            if not isinstance(item, Done):
+        blocked = set(self._busy)
+        for place, (_, item) in enumerate(itertools.islice(self.items, _LOOK_AHEAD)):
+            if self._by_group and not blocked.isdisjoint(groups := self._groups(item)):
+                # Later items of its groups wait behind it.
+                blocked |= groups
+            elif not isinstance(item, Done):
                 return places or [place]
-            places.append(place)
-            if len(places) >= self._batch:
-                break
+            else:
+                places.append(place)
+                if len(places) >= self._batch:
+                    break
         return places
 
-    def _open(self) -> Iterator[tuple[int, Item]]:
-        """Yield the items that need not wait for their group, with their places."""
-        blocked = set(self._busy)
-        for place, (_, item) in enumerate(itertools.islice(self._items, _LOOK_AHEAD)):
-            if self._by_group:
-                groups = self._groups(item)
-                if not blocked.isdisjoint(groups):
-                    blocked |= groups
-                    continue
-            yield place, item
-
     def _groups(self, item: Item) -> set[str]:
-        if not self._by_group:
-            return set()
         if not isinstance(item, Done):
             deliveries = item.deliveries if hasattr(item, "deliveries") else (item.delivery,)
             return {group for each in deliveries if (group := each.received.group) is not None}

@@ -148,7 +148,7 @@ class Failures:
             ident = short_id(delivery.message.parent)
             report = pack_exception(error, stage=context.stage.name, pid=os.getpid(), message_id=ident)
             header: dict[str, object] = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
-            context.say(Kind.BURIED, header, report.to_bytes())
+            context.say(Kind.DEAD_LETTERED, header, report.to_bytes())
         if step is not None:
             # The children that the caller was told of will never be.
             name, _, children = step

@@ -16,7 +16,7 @@ from functools import partial
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
-from sqspipes_mp.ipc.scoreboard import DEAD, DONE, DROPPED, RETRIED, SENT
+from sqspipes_mp.ipc.scoreboard import DEAD, DONE, OUTPUTS_DROPPED, RETRIED, SENT, SlotField
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.order import GroupOrder
@@ -79,17 +79,19 @@ class Outbox:
         """Queue an item; waits while too much is queued."""
         backlog = self._backlog
         with self._lock:
-            if len(backlog) >= self._most:
-                self._changed.wait_for(lambda: len(backlog) < self._most or self._context.faulted.is_set())
-            backlog.put(item)
-            count = len(backlog)
+            if len(backlog.items) >= self._most:
+                self._changed.wait_for(lambda: len(backlog.items) < self._most or self._context.faulted.is_set())
+            # Not a method of the backlog's: each message passes here.
+            backlog.last += 1
+            backlog.items.append((backlog.last, item))
+            count = len(backlog.items)
             # Waking a carrier costs as much as the rest of this method: only when there is something for it to do.
             if count == 1 or count >= self._batch or not isinstance(item, Done) or not self._linger:
                 self._call_carrier()
 
     def hurry(self) -> None:
         """Have the queued items carried without waiting for a full batch: no other is coming just now."""
-        if self._backlog and not self._hurry:
+        if self._backlog.items and not self._hurry:
             with self._lock:
                 self._hurry = True
                 self._call_carrier()
@@ -163,11 +165,11 @@ class Outbox:
                 now = time.monotonic()
                 may = backlog.under_way < self._allowed()
                 if may and (batch := backlog.pick(now, flush=self._hurry or self._closing)):
-                    if backlog:
+                    if backlog.items:
                         self._call_carrier()
                     self._changed.notify_all()
                     return batch
-                if not backlog:
+                if not backlog.items:
                     self._hurry = False
                     if self._closing:
                         self._work.notify_all()
@@ -176,7 +178,7 @@ class Outbox:
                 self._resting += 1
                 woken = self._work.wait(wait)
                 self._resting -= 1
-                if not (woken or backlog or self._closing) and len(self._carriers) > 1:
+                if not (woken or backlog.items or self._closing) and len(self._carriers) > 1:
                     self._carriers.remove(threading.current_thread())
                     return None
             return None
@@ -227,7 +229,7 @@ class Outbox:
             for callback in item.callbacks:
                 self._ready.put_callback(partial(_run_callback, callback, item))
         if dropped:
-            context.count(DROPPED, dropped)
+            context.count(OUTPUTS_DROPPED, dropped)
         with self._counting:
             board, slot = context.board, context.slot
             board.add(slot, DONE, done)
@@ -290,7 +292,7 @@ class Outbox:
     def _mark(self, delivery: Delivery, state: LeaseState) -> None:
         self._context.leases.set_state(delivery.lease, state)
 
-    def _closed(self, deliveries: Sequence[Delivery], counter: int | None) -> None:
+    def _closed(self, deliveries: Sequence[Delivery], counter: SlotField | None) -> None:
         for delivery in deliveries:
             self._context.close_lease(delivery.lease)
         if counter is not None:
