@@ -27,6 +27,8 @@ MAX_DELAY = 900
 BATCH = 100
 #: Seconds for which a batch waits for values that come slowly.
 _PATIENCE = 0.2
+#: Characters of a batch from which it is sent: a bound for its memory.
+_MOST_CHARACTERS = 16 << 20
 #: Most characters of a key: it travels with every message of the value.
 _LONGEST_KEY = 1_000
 
@@ -179,7 +181,8 @@ def put_many(
     feeder.check(connection)
     tally = Tally()
     try:
-        for batch in _batches(feeder, values, max(BATCH, connection.batch), tally):
+        # Over a network a batch is as many requests as may be under way at once.
+        for batch in _batches(feeder, values, max(BATCH, connection.batch * connection.carriers), tally):
             tally.doubtful = len(batch)
             try:
                 seen = feeder.send(connection, batch)
@@ -214,6 +217,7 @@ class Tally:
 def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> Iterator[list[Item]]:
     """Yield full batches, and smaller ones where values come slowly."""
     batch: list[Item] = []
+    size = 0
     # The clock starts before the first value is asked for, so that a value that arrives late is sent at once.
     began = time.monotonic()
     for value in values:
@@ -222,9 +226,10 @@ def _batches(feeder: Feeder, values: Iterable[Any], most: int, tally: Tally) -> 
         except Exception as error:
             reason = f"value number {tally.sent + len(batch)} (from 0) cannot be sent: {error}"
             raise PutError(tally.sent, tally.new, 0, reason) from error
-        if len(batch) >= most or time.monotonic() - began > _PATIENCE:
+        size += len(batch[-1].output.body)
+        if len(batch) >= most or size >= _MOST_CHARACTERS or time.monotonic() - began > _PATIENCE:
             yield batch
-            batch = []
+            batch, size = [], 0
             began = time.monotonic()
     if batch:
         yield batch

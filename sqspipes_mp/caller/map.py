@@ -31,6 +31,8 @@ log = logging.getLogger("sqspipes_mp.engine")
 
 #: Most values on the way: so many per worker, and at least so many.
 _PER_WORKER, _LEAST = 64, 256
+#: Times as many values may be on the way where the queues are behind a network.
+_FAR = 4
 #: Most values on the way per worker of the last stage, in order: a done value keeps its lease until its turn comes.
 _PER_SINK = LEASES // 2
 #: Most values of one batch, and seconds for which a batch may be gathered while workers wait.
@@ -246,6 +248,9 @@ class MapResults(Results[Any]):
             # Opened late: nothing may be open when the supervisor is forked.
             self._connection = self._broker.open()
             self._settle = self._connection.settle
+            if self._connection.carriers > 1 and not self._job.ordered:
+                # Far away a value is on its way for longer than its call takes.
+                self._room *= _FAR
         return self._connection
 
     def _send(self, batch: list[Item]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -84,6 +87,24 @@ class BatchCalls:
                     pending = deque(entry for entry in pending if entry.group not in lost)
                 failures = self._wait_after(faults, "SendMessageBatch", queue, failures)
         return Sent(unsent, errors, unsendables)
+
+    def send_at_once(self, batches: Sequence[Sequence[Entry]]) -> list[Sent]:
+        """Send batches in a thread each; returns once all have ended.
+
+        An exception, Ctrl-C included, ends the tries of the others: each of them is over with its request under way.
+        """
+        if len(batches) == 1:
+            return [self.send(batches[0])]
+        stop = threading.Event()
+        with ThreadPoolExecutor(len(batches), "sqs-send") as pool, contextlib.ExitStack() as stack:
+            sends = [pool.submit(self.send, batch, lambda _: not stop.is_set()) for batch in batches]
+            try:
+                return [send.result() for send in sends]
+            except BaseException:
+                stop.set()
+                stack.enter_context(self._calls.without_pauses())
+                wait(sends)
+                raise
 
     def each(self, operation: str, handles: Sequence[Handle], extra: Mapping[str, Any]) -> dict[Handle, Fault]:
         """Call a batch operation on deliveries until each has succeeded or cannot; return the faults of the latter.

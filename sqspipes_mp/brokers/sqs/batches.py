@@ -144,6 +144,24 @@ def take_batch(pending: deque[Entry]) -> list[Entry]:
     return batch
 
 
+def waves(entries: Iterable[Entry], at_once: int) -> Iterator[list[list[Entry]]]:
+    """Yield runs of at most ``at_once`` batches that may be under way at once: a FIFO group is in one of them only."""
+    for queued in by_queue(entries).values():
+        pending = deque(queued)
+        while pending:
+            wave: list[list[Entry]] = []
+            groups: set[str] = set()
+            while pending and len(wave) < at_once:
+                batch = take_batch(pending)
+                members = {entry.group for entry in batch if entry.group is not None}
+                if not groups.isdisjoint(members):
+                    pending.extendleft(reversed(batch))
+                    break
+                groups |= members
+                wave.append(batch)
+            yield wave
+
+
 def handle_batches(handles: Iterable[Handle]) -> Iterator[tuple[str, Sequence[Handle]]]:
     """Yield (queue, at most 10 handles), in order; of several handles of one message only the last."""
     queues: dict[str, dict[str, Handle]] = {}

@@ -6,10 +6,11 @@ takes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,6 +92,8 @@ class Calls:
         self._patience = patience
         self.interrupted = threading.Event()
         self.closed = threading.Event()
+        #: Set while a pause is in vain: the connection is closed, or its caller was interrupted.
+        self._no_pauses = threading.Event()
         #: Whether SQS has ever taken these credentials.
         self._known = False
         #: Monotonic time of the first call whose credentials were refused since the last answer.
@@ -195,8 +198,18 @@ class Calls:
 
     def pause(self, seconds: float) -> None:
         """Wait. Raises ``BrokerError`` once the connection is closed."""
-        self.closed.wait(seconds)
+        self._no_pauses.wait(seconds)
         self._check_open()
+
+    @contextlib.contextmanager
+    def without_pauses(self) -> Iterator[None]:
+        """End all pauses within the block, for those who stop trying."""
+        self._no_pauses.set()
+        try:
+            yield
+        finally:
+            if not self.closed.is_set():
+                self._no_pauses.clear()
 
     def error(self, fault: Fault, operation: str, queue: str) -> BrokerError:
         """Return the error to raise for a fault."""
@@ -210,6 +223,7 @@ class Calls:
         """End all calls and close the sockets."""
         self.interrupted.set()
         self.closed.set()
+        self._no_pauses.set()
         self.clients.hot.close()
         self.clients.poll.close()
         if self._lean is not None:

@@ -34,6 +34,7 @@ from sqspipes_mp.brokers.sqs.batches import (
     received,
     shorter,
     visibility,
+    waves,
 )
 from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.faults import Kind
@@ -164,10 +165,12 @@ class SqsConnection:
         for queue in dict.fromkeys(output.queue for output in outputs):
             # The caller creates a missing queue and feeds all again: a missing one is found before anything is sent.
             self._queues.url(queue)
-        _, errors, refused = self._batches.send([of_output(key, output) for key, output in enumerate(outputs)])
-        _raise(errors)
-        for error in refused.values():
-            raise error
+        for wave in waves((of_output(key, output) for key, output in enumerate(outputs)), self.carriers):
+            results = self._batches.send_at_once(wave)
+            _raise([error for sent in results for error in sent.errors])
+            for sent in results:
+                for error in sent.refused.values():
+                    raise error
         return []
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:  # noqa: ARG002  (the port's)
