@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sqspipes_mp.messages.attempts import exponential
+
 #: Backoff of a restart, seconds: the first, doubling to the longest.
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 #: Boot failures of one stage in a row after which the engine stops.
@@ -26,7 +28,7 @@ class RestartAt:
 
 def _later(now: float, streak: int) -> RestartAt:
     """Return the restart after ``streak`` deaths or refused starts in a row; ``now``: monotonic seconds."""
-    delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(streak - 1, 10))
+    delay = exponential(FIRST_BACKOFF, streak - 1, LONGEST_BACKOFF)
     return RestartAt(now + delay, delay)
 
 

@@ -3,6 +3,7 @@
 import math
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Completion, Handle, Output, Received
+from sqspipes_mp.brokers.sqs.connection import requests_at_once
+from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.scoreboard import ACCEPTED, FINISHED, Scoreboard
 from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.worker.context import Delivery
+from sqspipes_mp.worker.receive.intake import Intake
 from sqspipes_mp.worker.receive.prefetch import another
 from sqspipes_mp.worker.send.accepted import SPAN, Accepted
 from sqspipes_mp.worker.send.backlog import Backlog, Batch
@@ -51,6 +55,58 @@ def test_a_further_receive_needs_a_backlog_short_calls_and_room_for_its_reply():
     # 64 MiB in all.
     assert may(reply=16 << 20)
     assert not may(reply=17 << 20)
+
+
+def test_few_descriptors_mean_few_requests():
+    assert [requests_at_once(limit) for limit in (16, 64, 100, 160, 1024, -1)] == [1, 1, 9, 24, 24, 24]
+
+
+class Asked:
+    """An intake's context and connection: a call that was longer than a quarter of the lease has just ended."""
+
+    fifo, left, backlog, stage = False, None, False, SimpleNamespace(name="work", index=0)
+
+    def __init__(self, *, long: bool, stale: list[str]) -> None:
+        self.long, self.stale = long, stale
+        self.extended: list[str] = []
+        self.connection = self
+
+    def long_call_since(self, then: float, seconds: float) -> bool:
+        assert seconds == 15.0 / 4
+        return self.long
+
+    def extend(self, handles: list[Handle], seconds: float) -> list[Handle]:
+        self.extended += [handle.message_id for handle in handles]
+        return [handle for handle in handles if handle.message_id in self.stale]
+
+    def count(self, field: int, amount: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("long", "leased_at", "extended", "begun"),
+    [(True, None, ["a", "b"], ["a"]), (False, None, [], ["a", "b"]), (True, 0.0, [], ["a", "b"])],
+    ids=["unread for long", "read at once", "the file's own word"],
+)
+def test_a_reply_that_a_long_call_may_have_kept_unread_is_confirmed(
+    long: bool, leased_at: float | None, extended: list[str], begun: list[str]
+) -> None:
+    context = Asked(long=long, stale=["b"])
+    known = None if leased_at is None else lease_now()
+    batch = [Received(Handle("q", name, name), "{}", 1, 0, None, 0.0, leased_at=known) for name in "ab"]
+    ready: list[str] = []
+    one: Any = SimpleNamespace(
+        _context=context,
+        _lease=15.0,
+        _fetch=lambda *_: batch,
+        _came=lambda *_: None,
+        _open=lambda received, leased_at: received.handle.message_id,
+        _ready=SimpleNamespace(put=ready.extend),
+    )
+    for name in ("_leased_at", "_confirmed"):
+        setattr(one, name, getattr(Intake, name).__get__(one))
+    Intake._receive(one, ["q"], 2, 0.0)
+    assert (context.extended, ready) == (extended, begun)
 
 
 # --- what a carrier takes ---

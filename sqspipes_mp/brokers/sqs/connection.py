@@ -7,6 +7,7 @@ which a FIFO queue drops within five minutes. Processes share nothing of a conne
 from __future__ import annotations
 
 import math
+import resource
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -42,6 +43,9 @@ from sqspipes_mp.brokers.sqs.queues import MAX_WAIT, Queues
 from sqspipes_mp.errors import BrokerError
 from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE
 
+#: Most receives, and most sends, under way at once; and the descriptors left for everything else.
+_MOST_AT_ONCE, _OTHER_DESCRIPTORS = 24, 64
+
 
 class SqsConnection:
     """The connection of ``SQS.open``; any thread of the process that opened it may use it.
@@ -52,8 +56,6 @@ class SqsConnection:
     batch = fetch = MAX_ENTRIES
     #: Each receive is paid for: tasks of up to 50 ms get full ones.
     ahead = 0.5
-    #: Each waits for one reply: at 60 ms and ten messages per request, 24 carry 2,000 messages per second.
-    carriers = receivers = 24
     keeps_charges = False
     linger = 0.15
     #: Counts may be wrong until a minute after the last send (Amazon SQS API Reference, GetQueueAttributes).
@@ -71,6 +73,7 @@ class SqsConnection:
         self._batches = BatchCalls(calls, queues)
         #: Counts the long polls of receives with several levels; each level gets one in turn.
         self._turn = 0
+        self.carriers = self.receivers = requests_at_once(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
     @property
     def throttles(self) -> int:
@@ -273,6 +276,17 @@ class SqsConnection:
                 case _:
                     errors.append(self._calls.error(fault, operation, handle.queue))
         return stale, beyond, errors
+
+
+def requests_at_once(descriptors: int) -> int:
+    """Return how many receives, and how many sends, may be under way at once.
+
+    At 60 ms and ten messages per request, 24 carry 2,000 messages per second. Each has a connection of its own, so
+    there are fewer where the process may have few ``descriptors`` (its soft limit; -1: any number).
+    """
+    if descriptors < 0:
+        return _MOST_AT_ONCE
+    return max(1, min(_MOST_AT_ONCE, (descriptors - _OTHER_DESCRIPTORS) // 4))
 
 
 def _without_reason(letter: DeadLetter) -> DeadLetter:

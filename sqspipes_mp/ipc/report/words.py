@@ -7,6 +7,7 @@ from typing import Any
 
 from sqspipes_mp.errors import MessageError
 from sqspipes_mp.ipc.report.raw import get
+from sqspipes_mp.messages.cuts import cut_middle
 
 #: Characters of the formatted traceback; more is cut from its middle.
 MAX_TEXT = 65_536
@@ -115,8 +116,7 @@ def cut(text: str, limit: int) -> str:
     """Shorten a text to ``limit`` characters, both ends kept."""
     if len(text) <= limit:
         return text
-    half = limit // 2 - 40
-    return f"{text[:half]} ... (cut: {len(text)} characters in all) ... {text[-half:]}"
+    return cut_middle(text, 2 * (limit // 2 - 40), " ... (cut: {whole} characters in all) ... ")
 
 
 def short_id(hop: str) -> str:
