@@ -23,7 +23,7 @@ from benchmarks.harness import Report, interleave, parse
 from benchmarks.work import Tally, installed
 from sqspipes_mp import Engine, SQLite, Task
 from sqspipes_mp.host.cpus import cpus
-from sqspipes_mp.host.numeric import share, variables
+from sqspipes_mp.host.numeric_threads import share, variables
 
 _numbers = itertools.count()
 

@@ -1,4 +1,4 @@
-"""``python -m sqspipes_mp``: the command line (its own process)."""
+"""``python -m sqspipes_mp``: the command line (the command line's process)."""
 
 import sys
 

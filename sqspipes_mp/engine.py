@@ -13,12 +13,12 @@ from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack,
 
 from sqspipes_mp.brokers.base import Broker, Connection
 from sqspipes_mp.brokers.url import parse, resolve
+from sqspipes_mp.caller.call import NoValue, rehearse
 from sqspipes_mp.caller.dead_letters import DeadLetter, look
 from sqspipes_mp.caller.feed import Feeder, put, put_many
 from sqspipes_mp.caller.map import MapResults
 from sqspipes_mp.caller.map_job import plan_job, survey
 from sqspipes_mp.caller.progress.progress import check as check_progress
-from sqspipes_mp.caller.rehearse import NoValue, rehearse
 from sqspipes_mp.caller.results import Results
 from sqspipes_mp.caller.runs import Runs
 from sqspipes_mp.caller.stats import PipelineStats, existing, opened, read_stats, total

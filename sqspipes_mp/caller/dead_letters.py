@@ -22,7 +22,7 @@ from sqspipes_mp.messages.envelope import clamp_priority, decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import moved_id
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
-from sqspipes_mp.pipeline.foreign import Read, reader
+from sqspipes_mp.pipeline.foreign_bodies import Read, reader
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The main functions of the engine's children: the one module that knows the folders of worker and keeper (caller)."""
+"""The main functions of workers and keeper, for the supervisor, which may not import their folders (caller)."""
 
 from __future__ import annotations
 

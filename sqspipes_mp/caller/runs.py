@@ -18,8 +18,8 @@ from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import StageSummary, readings, stage_summaries
 from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.supervisor.requests import Wakeup
 from sqspipes_mp.supervisor.run import choose_context, new_board, supervise
+from sqspipes_mp.supervisor.stop_requests import Wakeup
 
 
 class Runs:

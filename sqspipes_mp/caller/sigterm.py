@@ -1,4 +1,4 @@
-"""SIGTERM in a process that iterates: it stops the iteration, and the handler before it comes back (caller)."""
+"""SIGTERM stops an iteration; the previous handler is restored afterwards (caller)."""
 
 from __future__ import annotations
 

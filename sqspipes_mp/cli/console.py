@@ -1,4 +1,4 @@
-"""Output of the command line: its log and the reason of its end on stderr, and text tables (its process)."""
+"""Output of the command line: its log and the reason of its end on stderr, and text tables (the command line)."""
 
 from __future__ import annotations
 

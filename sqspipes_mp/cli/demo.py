@@ -1,4 +1,4 @@
-"""``sqspipes-mp demo``: the pipeline of ``demo_pipeline`` over real files, compared with one process (its own process).
+"""``sqspipes-mp demo``: the pipeline of ``demo_pipeline`` over real files, beside one process (the command line).
 
 One dict holds the result: ``--json`` prints it, ``as_text`` formats it.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqspipes_mp import Engine, SQLite, Task
-from sqspipes_mp.cli.complexity import complexities
+from sqspipes_mp.cli.demo_complexity import complexities
 
 
 def find(root: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Exit codes, and the one that each exception means. Pure (the command line's process)."""
+"""Exit codes, and the exit code of each exception. Pure (the command line's process)."""
 
 from __future__ import annotations
 

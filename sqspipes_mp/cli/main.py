@@ -1,4 +1,4 @@
-"""The command line ``sqspipes-mp``: its commands and flags. ``exits`` picks the exit code (its own process)."""
+"""The command line ``sqspipes-mp``: its commands and flags. ``exits`` picks the exit code (the command line)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from sqspipes_mp.engine import override, plan_run, start_run
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.histogram import duration
 from sqspipes_mp.ipc.summary import Summary
-from sqspipes_mp.pipeline.leftovers import behind_source, finishing_command
+from sqspipes_mp.pipeline.source_leftovers import behind_source, finishing_command
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 from sqspipes_mp.pipeline.task import Policy
 

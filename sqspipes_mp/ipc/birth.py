@@ -1,4 +1,4 @@
-"""The first lines of every child process, its assignment, and its end with its parent (keeper, worker, supervisor)."""
+"""The start of a child: its signals, its descriptors, its end with its parent; and its ``Assignment`` (children)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.errors import BrokerError, MapRunning
-from sqspipes_mp.host import forks
+from sqspipes_mp.host import fork_guard as forks
 
 #: Most bytes of a lock file's text that are read.
 _MOST = 500

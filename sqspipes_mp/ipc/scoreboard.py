@@ -84,7 +84,7 @@ CALL_STARTED = SlotField(14)
 RUNNING = SlotField(15)
 #: Worker (main): its own bytes when the running call began, where WATCHES_MEMORY; 0: not known.
 CALL_MEMORY = SlotField(16)
-#: Worker (outbox): a bit for each of a source's calls beyond ACCEPTED, WINDOW_WORDS words (send/accepted.py).
+#: Worker (outbox): a bit for each of a source's calls beyond ACCEPTED, WINDOW_WORDS words (send/accepted_calls.py).
 ACCEPTED_WINDOW = SlotField(17)
 WINDOW_WORDS = 15
 #: Worker (main): calls by their run time, BUCKETS words (histogram.py).

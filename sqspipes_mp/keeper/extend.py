@@ -1,4 +1,4 @@
-"""Extensions that are due: of which leases, and until when. Pure (keeper)."""
+"""Chooses the leases to extend now, and for how long. Pure (keeper)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judgement on a dead worker's leases. Pure (keeper)."""
+"""Sorts a dead worker's leases: charge, release, delete, or run alone next time. Pure (keeper)."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ from sqspipes_mp.ipc.scoreboard import (
     KEEPER_RELEASED,
     HeaderField,
 )
-from sqspipes_mp.keeper.counts import DrainWatch, WaitCount, tell_left, tell_strays
+from sqspipes_mp.keeper.dead_letters import killed_header, killed_letter
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import judge
-from sqspipes_mp.keeper.letters import killed_header, killed_letter
+from sqspipes_mp.keeper.queue_counts import DrainWatch, WaitCount, tell_left, tell_strays
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.pipeline.stages import Stage
 

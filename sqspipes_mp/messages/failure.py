@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sqspipes_mp.messages.attributes import MAX_ATTRIBUTES, Attribute, size_of
-from sqspipes_mp.messages.cuts import cut_middle
 from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
+from sqspipes_mp.messages.shorten import cut_middle
 
 #: A message attribute counts with its name, type and value (Amazon SQS API Reference, SendMessage).
 _OVERHEAD = len(FAILURE_ATTRIBUTE) + len("String")

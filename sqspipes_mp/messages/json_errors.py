@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqspipes_mp.messages.cuts import cut_middle
+from sqspipes_mp.messages.shorten import cut_middle
 
 #: Most values visited in search of the place: a fraction of a second.
 _BUDGET = 200_000

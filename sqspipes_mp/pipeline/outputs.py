@@ -1,4 +1,4 @@
-"""A task's function, built, and the messages that its outputs become. Pure but for the user's callables (any process).
+"""Builds a task's function, and makes messages of its outputs. Pure but for the user's callables.
 
 Workers, ``engine.call`` and ``TaskClient.submit`` all call a function and send its outputs by this module's rules.
 """

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
-from sqspipes_mp.host.numeric import share
+from sqspipes_mp.host.numeric_threads import share
 from sqspipes_mp.pipeline.callables import misfit
 from sqspipes_mp.pipeline.checks import flag, is_whole, seconds, whole_number
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline, Stage

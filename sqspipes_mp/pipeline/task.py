@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeAlias, cast, get_args
 from sqspipes_mp.errors import ConfigError, Reject, Retry
 from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, task_name
 from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole_number
-from sqspipes_mp.pipeline.foreign import Decode
+from sqspipes_mp.pipeline.foreign_bodies import Decode
 
 #: Fate of a message whose function raised: it ends the run, is tried again later, or is dead-lettered.
 Policy: TypeAlias = Literal["raise", "retry", "reject"]

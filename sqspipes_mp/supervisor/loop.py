@@ -10,9 +10,9 @@
     channel        ──▶ DRAIN, RELEASE, ACK, LET_GO, REPLACE (workers); WATCH, JUDGE, QUIT (keeper)
     scoreboard     ◀── counters, running calls, leases
 
-The supervisor decides with ``slot``, ``restart`` and ``shutdown``, which are pure. It hears through ``events``: its
-children here, signals and the caller in ``requests``. It acts through ``children`` and ends by ``stopping``. It blocks
-in one wait alone, whose timeout is the next deadline.
+The supervisor decides with ``slot``, ``restart`` and ``shutdown``, which are pure. It hears through ``events`` (signals
+and the caller in ``stop_requests``), acts through ``children``, ends by ``stopping``, and blocks in one wait alone, whose
+timeout is the next deadline.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.report.report import Report
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import summarize
-from sqspipes_mp.pipeline.leftovers import left_note
 from sqspipes_mp.pipeline.plan import RunPlan
+from sqspipes_mp.pipeline.source_leftovers import left_note
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.children import Children, Death, Mains
 from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.keeper_slot import KeeperSlot, Loss
-from sqspipes_mp.supervisor.requests import Requests, Wakeup
 from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
 from sqspipes_mp.supervisor.slot import Slot
+from sqspipes_mp.supervisor.stop_requests import Requests, Wakeup
 from sqspipes_mp.supervisor.stopping import Stopping
 from sqspipes_mp.supervisor.watchdog import Watchdog
 

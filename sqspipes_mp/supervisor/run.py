@@ -1,4 +1,4 @@
-"""A run from its plan to its outcome: the way to start children, the scoreboard, the supervisor."""
+"""Runs a plan: chooses fork, spawn or forkserver, makes the scoreboard, runs the supervisor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
-from sqspipes_mp.host.numeric import environment, prepare
+from sqspipes_mp.host.numeric_threads import environment, prepare
 from sqspipes_mp.ipc.birth import Birth, begin
 from sqspipes_mp.ipc.channel import DOWN, Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.ipc.map_lock import MapLock
@@ -23,7 +23,7 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.children import Mains
 from sqspipes_mp.supervisor.loop import Supervisor, Ticking
-from sqspipes_mp.supervisor.requests import Wakeup
+from sqspipes_mp.supervisor.stop_requests import Wakeup
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 

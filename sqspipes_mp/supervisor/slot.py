@@ -1,4 +1,4 @@
-"""A slot's life: its worker, how far that has come, why it goes. Pure: facts come in, decisions go out.
+"""The states of a slot and of its worker, from start to death. Pure: facts come in, decisions go out.
 
 ::
 

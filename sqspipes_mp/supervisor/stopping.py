@@ -1,4 +1,4 @@
-"""A run's end: its reason, and the steps until no child is left (supervisor).
+"""Ends a run: keeps the reason, and takes the steps of ``shutdown`` until no child is left (supervisor).
 
 ``shutdown`` decides which step is due; this module takes it.
 """

@@ -1,4 +1,4 @@
-"""Trouble that no child reports: late calls, memory that grows, a keeper that stands still (supervisor)."""
+"""Kills or replaces workers with late calls or too much memory, and a stalled keeper (supervisor)."""
 
 from __future__ import annotations
 

@@ -7,24 +7,24 @@ import sys
 import threading
 from functools import partial
 
-from sqspipes_mp.host.numeric import limit_threads, reseed
+from sqspipes_mp.host.numeric_threads import limit_threads, reseed
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.pipeline.outputs import Products
 from sqspipes_mp.worker.context import WorkerContext
-from sqspipes_mp.worker.order import GroupOrder
+from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.intake import Intake
 from sqspipes_mp.worker.run.modes import Mode, mode_of
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.run.runner import Runner
 from sqspipes_mp.worker.run.source import Source
-from sqspipes_mp.worker.send.accepted import Accepted
+from sqspipes_mp.worker.send.accepted_calls import Accepted
 from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outbox import Outbox
-from sqspipes_mp.worker.send.window import ResultWindow
+from sqspipes_mp.worker.send.result_window import ResultWindow
 
 #: Seconds that a thread of ours waits for the GIL while the function computes; Python's own 5 ms are a round trip.
 _SWITCH = 0.0005

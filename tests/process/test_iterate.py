@@ -325,7 +325,7 @@ def test_what_is_dropped_is_not_done_before_an_earlier_result_of_its_group(db: P
 
 
 def test_an_output_too_large_for_the_caller_is_an_error(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqspipes_mp.worker.send.window.MAX_RESULT", 1000)
+    monkeypatch.setattr("sqspipes_mp.worker.send.result_window.MAX_RESULT", 1000)
     engine = engine_at(db, [source, Task(long, name="work")], start_method="fork", on_error="reject")
     feed(engine, "work", [500, 5000, 600])
     with engine.run(iterate=True, only="work", until="drained", idle=0) as results:

@@ -23,7 +23,7 @@ from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings
 from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.worker.context import Delivery, WorkerContext
-from sqspipes_mp.worker.order import GroupOrder
+from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outbox import Outbox

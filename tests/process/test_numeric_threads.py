@@ -7,7 +7,7 @@ import pytest
 
 from sqspipes_mp import Task
 from sqspipes_mp.host.cpus import cpus
-from sqspipes_mp.host.numeric import variables
+from sqspipes_mp.host.numeric_threads import variables
 from tests.gates import Log, drain, engine_at, feed
 
 #: What a library would read that this module imports.

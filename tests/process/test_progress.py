@@ -24,7 +24,7 @@ from sqspipes_mp.brokers.base import Depth
 from sqspipes_mp.caller.progress import progress
 from sqspipes_mp.errors import AccessDenied
 from sqspipes_mp.ipc.summary import readings
-from sqspipes_mp.keeper.counts import WaitCount
+from sqspipes_mp.keeper.queue_counts import WaitCount
 from sqspipes_mp.pipeline.plan import Settings, make_plan
 from sqspipes_mp.supervisor.run import new_board
 from tests.gates import ROOT, TIMEOUT, Gate, engine_at, eventually

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from sqspipes_mp.cli.complexity import complexities
+from sqspipes_mp.cli.demo_complexity import complexities
 
 
 def measured(source: str) -> list[tuple[int, str, int]]:

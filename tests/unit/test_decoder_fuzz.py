@@ -18,7 +18,7 @@ from sqspipes_mp.errors import DecodeError, OutputError
 from sqspipes_mp.messages.envelope import Encoder, Message, decode, outgoing_meta
 from sqspipes_mp.messages.ids import hop_id, moved_id
 from sqspipes_mp.messages.limits import MAX_BODY
-from sqspipes_mp.pipeline.foreign import reader
+from sqspipes_mp.pipeline.foreign_bodies import reader
 from tests.gates import Log, bodies, dead, drain, engine_at, send
 
 EXAMPLES = int(os.environ.get("DECODER_EXAMPLES", "250"))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Depth, Handle
 from sqspipes_mp.ipc.leases import Blame, Cause, Lease, LeaseState
-from sqspipes_mp.keeper.counts import DrainWatch
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import judge
+from sqspipes_mp.keeper.queue_counts import DrainWatch
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 
 _LEASE = Lease(

@@ -19,7 +19,7 @@ from sqspipes_mp.messages.envelope import Encoder, Message, clamp_priority, deco
 from sqspipes_mp.messages.failure import Failure, failure_text, parse_failure
 from sqspipes_mp.messages.ids import hop_id, moved_id, source_parent
 from sqspipes_mp.messages.limits import FAILURE_ATTRIBUTE, MAX_BODY, MAX_BYTES
-from sqspipes_mp.pipeline.foreign import reader, wants_attributes
+from sqspipes_mp.pipeline.foreign_bodies import reader, wants_attributes
 from tests.gates import present
 
 HOP = "0123456789abcdef" * 4

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sqspipes_mp.host.numeric import environment, share, variables
+from sqspipes_mp.host.numeric_threads import environment, share, variables
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import traceback
 from typing import Any
 
 from sqspipes_mp.errors import RemoteError
+from sqspipes_mp.ipc.report.exception_text import MAX_MESSAGE, MAX_TEXT
 from sqspipes_mp.ipc.report.packing import MAX_PICKLED
 from sqspipes_mp.ipc.report.report import rebuild
-from sqspipes_mp.ipc.report.words import MAX_MESSAGE, MAX_TEXT
 from tests.unit.report_cases import (
     KeywordOnly,
     MyGroup,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import DeadLetter, Handle, Output
-from sqspipes_mp.brokers.sqs.batches import (
+from sqspipes_mp.brokers.sqs.entries import (
     MAX_ENTRIES,
     Entry,
     by_queue,

@@ -18,10 +18,10 @@ from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.receive.intake import Intake
 from sqspipes_mp.worker.receive.prefetch import another
-from sqspipes_mp.worker.send.accepted import SPAN, Accepted
+from sqspipes_mp.worker.request_limit import Limit
+from sqspipes_mp.worker.send.accepted_calls import SPAN, Accepted
 from sqspipes_mp.worker.send.backlog import Backlog, Batch
 from sqspipes_mp.worker.send.outgoing import Done, Item, Release
-from sqspipes_mp.worker.under_way import Limit
 
 # --- the limit ---
 

@@ -1,7 +1,7 @@
 """``SQLite(path)``, the SQLite broker as the user declares it (any process).
 
 One file holds all queues of a pipeline on one machine, with SQS's semantics. ``file`` has transactions and forks,
-``schema`` the tables, ``program`` the transactions themselves, ``wake`` the wait without polling.
+``schema`` the tables, ``transactions`` the transactions themselves, ``wake`` the wait without polling.
 """
 
 import os
@@ -15,7 +15,7 @@ from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.brokers.sqlite.session import is_ours
 from sqspipes_mp.errors import BrokerError, ConfigError
-from sqspipes_mp.host import forks
+from sqspipes_mp.host import fork_guard as forks
 
 _CURE = "Give the path of a file in an existing, writable folder on a local disk, or None for a temporary file"
 

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from sqspipes_mp.brokers.base import Completion, Handle, Output
 from sqspipes_mp.brokers.sqlite import schema as sql
 from sqspipes_mp.brokers.sqlite.deliveries import find_step, found_places
-from sqspipes_mp.brokers.sqlite.program import Key, Program, Row, Step, row
 from sqspipes_mp.brokers.sqlite.session import Session
+from sqspipes_mp.brokers.sqlite.transactions import Key, Program, Row, Step, row
 
 _FRESH = "SELECT place FROM leases WHERE fresh"
 

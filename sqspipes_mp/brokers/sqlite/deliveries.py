@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import DeadLetter, Handle, Received
-from sqspipes_mp.brokers.sqlite.program import Program, Row, Step, row
 from sqspipes_mp.brokers.sqlite.session import Session, as_text
+from sqspipes_mp.brokers.sqlite.transactions import Program, Row, Step, row
 from sqspipes_mp.messages.ids import moved_id
 
 #: The bodies are read after the transaction: a message purged in between has none (NULL).

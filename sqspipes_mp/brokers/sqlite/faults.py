@@ -1,4 +1,4 @@
-"""Errors of SQLite and of the file system: waits that cure some, advice for the rest. Pure (any process)."""
+"""Errors of SQLite and the file system: the ones worth waiting for, and advice for the others. Pure (any process)."""
 
 import errno
 import sqlite3

@@ -3,7 +3,7 @@
 One handle serves all threads of a process: writers exclude each other anyway, and the commits of a second handle would
 empty the page cache of the first.
 
-A process holds the file's write lock only within one call into C (see ``program``), never while one of its threads
+A process holds the file's write lock only within one call into C (see ``transactions``), never while one of its threads
 waits for the GIL. A process that finds the file locked waits in C, too (SQLite's busy handler, at most 0.1 s).
 
 A commit that gives receivers a message is announced by closing a *writable* descriptor of the -wal file, opened before
@@ -24,7 +24,7 @@ from typing import TypeVar
 from sqspipes_mp.brokers.sqlite import faults
 from sqspipes_mp.brokers.sqlite.session import QueuesChanged, Session
 from sqspipes_mp.errors import BrokerBusy, BrokerError, QueueMissing
-from sqspipes_mp.host import forks
+from sqspipes_mp.host import fork_guard as forks
 from sqspipes_mp.messages.attempts import exponential
 
 T = TypeVar("T")

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import Depth, QueueSpec
-from sqspipes_mp.brokers.sqlite import program as sqlite_program
 from sqspipes_mp.brokers.sqlite import schema as sql
-from sqspipes_mp.brokers.sqlite.program import Program, Step, row
+from sqspipes_mp.brokers.sqlite import transactions as sqlite_program
 from sqspipes_mp.brokers.sqlite.session import Session, as_text
+from sqspipes_mp.brokers.sqlite.transactions import Program, Step, row
 from sqspipes_mp.errors import BrokerError, QueueMissing
 
 #: Most rows removed in one transaction, so that other processes get the write lock within milliseconds.

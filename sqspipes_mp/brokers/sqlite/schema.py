@@ -1,6 +1,6 @@
 """The SQLite broker's tables and statements: text only (any process).
 
-Statements that change messages, or several tables at once, are in ``program``.
+Statements that change messages, or several tables at once, are in ``transactions``.
 
 ``messages``  one row per message; ``receives`` numbers its deliveries, so ``seq`` and ``receives`` are its receipt.
               ``sent_at``: the start of its retention: the send, the end of its delay, or the move to a dead-letter

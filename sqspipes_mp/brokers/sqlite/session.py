@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import overload
 
 from sqspipes_mp.brokers.base import Handle
-from sqspipes_mp.brokers.sqlite import program as sqlite_program
 from sqspipes_mp.brokers.sqlite import schema as sql
-from sqspipes_mp.brokers.sqlite.program import Program, Row, Step, row
+from sqspipes_mp.brokers.sqlite import transactions as sqlite_program
+from sqspipes_mp.brokers.sqlite.transactions import Program, Row, Step, row
 from sqspipes_mp.errors import BrokerError, QueueMissing
 from sqspipes_mp.host.clock import lease_now, lease_now_ns
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sqspipes_mp.errors import BrokerError
-from sqspipes_mp.host import forks
+from sqspipes_mp.host import fork_guard as forks
 
 #: inotify(7): IN_CLOSE_WRITE and IN_DELETE_SELF.
 _CLOSE_WRITE = 0x0000_0008

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from sqspipes_mp.brokers.base import Handle
-from sqspipes_mp.brokers.sqs.batches import Entry, by_queue, faults_of, handle_batches, take_batch
 from sqspipes_mp.brokers.sqs.calls import Calls
+from sqspipes_mp.brokers.sqs.entries import Entry, by_queue, faults_of, handle_batches, take_batch
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind, refusal, unsendable
 from sqspipes_mp.brokers.sqs.queues import Queues
 from sqspipes_mp.errors import BrokerError, MessageError

@@ -26,7 +26,8 @@ from sqspipes_mp.brokers.base import (
     Stray,
 )
 from sqspipes_mp.brokers.sqs.batch_calls import BatchCalls
-from sqspipes_mp.brokers.sqs.batches import (
+from sqspipes_mp.brokers.sqs.calls import Calls
+from sqspipes_mp.brokers.sqs.entries import (
     MAX_ENTRIES,
     Entry,
     is_fifo,
@@ -37,7 +38,6 @@ from sqspipes_mp.brokers.sqs.batches import (
     visibility,
     waves,
 )
-from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.faults import Kind
 from sqspipes_mp.brokers.sqs.queues import MAX_WAIT, Queues
 from sqspipes_mp.errors import BrokerError

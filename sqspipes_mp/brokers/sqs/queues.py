@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sqspipes_mp.brokers.base import Depth, QueueSpec
-from sqspipes_mp.brokers.sqs.batches import visibility
 from sqspipes_mp.brokers.sqs.calls import Calls
+from sqspipes_mp.brokers.sqs.entries import visibility
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind
 from sqspipes_mp.errors import BrokerError, QueueMissing
 from sqspipes_mp.messages.limits import MAX_BYTES

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tblib
 
 from sqspipes_mp.errors import RemoteError
-from sqspipes_mp.ipc.report.raw import put, put_notes
+from sqspipes_mp.ipc.report.exception_state import put, put_notes
 
 #: File, function, module, line, repetitions.
 Frame = tuple[str, str, str, int, int]

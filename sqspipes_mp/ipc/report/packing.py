@@ -17,9 +17,9 @@ from itertools import groupby
 from types import TracebackType
 from typing import Any
 
+from sqspipes_mp.ipc.report.exception_state import State, blank, fill, get, take
+from sqspipes_mp.ipc.report.exception_text import MAX_NOTE, cut, frames_of, message_of, notes_of, type_name, walk
 from sqspipes_mp.ipc.report.loading import Frame, Node, Unpickler
-from sqspipes_mp.ipc.report.raw import State, blank, fill, get, take
-from sqspipes_mp.ipc.report.words import MAX_NOTE, cut, frames_of, message_of, notes_of, type_name, walk
 
 #: Bytes of one chain.
 MAX_PICKLED = 262_144

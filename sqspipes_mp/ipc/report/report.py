@@ -8,7 +8,7 @@
       words      the texts                                                  loading
       packing    the chain
 
-``raw`` serves both sides. Trust: only bytes from the private socket of an own child.
+``exception_state`` serves both sides. Trust: only bytes from the private socket of an own child.
 """
 
 import json
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from sqspipes_mp.errors import ChildNote, RemoteError
+from sqspipes_mp.ipc.report.exception_state import put_notes
+from sqspipes_mp.ipc.report.exception_text import MAX_MESSAGE, cut, message_of, traceback_text, type_name
 from sqspipes_mp.ipc.report.loading import load
 from sqspipes_mp.ipc.report.packing import pack
-from sqspipes_mp.ipc.report.raw import put_notes
-from sqspipes_mp.ipc.report.words import MAX_MESSAGE, cut, message_of, traceback_text, type_name
 
 #: Note of an exception that was raised before its process was ready.
 BOOT_NOTE = "before it was ready"

@@ -15,13 +15,13 @@ from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.scoreboard import NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
-from sqspipes_mp.pipeline.foreign import reader
+from sqspipes_mp.pipeline.foreign_bodies import reader
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.receive.prefetch import LONG, another, ask, depth
 from sqspipes_mp.worker.recycle import Lifetime
+from sqspipes_mp.worker.request_limit import Limit
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.send.outgoing import Done, Release
-from sqspipes_mp.worker.under_way import Limit
 
 log = logging.getLogger("sqspipes_mp.worker")
 

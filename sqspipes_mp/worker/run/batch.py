@@ -16,10 +16,10 @@ from typing import Any
 
 from sqspipes_mp.errors import WrongShape
 from sqspipes_mp.ipc.leases import LeaseState
-from sqspipes_mp.ipc.report.words import message_of
+from sqspipes_mp.ipc.report.exception_text import message_of
 from sqspipes_mp.pipeline.outputs import results_of
 from sqspipes_mp.worker.context import Delivery
-from sqspipes_mp.worker.order import Line
+from sqspipes_mp.worker.fifo_order import Line
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.run.function import Function
 from sqspipes_mp.worker.run.parts import Parts

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from sqspipes_mp.pipeline.outputs import Products
 from sqspipes_mp.worker.context import WorkerContext
-from sqspipes_mp.worker.order import GroupOrder
+from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.run.function import Function
 from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outbox import Outbox
-from sqspipes_mp.worker.send.window import ResultWindow
+from sqspipes_mp.worker.send.result_window import ResultWindow
 
 
 @dataclass(frozen=True, slots=True)

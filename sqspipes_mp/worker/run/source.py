@@ -10,14 +10,14 @@ from typing import Any
 
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
-from sqspipes_mp.ipc.report.words import message_of
+from sqspipes_mp.ipc.report.exception_text import message_of
 from sqspipes_mp.ipc.scoreboard import FAILED, FINISHED, INCARNATION, OUTPUTS_DROPPED
 from sqspipes_mp.messages.attempts import backoff
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.parts import Parts
-from sqspipes_mp.worker.send.accepted import SPAN
+from sqspipes_mp.worker.send.accepted_calls import SPAN
 from sqspipes_mp.worker.send.outgoing import Done
 from sqspipes_mp.worker.send.policy import decide
 

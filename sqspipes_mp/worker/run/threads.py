@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, RUNNING
 from sqspipes_mp.worker.context import Delivery, WorkerContext
-from sqspipes_mp.worker.order import Busy
+from sqspipes_mp.worker.fifo_order import Busy
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.run.function import Function
 from sqspipes_mp.worker.run.parts import Parts

@@ -1,4 +1,4 @@
-"""The items that wait for a carrier, and which of them go next. Pure: its owner's lock guards it (worker)."""
+"""The outbox's queue: it picks the items that make the next batch. Pure; the outbox's lock guards it (worker)."""
 
 from __future__ import annotations
 

@@ -18,14 +18,14 @@ from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.errors import TaskTimeout
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
+from sqspipes_mp.ipc.report.exception_text import message_of, short_id, traceback_text
 from sqspipes_mp.ipc.report.report import pack_exception
-from sqspipes_mp.ipc.report.words import message_of, short_id, traceback_text
 from sqspipes_mp.ipc.scoreboard import FAILED
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.worker.context import Delivery, WorkerContext
-from sqspipes_mp.worker.order import GroupOrder
+from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.send.outgoing import Done, Letter, Release
 from sqspipes_mp.worker.send.policy import Decision, decide

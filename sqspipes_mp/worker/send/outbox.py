@@ -19,13 +19,13 @@ from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.scoreboard import DEAD, DONE, OUTPUTS_DROPPED, RETRIED, SENT, SlotField
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext
-from sqspipes_mp.worker.order import GroupOrder
+from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.send.accepted import Accepted
+from sqspipes_mp.worker.request_limit import Limit
+from sqspipes_mp.worker.send.accepted_calls import Accepted
 from sqspipes_mp.worker.send.backlog import Backlog, Batch
 from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outgoing import Done, Item, Letter, Release
-from sqspipes_mp.worker.under_way import Limit
 
 log = logging.getLogger("sqspipes_mp.worker")
 

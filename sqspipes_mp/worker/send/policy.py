@@ -1,4 +1,4 @@
-"""What happens to a message whose function raised. Pure but for the jitter, which is passed in (worker)."""
+"""The retry policy: a message whose function raised is retried or dead-lettered. Pure (worker)."""
 
 from __future__ import annotations
 

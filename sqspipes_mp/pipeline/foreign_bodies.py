@@ -1,4 +1,4 @@
-"""Bodies of others, for a task with ``input=NAME``: opaque, also where one looks like an envelope. Pure."""
+"""Reads bodies of other programs (``Task(input=NAME)``): never as an envelope, unless ``decode`` does. Pure."""
 
 from __future__ import annotations
 

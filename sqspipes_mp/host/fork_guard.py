@@ -1,4 +1,4 @@
-"""Forkables: members that must not cross a fork, SQLite handles and the lock of a map (any process that has one open).
+"""Closes SQLite handles and the map's lock before ``os.fork``, and lets them reopen after it (any process).
 
 The locks of an open database belong to the process that took them, but a fork copies SQLite's own table of them into a
 child, which holds none of them: a child that opens the file again could corrupt it. So every handle is closed just

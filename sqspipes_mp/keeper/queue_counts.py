@@ -1,4 +1,4 @@
-"""Counts of messages in queues: leftovers at boot, drained or not, each stage's for the progress display (keeper)."""
+"""Counts of queues: leftovers at boot, whether the run is drained, waiting messages for progress (keeper)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import replace
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.errors import BrokerBusy, BrokerError, ConfigError
 from sqspipes_mp.ipc.scoreboard import FINISHED, WAITING, Scoreboard
-from sqspipes_mp.pipeline.leftovers import behind_source, finishing_call, finishing_flags
 from sqspipes_mp.pipeline.plan import RunPlan
+from sqspipes_mp.pipeline.source_leftovers import behind_source, finishing_call, finishing_flags
 from sqspipes_mp.pipeline.stages import build
 
 log = logging.getLogger("sqspipes_mp.keeper")

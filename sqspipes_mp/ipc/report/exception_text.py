@@ -1,4 +1,4 @@
-"""An exception in words, whatever code its class runs meanwhile (worker and keeper)."""
+"""An exception's type, message, notes and traceback as text, even where its class's code fails (children)."""
 
 import traceback
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from sqspipes_mp.errors import MessageError
-from sqspipes_mp.ipc.report.raw import get
-from sqspipes_mp.messages.cuts import cut_middle
+from sqspipes_mp.ipc.report.exception_state import get
+from sqspipes_mp.messages.shorten import cut_middle
 
 #: Characters of the formatted traceback; more is cut from its middle.
 MAX_TEXT = 65_536

@@ -13,7 +13,7 @@ from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.errors import HELD, LATE, DecodeError
 from sqspipes_mp.ipc.channel import describe_death
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState
-from sqspipes_mp.ipc.report.words import short_id
+from sqspipes_mp.ipc.report.exception_text import short_id
 from sqspipes_mp.messages.attributes import Attribute
 from sqspipes_mp.messages.envelope import decode, envelope
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text

@@ -1,4 +1,4 @@
-"""The number of requests of one kind that may be under way at once. Pure (worker).
+"""The limit on requests of one kind that are under way at once; a throttled request halves it. Pure (worker).
 
 Need makes it grow: a receive is sent while the messages on their way are fewer than two round trips of work, and a
 carrier starts when a full batch waits for one. That is Little's law, rate times round trip over ten, without measuring
