@@ -11,8 +11,8 @@
     scoreboard     ◀── counters, running calls, leases
 
 The supervisor decides with ``slot``, ``restart`` and ``shutdown``, which are pure. It hears through ``events`` (signals
-and the caller in ``stop_requests``), acts through ``children``, ends by ``stopping``, and blocks in one wait alone, whose
-timeout is the next deadline.
+and the caller in ``stop_requests``), acts through ``children`` and ends by ``stopping``. It blocks in one wait alone,
+whose timeout is the next deadline.
 """
 
 from __future__ import annotations
