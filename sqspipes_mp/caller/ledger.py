@@ -128,7 +128,7 @@ class Ledger:
         if entry is None or entry.known:
             return False
         for hop, error in letters:
-            self.buried(name, hop, error)
+            self.dead_lettered(name, hop, error)
         self._make_known(entry, value)
         return True
 
@@ -182,7 +182,7 @@ class Ledger:
             self.step(name, frame.header["hop"], ())
         return True
 
-    def buried(self, name: str, hop: int, error: BaseException) -> None:
+    def dead_lettered(self, name: str, hop: int, error: BaseException) -> None:
         """Note that a message was dead-lettered, and its error."""
         entry = self._open.get(name)
         if entry is not None:

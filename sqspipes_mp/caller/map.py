@@ -297,7 +297,7 @@ class MapResults(Results[Any]):
                 self._ledger.step(name, hop, children)
         elif frame.kind is Kind.DEAD_LETTERED:
             self._frames += 1
-            self._ledger.buried(header["token"], header["hop"], _buried_error(frame))
+            self._ledger.dead_lettered(header["token"], header["hop"], _dead_letter_error(frame))
         elif frame.kind is Kind.DRAINED:
             self._watching = False
             quiet = self._frames == self._heard_before_watch
@@ -390,7 +390,7 @@ class MapResults(Results[Any]):
                 self._lock.release()
 
 
-def _buried_error(frame: Frame) -> BaseException:
+def _dead_letter_error(frame: Frame) -> BaseException:
     if frame.blob:
         return rebuild(Report.from_bytes(frame.blob))
     header = frame.header

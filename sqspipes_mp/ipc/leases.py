@@ -96,6 +96,11 @@ def _before_the_end(lease: Lease, longest: float | None, seconds: float, share: 
     return math.inf if longest is None else lease.received_at + longest - min(seconds, longest * share)
 
 
+def crashed_in(running: Sequence[Lease]) -> Lease | None:
+    """Return the lease that a crash is charged to: the only one that ran, unless it is one of a batch."""
+    return running[0] if len(running) == 1 and not running[0].company else None
+
+
 #: Leases one worker can hold at once: prefetched, running, and done but not yet deleted.
 LEASES = 512
 #: Bytes of a receipt handle (Amazon SQS Developer Guide, queue and message identifiers: up to 1,024 characters).

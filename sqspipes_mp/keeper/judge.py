@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqspipes_mp.ipc.leases import Blame, Cause, Lease, LeaseState
+from sqspipes_mp.ipc.leases import Blame, Cause, Lease, LeaseState, crashed_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None) -> Judgem
             failed.append(lease)
         else:
             release.append(lease)
-    only = cause is Cause.CRASH and not blame and len(running) == 1 and not running[0].company
-    guilty = running if only else []
+    only = crashed_in(running) if cause is Cause.CRASH and not blame else None
+    guilty = [] if only is None else [only]
     # Where one call is to blame, the others are no suspects.
     suspects = [] if cause in _BLAMELESS or blame else [lease for lease in running if lease not in guilty]
     # A lost message ran beside the others too, but its new receiver has it.

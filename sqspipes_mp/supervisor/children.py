@@ -12,7 +12,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.ipc.birth import Assignment, Birth
 from sqspipes_mp.ipc.channel import Kind, describe_death, describe_exit
-from sqspipes_mp.ipc.leases import Cause, LeaseState, LeaseTable
+from sqspipes_mp.ipc.leases import Cause, LeaseState, LeaseTable, crashed_in
 from sqspipes_mp.ipc.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
 from sqspipes_mp.ipc.stack_dump import StackFile
 from sqspipes_mp.pipeline.plan import RunPlan
@@ -229,4 +229,4 @@ def _charges_one(region: LeaseTable, cause: Cause) -> bool:
     if cause is not Cause.CRASH:
         return region.blamed is not None
     running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
-    return len(running) == 1 and not running[0].company
+    return crashed_in(running) is not None

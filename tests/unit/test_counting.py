@@ -50,7 +50,7 @@ def say(ledger: Ledger, word: Word) -> list[Frame]:
     if kind == "step":
         ledger.step(name, hop, what)
     elif kind == "buried":
-        ledger.buried(name, hop, what)
+        ledger.dead_lettered(name, hop, what)
     else:
         frames = [
             Frame(Kind.RESULT, {"token": name, "hop": hop, "id": ident, "last": ident == what[-1]}) for ident in what
@@ -124,10 +124,10 @@ def test_a_dead_letter_is_told_once_and_with_its_value(ordered, inputs, left, ea
     ledger.dead("a", "a/0", ValueError("a/0"))
     ledger.dead("never met", "b", ValueError("b"))
     if left and early:
-        ledger.buried("a", mark("a/1"), ValueError("a/1"))
+        ledger.dead_lettered("a", mark("a/1"), ValueError("a/1"))
     assert ledger.met("a", "value")
     if left and not early:
-        ledger.buried("a", mark("a/1"), ValueError("a/1"))
+        ledger.dead_lettered("a", mark("a/1"), ValueError("a/1"))
     assert not ledger.met("a", "value")
     ledger.exhausted()
     hand = present(ledger.next())
