@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report("chaos", options)
     broken = False
     for broker in options.broker or (BROKERS[:1] if options.quick else BROKERS):
-        weather = Weather(broker=broker, items=options.items, seed=options.seed, most=options.turns)
+        weather = Weather(
+            broker=broker, items=options.items, seed=options.seed, most=options.turns, latency=options.latency
+        )
         if options.quick:
             weather = Weather(broker=broker, items=100, poison=2, seed=options.seed, visibility=2.0, most=4)
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
@@ -48,6 +50,7 @@ def _extra(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker", choices=BROKERS, action="append", help="sqs: standard queues; default: all three")
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1, help="of the dice: the same troubles, not the same instants")
+    parser.add_argument("--latency", type=float, default=0.0, metavar="MS", help="of the stand-in (default: 0)")
     parser.add_argument("--turns", type=int, default=500, help="hits after which nothing is killed any more")
 
 

@@ -62,6 +62,8 @@ class Weather:
     backoff: float | None = None
     bound: float = 600.0
     kinds: tuple[str, ...] = POISON
+    #: Milliseconds before each reply of the stand-in.
+    latency: float = 0.0
 
 
 @dataclass(slots=True)
@@ -287,7 +289,7 @@ def storm(weather: Weather, folder: Path, say: Callable[[str], object] = lambda 
         made = engine(broker, fifo=weather.broker == "fifo", visibility=weather.visibility, pids=Log(os.devnull))
         feed(made, values)
         if server is not None:
-            server.faults(**FAULTS)
+            server.faults(**FAULTS, latency_ms=weather.latency)
         started = told = clock()
         raging = Storm(weather, folder, text)
         broken = []
@@ -315,7 +317,7 @@ def storm(weather: Weather, folder: Path, say: Callable[[str], object] = lambda 
             raging.abandon()
         faults, requests = {}, 0
         if server is not None:
-            server.faults(**dict.fromkeys(FAULTS, 0))
+            server.faults(**dict.fromkeys(FAULTS, 0), latency_ms=0)
             ledger = server.ledger(messages=False)
             faults = ledger["faults"]
             requests = sum(count["requests"] for count in ledger["requests"].values())
