@@ -1,0 +1,161 @@
+"""CPU of one call to SQS, by four ways of making it: ``python -m benchmarks.requests [--certificate FILE]``.
+
+The ways: the lean path; urllib3's requests and replies with the lean path's signature; the lean path with botocore's
+signature; boto3. One process and one kept connection each, in turns, against the stand-in on loopback. A turn sends
+ten messages, receives and deletes them; the figure is the CPU of this process alone, the median of the turns.
+
+``--certificate``: PEM file with key and certificate of 127.0.0.1, signed by itself: the same over TLS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import botocore.auth
+import botocore.awsrequest
+import boto3
+import botocore.config
+import botocore.credentials
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.ssl_ import create_urllib3_context
+
+from benchmarks.queues import sqs_standin
+from sqspipes_mp import SQS
+from sqspipes_mp.brokers.sqs.http import Lean, Signer, parse_reply
+
+Call = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+#: Turns of each way, and cycles of three calls in a turn.
+TURNS = 60
+CYCLES = 20
+
+
+def lean_path(broker: SQS, *, signer: Any = None) -> Call:
+    """Make calls by the lean path; ``signer``: instead of its own."""
+    connection = broker.open()
+    lean = connection._calls._lean
+    assert lean is not None
+    if signer is not None:
+        lean._signer = signer
+    return lambda operation, params: lean(operation, params, 30)
+
+
+class BotocoreSigner:
+    """The signer's place taken by ``botocore.auth.SigV4Auth``."""
+
+    def headers(self, keys: Any, authority: str, operation: str, body: bytes, when: object) -> str:  # noqa: ARG002
+        request = botocore.awsrequest.AWSRequest(
+            "POST",
+            f"http://{authority}/",
+            {
+                "Content-Type": "application/x-amz-json-1.0",
+                "Host": authority,
+                "X-Amz-Target": f"AmazonSQS.{operation}",
+                "x-amzn-query-mode": "true",
+            },
+            body,
+        )
+        botocore.auth.SigV4Auth(keys, "sqs", "us-east-1").add_auth(request)
+        return "".join([f"{name}: {value}\r\n" for name, value in request.headers.items()])
+
+
+def urllib3_requests(url: str, bundle: str | None) -> Call:
+    """Make calls with urllib3's connection, its requests and its replies, and the lean path's signature."""
+    signer, keys = Signer("us-east-1"), botocore.credentials.ReadOnlyCredentials("bench", "bench", None)
+    parts = urllib3.util.parse_url(url)
+    authority = f"{parts.host}:{parts.port}"
+    if bundle is None:
+        connection = HTTPConnection(str(parts.host), parts.port, timeout=30)
+    else:
+        context = create_urllib3_context()
+        context.load_verify_locations(bundle)
+        connection = HTTPSConnection(str(parts.host), parts.port, timeout=30, ssl_context=context)
+    connection.connect()
+
+    def call(operation: str, params: dict[str, Any]) -> dict[str, Any]:
+        body = json.dumps(params, separators=(",", ":")).encode()
+        assert connection.is_connected
+        head = signer.headers(keys, authority, operation, body, time.gmtime())
+        fields = dict([line.split(": ", 1) for line in head.splitlines()])
+        fields["user-agent"] = "sqspipes-mp"
+        fields["accept-encoding"] = "identity"
+        connection.request("POST", "/", body, fields, preload_content=False, decode_content=False)
+        reply = connection.getresponse()
+        content = reply.read()
+        return parse_reply(reply.status, {}, content)
+
+    return call
+
+
+def boto3_client(url: str, bundle: str | None) -> Call:
+    """Make calls with a boto3 client that is configured as the engine's."""
+    from sqspipes_mp.brokers.sqs.broker import _config
+    from sqspipes_mp.brokers.sqs.calls import _METHODS
+
+    client = boto3.Session("bench", "bench", region_name="us-east-1").client(
+        "sqs", endpoint_url=url, config=_config(30), verify=bundle
+    )
+    return lambda operation, params: getattr(client, _METHODS[operation])(**params)
+
+
+def cycle(call: Call, queue: str) -> None:
+    """Send ten messages, receive and delete them."""
+    body = json.dumps({"meta": {"priority": 0}, "value": {"path": "x" * 100}})
+    call(
+        "SendMessageBatch",
+        {"QueueUrl": queue, "Entries": [{"Id": str(n), "MessageBody": body} for n in range(10)]},
+    )
+    found = call(
+        "ReceiveMessage",
+        {
+            "QueueUrl": queue,
+            "MaxNumberOfMessages": 10,
+            "WaitTimeSeconds": 0,
+            "VisibilityTimeout": 60,
+            "MessageSystemAttributeNames": ["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
+        },
+    )["Messages"]
+    assert len(found) == 10
+    entries = [{"Id": str(n), "ReceiptHandle": each["ReceiptHandle"]} for n, each in enumerate(found)]
+    call("DeleteMessageBatch", {"QueueUrl": queue, "Entries": entries})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--certificate", help="serve TLS with this key and certificate")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    options = parser.parse_args()
+    bundle = options.certificate
+    with sqs_standin(**({"certificate": bundle} if bundle else {})) as (server, fresh):
+        broker = fresh()
+        if bundle:
+            broker = SQS("us-east-1", endpoint_url=server.url, session=lambda: boto3.Session("bench", "bench"))
+        clients: dict[str, Call] = {
+            "the lean path": lean_path(broker),
+            "urllib3's requests, own signature": urllib3_requests(server.url, bundle),
+            "own requests, botocore's signature": lean_path(broker, signer=BotocoreSigner()),
+            "boto3": boto3_client(server.url, bundle),
+        }
+        boto = boto3.Session("bench", "bench", region_name="us-east-1").client(
+            "sqs", endpoint_url=server.url, verify=bundle
+        )
+        queue = boto.create_queue(QueueName="bench")["QueueUrl"]
+        times: dict[str, list[float]] = {name: [] for name in clients}
+        for _ in range(options.turns):
+            for name, call in clients.items():
+                start = time.process_time()
+                for _ in range(CYCLES):
+                    cycle(call, queue)
+                times[name].append((time.process_time() - start) / CYCLES / 3)
+    for name, each in times.items():
+        print(f"{name:36} {statistics.median(each) * 1e6:7.0f} us per call  (best {min(each) * 1e6:.0f})")
+
+
+if __name__ == "__main__":
+    main()
