@@ -4,21 +4,25 @@ The ways: the lean path; urllib3's requests and replies with the lean path's sig
 signature; boto3. One process and one kept connection each, in turns, against the stand-in on loopback. A turn sends
 ten messages, receives and deletes them; the figure is the CPU of this process alone, the median of the turns.
 
-``--certificate``: PEM file with key and certificate of 127.0.0.1, signed by itself: the same over TLS.
+``--certificate``: PEM file with key and certificate of 127.0.0.1, signed by itself: the same over TLS. One is made by
+``openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -subj /CN=localhost -addext
+subjectAltName=IP:127.0.0.1 -keyout tls.pem -out tls.crt && cat tls.crt >> tls.pem``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
+import boto3
 import botocore.auth
 import botocore.awsrequest
-import boto3
 import botocore.config
 import botocore.credentials
 import urllib3
@@ -27,7 +31,10 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from benchmarks.queues import sqs_standin
 from sqspipes_mp import SQS
-from sqspipes_mp.brokers.sqs.http import Lean, Signer, parse_reply
+from sqspipes_mp.brokers.base import QueueSpec
+from sqspipes_mp.brokers.sqs.broker import _config
+from sqspipes_mp.brokers.sqs.calls import _METHODS
+from sqspipes_mp.brokers.sqs.http import Signer, parse_reply
 
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -65,22 +72,26 @@ class BotocoreSigner:
         return "".join([f"{name}: {value}\r\n" for name, value in request.headers.items()])
 
 
-def urllib3_requests(url: str, bundle: str | None) -> Call:
+def urllib3_requests(url: str, bundle: str) -> Call:
     """Make calls with urllib3's connection, its requests and its replies, and the lean path's signature."""
     signer, keys = Signer("us-east-1"), botocore.credentials.ReadOnlyCredentials("bench", "bench", None)
     parts = urllib3.util.parse_url(url)
     authority = f"{parts.host}:{parts.port}"
-    if bundle is None:
+    if not bundle:
         connection = HTTPConnection(str(parts.host), parts.port, timeout=30)
     else:
         context = create_urllib3_context()
         context.load_verify_locations(bundle)
         connection = HTTPSConnection(str(parts.host), parts.port, timeout=30, ssl_context=context)
     connection.connect()
+    used = False
 
     def call(operation: str, params: dict[str, Any]) -> dict[str, Any]:
         body = json.dumps(params, separators=(",", ":")).encode()
-        assert connection.is_connected
+        # A new connection over TLS has the server's session tickets waiting.
+        nonlocal used
+        assert not used or connection.is_connected
+        used = True
         head = signer.headers(keys, authority, operation, body, time.gmtime())
         fields = dict([line.split(": ", 1) for line in head.splitlines()])
         fields["user-agent"] = "sqspipes-mp"
@@ -93,13 +104,10 @@ def urllib3_requests(url: str, bundle: str | None) -> Call:
     return call
 
 
-def boto3_client(url: str, bundle: str | None) -> Call:
+def boto3_client(url: str) -> Call:
     """Make calls with a boto3 client that is configured as the engine's."""
-    from sqspipes_mp.brokers.sqs.broker import _config
-    from sqspipes_mp.brokers.sqs.calls import _METHODS
-
     client = boto3.Session("bench", "bench", region_name="us-east-1").client(
-        "sqs", endpoint_url=url, config=_config(30), verify=bundle
+        "sqs", endpoint_url=url, config=_config(30)
     )
     return lambda operation, params: getattr(client, _METHODS[operation])(**params)
 
@@ -127,25 +135,25 @@ def cycle(call: Call, queue: str) -> None:
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--certificate", help="serve TLS with this key and certificate")
+    parser.add_argument("--certificate", default="", help="serve TLS with this key and certificate")
     parser.add_argument("--turns", type=int, default=TURNS)
     options = parser.parse_args()
     bundle = options.certificate
-    with sqs_standin(**({"certificate": bundle} if bundle else {})) as (server, fresh):
+    if bundle:
+        os.environ["AWS_CA_BUNDLE"] = bundle
+    with sqs_standin(certificate=bundle) as (server, fresh):
         broker = fresh()
-        if bundle:
-            broker = SQS("us-east-1", endpoint_url=server.url, session=lambda: boto3.Session("bench", "bench"))
         clients: dict[str, Call] = {
             "the lean path": lean_path(broker),
             "urllib3's requests, own signature": urllib3_requests(server.url, bundle),
             "own requests, botocore's signature": lean_path(broker, signer=BotocoreSigner()),
-            "boto3": boto3_client(server.url, bundle),
+            "boto3": boto3_client(server.url),
         }
-        boto = boto3.Session("bench", "bench", region_name="us-east-1").client(
-            "sqs", endpoint_url=server.url, verify=bundle
-        )
-        queue = boto.create_queue(QueueName="bench")["QueueUrl"]
+        with contextlib.closing(broker.open()) as connection:
+            connection.ensure([QueueSpec(name="bench", fifo=False, visibility=60)], create=True)
+            queue = connection.address("bench")
         times: dict[str, list[float]] = {name: [] for name in clients}
         for _ in range(options.turns):
             for name, call in clients.items():

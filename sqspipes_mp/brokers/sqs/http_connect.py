@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.metadata
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ class Connector:
     #: Certificates to trust and to show; None: the endpoint speaks plain HTTP.
     context: ssl.SSLContext | None = None
     #: Proxy in front of the endpoint: a ``urllib3.util.Url``. None: there is none.
-    proxy: Any = None
+    proxy: Any = field(default=None, repr=False)
     #: ``ProxyConfig`` of urllib3: the proxy's own certificates.
     proxy_config: Any = None
     #: Header fields for the proxy: the credentials of its URL.
@@ -126,7 +127,7 @@ class Unknown(Exception):
 
 
 def refuses_certificate(error: BaseException | None) -> bool:
-    """Tell whether an exception of boto3, urllib3 or ``Connector`` is for a certificate that one side does not trust."""
+    """Tell whether an exception is for a certificate that one side does not trust: boto3's, urllib3's, or ours."""
     from urllib3.util.ssl_match_hostname import CertificateError  # noqa: PLC0415  (see ``broker``)
 
     while error is not None:
@@ -159,12 +160,12 @@ def _make_context(verify: bool | str, certificate: str | None, key: str | None) 
             context.load_cert_chain(certificate, key, password="")
     context.set_alpn_protocols(["http/1.1"])
     # urllib3 sets them anew for each connection: other threads may be copying them in OpenSSL, without the GIL.
-    context.set_alpn_protocols = lambda alpn_protocols: None  # type: ignore[method-assign]  # noqa: ARG005
+    context.set_alpn_protocols = lambda *_: None  # type: ignore[method-assign]
     return context
 
 
 @contextlib.contextmanager
-def _config_error(name: str, path: str) -> Any:
+def _config_error(name: str, path: str) -> Iterator[None]:
     """Turn errors of reading a file of certificates into ``ConfigError``."""
     try:
         yield
@@ -174,11 +175,9 @@ def _config_error(name: str, path: str) -> Any:
 
 def _check_proxy(manager: Any, *, tls: bool) -> None:
     """Raise ``Unknown`` for a proxy that only boto3 can use. ``manager``: its ``urllib3.ProxyManager``."""
-    import urllib3  # noqa: PLC0415  (see ``broker``)
-
     if manager.proxy_config.use_forwarding_for_https:
         raise Unknown("the proxy is configured with proxy_use_forwarding_for_https")
     if os.environ.get("BOTO_EXPERIMENTAL__ADD_PROXY_HOST_HEADER", "").lower() == "true":
         raise Unknown("BOTO_EXPERIMENTAL__ADD_PROXY_HOST_HEADER is set")
-    if manager.proxy.scheme == "https" and (not tls or urllib3.__version__.startswith("1.")):
+    if manager.proxy.scheme == "https" and not (tls and importlib.metadata.version("urllib3") >= "2"):
         raise Unknown("a proxy that speaks TLS serves https endpoints only, and with urllib3 2")
