@@ -60,17 +60,29 @@ class Connector:
 
         Raises ``ConfigError`` for a CA bundle or client certificate that cannot be read, and ``Unknown``.
         """
+        import botocore.httpsession  # noqa: PLC0415  (see ``broker``)
+        from urllib3.util.ssl_ import create_urllib3_context  # noqa: PLC0415
+
         parts = urlsplit(url)
         tls = parts.scheme == "https"
-        context = _make_context(session._verify, session._cert_file, session._key_file) if tls else None
+        context: ssl.SSLContext | None = None
+        if tls:
+            context = botocore.httpsession.create_urllib3_context()
+            _trust(context, session._verify)
+            _show(context, session._cert_file, session._key_file)
+            _fix_protocols(context)
         proxy: dict[str, Any] = {}
         if proxy_url := session._proxy_config.proxy_url_for(url):
             manager = session._get_proxy_manager(proxy_url)
             _check_proxy(manager, tls=tls)
             config = manager.proxy_config
             if manager.proxy.scheme == "https" and config.ssl_context is None:
-                # urllib3 would make one for each connection. The client certificate is for the endpoint alone.
-                config = config._replace(ssl_context=_make_context(session._verify, None, None))
+                # urllib3 would make it anew for each connection. The client certificate is for the endpoint alone.
+                outer = create_urllib3_context()
+                _trust(outer, session._verify)
+                config = config._replace(ssl_context=outer)
+            if config.ssl_context is not None:
+                _fix_protocols(config.ssl_context)
             proxy = {"proxy": manager.proxy, "proxy_config": config, "proxy_headers": dict(manager.proxy_headers)}
         port = parts.port or (443 if tls else 80)
         return cls(str(parts.hostname), port, context, socket_options=list(session._socket_options), **proxy)
@@ -106,8 +118,9 @@ class Connector:
             made = urllib3.connection.HTTPConnection(host, port, **settings)
         else:
             made = urllib3.connection.HTTPSConnection(host, port, ssl_context=self.context, **settings)
-            # urllib3 1 would require a certificate even where ``verify`` is False.
+            # urllib3 2 has set these to the same values; urllib3 1 leaves them to its pools.
             made.cert_reqs = self.context.verify_mode
+            made.assert_hostname = made.assert_fingerprint = None
             if self.proxy is not None:
                 within = {"scheme": "https"} if self.proxy.scheme == "https" else {}
                 made.set_tunnel(self.host, self.port, self.proxy_headers, **within)
@@ -140,28 +153,38 @@ def refuses_certificate(error: BaseException | None) -> bool:
     return False
 
 
-def _make_context(verify: bool | str, certificate: str | None, key: str | None) -> ssl.SSLContext:
-    """Return the client's side of TLS, which all connections share.
+def _trust(context: ssl.SSLContext, verify: bool | str) -> None:
+    """Have a context trust a CA bundle.
 
-    ``verify``: path of a CA bundle, True: botocore's, False: any certificate will do. Raises ``ConfigError``.
+    ``verify``: its path, True: botocore's, False: any certificate will do. Raises ``ConfigError``.
     """
     import botocore.httpsession  # noqa: PLC0415  (see ``broker``)
 
-    context: ssl.SSLContext = botocore.httpsession.create_urllib3_context()
-    if verify:
-        bundle = os.path.expanduser(botocore.httpsession.get_cert_path(verify))  # noqa: PTH111
-        with _config_error("CA bundle (AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE, ca_bundle, verify=)", bundle):
-            context.load_verify_locations(bundle)
-    else:
+    if not verify:
+        context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        return
+    bundle = os.path.expanduser(botocore.httpsession.get_cert_path(verify))  # noqa: PTH111
+    with _config_error("CA bundle (AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE, ca_bundle, verify=)", bundle):
+        context.load_verify_locations(bundle)
+
+
+def _show(context: ssl.SSLContext, certificate: str | None, key: str | None) -> None:
+    """Have a context show a client certificate, if there is one. Raises ``ConfigError``."""
     if certificate:
         with _config_error("client certificate (Config(client_cert=))", certificate):
             # The empty password: OpenSSL would ask for that of an encrypted key on the terminal.
             context.load_cert_chain(certificate, key, password="")
+
+
+def _fix_protocols(context: ssl.SSLContext) -> None:
+    """Set a context's protocols for good.
+
+    urllib3 sets them anew for each connection. Other threads may be copying them at that moment: OpenSSL does so
+    without the GIL.
+    """
     context.set_alpn_protocols(["http/1.1"])
-    # urllib3 sets them anew for each connection: other threads may be copying them in OpenSSL, without the GIL.
     context.set_alpn_protocols = lambda *_: None  # type: ignore[method-assign]
-    return context
 
 
 @contextlib.contextmanager
