@@ -130,7 +130,9 @@ class Connector:
             made.close()
             through = "" if self.proxy is None else f" through the proxy {host}:{port}"
             code = "CertificateError" if refuses_certificate(error) else "EndpointConnectionError"
-            raise Unreachable(f"{self.authority}{through}: {error}", code=code) from error
+            # Before the last argument come the connection or a number.
+            detail = error.args[-1] if error.args else type(error).__name__
+            raise Unreachable(f"{self.authority}{through}: {detail}", code=code) from error
         sock: Any = made.sock
         return sock  # type: ignore[no-any-return]
 

@@ -78,6 +78,8 @@ def target_of(client: Any, session: Any) -> Target | str:
 
 def _find_obstacle(client: Any, session: Any) -> str | None:
     """Return the reason why the lean path cannot serve in place of a client; None: it can."""
+    if session is None:
+        return "the session is no boto3.Session"
     config, signer = client.meta.config, client._request_signer
     url = urlsplit(client.meta.endpoint_url)
     if url.scheme not in ("http", "https") or url.path not in ("", "/") or url.query or url.username:
