@@ -1,8 +1,8 @@
-"""CPU of one call to SQS, by four ways of making it: ``python -m benchmarks.requests [--certificate FILE]``.
+"""Measure the CPU of one call to SQS, made in four ways, for one kept connection each.
 
 The ways: the lean path; urllib3's requests and replies with the lean path's signature; the lean path with botocore's
-signature; boto3. One process and one kept connection each, in turns, against the stand-in on loopback. A turn sends
-ten messages, receives and deletes them; the figure is the CPU of this process alone, the median of the turns.
+signature; boto3. One process makes them in turn, against the stand-in on loopback. A cycle sends ten messages, receives
+and deletes them: three calls. The figure is the CPU of this process alone.
 
 ``--certificate``: PEM file with key and certificate of 127.0.0.1, signed by itself: the same over TLS. One is made by
 ``openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -subj /CN=localhost -addext
@@ -15,9 +15,9 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import boto3
@@ -25,27 +25,27 @@ import botocore.auth
 import botocore.awsrequest
 import botocore.config
 import botocore.credentials
+import botocore.httpsession
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
+from benchmarks.harness import Report, Spread, bars, interleave, parse
 from benchmarks.queues import sqs_standin
-from sqspipes_mp import SQS
 from sqspipes_mp.brokers.base import QueueSpec
 from sqspipes_mp.brokers.sqs.broker import _config
 from sqspipes_mp.brokers.sqs.calls import _METHODS
+from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.brokers.sqs.http import Signer, parse_reply
 
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 
-#: Turns of each way, and cycles of three calls in a turn.
-TURNS = 60
-CYCLES = 20
+#: Cycles of three calls in a sample.
+CYCLES = 100
 
 
-def lean_path(broker: SQS, *, signer: Any = None) -> Call:
+def lean_path(connection: SqsConnection, *, signer: Any = None) -> Call:
     """Make calls by the lean path; ``signer``: instead of its own."""
-    connection = broker.open()
     lean = connection._calls._lean
     assert lean is not None
     if signer is not None:
@@ -134,35 +134,60 @@ def cycle(call: Call, queue: str) -> None:
     call("DeleteMessageBatch", {"QueueUrl": queue, "Entries": entries})
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--certificate", default="", help="serve TLS with this key and certificate")
-    parser.add_argument("--turns", type=int, default=TURNS)
-    options = parser.parse_args()
-    bundle = options.certificate
-    if bundle:
-        os.environ["AWS_CA_BUNDLE"] = bundle
-    with sqs_standin(certificate=bundle) as (server, fresh):
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--certificate", metavar="FILE", help="measure over TLS as well, with this key and certificate")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure each way on plain HTTP, and over TLS."""
+    options = parse(__doc__, argv, _options)
+    report = Report("requests", options)
+    cycles = 5 if options.quick else CYCLES
+    rows: list[list[object]] = []
+    drawn: dict[str, list[Spread]] = {}
+    labels = ["plain HTTP", "over TLS"] if options.certificate else ["plain HTTP"]
+    for label in labels:
+        bundle = options.certificate if label == "over TLS" else ""
+        os.environ["AWS_CA_BUNDLE"] = bundle or botocore.httpsession.get_cert_path(verify=True)
+        spreads = measure(bundle, cycles, options.rounds)
+        for way, spread in spreads.items():
+            report.keep(f"{way}, {label}", spread)
+            drawn.setdefault(way, []).append(spread)
+            rows.append([label, way, spread.text(0), spread.over(spreads["the lean path"]).text()])
+    report.table("Microseconds of CPU per call", ["wire", "way", "CPU", "over the lean path's"], rows)
+    report.finish(partial(_draw, labels, drawn))
+
+
+def measure(bundle: str, cycles: int, rounds: int) -> dict[str, Spread]:
+    """Return the microseconds of each way. ``bundle``: certificate of the stand-in, "": it speaks plain HTTP."""
+    with contextlib.ExitStack() as stack:
+        server, fresh = stack.enter_context(sqs_standin(certificate=bundle))
         broker = fresh()
-        clients: dict[str, Call] = {
-            "the lean path": lean_path(broker),
+        connection, other = [stack.enter_context(contextlib.closing(broker.open())) for _ in range(2)]
+        connection.ensure([QueueSpec(name="bench", fifo=False, visibility=60)], create=True)
+        queue = connection.address("bench")
+        calls: dict[str, Call] = {
+            "the lean path": lean_path(connection),
             "urllib3's requests, own signature": urllib3_requests(server.url, bundle),
-            "own requests, botocore's signature": lean_path(broker, signer=BotocoreSigner()),
+            "own requests, botocore's signature": lean_path(other, signer=BotocoreSigner()),
             "boto3": boto3_client(server.url),
         }
-        with contextlib.closing(broker.open()) as connection:
-            connection.ensure([QueueSpec(name="bench", fifo=False, visibility=60)], create=True)
-            queue = connection.address("bench")
-        times: dict[str, list[float]] = {name: [] for name in clients}
-        for _ in range(options.turns):
-            for name, call in clients.items():
-                start = time.process_time()
-                for _ in range(CYCLES):
-                    cycle(call, queue)
-                times[name].append((time.process_time() - start) / CYCLES / 3)
-    for name, each in times.items():
-        print(f"{name:36} {statistics.median(each) * 1e6:7.0f} us per call  (best {min(each) * 1e6:.0f})")
+        for call in calls.values():
+            cycle(call, queue)
+
+        def subject(call: Call) -> float:
+            start = time.process_time()
+            for _ in range(cycles):
+                cycle(call, queue)
+            return (time.process_time() - start) / cycles / 3 * 1e6
+
+        return interleave({way: partial(subject, call) for way, call in calls.items()}, rounds)
+
+
+def _draw(labels: list[str], drawn: dict[str, list[Spread]], figure: Any) -> None:
+    axes = figure.subplots()
+    bars(axes, labels, drawn)
+    axes.set_ylabel("microseconds of CPU per call")
 
 
 if __name__ == "__main__":
