@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from standin.errors import SqsError
 from standin.faults import Fate
-from standin.service import Call, Service
+from standin.service import Call, Count, Service
 
 _TARGET = b"x-amz-target: amazonsqs."
 _JSON = "Content-Type: application/x-amz-json-1.0\r\n"
@@ -64,6 +64,7 @@ class Connection(asyncio.Protocol):
         call, self._call = self._call, None
         if call is not None and call.withdraw is not None and not self._service.options.ghost_polls:
             call.withdraw()
+            self._service.count(call.operation).under_way -= 1
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -100,11 +101,11 @@ class Connection(asyncio.Protocol):
         service = self._service
         start = low.find(_TARGET) + len(_TARGET)
         operation = head[start : low.find(b"\r", start)].decode() if start >= len(_TARGET) else ""
-        count = service.count(operation)
-        count.requests += 1
+        count = service.begins(operation)
         count.bytes_in += len(head) + 2 + len(body)
         fate = service.dice.fate(operation)
         if fate.reset_before:
+            count.under_way -= 1
             self._reset()
             return
         call = Call(operation, {}, fate, lambda reply: self._reply(call, reply))
@@ -132,11 +133,12 @@ class Connection(asyncio.Protocol):
         data = head.encode() + body
         if call.fate.delay:
             loop = asyncio.get_running_loop()
-            loop.call_later(call.fate.delay, self._gate.pass_through, lambda: self._send(data, call.fate))
+            loop.call_later(call.fate.delay, self._gate.pass_through, lambda: self._send(data, call.fate, number))
         else:
-            self._gate.pass_through(lambda: self._send(data, call.fate))
+            self._gate.pass_through(lambda: self._send(data, call.fate, number))
 
-    def _send(self, data: bytes, fate: Fate) -> None:
+    def _send(self, data: bytes, fate: Fate, number: Count) -> None:
+        number.under_way -= 1
         if fate.lost_reply:
             self._reset()
         elif fate.slow:

@@ -50,6 +50,9 @@ class Count:
     requests: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    #: Requests without a reply just now, and the most there were at once.
+    under_way: int = 0
+    most: int = 0
     errors: dict[str, int] = field(default_factory=dict)
 
 
@@ -122,6 +125,14 @@ class Service:
         else:
             if body is not None:
                 call.reply(body)
+
+    def begins(self, operation: str) -> Count:
+        """Count a request that is under way from now on; return the operation's counts."""
+        count = self.count(operation)
+        count.requests += 1
+        count.under_way += 1
+        count.most = max(count.most, count.under_way)
+        return count
 
     def refused(self, call: Call, error: SqsError) -> None:
         """Count an error of a request, or of an entry of its batch, in the ledger."""

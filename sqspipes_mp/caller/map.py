@@ -80,6 +80,8 @@ class MapResults(Results[Any]):
             self._room = min(self._room, _PER_SINK * sinks)
             self._most_unacknowledged = (LEASES - 32) * sinks
         self._settle = 0.0
+        #: Whether the queues are behind a network.
+        self._far = False
         self._frames = 0
         self._watching = False
         self._heard_before_watch = 0
@@ -119,7 +121,7 @@ class MapResults(Results[Any]):
                 if self._exhausted and not len(self._ledger):
                     self._wait_until_empty()
                     self._end()
-                if not self._feed():
+                if self._may_rest() or not self._feed():
                     self._wait()
         except BaseException as error:
             # An exception of the values, the task or the broker ends the map; results not handed out stay queued.
@@ -193,6 +195,10 @@ class MapResults(Results[Any]):
         self._sending = None
         return bool(batch) or refused is not None or self._exhausted
 
+    def _may_rest(self) -> bool:
+        """Whether to wait for results rather than feed the few values there is room for, each time a round trip."""
+        return self._far and len(self._ledger) > self._room * 3 // 4 and not self._ledger.holding
+
     def _rooms(self) -> tuple[int, int]:
         """Return how many values may be sent, and how many read.
 
@@ -248,8 +254,9 @@ class MapResults(Results[Any]):
             # Opened late: nothing may be open when the supervisor is forked.
             self._connection = self._broker.open()
             self._settle = self._connection.settle
-            if self._connection.carriers > 1 and not self._job.ordered:
-                # Far away a value is on its way for longer than its call takes.
+            self._far = self._connection.carriers > 1
+            if self._far and not self._job.ordered:
+                # A value is on its way for longer than its call takes.
                 self._room *= _FAR
         return self._connection
 

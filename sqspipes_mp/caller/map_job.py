@@ -25,6 +25,10 @@ from sqspipes_mp.pipeline.task import Key
 log = logging.getLogger("sqspipes_mp.engine")
 
 
+#: Results of each worker on the way: while values are fed over a network, nobody acknowledges any for a round trip.
+_WINDOW = 128
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """The arguments of one map."""
@@ -74,7 +78,7 @@ def plan_job(
         settings, pipeline = _rejecting(settings, pipeline)
     feeder = Feeder(pipeline, settings, key=key, where="map")
     plan = make_plan(pipeline, settings, iterate=True)
-    plan = replace(plan, counted=True, idle=0.0, window=None if ordered else plan.window)
+    plan = replace(plan, counted=True, idle=0.0, window=None if ordered else _WINDOW)
     job = Job(
         values=values,
         feeder=feeder,

@@ -126,18 +126,18 @@ def test_what_the_service_breaks_off_is_doubtful_and_counted() -> None:
         engine = Engine([Task(noted, name="work", input=True)], domain="t", broker=sqs_at(server.url))
 
         def values():
-            yield from range(100)
-            # The first batch is at the service now.
+            yield from range(240)
+            # The first batch, of 24 requests, is at the service now.
             server.plan("SendMessageBatch", "denied", times=9)
             yield from range(50)
 
         with pytest.raises(
-            PutError, match=r"^the first 100 values.*next 50 some may.*: the broker refused: .*denied"
+            PutError, match=r"^the first 240 values.*next 50 some may.*: the broker refused: .*denied"
         ) as caught:
             engine.put_many(values())
-        assert (caught.value.sent, caught.value.new, caught.value.doubtful) == (100, 100, 50)
+        assert (caught.value.sent, caught.value.new, caught.value.doubtful) == (240, 240, 50)
         assert isinstance(caught.value.__cause__, AccessDenied)
-        assert waiting(engine, "work")[0] == 100
+        assert waiting(engine, "work")[0] == 240
 
 
 def test_levels_delay_and_groups(db: Path, tmp_path: Path) -> None:

@@ -3,16 +3,17 @@
 import contextlib
 import mmap
 import signal
-import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from sqspipes_mp import SQS, Engine, Task
 from sqspipes_mp.host import clock
 from sqspipes_mp.ipc.leases import LeaseState
+from sqspipes_mp.keeper import main as keeper_main
 from sqspipes_mp.keeper.extend import due
+from sqspipes_mp.worker import context
+from sqspipes_mp.worker.receive import intake
 from standin import StandIn
 from tests.gates import Background, Gate, Log, direct_children, eventually, feed, kill
 from tests.process.test_lost_leases import first_one_waits, sink, source
@@ -27,10 +28,9 @@ def test_after_a_sleep_nothing_is_sent_for_what_another_machine_has_completed(
 ) -> None:
     # Shared by all processes that are forked from here.
     slept = mmap.mmap(-1, 8)
-    asleep = SimpleNamespace(
-        clock_gettime=lambda which: time.clock_gettime(which) + int.from_bytes(slept[:8]), monotonic=time.monotonic
-    )
-    monkeypatch.setattr(clock, "time", asleep)
+    real = clock.lease_now
+    for module in (context, intake, keeper_main):
+        monkeypatch.setattr(module, "lease_now", lambda: real() + int.from_bytes(slept[:8]))
     work = Task(first_one_waits, name="work", args=(log, gate))
     machines = [
         Engine([source, work, sink], domain="t", broker=sqs, fifo=True, start_method="fork", visibility_timeout=60)

@@ -71,7 +71,7 @@ class Intake:
         self._lock = threading.Lock()
         #: Messages asked for by the receives under way, and how many receives these are.
         self._asked = self._under_way = 0
-        #: The level whose newest reply was full; None: none was.
+        #: The level of the newest reply, where that had all messages asked for: there may be more.
         self._full: str | None = None
         #: Wakes one of the further threads for each receive that is wanted.
         self._wanted = threading.Semaphore(0)
@@ -250,9 +250,8 @@ class Intake:
             if batch:
                 size = sum(len(received.body) for received in batch)
                 self._reply = size if self._reply is None else self._reply + (size - self._reply) // 4
-            full = len(batch) >= _FULL
-            self._context.backlog = full
-            self._full = batch[0].handle.queue if full else None
+            self._context.backlog = len(batch) >= _FULL
+            self._full = batch[0].handle.queue if batch and len(batch) >= count else None
 
     def _leased_at(self, batch: list[Received], sent_at: float, sent_at_monotonic: float) -> float:
         """Return when the leases of a batch began at the earliest (``lease_now``).

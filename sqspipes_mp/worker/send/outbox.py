@@ -167,6 +167,8 @@ class Outbox:
                 if may and (batch := backlog.pick(now, flush=self._hurry or self._closing)):
                     if backlog.items:
                         self._call_carrier()
+                    else:
+                        self._hurry = False
                     self._changed.notify_all()
                     return batch
                 if not backlog.items:

@@ -14,6 +14,8 @@ from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.outgoing import Done
 
+#: Bytes of results on the way from which the function waits.
+_MOST_BYTES = 32 << 20
 #: Most bytes of one pickled value: a frame's, less room for its header.
 MAX_RESULT = MAX_FRAME - 65_536
 
@@ -32,6 +34,9 @@ class ResultWindow:
         self._left: dict[int, int] = {}
         #: The key of the call that each result on the way belongs to.
         self._owner: dict[int, int] = {}
+        #: Bytes of each of these calls' results, by key, and of all.
+        self._sizes: dict[int, int] = {}
+        self._bytes = 0
         self._next = 0
         self._moving = False
         self._let_go = False
@@ -59,12 +64,14 @@ class ResultWindow:
         ``header``: told with each of them (map: the value's token and the message's mark).
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._owner) < self._window or self._context.full_stop.is_set())
+            self._changed.wait_for(lambda: self._has_room() or self._context.full_stop.is_set())
             if self._context.full_stop.is_set():
                 return False
             key = self._next
             self._waiting[key] = done
             self._left[key] = len(blobs)
+            self._sizes[key] = sum(len(blob) for _, blob in blobs)
+            self._bytes += self._sizes[key]
             numbers = range(key, key + len(blobs))
             self._next += len(blobs)
             self._owner.update(dict.fromkeys(numbers, key))
@@ -83,6 +90,7 @@ class ResultWindow:
     def _withdraw(self, key: int, numbers: range) -> None:
         with self._changed:
             del self._waiting[key], self._left[key]
+            self._bytes -= self._sizes.pop(key)
             for number in numbers:
                 self._owner.pop(number, None)
             self._changed.notify_all()
@@ -97,6 +105,10 @@ class ResultWindow:
                 self._next += 1
                 return
         self._outbox.put(done)
+
+    def _has_room(self) -> bool:
+        # Ordered results wait for an earlier value's, so a bound could be one that nobody lifts.
+        return self._window == math.inf or (len(self._owner) < self._window and self._bytes < _MOST_BYTES)
 
     def _group(self, done: Done) -> str | None:
         return done.delivery.received.group if self._context.fifo and done.delivery is not None else None
@@ -121,6 +133,7 @@ class ResultWindow:
     def _pop(self, key: int) -> list[Done]:
         """Take out a call whose results are acknowledged, and those of its group that waited only for it."""
         del self._left[key]
+        self._bytes -= self._sizes.pop(key, 0)
         finished = [self._waiting.pop(key)]
         group = self._group(finished[0])
         for other, done in list(self._waiting.items()):

@@ -1,0 +1,151 @@
+"""Requests under way: many while there is a backlog far away, one where there is nothing to do; and none of it lost."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from sqspipes_mp import SQS, Engine, Task
+from sqspipes_mp.brokers.base import Completion
+from standin.brokers import sqs_at
+from standin.client import StandIn
+from tests.gates import Background, Log, eventually, feed
+
+RECEIVE, SEND, DELETE = "ReceiveMessage", "SendMessageBatch", "DeleteMessageBatch"
+
+
+@pytest.fixture
+def sqs(server: StandIn) -> SQS:
+    server.reset()
+    return sqs_at(server.url)
+
+
+def source():
+    yield from ()
+
+
+def sink(value):
+    return value
+
+
+def short(value):
+    return value
+
+
+def noted(value, log: Log):
+    log.note(os.getpid())
+    return value
+
+
+def stage(broker: SQS, method: Any = short, *, fifo: bool = False, **settings: Any) -> Engine:
+    return Engine([source, Task(method, name="work", **settings), sink], domain="t", broker=broker, fifo=fifo)
+
+
+def most(server: StandIn) -> dict[str, int]:
+    """Return how many requests of each kind were under way at once."""
+    return {name: each["most"] for name, each in server.ledger(messages=False)["requests"].items()}
+
+
+def made(server: StandIn) -> dict[str, int]:
+    return {name: each["requests"] for name, each in server.ledger(messages=False)["requests"].items()}
+
+
+def taken(engine: Engine, stage: str) -> list[Any]:
+    """Take all values that wait for a stage, in the order in which they come."""
+    found: list[Any] = []
+    with contextlib.closing(engine.broker.open()) as connection:
+        while batch := connection.receive(engine.pipeline.stage(stage).inputs, 10, 0, 60.0):
+            found += [json.loads(each.body)["value"] for each in batch]
+            connection.complete([Completion(each.handle) for each in batch])
+    return found
+
+
+def _left(server: StandIn, engine: Engine) -> list[str]:
+    queue = server.ledger(messages=False)["queues"][engine.pipeline.stage("work").inputs[0]]
+    return [name for name in ("visible", "in_flight", "delayed") if queue[name]]
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+def test_a_backlog_far_away_has_many_requests_under_way_and_full_batches(server: StandIn, sqs: SQS, fifo: bool) -> None:
+    engine = stage(sqs, fifo=fifo)
+    for value in range(0, 2000, 100):
+        feed(engine, "work", range(value, value + 100))
+    server.faults(latency_ms=100)
+    before = made(server)
+    with Background(engine, only="work"):
+        eventually(lambda: not _left(server, engine))
+        engine.stop()
+    server.faults(latency_ms=0)
+    found, after = most(server), made(server)
+    assert sorted(taken(engine, "sink")) == list(range(2000))
+    assert min(found[RECEIVE], found[SEND], found[DELETE]) > 3, found
+    requests = sum(after[name] - before.get(name, 0) for name in (RECEIVE, SEND, DELETE))
+    assert requests < 0.4 * 2000
+
+
+def test_where_nothing_waits_there_is_one_long_poll(server: StandIn, sqs: SQS) -> None:
+    engine = stage(sqs, workers=1)
+    with Background(engine, only="work"):
+        eventually(lambda: server.ledger(messages=False)["waiting"] == 1)
+        feed(engine, "work", range(30))
+        sent = engine.pipeline.stage("sink").inputs[0]
+        eventually(lambda: server.ledger(messages=False)["queues"][sent]["visible"] == 30)
+        eventually(lambda: server.ledger(messages=False)["waiting"] == 1)
+        engine.stop()
+    eventually(lambda: server.ledger(messages=False)["requests"][RECEIVE]["under_way"] == 0)
+
+
+def by_fifth(value):
+    return str(value % 5)
+
+
+def test_groups_keep_their_order_with_many_requests_under_way_that_fail(server: StandIn, sqs: SQS) -> None:
+    work = Task(short, name="work", workers=2, group=by_fifth)
+    engine = Engine([source, work, Task(sink, group=by_fifth)], domain="t", broker=sqs, fifo=True)
+    for group in range(5):
+        feed(engine, "work", range(group, 200, 5), group=str(group))
+    server.faults(latency_ms=20, error=0.1, partial=0.1, lost_reply=0.03)
+    with Background(engine, only="work"):
+        eventually(lambda: not _left(server, engine))
+        engine.stop()
+    server.faults(latency_ms=0, error=0, partial=0, lost_reply=0)
+    found = taken(engine, "sink")
+    assert sorted(found) == list(range(200))
+    for group in range(5):
+        assert [value for value in found if value % 5 == group] == list(range(group, 200, 5))
+
+
+def test_ctrl_c_while_values_are_fed_leaves_no_thread_and_sends_nothing_more(server: StandIn, sqs: SQS) -> None:
+    engine = Engine([Task(short, name="work", input=True)], domain="t", broker=sqs)
+    engine.put(-1)
+    before = threading.active_count()
+
+    def interrupt() -> None:
+        eventually(lambda: server.ledger(messages=False)["requests"].get(SEND, {"under_way": 0})["under_way"] > 3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    server.faults(latency_ms=1000)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        engine.put_many(range(1000))
+    eventually(lambda: threading.active_count() == before)
+    assert "of the next 240 some may have been, nothing after them was" in " ".join(caught.value.__notes__)
+    server.faults(latency_ms=0)
+    assert set(taken(engine, "work")) <= set(range(-1, 240))
+
+
+def test_a_killed_worker_hides_what_its_receives_brought_for_seconds_only(server: StandIn, sqs: SQS, log: Log) -> None:
+    engine = stage(sqs, noted, args=(log,))
+    feed(engine, "work", range(500))
+    server.faults(latency_ms=100)
+    with Background(engine, only="work"):
+        eventually(lambda: server.ledger(messages=False)["requests"].get(RECEIVE, {"under_way": 0})["under_way"] > 2)
+        os.kill(log.wait_for(1)[0], signal.SIGKILL)
+        eventually(lambda: not _left(server, engine))
+        engine.stop()
+    server.faults(latency_ms=0)
+    assert set(taken(engine, "sink")) == set(range(500))
