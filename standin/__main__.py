@@ -1,8 +1,9 @@
-"""The stand-in's process. It prints its port, and ends with its standard input: with the process that started it."""
+"""The stand-in's process. It prints its ports, and ends with its standard input: with the process that started it."""
 
 import asyncio
 import gc
 import os
+import ssl
 import sys
 import threading
 
@@ -24,8 +25,24 @@ async def serve(options: Options) -> None:
         lambda: Connection(service, gate, control), "127.0.0.1", options.port, backlog=1024
     )
     options.port = server.sockets[0].getsockname()[1]
-    print(options.port, flush=True)
+    ports = [options.port]
+    if options.certificate:
+        secured = await loop.create_server(
+            lambda: Connection(service, gate, control), "127.0.0.1", ssl=_context(options), backlog=1024
+        )
+        ports.append(secured.sockets[0].getsockname()[1])
+    print(*ports, flush=True)
     await server.serve_forever()
+
+
+def _context(options: Options) -> ssl.SSLContext:
+    """Return the server's side of TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(options.certificate)
+    if options.client_bundle:
+        context.load_verify_locations(options.client_bundle)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def _end_with_input() -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from standin.options import command_line
 
@@ -26,6 +25,8 @@ class StandIn:
     url: str
     #: Its process id.
     pid: int
+    #: Address of its control: host and port, always without TLS.
+    control: str
 
     def ledger(self, queue: str | None = None, *, messages: bool = True) -> dict[str, Any]:
         """Return the ledger of one queue or of all: counts, faults and, with ``messages``, each message's record.
@@ -72,7 +73,7 @@ class StandIn:
         self._ask("resume", {})
 
     def _ask(self, what: str, asked: dict[str, Any]) -> dict[str, Any]:
-        connection = HTTPConnection(urlsplit(self.url).netloc, timeout=30)
+        connection = HTTPConnection(self.control, timeout=30)
         try:
             connection.request("POST", f"/-/{what}", json.dumps(asked))
             reply = connection.getresponse()
@@ -97,10 +98,11 @@ def standin(**options: object) -> Iterator[StandIn]:
     assert server.stdin is not None
     assert server.stdout is not None
     try:
-        port = server.stdout.readline().strip()
-        if not port:
+        plain, *secured = server.stdout.readline().split() or [""]
+        if not plain:
             raise RuntimeError(f"the stand-in did not start (exit code {server.wait(40)})")
-        yield StandIn(f"http://127.0.0.1:{port}", server.pid)
+        url = f"https://127.0.0.1:{secured[0]}" if secured else f"http://127.0.0.1:{plain}"
+        yield StandIn(url, server.pid, f"127.0.0.1:{plain}")
     finally:
         server.stdin.close()
         server.terminate()

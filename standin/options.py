@@ -71,6 +71,10 @@ class Options:
     uncounted: int = 0
     #: The only access key that is accepted; "": any.
     key: str = ""
+    #: PEM file with the server's key and certificate: the stand-in speaks TLS, on a port of its own. "": it does not.
+    certificate: str = ""
+    #: PEM bundle that signs the certificates of clients, which need one then. "": they need none.
+    client_bundle: str = ""
     faults: Faults = field(default_factory=Faults)
 
 

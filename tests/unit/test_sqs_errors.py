@@ -2,7 +2,8 @@ import pytest
 
 from sqspipes_mp.brokers.base import QueueSpec
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify_code, classify_error, gives_up, make_error, retry_delay
-from sqspipes_mp.brokers.sqs.http import BadReply, TimedOut, Unreachable
+from sqspipes_mp.brokers.sqs.http import BadReply, TimedOut
+from sqspipes_mp.brokers.sqs.http_connect import Unreachable
 from sqspipes_mp.brokers.sqs.queues import differences, parse_address, wanted_attributes
 from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
 from sqspipes_mp.messages.limits import MAX_BYTES

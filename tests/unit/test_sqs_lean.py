@@ -1,17 +1,16 @@
 """The lean path signs as botocore does, survives what kept connections do, and leaves everything unusual to boto3."""
 
 import contextlib
-import datetime as dt
 import functools
-import ipaddress
 import json
 import logging
 import os
+import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -20,18 +19,18 @@ import botocore.awsrequest
 import botocore.client
 import botocore.config
 import botocore.credentials
+import botocore.httpsession
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqspipes_mp import SQS
 from sqspipes_mp.brokers.base import Completion, Handle
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify_error
-from sqspipes_mp.brokers.sqs.http import OPERATIONS, BadReply, Lean, Signer, Target, TimedOut, Unreachable, Unsure
+from sqspipes_mp.brokers.sqs.http import OPERATIONS, BadReply, Lean, Signer, Target, TimedOut, Unsure
+from sqspipes_mp.brokers.sqs.http_connect import Connector, Unreachable
 from sqspipes_mp.errors import ConfigError
+from tests.wire.certificates import Authority
 
 KEYS = botocore.credentials.ReadOnlyCredentials("AKIA", "secret", None)
 TEXT = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1)
@@ -144,7 +143,7 @@ def dying(peer: socket.socket) -> None:
 
 
 def path(port: int, tries: int = 2) -> Lean:
-    target = Target("127.0.0.1", port, False, "us-east-1", lambda: KEYS)
+    target = Target(Connector("127.0.0.1", port), "us-east-1", lambda: KEYS)
     return Lean(target, connect_timeout=30, tries=tries)
 
 
@@ -323,46 +322,6 @@ def test_forked_process_takes_no_connection_of_its_parent() -> None:
             last.recv(100)
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file with a key and a certificate of 127.0.0.1 that signs itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "standin")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(True, None), True)
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path_factory.mktemp("tls") / "server.pem"
-    own = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file.write_bytes(own + made.public_bytes(serialization.Encoding.PEM))
-    return str(file)
-
-
-def test_tls_keeps_its_connection_and_trusts_only_the_given_certificates(certificate: str) -> None:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
-
-    def secured(peer: socket.socket) -> None:
-        with contextlib.suppress(ssl.SSLError, ConnectionError), context.wrap_socket(peer, server_side=True) as inner:
-            answering(reply(b'{"n":1}'), reply(json.dumps({"n": "x" * 300_000}).encode()))(inner)
-
-    with spoken(secured, secured) as (port, came):
-        trusting = Target("127.0.0.1", port, True, "us-east-1", lambda: KEYS, certificate)
-        lean = Lean(trusting, connect_timeout=30, tries=1)
-        assert lean("ReceiveMessage", {"a": "y" * 300_000}, 30) == {"n": 1}
-        assert len(lean("ReceiveMessage", {}, 30)["n"]) == 300_000
-        assert came == [0]
-        lean.close()
-        wary = Lean(Target("127.0.0.1", port, True, "us-east-1", lambda: KEYS), connect_timeout=30, tries=1)
-        with pytest.raises(Unsure, match="certificate"):
-            wary("ReceiveMessage", {}, 30)
-
-
 def is_lean(broker: SQS) -> bool:
     connection = broker.open()
     connection.close()
@@ -382,12 +341,7 @@ def test_chosen_by_itself_and_switched_off_by_one_setting(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "value", "endpoint"),
     [
-        ("HTTPS_PROXY", "http://127.0.0.1:2", None),
-        ("ALL_PROXY", "http://127.0.0.1:2", None),
-        ("AWS_CA_BUNDLE", "/nowhere.pem", None),
-        ("REQUESTS_CA_BUNDLE", "/nowhere.pem", None),
-        ("AWS_USE_FIPS_ENDPOINT", "true", None),
-        ("AWS_USE_DUALSTACK_ENDPOINT", "true", None),
+        ("BOTO_EXPERIMENTAL__ADD_PROXY_HOST_HEADER", "true", None),
         ("AWS_AUTH_SCHEME_PREFERENCE", "sigv4a", None),
         ("UNRELATED", "1", "http://127.0.0.1:1/some/path"),
     ],
@@ -395,8 +349,60 @@ def test_chosen_by_itself_and_switched_off_by_one_setting(monkeypatch: pytest.Mo
 def test_unusual_settings_are_boto3s(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, endpoint: str | None
 ) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:2")
     monkeypatch.setenv(name, value)
     assert not is_lean(SQS("us-west-2", endpoint_url=endpoint, access_key="a", secret_key="b"))
+
+
+def test_reason_for_boto3_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("sqspipes_mp.brokers.sqs.http_fit._logged", set())
+    broker = SQS("us-west-2", endpoint_url="http://127.0.0.1:1/some/path", access_key="a", secret_key="b")
+    with caplog.at_level(logging.INFO, "sqspipes_mp"):
+        assert not is_lean(broker)
+        assert not is_lean(broker)
+    assert [record.getMessage() for record in caplog.records if "boto3" in record.getMessage()] == [
+        f"boto3 makes all calls to {broker.endpoint_url}: the endpoint {broker.endpoint_url} has more than a host"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTPS_PROXY", "http://127.0.0.1:2"),
+        ("https_proxy", "https://user:word@127.0.0.1:2"),
+        ("HTTP_PROXY", "http://127.0.0.1:2"),
+        # botocore has no proxy for all schemes.
+        ("ALL_PROXY", "http://127.0.0.1:2"),
+        ("AWS_CA_BUNDLE", botocore.httpsession.get_cert_path(verify=True)),
+        ("REQUESTS_CA_BUNDLE", botocore.httpsession.get_cert_path(verify=True)),
+        ("AWS_USE_FIPS_ENDPOINT", "true"),
+        ("AWS_USE_DUALSTACK_ENDPOINT", "true"),
+        ("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:1"),
+    ],
+)
+def test_settings_of_the_environment_are_served(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert is_lean(SQS("us-west-2", access_key="a", secret_key="b"))
+
+
+@pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_bundle_that_cannot_be_read_is_a_config_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, text: str | None
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if text is not None:
+        bundle.write_text(text)
+    monkeypatch.setenv(name, str(bundle))
+    with pytest.raises(ConfigError, match=r"CA bundle.*bundle\.pem"):
+        SQS("us-west-2", access_key="a", secret_key="b").open()
+
+
+def test_client_certificate_that_cannot_be_used_is_a_config_error(tmp_path: Path) -> None:
+    # Its key is encrypted: OpenSSL must not ask for the password on the terminal.
+    certificate = Authority(tmp_path, "ours").issue("client", password=b"word")
+    with pytest.raises(ConfigError, match=r"client certificate.*client\.crt"):
+        SQS(session=lambda: session(client_cert=certificate)).open()
 
 
 def session(**config: Any) -> boto3.Session:
@@ -417,14 +423,37 @@ class Own(boto3.Session):
         return super().client(*args, verify=False, **kwargs)
 
 
+def with_own_http() -> boto3.Session:
+    class Http:
+        def client(self, *args, **kwargs):
+            client = made.client(*args, **kwargs)
+            client._endpoint.http_session = self
+            return client
+
+        region_name, _session, get_credentials = "us-east-1", session()._session, session().get_credentials
+
+        def close(self) -> None:
+            pass
+
+    made = session()
+    return Http()
+
+
 @pytest.mark.parametrize(
     ("make", "lean"),
     [
         (session, True),
-        (lambda: session(proxies={"https": "http://127.0.0.1:2"}), False),
+        (lambda: session(proxies={"https": "http://127.0.0.1:2"}), True),
+        (
+            lambda: session(
+                proxies={"https": "https://127.0.0.1:2"}, proxies_config={"proxy_use_forwarding_for_https": True}
+            ),
+            False,
+        ),
         (lambda: session(signature_version="v4a"), False),
         (hooked, False),
-        (lambda: Own("a", "b", region_name="us-east-1"), False),
+        (lambda: Own("a", "b", region_name="us-east-1"), True),
+        (with_own_http, False),
     ],
 )
 def test_session_of_the_users_is_served_where_it_is_ordinary(make: Callable[[], boto3.Session], lean: bool) -> None:
@@ -442,25 +471,49 @@ def test_client_that_is_wrapped_for_tracing_keeps_boto3(monkeypatch: pytest.Monk
     assert not is_lean(SQS(**MADE))
 
 
-def test_endpoint_is_the_one_botocore_asks() -> None:
-    for region in ("us-east-1", "eu-central-1", "cn-north-1", "us-gov-west-1"):
-        made = boto3.Session("a", "b", region_name=region)
-        urls: list[str] = []
-        client = made.client("sqs")
+ENDPOINTS: list[tuple[str, dict[str, str], str]] = [
+    ("us-east-1", {}, "https://sqs.us-east-1.amazonaws.com/"),
+    ("eu-central-1", {}, "https://sqs.eu-central-1.amazonaws.com/"),
+    ("cn-north-1", {}, "https://sqs.cn-north-1.amazonaws.com.cn/"),
+    ("us-gov-west-1", {}, "https://sqs.us-gov-west-1.amazonaws.com/"),
+    ("us-east-1", {"AWS_USE_FIPS_ENDPOINT": "true"}, "https://sqs-fips.us-east-1.amazonaws.com/"),
+    ("fips-us-east-1", {}, "https://sqs-fips.us-east-1.amazonaws.com/"),
+    ("us-west-2", {"AWS_USE_DUALSTACK_ENDPOINT": "true"}, "https://sqs.us-west-2.api.aws/"),
+    ("us-west-2", {"AWS_ENDPOINT_URL_SQS": "https://vpce-1.sqs.example.com"}, "https://vpce-1.sqs.example.com/"),
+    ("us-west-2", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9324"}, "http://127.0.0.1:9324/"),
+    ("us-west-2", {"AWS_PROFILE": "local"}, "http://127.0.0.1:9325/"),
+]
 
-        def stop(request, urls=urls, **_):
-            urls.append(request.url)
-            return botocore.awsrequest.AWSResponse(request.url, 200, {}, None)
 
-        client.meta.events.register("before-send.sqs", stop)
-        with contextlib.suppress(Exception):
-            client.receive_message(QueueUrl=f"https://sqs.{region}.amazonaws.com/1/q")
-        client.close()
-        connection = SQS(region, access_key="a", secret_key="b").open()
-        target = connection._calls._lean._target
-        connection.close()
-        assert urls[0] == f"https://{target.authority}/"
-        assert (target.region, target.tls, target.port) == (region, True, 443)
+@pytest.mark.parametrize(("region", "environment", "url"), ENDPOINTS)
+def test_endpoint_and_scope_are_those_of_botocore(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, region: str, environment: dict[str, str], url: str
+) -> None:
+    (tmp_path / "config").write_text(
+        "[profile local]\nservices = mine\n[services mine]\nsqs =\n  endpoint_url = http://127.0.0.1:9325\n"
+    )
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    asked: list[tuple[str, str]] = []
+    client = boto3.Session("a", "b", region_name=region).client("sqs")
+
+    def stop(request, **_):
+        asked.append((request.url, request.headers["Authorization"].decode()))
+        return botocore.awsrequest.AWSResponse(request.url, 200, {}, None)
+
+    client.meta.events.register("before-send.sqs", stop)
+    with contextlib.suppress(Exception):
+        client.receive_message(QueueUrl="https://sqs.us-east-1.amazonaws.com/1/q")
+    client.close()
+    connection = SQS(region, access_key="a", secret_key="b").open()
+    connection.close()
+    lean = connection._calls._lean
+    assert lean is not None
+    target = lean._target
+    assert asked[0][0] == url == f"http{'s' if target.connect.context else ''}://{target.connect.authority}/"
+    head = Signer(target.region).headers(KEYS, target.connect.authority, "ReceiveMessage", b"", time.gmtime())
+    scopes = [re.findall(r"Credential=./\d+/(.+?),|Credential=AKIA/\d+/(.+?),", text) for text in (asked[0][1], head)]
+    assert scopes[0][0][0] == scopes[1][0][1] == f"{target.region}/sqs/aws4_request"
 
 
 def test_refreshed_credentials_are_asked_for_each_time() -> None:
@@ -473,7 +526,8 @@ def test_refreshed_credentials_are_asked_for_each_time() -> None:
             peer.sendall(reply())
 
     with spoken(script) as (port, _):
-        lean = Lean(Target("127.0.0.1", port, False, "us-east-1", lambda: next(given)), connect_timeout=30, tries=1)
+        target = Target(Connector("127.0.0.1", port), "us-east-1", lambda: next(given))
+        lean = Lean(target, connect_timeout=30, tries=1)
         for _ in range(2):
             lean("DeleteMessageBatch", {}, 30)
         lean.close()

@@ -21,7 +21,7 @@ from sqspipes_mp.brokers.sqs.calls import Calls, Clients
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.brokers.sqs.credentials import adopt, no_credentials, share
 from sqspipes_mp.brokers.sqs.http import Lean
-from sqspipes_mp.brokers.sqs.http_fit import switched_off, target_of
+from sqspipes_mp.brokers.sqs.http_fit import log_once, switched_off, target_of
 from sqspipes_mp.brokers.sqs.queues import Making, Queues
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
@@ -246,13 +246,11 @@ class SQS:
 
     def _lean_path(self, client: Any, session: Any, patience: float | None) -> Lean | None:
         """Return the lean path in place of a client's hot calls; None: boto3 makes all calls."""
-        import botocore.httpsession  # noqa: PLC0415
-
         if not self.lean or switched_off():
             return None
-        target = target_of(client, session, botocore.httpsession.get_cert_path(verify=True))
+        target = target_of(client, session)
         if isinstance(target, str):
-            log.debug("boto3 makes all calls to %s: %s", client.meta.endpoint_url, target)
+            log_once("boto3 makes all calls to %s: %s", client.meta.endpoint_url, target)
             return None
         return Lean(target, connect_timeout=CONNECT_TIMEOUT if patience is None else patience, tries=_tries(patience))
 

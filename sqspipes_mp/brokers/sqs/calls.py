@@ -24,6 +24,8 @@ from sqspipes_mp.brokers.sqs.faults import (
     retry_delay,
 )
 from sqspipes_mp.brokers.sqs.http import OPERATIONS, Lean, Unsure
+from sqspipes_mp.brokers.sqs.http_connect import refuses_certificate
+from sqspipes_mp.brokers.sqs.http_fit import log_once
 from sqspipes_mp.errors import BrokerBusy, BrokerError
 
 log = logging.getLogger("sqspipes_mp.brokers.sqs")
@@ -35,6 +37,8 @@ _IMPATIENT_FAILURES = 3
 #: Longest wait of a receive, seconds, for which the client with the short read timeout is used.
 SHORT_WAIT = 1
 
+#: Code of a fault for a certificate that one side does not trust.
+_CERTIFICATE = "CertificateError"
 #: boto3's methods by operations.
 _METHODS = {
     "ChangeMessageVisibilityBatch": "change_message_visibility_batch",
@@ -170,6 +174,8 @@ class Calls:
             since = self._refused_at = self._refused_at or now
             trouble.refused_at = trouble.refused_at or now
             refused = now - min(since, trouble.refused_at)
+        # A certificate that was good before may be replaced; one that never was is a wrong setting.
+        boot = boot or (fault.code == _CERTIFICATE and not self._known)
         return gives_up(fault.kind, trouble.failures, boot=boot, refused=refused, known=self._known)
 
     def _check_patience(self, fault: Fault, operation: str, queue: str, since: float) -> None:
@@ -237,6 +243,8 @@ class Calls:
             fault = classify_error(error)
             if fault is None:
                 raise
+            if fault.kind is Kind.UNREACHABLE and refuses_certificate(error):
+                return replace(fault, code=_CERTIFICATE)
             return fault
         self._known, self._refused_at = True, None
         return reply
@@ -249,7 +257,7 @@ class Calls:
             try:
                 return lean(operation, params, timeout)
             except Unsure as why:
-                log.info("boto3 makes all calls to %s from here on: %s", self.clients.endpoint, why)
+                log_once("boto3 makes all calls to %s from here on: %s", self.clients.endpoint, str(why))
                 self._lean = None
                 lean.close()
         reply: dict[str, Any] = getattr(client, _METHODS[operation])(**params)

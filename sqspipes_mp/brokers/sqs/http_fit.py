@@ -1,18 +1,22 @@
 """The check that the lean path (``http``) may replace a boto3 client: it must behave as boto3 would (at opening).
 
-It reads the settings that botocore has made of configuration, environment and session, and imports none of it. Some of
-them have no public name: one that cannot be found is a reason to stay with boto3.
+It reads the settings that botocore has made of configuration, environment and session. Some of them have no public
+name: one that cannot be found is a reason to stay with boto3.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import types
-import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
 from sqspipes_mp.brokers.sqs.http import OPERATIONS, Target
+from sqspipes_mp.brokers.sqs.http_connect import Connector, Unknown
+from sqspipes_mp.errors import ConfigError
+
+log = logging.getLogger("sqspipes_mp.brokers.sqs")
 
 #: Environment variable that switches the lean path off for a process and its children: 0, off, no or false.
 VARIABLE = "SQSPIPES_MP_LEAN"
@@ -33,9 +37,8 @@ _PHASES = (
     "request-created",
     "response-received",
 )
-#: Settings of the session, and options of the client, that the path does not know.
-_SETTINGS = ("use_fips_endpoint", "use_dualstack_endpoint", "auth_scheme_preference")
-_OPTIONS = ("proxies", "client_cert", "use_fips_endpoint", "use_dualstack_endpoint", "auth_scheme_preference")
+#: Endpoints, and reasons to stay with boto3, that this process or its parent has logged.
+_logged: set[tuple[str, str]] = set()
 
 
 def switched_off() -> bool:
@@ -43,49 +46,50 @@ def switched_off() -> bool:
     return os.environ.get(VARIABLE, "").strip().lower() in _OFF
 
 
-def target_of(client: Any, session: Any, certificates: str | None) -> Target | str:
-    """Return the target of the lean path in place of ``client``, or the reason to stay with boto3. Never raises.
+def log_once(text: str, endpoint: str, reason: str) -> None:
+    """Log at INFO that boto3 makes the calls to an endpoint; once in a process and its forked children."""
+    if (endpoint, reason) not in _logged:
+        _logged.add((endpoint, reason))
+        log.info(text, endpoint, reason)
 
-    ``session``: the botocore session of the client; ``certificates``: path of botocore's own bundle.
+
+def target_of(client: Any, session: Any) -> Target | str:
+    """Return the target of the lean path in place of ``client``, or the reason to stay with boto3.
+
+    ``session``: the botocore session of the client. Raises ``ConfigError`` for certificates that cannot be read.
     """
     try:
         reason = _find_obstacle(client, session)
         if reason is not None:
             return reason
-        parts = urlsplit(client.meta.endpoint_url)
-        tls = parts.scheme == "https"
         return Target(
-            host=str(parts.hostname),
-            port=parts.port or (443 if tls else 80),
-            tls=tls,
+            connect=Connector.of(client._endpoint.http_session, client.meta.endpoint_url),
             region=str(client._request_signer.region_name),
             keys=client._request_signer._credentials.get_frozen_credentials,
-            certificates=certificates if tls else None,
             user_agent=str(client.meta.config.user_agent),
         )
+    except ConfigError:
+        raise
+    except Unknown as reason_why:
+        return str(reason_why)
     except Exception as error:  # An unknown version of botocore is no reason to fail.
         return f"{type(error).__name__}: {error}"
 
 
 def _find_obstacle(client: Any, session: Any) -> str | None:
     """Return the reason why the lean path cannot serve in place of a client; None: it can."""
+    if session is None:
+        return "the session is no boto3.Session"
     config, signer = client.meta.config, client._request_signer
     url = urlsplit(client.meta.endpoint_url)
     if url.scheme not in ("http", "https") or url.path not in ("", "/") or url.query or url.username:
         return f"the endpoint {client.meta.endpoint_url} has more than a host"
-    proxies = urllib.request.getproxies()
-    if (url.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(url.netloc):
-        return "a proxy is set in the environment"
-    for name in _OPTIONS:
-        if getattr(config, name, None):
-            return f"the client is configured with {name}"
-    for name in _SETTINGS:
-        if session.get_config_variable(name):
-            return f"{name} is configured"
+    if getattr(config, "auth_scheme_preference", None) or session.get_config_variable("auth_scheme_preference"):
+        return "auth_scheme_preference is configured"
     if signer.signature_version != "v4" or signer.signing_name != "sqs" or signer._credentials is None:
         return f"requests are signed with {signer.signature_version} for {signer.signing_name}"
-    if url.scheme == "https" and client._endpoint.http_session._verify is not True:
-        return "certificates are not verified against botocore's bundle (AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE, verify=)"
+    if type(client._endpoint.http_session).__module__ != "botocore.httpsession":
+        return "the client's requests are made by other code"
     return _find_foreign_code(client)
 
 
