@@ -124,13 +124,16 @@ class Over:
     name: str
     fresh: Callable[[], Broker]
     counts: Callable[[], tuple[dict[str, int], float]]
+    fifo: bool = False
 
 
 def hop(case: Case, over: Over, calls: int) -> dict[str, float]:
     """Run an engine over a backlog; return messages per second, requests, CPU seconds less the function's."""
     call = case.call(calls, stop=True)
     work = Task(call, name="work", workers=case.workers)
-    engine = Engine([Task(queues.nothing), work, Task(queues.after)], domain="bench", broker=over.fresh())
+    engine = Engine(
+        [Task(queues.nothing), work, Task(queues.after)], domain="bench", broker=over.fresh(), fifo=over.fifo
+    )
     queues.fill(engine, "work", range(calls))
     before, server = over.counts()
     used = _cpu()
@@ -150,15 +153,15 @@ def over_sqlite() -> Iterator[Over]:
 
 
 @contextlib.contextmanager
-def over_sqs(latency: float, *, lean: bool) -> Iterator[Over]:
-    """Run over the stand-in."""
+def over_sqs(latency: float, *, lean: bool, fifo: bool = False) -> Iterator[Over]:
+    """Run over the stand-in; ``fifo``: on FIFO queues with a group per message."""
     with queues.sqs_standin(lean=lean, latency_ms=latency) as (server, fresh):
 
         def counts() -> tuple[dict[str, int], float]:
             ledger = server.ledger(messages=False)
             return {name: each["requests"] for name, each in ledger["requests"].items()}, ledger["cpu_seconds"]
 
-        yield Over("sqs" if lean else "sqs by boto3", fresh, counts)
+        yield Over("fifo" if fifo else "sqs" if lean else "sqs by boto3", fresh, counts, fifo)
 
 
 def measure(
@@ -185,7 +188,7 @@ def measure(
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", nargs="+", type=float, metavar="MS", help="task lengths (default: 1 10 100)")
     parser.add_argument("--workers", nargs="+", type=int, metavar="N", help="default: 2 1")
-    parser.add_argument("--brokers", nargs="+", choices=("sqlite", "sqs", "boto3"), default=["sqs", "sqlite"])
+    parser.add_argument("--brokers", nargs="+", choices=("sqlite", "sqs", "fifo", "boto3"), default=["sqs", "sqlite"])
     parser.add_argument("--seconds", type=float, help="how long the function runs in all, per worker (default: 4)")
     parser.add_argument("--latency", type=float, default=queues.LATENCY_MS, help="of the stand-in, ms (default: 5)")
 
@@ -200,7 +203,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sqspipes-mp-bench-")))
         overs = [
-            stack.enter_context(over_sqlite() if name == "sqlite" else over_sqs(options.latency, lean=name == "sqs"))
+            stack.enter_context(
+                over_sqlite()
+                if name == "sqlite"
+                else over_sqs(options.latency, lean=name != "boto3", fifo=name == "fifo")
+            )
             for name in options.brokers
         ]
         speed: list[list[object]] = []
