@@ -113,6 +113,8 @@ class Completion:
     last: bool = True
     #: True: the same hop ids may be sent again at any later time (a generator that runs again after a restart).
     again: bool = False
+    #: The input's FIFO group: nothing later of it is done before this one is.
+    group: str | None = None
 
 
 class OutputsRefused(BrokerError):

@@ -493,6 +493,15 @@ class LeaseTable:
             if state and (lease := self.read(index, queues)) is not None:
                 yield lease
 
+    def settled(self) -> Iterator[Lease]:
+        """Yield the leases of all entries in use, those that are changing once they have changed (its worker)."""
+        for index in range(LEASES):
+            lease = self.read(index)
+            while lease is None and self.state(index) is not LeaseState.FREE:
+                lease = self.read(index)
+            if lease is not None:
+                yield lease
+
     def body(self, lease: Lease, calls: int) -> str | None:
         """Return the body of a running message; None where it was not copied."""
         found = self._copy(lease, calls)

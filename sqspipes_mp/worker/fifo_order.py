@@ -36,7 +36,7 @@ class GroupOrder:
         if not self._context.fifo or group is None:
             return []
         with self._marking:
-            held = self._context.leases.leases(())
+            held = self._context.leases.settled()
             # A receipt that is held no more is forgotten.
             self._behind = {
                 lease.handle.receipt for lease in held if lease.group == group or lease.handle.receipt in self._behind

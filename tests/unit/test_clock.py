@@ -1,6 +1,7 @@
 """Leases are judged by a clock that goes on while the machine sleeps."""
 
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -80,9 +81,16 @@ def test_what_ran_out_on_its_way_is_not_begun(known: bool, monkeypatch: pytest.M
     monkeypatch.setattr(intake, "lease_now", lambda: clock.lease_now() + away)
     monkeypatch.setattr(intake, "slept", lambda since, monotonic: away)
     one = SimpleNamespace(
-        _context=Place(), _fetch=fetch, _lease=15.0, _ready=SimpleNamespace(put=begun.append), _came=lambda *_: None
+        _context=Place(),
+        _fetch=fetch,
+        _lease=15.0,
+        _ready=SimpleNamespace(put=begun.append),
+        _came=lambda *_: None,
+        _lock=threading.Lock(),
+        _asked=1,
     )
     one._leased_at = intake.Intake._leased_at.__get__(one)
+    one._take_in = intake.Intake._take_in.__get__(one)
     intake.Intake._receive(one, ["q"], 1, 0.0)  # type: ignore[arg-type]
     assert begun == []
 

@@ -864,15 +864,19 @@ class LeaseMachine(RuleBasedStateMachine):
         message.attempts += 1
         worker.region.set_state(delivery.lease, LeaseState.FAILED)
         yield
-        worker.region.set_state(delivery.lease, LeaseState.CHARGING)
-        yield
         if delivery.attempt >= MOST_ATTEMPTS:
+            worker.station.charge(delivery)
+            yield
+            worker.region.set_state(delivery.lease, LeaseState.CLOSING)
+            yield
             message.buried = True
             yield
             self.queue.delete([handle])
             yield
             worker.station.forget_charges(delivery)
         else:
+            worker.region.set_state(delivery.lease, LeaseState.CHARGING)
+            yield
             worker.station.charge(delivery)
             yield
             self.queue.extend([handle], 1.0, attempts=delivery.attempt)

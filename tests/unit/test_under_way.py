@@ -100,10 +100,12 @@ def test_a_reply_that_a_long_call_may_have_kept_unread_is_confirmed(
         _lease=15.0,
         _fetch=lambda *_: batch,
         _came=lambda *_: None,
+        _lock=threading.Lock(),
+        _asked=2,
         _open=lambda received, leased_at: received.handle.message_id,
         _ready=SimpleNamespace(put=ready.extend),
     )
-    for name in ("_leased_at", "_confirmed"):
+    for name in ("_leased_at", "_confirmed", "_take_in"):
         setattr(one, name, getattr(Intake, name).__get__(one))
     Intake._receive(one, ["q"], 2, 0.0)
     assert (context.extended, ready) == (extended, begun)
@@ -138,49 +140,60 @@ def test_on_a_standard_queue_ten_go_together_or_what_has_waited_long_enough():
     items = [done("same", at=5.0) for _ in range(13)]
     for item in items:
         put_into(backlog, item)
-    assert picked(backlog.pick(5.0, flush=False)) == items[:10]
-    assert backlog.pick(5.1, flush=False) is None
+    assert picked(backlog.pick(5.0, 0)) == items[:10]
+    assert backlog.pick(5.1, 0) is None
     assert backlog.patience(5.1) == pytest.approx(0.05)
-    assert picked(backlog.pick(5.15, flush=False)) == items[10:]
+    assert picked(backlog.pick(5.15, 0)) == items[10:]
     assert backlog.under_way == 2
     assert backlog.patience(6.0) == math.inf
 
 
-def test_a_release_goes_alone_at_once():
+def test_a_release_goes_alone_and_holds_nothing_up():
     backlog = Backlog(batch=10, linger=0.15, by_group=False)
     first, back = done(at=5.0), release("a", "b")
     put_into(backlog, first)
     put_into(backlog, back)
-    assert picked(backlog.pick(9.0, flush=False)) == [first]
-    assert picked(backlog.pick(5.0, flush=False)) == [back]
+    # The items before it cannot get more company.
+    assert picked(backlog.pick(5.0, 0)) == [first]
+    assert picked(backlog.pick(5.0, 0)) == [back]
+
+
+def test_what_was_hurried_waits_for_nothing_and_what_came_after_does():
+    backlog = Backlog(batch=10, linger=0.15, by_group=False)
+    items = [done(at=5.0), done(at=5.0)]
+    put_into(backlog, items[0])
+    assert picked(backlog.pick(5.0, backlog.last)) == [items[0]]
+    hurried = backlog.last
+    put_into(backlog, items[1])
+    assert backlog.pick(5.0, hurried) is None
 
 
 def test_a_group_has_one_batch_under_way_and_keeps_its_order():
     backlog = Backlog(batch=10, linger=0.15, by_group=True)
     a, b, late_a = done("a", at=5.0), done("b", at=5.0), done("a", at=5.0)
     put_into(backlog, a)
-    first = backlog.pick(5.0, flush=False)
+    first = backlog.pick(5.0, 0)
     assert picked(first) == [a]
     for item in (late_a, release("a"), b):
         put_into(backlog, item)
     # Beside a batch that is under way others linger for company.
-    assert backlog.pick(5.1, flush=False) is None
-    second = backlog.pick(5.2, flush=False)
+    assert backlog.pick(5.1, 0) is None
+    second = backlog.pick(5.2, 0)
     assert picked(second) == [b]
-    assert backlog.pick(9.0, flush=True) is None
+    assert backlog.pick(9.0, math.inf) is None
     assert first is not None
     backlog.carried(first)
-    assert picked(backlog.pick(9.0, flush=False)) == [late_a]
+    assert picked(backlog.pick(9.0, 0)) == [late_a]
 
 
 def test_whatever_follows_a_blocked_item_of_its_group_is_blocked_too():
     backlog = Backlog(batch=10, linger=0.0, by_group=True)
     put_into(backlog, done("a"))
-    backlog.pick(0.0, flush=True)
+    backlog.pick(0.0, math.inf)
     both, later = release("a", "b"), done("b")
     put_into(backlog, both)
     put_into(backlog, later)
-    assert backlog.pick(9.0, flush=True) is None
+    assert backlog.pick(9.0, math.inf) is None
 
 
 def test_a_source_keeps_the_order_of_the_groups_it_sends_to():
@@ -191,9 +204,9 @@ def test_a_source_keeps_the_order_of_the_groups_it_sends_to():
     items = [made("a", "1"), made("b", "2"), made("a", "3"), made(None, "4"), made(None, "5")]
     for item in items:
         put_into(backlog, item)
-    assert picked(backlog.pick(0.0, flush=True)) == items[:2]
-    assert picked(backlog.pick(0.0, flush=True)) == items[3:]
-    assert backlog.pick(0.0, flush=True) is None
+    assert picked(backlog.pick(0.0, math.inf)) == items[:2]
+    assert picked(backlog.pick(0.0, math.inf)) == items[3:]
+    assert backlog.pick(0.0, math.inf) is None
 
 
 @given(st.data(), st.booleans())
@@ -212,7 +225,7 @@ def test_any_order_of_picks_keeps_each_group_and_loses_nothing(data: st.DataObje
             ended = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
             carried += ended.items
             backlog.carried(ended)
-        elif (some := backlog.pick(9.0, flush=data.draw(st.booleans()))) is not None:
+        elif (some := backlog.pick(9.0, math.inf if data.draw(st.booleans()) else 0)) is not None:
             if by_group:
                 assert all(some.groups.isdisjoint(other.groups) for other in under_way)
             under_way.append(some)
@@ -224,7 +237,7 @@ def test_any_order_of_picks_keeps_each_group_and_loses_nothing(data: st.DataObje
         for batch in under_way:
             carried += batch.items
             backlog.carried(batch)
-        under_way = [some] if (some := backlog.pick(9.0, flush=True)) is not None else []
+        under_way = [some] if (some := backlog.pick(9.0, math.inf)) is not None else []
     assert sorted(map(id, carried)) == sorted(map(id, put))
     if by_group:
         for group in "ab":
@@ -276,6 +289,19 @@ def test_a_generator_has_finished_once_all_before_its_end_is_accepted():
     window.end(2)
     assert not board.get(0, FINISHED)
     window.add(0)
+    assert board.get(0, FINISHED)
+    board.close()
+
+
+def test_a_successor_goes_on_though_the_prefix_was_never_written():
+    board = Scoreboard.create(1, 1)
+    window = Accepted(board, 0, goes_on=True)
+    for number in range(SPAN):
+        window._put(number, accepted=True)
+    successor = Accepted(board, 0, goes_on=True)
+    assert (successor.prefix, board.get(0, ACCEPTED)) == (SPAN, SPAN)
+    assert successor.wait_for_room(SPAN, threading.Event())
+    successor.end(SPAN)
     assert board.get(0, FINISHED)
     board.close()
 

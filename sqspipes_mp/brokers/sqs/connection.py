@@ -150,6 +150,7 @@ class SqsConnection:
             for owner in sorted(set(range(len(completions))).difference(owners)):
                 is_ours(owner)
             incomplete |= lost
+        incomplete |= _behind(completions, incomplete)
         done = [completion for owner, completion in enumerate(completions) if owner not in incomplete]
         if on_sent is not None:
             for completion in done:
@@ -276,6 +277,21 @@ class SqsConnection:
                 case _:
                     errors.append(self._calls.error(fault, operation, handle.queue))
         return stale, beyond, errors
+
+
+def _behind(completions: Sequence[Completion], incomplete: set[int]) -> set[int]:
+    """Return the places of completions that follow an incomplete one of their input's FIFO group."""
+    groups: set[str] = set()
+    behind: set[int] = set()
+    for place, completion in enumerate(completions):
+        if completion.group is None or completion.input is None or not is_fifo(completion.input.queue):
+            continue
+        if place in incomplete:
+            groups.add(completion.group)
+        elif completion.group in groups:
+            # Its outputs may have been sent: the queue drops them when they come again within five minutes.
+            behind.add(place)
+    return behind
 
 
 def requests_at_once(descriptors: int) -> int:

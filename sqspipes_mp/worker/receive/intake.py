@@ -96,7 +96,8 @@ class Intake:
         context = self._context
         with self._guarded():
             while not context.no_more.is_set():
-                if count := self._reserve(first=True):
+                count, _ = self._reserve(first=True)
+                if count:
                     self._receive(self._queues, count, LONG_POLL)
                 else:
                     context.demand.wait(min(_LONGEST_REST, self._stale_after / 4))
@@ -112,7 +113,8 @@ class Intake:
                 self._wanted.acquire()
                 if self._context.no_more.is_set():
                     return
-                if (count := self._reserve(first=False)) and (full := self._full) is not None:
+                count, full = self._reserve(first=False)
+                if count and full is not None:
                     self._receive((full,), count, _EXTRA_POLL if len(self._queues) == 1 else 0.0)
 
     @contextlib.contextmanager
@@ -134,12 +136,16 @@ class Intake:
                 self._ready.close()
                 self._context.say(Kind.STOPPED)
 
-    def _reserve(self, *, first: bool) -> int:
-        """Return how many messages to ask for now, and count them as on their way; have another thread ask, too."""
+    def _reserve(self, *, first: bool) -> tuple[int, str | None]:
+        """Return how many messages to ask for now, and the level with a backlog; have another thread ask, too.
+
+        ``first``: for the thread that looks at every level. The messages count as on their way until ``_receive`` ends.
+        """
         with self._lock:
             if not first and not self._another():
-                return 0
-            if count := self._ask():
+                return 0, None
+            count = self._ask(first=first)
+            if count:
                 self._asked += count
                 self._under_way += 1
                 if self._another() and self._ask():
@@ -147,7 +153,7 @@ class Intake:
             else:
                 # Woken once a whole batch fits again.
                 self._ready.low = max(1, self._depth() - self._asked)
-            return count
+            return count, self._full
 
     def _another(self) -> bool:
         context = self._context
@@ -161,27 +167,35 @@ class Intake:
             self._waiting -= 1
             self._wanted.release()
         elif self._others + 1 < self._context.connection.receivers and not self._context.no_more.is_set():
+            thread = threading.Thread(target=self._help, name=f"intake-{self._others + 1}", daemon=True)
+            try:
+                # It waits for the lock, which is held here.
+                thread.start()
+            except (RuntimeError, MemoryError) as error:
+                log.debug("%s: one receive less under way: %s", self._context.stage.name, error)
+                return
+            self._threads.append(thread)
             self._others += 1
             self._alive += 1
             self._wanted.release()
             self._waiting -= 1
-            thread = threading.Thread(target=self._help, name=f"intake-{self._others}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
-    def _ask(self) -> int:
+    def _ask(self, *, first: bool = False) -> int:
         context = self._context
         idle = self._ready.idle
         if not idle and time.monotonic() - self._ready.taken_at > self._stale_after:
             # Behind a call, a turn or a caller that takes this long, a message would be released again and again, each
             # time one delivery nearer to the dead-letter queue.
             return 0
-        waiting = self._ready.waiting + self._asked
+        waiting = self._ready.waiting
+        if not (first and idle and not waiting):
+            # A hungry main thread does not wait for a further thread's receive, which may be stuck, or find nothing.
+            waiting += self._asked
         room = context.room - self._asked
         if context.left is not None:
-            room = min(room, context.left - waiting)
+            room = min(room, context.left - self._ready.waiting - self._asked)
         return ask(
             waiting=waiting,
             idle=idle,
@@ -207,6 +221,14 @@ class Intake:
 
     def _receive(self, queues: Sequence[str], count: int, wait: float) -> None:
         """Receive ``count`` messages that were reserved, and hand them to the main thread."""
+        try:
+            self._take_in(queues, count, wait)
+        finally:
+            with self._lock:
+                # Only now, that each message has its lease: else others would count on the same room.
+                self._asked -= count
+
+    def _take_in(self, queues: Sequence[str], count: int, wait: float) -> None:
         asked_at, leased_at = time.monotonic(), lease_now()
         batch: list[Received] = []
         try:
@@ -243,7 +265,6 @@ class Intake:
     def _came(self, batch: Sequence[Received], count: int, seconds: float) -> None:
         """Count a receive's end, and learn from its reply."""
         with self._lock:
-            self._asked -= count
             self._under_way -= 1
             if len(batch) == count:
                 self._round_trip += (seconds - self._round_trip) / 8
@@ -271,7 +292,8 @@ class Intake:
         stale = set(self._context.connection.extend([received.handle for received in batch], self._lease))
         if stale:
             log.info("%s: %d messages came too late to be begun here", self._context.stage.name, len(stale))
-        return [received for received in batch if received.handle not in stale], leased_at
+        groups = {received.group for received in batch if received.handle in stale} if self._context.fifo else set()
+        return [each for each in batch if each.handle not in stale and each.group not in groups], leased_at
 
     def _fetch(self, queues: Sequence[str], count: int, wait: float) -> list[Received]:
         """Receive; without memory for the messages have this worker replaced, and return none."""

@@ -259,7 +259,8 @@ class Runner:
             context.count(OUTPUTS_DROPPED, dropped)
         if cause := context.leases.finish(delivery.lease):
             raise Late(HELD if cause is Cause.HOLD else LATE)
-        done = Done(Completion(delivery.received.handle, tuple(outputs)), delivery)
+        received = delivery.received
+        done = Done(Completion(received.handle, tuple(outputs), group=received.group), delivery)
         for product in products:
             if product.callback is not None:
                 done.callbacks += (product.callback,)

@@ -28,7 +28,12 @@ class Accepted:
         self._end: int | None = None
         #: Calls accepted in a row.
         self.prefix = board.get(slot, ACCEPTED)
-        if not goes_on:
+        if goes_on:
+            # A worker that was killed between a bit and the prefix: its successor skips those calls, and adds none.
+            while self.has(self.prefix):
+                self.prefix += 1
+            board.put(slot, ACCEPTED, self.prefix)
+        else:
             # A function's calls are new ones: its predecessor's beyond the prefix are none of them.
             for number in range(self.prefix, self.prefix + SPAN):
                 self._put(number, accepted=False)

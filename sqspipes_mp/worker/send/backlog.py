@@ -54,13 +54,13 @@ class Backlog:
         """Whether a full batch waits."""
         return len(self.items) >= self._batch
 
-    def pick(self, now: float, *, flush: bool) -> Batch | None:
+    def pick(self, now: float, hurried: float) -> Batch | None:
         """Return the next batch, which is then under way; None while its items may still wait for company.
 
-        ``now``: monotonic seconds; ``flush``: no item waits.
+        ``now``: monotonic seconds; ``hurried``: number of the last item that waits for none.
         """
-        places = self._together()
-        if not places or (not flush and self._patience(places, now) > 0):
+        places, cut = self._together()
+        if not places or (self.items[places[0]][0] > hurried and self._patience(places, now, cut=cut) > 0):
             return None
         picked = [self.items[place] for place in places]
         if places[-1] == len(places) - 1:
@@ -88,20 +88,20 @@ class Backlog:
 
     def patience(self, now: float) -> float:
         """Return the seconds until the next batch is due; infinite where it waits for another one's end."""
-        places = self._together()
-        return self._patience(places, now) if places else math.inf
+        places, cut = self._together()
+        return self._patience(places, now, cut=cut) if places else math.inf
 
-    def _patience(self, places: list[int], now: float) -> float:
+    def _patience(self, places: list[int], now: float, *, cut: bool) -> float:
         first = self.items[places[0]][1]
-        if not isinstance(first, Done) or len(places) >= self._batch:
+        if not isinstance(first, Done) or len(places) >= self._batch or cut:
             return 0.0
         if self._by_group and not self._under_way:
             # The next message of its group cannot be received before this one is deleted.
             return 0.0
         return max(0.0, first.at + self._linger - now)
 
-    def _together(self) -> list[int]:
-        """Return the places of the items that could go next, as one batch."""
+    def _together(self) -> tuple[list[int], bool]:
+        """Return the places of the items that could go next, as one batch; and whether another kind follows them."""
         places: list[int] = []
         blocked = set(self._busy)
         for place, (_, item) in enumerate(itertools.islice(self.items, _LOOK_AHEAD)):
@@ -109,12 +109,12 @@ class Backlog:
                 # Later items of its groups wait behind it.
                 blocked |= groups
             elif not isinstance(item, Done):
-                return places or [place]
+                return places or [place], True
             else:
                 places.append(place)
                 if len(places) >= self._batch:
                     break
-        return places
+        return places, False
 
     def _groups(self, item: Item) -> set[str]:
         if not isinstance(item, Done):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
@@ -61,7 +63,8 @@ class Outbox:
         self._linger = connection.linger
         self._backlog = Backlog(batch=self._batch, linger=self._linger, by_group=context.fifo)
         self._limit = Limit(connection.carriers)
-        self._hurry = False
+        #: Number of the last item that is to wait for no company.
+        self._hurried = 0
         self._closing = False
         self._counting = threading.Lock()
         self._lock = threading.RLock()
@@ -91,9 +94,9 @@ class Outbox:
 
     def hurry(self) -> None:
         """Have the queued items carried without waiting for a full batch: no other is coming just now."""
-        if self._backlog.items and not self._hurry:
+        if self._backlog.items and self._hurried != self._backlog.last:
             with self._lock:
-                self._hurry = True
+                self._hurried = self._backlog.last
                 self._call_carrier()
 
     def wait_carried(self, patience: float | None = None) -> None:
@@ -127,13 +130,31 @@ class Outbox:
         """Wake a carrier, or start one where a full batch waits for it."""
         if self._resting:
             self._work.notify()
-        elif self._backlog.full and not self._closing and len(self._carriers) < self._allowed():
+        elif (
+            not self._closing
+            and len(self._carriers) < self._allowed()
+            and (
+                # The second one also where something is urgent: a request may be stuck.
+                self._backlog.full or (len(self._carriers) < 2 and self._urgent())
+            )
+        ):
             self._start_carrier()
+
+    def _urgent(self) -> bool:
+        items = self._backlog.items
+        return bool(items) and (items[0][0] <= self._hurried or not isinstance(items[0][1], Done))
 
     def _start_carrier(self) -> None:
         carrier = threading.Thread(target=self._carry, name=f"outbox-{len(self._carriers)}", daemon=True)
+        try:
+            # It waits for the lock, which is held here.
+            carrier.start()
+        except (RuntimeError, MemoryError) as error:
+            if not self._carriers:
+                raise
+            log.debug("%s: one carrier less: %s", self._context.stage.name, error)
+            return
         self._carriers.append(carrier)
-        carrier.start()
 
     def _allowed(self) -> int:
         return self._limit.allowed(self._backlog.under_way, self._context.connection.throttles, time.monotonic())
@@ -164,19 +185,18 @@ class Outbox:
             while not self._context.faulted.is_set():
                 now = time.monotonic()
                 may = backlog.under_way < self._allowed()
-                if may and (batch := backlog.pick(now, flush=self._hurry or self._closing)):
+                if may and (batch := backlog.pick(now, math.inf if self._closing else self._hurried)):
                     if backlog.items:
                         self._call_carrier()
-                    else:
-                        self._hurry = False
                     self._changed.notify_all()
                     return batch
-                if not backlog.items:
-                    self._hurry = False
-                    if self._closing:
-                        self._work.notify_all()
-                        return None
+                if not backlog.items and self._closing:
+                    self._work.notify_all()
+                    return None
                 wait = min(_IDLE, backlog.patience(now)) if may else 1.0
+                if backlog.items and wait == _IDLE:
+                    # They wait for their groups; others that come meanwhile wake nobody.
+                    wait = self._linger
                 self._resting += 1
                 woken = self._work.wait(wait)
                 self._resting -= 1
@@ -250,15 +270,24 @@ class Outbox:
         reasons = {id(completion): error for completion, error in some.refused}
         unsent = {id(completion) for completion in some.unsent}
         completed = []
+        #: Calls of a source behind the refused one of their group; they have no message that could come again.
+        again: list[Done] = []
         for item in batch:
             error = reasons.get(id(item.completion))
             if error is not None:
                 self._failures.refused(item, error, self._carry_one)
-            elif id(item.completion) in unsent and item.delivery is not None:
-                self._failures.hand_back([item.delivery], self._carry_one)
-                continue
-            if error is None or item.delivery is None:
+                if item.delivery is None:
+                    # A source's call: left out, it is over.
+                    item.completion = replace(item.completion, outputs=())
+                    completed.append(item)
+            elif id(item.completion) not in unsent:
                 completed.append(item)
+            elif item.delivery is not None:
+                self._failures.hand_back([item.delivery], self._carry_one)
+            else:
+                again.append(item)
+        if again:
+            self._complete(again)
         return completed
 
     def _carry_one(self, item: Release | Letter) -> None:
@@ -285,11 +314,13 @@ class Outbox:
         context = self._context
         if not context.connection.keeps_charges:
             # (In SQLite it is one transaction that looks at the receipt: there the keeper may extend the lease.)
-            failed = context.leases.state(item.delivery.lease) is LeaseState.FAILED
-            self._mark(item.delivery, LeaseState.CHARGING if failed else LeaseState.CLOSING)
+            if context.leases.state(item.delivery.lease) is LeaseState.FAILED:
+                # Charged here and not by the keeper, which would write a second letter.
+                context.charge(item.delivery)
+            self._mark(item.delivery, LeaseState.CLOSING)
         stale: list[Handle] = context.connection.dead_letter([item.letter])
-        context.forget_charges(item.delivery)
         self._closed((item.delivery,), None if stale else DEAD)
+        context.forget_charges(item.delivery)
 
     def _mark(self, delivery: Delivery, state: LeaseState) -> None:
         self._context.leases.set_state(delivery.lease, state)

@@ -99,6 +99,9 @@ class ResultWindow:
         """Have a call without results carried away; on FIFO after those of its group that the caller still has."""
         with self._changed:
             group = self._group(done)
+            if group is not None:
+                # An acknowledged call of the group may be on its way to the outbox.
+                self._changed.wait_for(lambda: not self._moving)
             if group is not None and any(self._group(earlier) == group for earlier in self._waiting.values()):
                 self._waiting[self._next] = done
                 self._left[self._next] = 0
