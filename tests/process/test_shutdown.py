@@ -140,7 +140,7 @@ def test_a_second_signal_kills_what_still_runs(
 def test_signals_sent_together_count_as_one(tmp_path: Path, db: Path, log: Log, gate: Gate) -> None:
     engine = pipeline(db, log, gate)
     feed(engine, "work", [0])
-    patient = "from sqspipes_mp.supervisor import requests\nrequests.SECOND_AFTER = 60.0\n" + PROGRAM
+    patient = "from sqspipes_mp.supervisor import stop_requests\nstop_requests.SECOND_AFTER = 60.0\n" + PROGRAM
     with program(tmp_path, patient, db, log.path, gate.path, "{}") as process:
         eventually(lambda: begun(log))
         # As GNU timeout does, to the process and to its group; many, because two at once may arrive as one.
