@@ -1,4 +1,4 @@
-"""An output that its queue refuses, in FIFO groups: nothing of its input's group overtakes it, and nothing is left out."""
+"""An output that its queue refuses, in FIFO groups: nothing of its input's group overtakes it, nothing is left out."""
 
 import contextlib
 import json
