@@ -149,3 +149,27 @@ def test_a_killed_worker_hides_what_its_receives_brought_for_seconds_only(server
         engine.stop()
     server.faults(latency_ms=0)
     assert set(taken(engine, "sink")) == set(range(500))
+
+
+def test_threads_that_cannot_be_started_cost_speed_only(
+    server: StandIn, sqs: SQS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith(("outbox-", "intake-")) and thread.name != "outbox-0":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    work = Task(short, name="work", max_attempts=2)
+    engine = Engine([source, work, sink], domain="t", broker=sqs, start_method="fork")
+    feed(engine, "work", range(100))
+    server.faults(latency_ms=50)
+    with Background(engine, only="work") as run:
+        eventually(lambda: not _left(server, engine))
+        engine.stop()
+    server.faults(latency_ms=0)
+    assert sorted(taken(engine, "sink")) == list(range(100))
+    assert (run.summary["work"].done, run.summary["work"].failed) == (100, 0)
+    assert most(server)[SEND] == 1

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Completion, Handle, Output, Received
-from sqspipes_mp.brokers.sqs.connection import requests_at_once
+from sqspipes_mp.brokers.sqs.connection import _behind, requests_at_once
 from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.scoreboard import ACCEPTED, FINISHED, Scoreboard
 from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.worker.context import Delivery
+from sqspipes_mp.worker.fifo_order import Busy
 from sqspipes_mp.worker.receive.intake import Intake
 from sqspipes_mp.worker.receive.prefetch import another
 from sqspipes_mp.worker.request_limit import Limit
@@ -243,6 +244,28 @@ def test_any_order_of_picks_keeps_each_group_and_loses_nothing(data: st.DataObje
         for group in "ab":
             order = [id(item) for item in put if group in backlog._groups(item)]
             assert [id(item) for item in carried if group in backlog._groups(item)] == order
+
+
+def test_only_on_fifo_queues_a_group_keeps_calls_apart():
+    first, second = (each.delivery for each in (done("a"), done("a")))
+    assert first is not None
+    assert second is not None
+    for fifo in (True, False):
+        busy = Busy(fifo=fifo)
+        busy.enter(first)
+        assert busy.has(second) is fifo
+        assert busy.idle_groups([second]) == (0 if fifo else 1)
+        busy.leave(first)
+        assert not busy.has(second)
+
+
+def test_what_follows_an_incomplete_one_of_its_input_group_is_not_done():
+    handle = Handle("in.fifo", "r", "m")
+    completions = [Completion(handle, group=group) for group in ("a", "b", "a", None, "b")]
+    assert _behind(completions, {0}) == {2}
+    assert _behind(completions, {1, 2}) == {4}
+    # On a standard queue a group is no promise.
+    assert _behind([Completion(Handle("in", "r", "m"), group="a")] * 2, {0}) == set()
 
 
 # --- a source's accepted calls ---
