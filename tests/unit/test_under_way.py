@@ -112,6 +112,14 @@ def test_a_reply_that_a_long_call_may_have_kept_unread_is_confirmed(
     assert (context.extended, ready) == (extended, begun)
 
 
+def test_a_further_receive_reserves_nothing_once_the_backlog_is_over():
+    one: Any = SimpleNamespace(
+        _lock=threading.Lock(), _full=None, _another=lambda: True, _ask=lambda **_: 10, _asked=0, _under_way=0
+    )
+    assert Intake._reserve(one, first=False) == (0, None)
+    assert (one._asked, one._under_way) == (0, 0)
+
+
 # --- what a carrier takes ---
 
 

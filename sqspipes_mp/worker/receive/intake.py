@@ -142,7 +142,7 @@ class Intake:
         ``first``: for the thread that looks at every level. The messages count as on their way until ``_receive`` ends.
         """
         with self._lock:
-            if not first and not self._another():
+            if not first and (self._full is None or not self._another()):
                 return 0, None
             count = self._ask(first=first)
             if count:
