@@ -229,7 +229,7 @@ def test_an_exit_with_a_lock_is_remote_error(carry):
     assert (back.type_name, "lock" in back.message) == ("SystemExit", True)
 
 
-@pytest.mark.parametrize("make", [lambda: 7, lambda: Text("name"), list])
+@pytest.mark.parametrize("make", [lambda: 7, list])
 def test_frames_of_odd_names(make, carry):
     scope: dict[str, Any] = {"__name__": make()}
     exec(compile("def f():\n    raise ValueError('odd')", "odd-\udcff\n.py", "exec"), scope)  # noqa: S102  (a file of that name)
