@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import queues
-from benchmarks.harness import Report, Spread, interleave, parse
+from benchmarks.harness import Report, Spread, bars, interleave, parse
 from sqspipes_mp import Engine, Task
 from sqspipes_mp.brokers.base import Broker
 
@@ -94,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _draw(labels: list[str], drawn: dict[str, list[Spread]], figure: Any) -> None:
-    from benchmarks.harness import bars  # noqa: PLC0415
-
     axes = figure.subplots()
     bars(axes, labels, drawn)
     axes.set_ylabel("values per second")

@@ -94,7 +94,7 @@ class Line:
 
 
 class Busy:
-    """The groups of which a message runs, or is carried away. Its owner's lock guards it."""
+    """The groups of which a message runs. Its owner's lock guards it."""
 
     def __init__(self, *, fifo: bool) -> None:
         self._fifo = fifo

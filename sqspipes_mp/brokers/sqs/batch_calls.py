@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -96,14 +95,14 @@ class BatchCalls:
         if len(batches) == 1:
             return [self.send(batches[0])]
         stop = threading.Event()
-        with ThreadPoolExecutor(len(batches), "sqs-send") as pool, contextlib.ExitStack() as stack:
+        with ThreadPoolExecutor(len(batches), "sqs-send") as pool:
             sends = [pool.submit(self.send, batch, lambda _: not stop.is_set()) for batch in batches]
             try:
                 return [send.result() for send in sends]
             except BaseException:
                 stop.set()
-                stack.enter_context(self._calls.without_pauses())
-                wait(sends)
+                with self._calls.without_pauses():
+                    wait(sends)
                 raise
 
     def each(self, operation: str, handles: Sequence[Handle], extra: Mapping[str, Any]) -> dict[Handle, Fault]:

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from sqspipes_mp.worker.send.outgoing import Done, Item
+from sqspipes_mp.worker.send.outgoing import Done, Item, Release
 
 #: Items looked at for one batch, where some have to wait for their FIFO group.
 _LOOK_AHEAD = 200
@@ -118,7 +118,7 @@ class Backlog:
 
     def _groups(self, item: Item) -> set[str]:
         if not isinstance(item, Done):
-            deliveries = item.deliveries if hasattr(item, "deliveries") else (item.delivery,)
+            deliveries = item.deliveries if isinstance(item, Release) else (item.delivery,)
             return {group for each in deliveries if (group := each.received.group) is not None}
         if item.delivery is not None:
             return set() if item.delivery.received.group is None else {item.delivery.received.group}

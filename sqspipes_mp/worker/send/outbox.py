@@ -66,7 +66,6 @@ class Outbox:
         #: Number of the last item that is to wait for no company.
         self._hurried = 0
         self._closing = False
-        self._counting = threading.Lock()
         self._lock = threading.RLock()
         #: Wakes carriers, and those that wait for room or for an item's end.
         self._work, self._changed = threading.Condition(self._lock), threading.Condition(self._lock)
@@ -130,19 +129,15 @@ class Outbox:
         """Wake a carrier, or start one where a full batch waits for it."""
         if self._resting:
             self._work.notify()
-        elif (
-            not self._closing
-            and len(self._carriers) < self._allowed()
-            and (
-                # The second one also where something is urgent: a request may be stuck.
-                self._backlog.full or (len(self._carriers) < 2 and self._urgent())
-            )
-        ):
+        elif not self._closing and self._wants_another() and len(self._carriers) < self._allowed():
             self._start_carrier()
 
-    def _urgent(self) -> bool:
-        items = self._backlog.items
-        return bool(items) and (items[0][0] <= self._hurried or not isinstance(items[0][1], Done))
+    def _wants_another(self) -> bool:
+        """Whether a full batch waits; for a second carrier also an urgent item: the first one may be stuck."""
+        if self._backlog.full or len(self._carriers) > 1 or not self._backlog.items:
+            return self._backlog.full
+        number, first = self._backlog.items[0]
+        return number <= self._hurried or not isinstance(first, Done)
 
     def _start_carrier(self) -> None:
         carrier = threading.Thread(target=self._carry, name=f"outbox-{len(self._carriers)}", daemon=True)
@@ -252,10 +247,8 @@ class Outbox:
                 self._ready.put_callback(partial(_run_callback, callback, item))
         if dropped:
             context.count(OUTPUTS_DROPPED, dropped)
-        with self._counting:
-            board, slot = context.board, context.slot
-            board.add(slot, DONE, done)
-            board.add(slot, SENT, sent)
+        context.count(DONE, done)
+        context.count(SENT, sent)
 
     def _may_complete(self, item: Done) -> bool:
         """On FIFO let go of a message whose lease is lost, or that would overtake such a one of its group."""
@@ -329,8 +322,7 @@ class Outbox:
         for delivery in deliveries:
             self._context.close_lease(delivery.lease)
         if counter is not None:
-            with self._counting:
-                self._context.board.add(self._context.slot, counter, len(deliveries))
+            self._context.count(counter, len(deliveries))
 
 
 def _run_callback(callback: TaskCallback, item: Done) -> None:
