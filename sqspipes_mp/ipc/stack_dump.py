@@ -16,6 +16,9 @@ DUMP = signal.SIGUSR1
 _MOST = 1 << 20
 #: The file of the frame that calls the user's function; the frames below it are the engine's.
 _OUR_FRAME = f"{os.sep}sqspipes_mp{os.sep}worker{os.sep}run{os.sep}function.py"
+#: The last line of a dump: faulthandler writes the main thread last, and our first frame there or, of too many frames,
+#: an ellipsis.
+_LAST_LINE = re.compile(r'^  (File ".*sqspipes_mp.worker.main\.py", line \d+ in worker_main|\.\.\.)$', re.MULTILINE)
 
 
 class StackFile:
@@ -44,13 +47,13 @@ class StackFile:
         faulthandler.register(DUMP, file=self._fd, all_threads=True)
 
     @property
-    def begun(self) -> bool:
-        """Whether the worker has written to the file."""
-        return os.fstat(self._fd).st_size > 0
+    def whole(self) -> bool:
+        """Whether the worker has written its stack to the end; a dump arrives frame by frame."""
+        return bool(_LAST_LINE.search(self._dump()))
 
     def read(self) -> str:
         """Return the frames of the user's code; empty where no stack was written."""
-        return users_part(os.pread(self._fd, _MOST, 0).decode("utf-8", "replace"))
+        return users_part(self._dump())
 
     def clear(self) -> None:
         """Drop the stack of a worker that lives on."""
@@ -61,6 +64,9 @@ class StackFile:
     def close(self) -> None:
         """Close the file in this process."""
         os.close(self._fd)
+
+    def _dump(self) -> str:
+        return os.pread(self._fd, _MOST, 0).decode("utf-8", "replace")
 
 
 def users_part(dump: str) -> str:

@@ -26,8 +26,8 @@ from sqspipes_mp.pipeline.plan import Seat
 from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.supervisor.child import Child
 
-#: Seconds that a worker has to write its stack before it is killed (that takes less than a millisecond), and seconds
-#: that a worker has that has written nothing, since it may get no CPU.
+#: Seconds between two looks at the stack of a worker that is to be killed; writing takes less than a millisecond.
+#: Seconds that a worker has to write its stack to the end, since it may get no CPU.
 LAST_WORDS, SILENCE = 0.05, 1.0
 
 
@@ -198,7 +198,7 @@ class Slot:
         return self.kill_at is not None and now >= self.kill_at
 
     def put_off_kill(self, now: float) -> bool:
-        """Wait longer for the stack of a worker that has written nothing yet; False: it was silent for too long."""
+        """Wait longer for the whole stack of a worker; False: it has had ``SILENCE`` seconds."""
         if now >= self._silent_until:
             return False
         self.kill_at = now + LAST_WORDS

@@ -153,8 +153,10 @@ class Watchdog:
         return (started + self._board.credit(started)) / 1e9 + timeout
 
     def _kill_late(self, slot: Slot, worker: Worker, now: float) -> None:
-        """Kill a worker whose call is late, once its stack is written, or it was silent for long."""
+        """Kill a worker whose call is late, once its stack is whole, or it has had long enough."""
         assert slot.late is not None
+        if not worker.stack.whole and slot.put_off_kill(now):
+            return
         if not self._still_runs(slot, worker, slot.late):
             # The signal that asks for a stack makes some C calls return early. The worker has failed the late call, and
             # may run another one, which must not be charged.
@@ -164,7 +166,7 @@ class Watchdog:
                 slot.name, worker.child.pid, worker.stack.read().rstrip(),
             )  # fmt: skip
             worker.stack.clear()
-        elif worker.stack.begun or not slot.put_off_kill(now):
+        else:
             worker.child.kill()
 
     def _blame(self, slot: Slot, worker: Worker, started: int, cause: Cause) -> Lease | None:

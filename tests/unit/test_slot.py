@@ -110,7 +110,7 @@ def test_the_first_cause_of_a_kill_counts() -> None:
     assert slot.died() is Cause.MEMORY
 
 
-def test_a_late_call_has_time_for_its_stack_and_longer_while_it_writes_nothing() -> None:
+def test_a_late_call_has_time_for_its_stack_and_longer_until_that_is_whole() -> None:
     slot = ready()
     slot.call_is_late(LATE, 10.0)
     assert (slot.state, slot.cause, slot.kill_at) == (State.LATE, Cause.TIMEOUT, 10.0 + LAST_WORDS)

@@ -33,6 +33,22 @@ def test_a_dump_without_a_running_call_is_kept_whole():
     assert users_part("") == ""
 
 
+def test_a_dump_is_whole_once_the_main_threads_first_frame_is_written():
+    stack = StackFile()
+    text = _DUMP.partition("Extension")[0].strip().encode()
+    rest = [b'\n  File "/x/sqspipes_mp/worker/main.py", line 96 in _work', b'\n  File "/x/sqspipes_mp/worker/main.py"']
+    for part in [text, *rest, b", line 58 in worker_mai"]:
+        os.write(stack.fileno(), part)
+        assert not stack.whole
+    os.write(stack.fileno(), b"n\n")
+    assert stack.whole
+    stack.clear()
+    assert not stack.whole
+    os.write(stack.fileno(), text + b"\n  ...\n")
+    assert stack.whole
+    stack.close()
+
+
 def test_a_child_answers_the_dump_signal_while_it_is_busy():
     stack = StackFile()
     ready, told = os.pipe()
