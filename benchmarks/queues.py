@@ -60,5 +60,11 @@ def fill(engine: Engine, stage: str, values: Sequence[object]) -> None:
     with contextlib.closing(engine.broker.open()) as connection:
         connection.ensure(engine.pipeline.queues, create=True)
         for start in range(0, len(values), _BATCH):
-            bodies = [json.dumps({"meta": {"priority": 0}, "value": value}) for value in values[start : start + _BATCH]]
-            connection.complete([Completion(None, (Output(queue, body, os.urandom(16).hex()),)) for body in bodies])
+            connection.complete(
+                [Completion(None, (_output(queue, value),)) for value in values[start : start + _BATCH]]
+            )
+
+
+def _output(queue: str, value: object) -> Output:
+    hop = os.urandom(32).hex()
+    return Output(queue, json.dumps({"meta": {"priority": 0, "hop": hop}, "value": value}), hop)

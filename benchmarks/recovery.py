@@ -2,7 +2,11 @@
 
 One worker runs a message that never ends and holds five more. It is SIGKILLed; the clock runs until all five can be
 received again, and until its replacement begins one of them. That is done again and again, over SQLite and over SQS's
-wire (the stand-in, ``standin/``, 5 ms latency per request). Runs from a checkout only.
+wire (the stand-in, ``standin/``, 5 ms latency per request).
+
+Then a worker far from SQS, with a backlog, is SIGKILLed while receives are under way. The messages that these receives
+bring are hidden until their visibility timeout ends: at most 15 s, and at most ten for each receive. Runs from a
+checkout only.
 """
 
 from __future__ import annotations
@@ -74,6 +78,39 @@ def measure(broker: Broker, kills: int, visible: Callable[[Engine], int], folder
     return found
 
 
+def quick(value: object, log: Log) -> object:
+    """Tell which process ran it."""
+    log.note(os.getpid())
+    return value
+
+
+def hidden(server: Any, broker: Broker, folder: Path) -> tuple[int, int, float]:
+    """SIGKILL a worker with receives under way, and end the run; return their number, hidden messages, and seconds."""
+    log = Log(str(folder / f"far-{time.monotonic_ns()}"))
+    work = Task(partial(quick, log=log), name="work", max_attempts=1)
+    engine = Engine([source, work, quick], domain="far", broker=broker, on_error="retry", start_method="fork")
+    feed(engine, "work", range(2000))
+
+    def queue() -> dict[str, Any]:
+        return dict(server.ledger(messages=False)["queues"]["far-source"])
+
+    def receives() -> int:
+        counts = server.ledger(messages=False)["requests"].get("ReceiveMessage", {"under_way": 0})
+        return int(counts["under_way"])
+
+    with serving(engine, "work"):
+        eventually(lambda: receives() >= 2, "receives are under way")
+        under_way = receives()
+        os.kill(log.lines()[-1], signal.SIGKILL)
+        killed = time.monotonic()
+    kept = queue()["in_flight"]
+    while queue()["in_flight"]:
+        if time.monotonic() > killed + 60:
+            raise RuntimeError("a killed worker's messages did not come back within 60 s")
+        threading.Event().wait(0.01)
+    return under_way, kept, time.monotonic() - killed
+
+
 @contextlib.contextmanager
 def places(folder: Path) -> Iterator[dict[str, tuple[Broker, Callable[[Engine], int]]]]:
     """Yield both brokers, and how to count what can be received without disturbing them."""
@@ -106,13 +143,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             drawn[broker] = (receivable, begun)
             figures = (receivable.median, receivable.high, begun.median, begun.high)
             rows.append([broker, len(samples), *(f"{1000 * figure:.0f}" for figure in figures)])
+    far = []
+    with tempfile.TemporaryDirectory(prefix="recovery-") as name:
+        for latency in options.latency:
+            with sqs_standin(latency_ms=latency) as (server, fresh):
+                times = 1 if options.quick else options.far
+                under_way, kept, seconds = zip(
+                    *(hidden(server, fresh(), Path(name)) for _ in range(times)), strict=True
+                )
+            report.keep(f"hidden at {latency:g} ms, s", Spread(seconds))
+            figures = (max(under_way), max(kept), f"{Spread(seconds).median:.1f}", f"{max(seconds):.1f}")
+            far.append([f"{latency:g}", times, *figures])
     columns = ["broker", "kills", "receivable: p50", "max", "begun again: p50", "max"]
     report.table("milliseconds from SIGKILL", columns, rows)
+    columns = ["distance, ms", "kills", "receives under way: most", "hidden: most", "seconds: p50", "max"]
+    report.table("messages hidden by receives under way at a SIGKILL, and seconds until all are visible", columns, far)
     report.finish(partial(_draw, drawn))
 
 
 def _extra(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="over each broker (default: 50; --quick: 3)")
+    parser.add_argument(
+        "--far", type=int, default=5, metavar="N", help="kills at each distance (default: 5; --quick: 1)"
+    )
+    parser.add_argument("--latency", nargs="+", type=float, default=[20.0, 60.0], metavar="MS", help="default: 20 60")
 
 
 def _draw(drawn: dict[str, tuple[Spread, Spread]], figure: Any) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -139,6 +140,7 @@ class Connection(asyncio.Protocol):
 
     def _send(self, data: bytes, fate: Fate, number: Count) -> None:
         number.under_way -= 1
+        number.last = time.monotonic()
         if fate.lost_reply:
             self._reset()
         elif fate.slow:

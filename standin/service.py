@@ -53,6 +53,9 @@ class Count:
     #: Requests without a reply just now, and the most there were at once.
     under_way: int = 0
     most: int = 0
+    #: Monotonic seconds at the first request, and at the last reply; 0 before these.
+    first: float = 0.0
+    last: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
 
 
@@ -130,6 +133,7 @@ class Service:
         """Count a request that is under way from now on; return the operation's counts."""
         count = self.count(operation)
         count.requests += 1
+        count.first = count.first or time.monotonic()
         count.under_way += 1
         count.most = max(count.most, count.under_way)
         return count

@@ -434,16 +434,17 @@ class LeaseTable:
         same = _U32.unpack_from(self._view, _HEADER + index * _ENTRY)[0] == word >> 32
         return cause if same and cause in _LATE else None
 
-    def lost(self, index: int) -> bool:
-        """Tell whether the keeper has found the receipt of entry ``index`` stale."""
-        base = _HEADER + index * _ENTRY
-        same = _U32.unpack_from(self._view, base + _KEPT_GENERATION) == _U32.unpack_from(self._view, base)
-        return bool(same and self._view[base + _KEPT_LOST])
+    def held_until(self, index: int, received_until: float) -> float:
+        """Return when the lease of entry ``index`` ends, seconds of ``lease_now``; 0: the keeper found it stale.
 
-    def deadline(self, index: int) -> float:
-        """Return when the lease of entry ``index`` ends, seconds of ``lease_now``; 0 where it cannot be read."""
-        lease = self.read(index)
-        return lease.deadline if lease else 0.0
+        ``received_until``: the end that its worker has written; the keeper may have extended it.
+        """
+        base = _HEADER + index * _ENTRY
+        if _U32.unpack_from(self._view, base + _KEPT_GENERATION) != _U32.unpack_from(self._view, base):
+            return received_until
+        if self._view[base + _KEPT_LOST]:
+            return 0.0
+        return max(received_until, float(_F64.unpack_from(self._view, base + _KEPT_UNTIL)[0]))
 
     # -- reading ------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,11 @@ class Delivery:
     #: It ran beside others when their worker died: nothing else may run beside it.
     alone: bool = False
 
+    @property
+    def alone_in_group(self) -> bool:
+        """Whether the FIFO group has no other message: its name is the message's own hop id, as the engine chose it."""
+        return self.received.group == self.message.parent != self.message.id
+
 
 class WorkerContext:
     """The worker's shared state."""
@@ -174,7 +179,7 @@ class WorkerContext:
         now = lease_now()
         if now < delivery.until and not self.fifo:
             return True
-        return not self.leases.lost(delivery.lease) and now < self.leases.deadline(delivery.lease)
+        return now < self.leases.held_until(delivery.lease, delivery.until)
 
     def charge(self, delivery: Delivery) -> None:
         with self._charging:

@@ -90,9 +90,11 @@ def test_what_the_keeper_says_of_an_old_lease_does_not_touch_the_next_one():
     _write(region)
     assert (region.read(0).deadline, region.read(0).extended) == (25.0, False)
     region.lose(old)
-    assert not region.lost(0)
+    assert region.held_until(0, 25.0) == 25.0
+    region.keep(present(region.read(0)), 99.0)
+    assert region.held_until(0, 25.0) == 99.0
     region.lose(present(region.read(0)))
-    assert region.lost(0)
+    assert region.held_until(0, 25.0) == 0.0
     board.close()
 
 

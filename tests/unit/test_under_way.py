@@ -103,10 +103,11 @@ def test_a_reply_that_a_long_call_may_have_kept_unread_is_confirmed(
         _came=lambda *_: None,
         _lock=threading.Lock(),
         _asked=2,
+        _full=None,
         _open=lambda received, leased_at: received.handle.message_id,
         _ready=SimpleNamespace(put=ready.extend),
     )
-    for name in ("_leased_at", "_confirmed", "_take_in"):
+    for name in ("_leased_at", "_confirmed", "_take_in", "_excess"):
         setattr(one, name, getattr(Intake, name).__get__(one))
     Intake._receive(one, ["q"], 2, 0.0)
     assert (context.extended, ready) == (extended, begun)
@@ -120,12 +121,61 @@ def test_a_further_receive_reserves_nothing_once_the_backlog_is_over():
     assert (one._asked, one._under_way) == (0, 0)
 
 
+def message_of(level: str) -> Received:
+    return Received(Handle(level, "receipt", "id"), "{}", 1, 0, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("full", "asked", "replied", "expected"),
+    [
+        (None, ["high", "mid", "low"], "low", "low"),
+        (None, ["high", "mid", "low"], None, None),
+        ("low", ["low"], None, None),
+        ("low", ["high"], "high", "high"),
+        # A late reply of a lower level says nothing of the higher one.
+        ("high", ["low"], "low", "high"),
+        ("high", ["low"], None, "high"),
+        # The thread that looks at every level has found the higher ones empty.
+        ("high", ["high", "mid", "low"], "mid", "mid"),
+        ("mid", ["high", "mid", "low"], "high", "high"),
+    ],
+)
+def test_further_receives_go_to_the_highest_level_with_a_backlog(
+    full: str | None, asked: list[str], replied: str | None, expected: str | None
+) -> None:
+    one: Any = SimpleNamespace(
+        _lock=threading.Lock(), _queues=("high", "mid", "low"), _full=full, _under_way=1, _round_trip=0.02, _reply=None
+    )
+    one._context = SimpleNamespace()
+    one._place = Intake._place.__get__(one)
+    Intake._came(one, asked, [message_of(replied)] if replied else [], 1, 0.02)
+    assert one._full == expected
+
+
+@pytest.mark.parametrize(
+    ("level", "full", "waiting", "expected"),
+    [
+        ("low", "high", 10, True),
+        ("low", "high", 3, False),
+        ("high", "high", 10, False),
+        ("high", "low", 10, False),
+        ("low", None, 10, False),
+    ],
+)
+def test_what_a_lower_level_brings_beyond_need_is_released(level: str, full: str, waiting: int, expected: bool) -> None:
+    one: Any = SimpleNamespace(
+        _queues=("high", "low"), _full=full, _ready=SimpleNamespace(waiting=waiting, idle=1), _depth=lambda: 5
+    )
+    one._place = Intake._place.__get__(one)
+    assert Intake._excess(one, [message_of(level)]) is expected
+
+
 # --- what a carrier takes ---
 
 
-def done(group: str | None = None, at: float = 0.0, name: str = "") -> Done:
+def done(group: str | None = None, at: float = 0.0, name: str = "", hop: str = "") -> Done:
     received = Received(Handle("in", name, name), "{}", 1, 0, group, 0.0)
-    delivery = Delivery(received, Message(None, {}, "", "", 0), 0, 1, math.inf)
+    delivery = Delivery(received, Message(None, {}, "", hop, 0), 0, 1, math.inf)
     return Done(Completion(received.handle), delivery, at=at)
 
 
@@ -193,6 +243,14 @@ def test_a_group_has_one_batch_under_way_and_keeps_its_order():
     assert first is not None
     backlog.carried(first)
     assert picked(backlog.pick(9.0, 0)) == [late_a]
+
+
+def test_a_message_alone_in_its_group_waits_for_company_and_no_other_does():
+    backlog = Backlog(batch=10, linger=0.15, by_group=True)
+    put_into(backlog, done("its own hop", at=5.0, hop="its own hop"))
+    assert backlog.pick(5.1, 0) is None
+    put_into(backlog, done("a", at=5.1, hop="another hop"))
+    assert len(picked(backlog.pick(5.1, 0))) == 2
 
 
 def test_whatever_follows_a_blocked_item_of_its_group_is_blocked_too():

@@ -71,7 +71,7 @@ class Intake:
         self._lock = threading.Lock()
         #: Messages asked for by the receives under way, and how many receives these are.
         self._asked = self._under_way = 0
-        #: The level of the newest reply, where that had all messages asked for: there may be more.
+        #: The highest level whose newest reply had all messages asked for: there may be more.
         self._full: str | None = None
         #: Wakes one of the further threads for each receive that is wanted.
         self._wanted = threading.Semaphore(0)
@@ -234,7 +234,7 @@ class Intake:
         try:
             batch = self._fetch(queues, count, wait)
         finally:
-            self._came(batch, count, time.monotonic() - asked_at)
+            self._came(queues, batch, count, time.monotonic() - asked_at)
         if not batch:
             return
         context = self._context
@@ -252,6 +252,9 @@ class Intake:
         context.count(RECEIVED, len(batch))
         deliveries: list[Delivery] = []
         unopened = iter(batch)
+        if self._excess(batch):
+            self._outbox.put(Release(tuple(self._undecoded(received, leased_at) for received in unopened), 0.0))
+            return
         try:
             for received in unopened:
                 if delivery := self._open(received, leased_at):
@@ -262,8 +265,8 @@ class Intake:
         else:
             self._ready.put(deliveries)
 
-    def _came(self, batch: Sequence[Received], count: int, seconds: float) -> None:
-        """Count a receive's end, and learn from its reply."""
+    def _came(self, queues: Sequence[str], batch: Sequence[Received], count: int, seconds: float) -> None:
+        """Count the end of a receive from any of ``queues``, and learn from its reply."""
         with self._lock:
             self._under_way -= 1
             if len(batch) == count:
@@ -272,7 +275,21 @@ class Intake:
                 size = sum(len(received.body) for received in batch)
                 self._reply = size if self._reply is None else self._reply + (size - self._reply) // 4
             self._context.backlog = len(batch) >= _FULL
-            self._full = batch[0].handle.queue if batch and len(batch) >= count else None
+            level = batch[0].handle.queue if batch else queues[-1]
+            if self._full in queues[: queues.index(level) + 1]:
+                self._full = None
+            if batch and len(batch) >= count and (self._full is None or self._place(level) < self._place(self._full)):
+                self._full = level
+
+    def _excess(self, batch: Sequence[Received]) -> bool:
+        """Tell whether messages of a lower level came while a higher one has a backlog, and no more are wanted."""
+        full = self._full
+        if full is None or self._place(batch[0].handle.queue) <= self._place(full):
+            return False
+        return self._ready.waiting >= max(self._depth(), self._ready.idle)
+
+    def _place(self, level: str) -> int:
+        return self._queues.index(level)
 
     def _leased_at(self, batch: list[Received], sent_at: float, sent_at_monotonic: float) -> float:
         """Return when the leases of a batch began at the earliest (``lease_now``).

@@ -29,8 +29,8 @@ class Backlog:
     Args:
         batch: ``Done`` items that make a full batch.
         linger: seconds that a ``Done`` item may wait for a full batch.
-        by_group: FIFO: the items of a group are carried one batch after the other, and no item lingers while no batch
-            is under way.
+        by_group: FIFO: the items of a group are carried one batch after the other, and no item of a group with other
+            messages lingers while no batch is under way.
     """
 
     def __init__(self, *, batch: int, linger: float, by_group: bool) -> None:
@@ -95,7 +95,7 @@ class Backlog:
         first = self.items[places[0]][1]
         if not isinstance(first, Done) or len(places) >= self._batch or cut:
             return 0.0
-        if self._by_group and not self._under_way:
+        if self._by_group and not self._under_way and any(self._holds_up(self.items[place][1]) for place in places):
             # The next message of its group cannot be received before this one is deleted.
             return 0.0
         return max(0.0, first.at + self._linger - now)
@@ -115,6 +115,12 @@ class Backlog:
                 if len(places) >= self._batch:
                     break
         return places, False
+
+    @staticmethod
+    def _holds_up(item: Item) -> bool:
+        """Tell whether an item's message may have others of its group behind it."""
+        delivery = item.delivery if isinstance(item, Done) else None
+        return delivery is not None and not delivery.alone_in_group
 
     def _groups(self, item: Item) -> set[str]:
         if not isinstance(item, Done):
