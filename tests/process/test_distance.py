@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,9 +56,10 @@ def most(server: StandIn) -> dict[str, int]:
     return {name: each["most"] for name, each in server.ledger(messages=False)["requests"].items()}
 
 
-def under_way(server: StandIn) -> dict[str, int]:
-    ledger = server.ledger(messages=False)["requests"]
-    return {name: ledger.get(name, {"under_way": 0})["under_way"] for name in (RECEIVE, SEND, DELETE)}
+def is_under_way(server: StandIn, operation: str) -> bool:
+    """Tell whether several requests of a kind are under way."""
+    found = server.ledger(messages=False)["requests"].get(operation, {"under_way": 0})
+    return int(found["under_way"]) >= 2
 
 
 def made(server: StandIn) -> dict[str, int]:
@@ -138,11 +140,11 @@ def test_a_worker_killed_with_several_requests_under_way_loses_nothing(
     server.faults(latency_ms=100)
     with Background(engine, only="work"):
         for operation in (RECEIVE, SEND, DELETE):
-            eventually(lambda operation=operation: under_way(server)[operation] >= 2)
+            eventually(partial(is_under_way, server, operation))
             os.kill(log.lines()[-1], signal.SIGKILL)
             begun = len(log.lines())
             # The successor is at work.
-            eventually(lambda begun=begun: len(log.lines()) > begun)
+            log.wait_for(begun + 1)
         server.faults(latency_ms=0)
         eventually(lambda: not _left(server, engine))
         engine.stop()
