@@ -51,6 +51,11 @@ class SQLiteConnection:
         self._tidy_at = time.monotonic() + _TIDY_EVERY
         self._warned: set[str] = set()
 
+    @property
+    def moved(self) -> bool:
+        """Whether the open file is no longer the one at its path."""
+        return self._file.moved
+
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create missing queues (``create``) or raise ``QueueMissing``; warn of attributes that differ.
 

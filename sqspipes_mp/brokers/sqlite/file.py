@@ -89,6 +89,15 @@ class File:
         if self._durable:
             self._retry(self._sync)
 
+    @property
+    def moved(self) -> bool:
+        """Whether a file is open that is no longer the one at its path."""
+        with self._mutex:
+            try:
+                return self._session is not None and self._log_path.stat().st_ino != self._inode
+            except OSError:
+                return True
+
     def close(self) -> None:
         """Close the handle for good; a call that waits for a fault to pass raises ``BrokerError``."""
         self._closed.set()
