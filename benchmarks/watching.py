@@ -62,6 +62,13 @@ def eventually(condition: Callable[[], T], what: str = "a condition") -> T:
     raise AssertionError(f"never came true: {what}")
 
 
+def listens(pid: int) -> bool:
+    """Tell whether a process has the bell of an SQLite file mapped, by which it hears of commits."""
+    with contextlib.suppress(OSError):
+        return "-bell\n" in Path(f"/proc/{pid}/maps").read_text()
+    return False
+
+
 def send(engine: Engine, stage: str, *bodies: str, group: str | None = None) -> None:
     """Put bodies into a stage's input queue as they are."""
     queue = engine.pipeline.stage(stage).inputs[-1]

@@ -15,8 +15,7 @@ from uuid import uuid4
 from sqspipes_mp.brokers import SQS
 from sqspipes_mp.brokers.base import Broker, Completion
 from sqspipes_mp.caller.results import Results
-from sqspipes_mp.caller.stats import opened
-from sqspipes_mp.engine import Engine, plan_run
+from sqspipes_mp.engine import Engine, connected, plan_run
 from sqspipes_mp.errors import ConfigError, QueueMissing
 from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.ids import source_parent
@@ -206,7 +205,7 @@ class TaskClient:
             made = [products.make(value, None, parent, index) for index, value in enumerate(method.outputs())]
         outputs = tuple(product.output for product in made if product.output is not None)
         if outputs:
-            with opened(engine.broker) as connection:
+            with connected(engine) as connection:
                 connection.ensure(plan.pipeline.specs_for({0}), create=plan.settings.create_queues)
                 connection.complete([Completion(None, outputs)])
         for product in made:
@@ -217,7 +216,7 @@ class TaskClient:
     def queues(self) -> list[str]:
         """The existing queues of exactly this pipeline: their URLs at SQS, their names in SQLite."""
         found = []
-        with opened(self.engine.broker) as connection:
+        with connected(self.engine) as connection:
             for name in self.engine.pipeline.queue_names():
                 try:
                     found.append(connection.address(name))

@@ -1,4 +1,4 @@
-"""``Engine``: joins pipeline, broker and supervisor, and owns nothing between two calls (caller)."""
+"""``Engine``: joins pipeline, broker and supervisor; between two calls it owns a connection at most (caller)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args, overload
@@ -16,6 +17,7 @@ from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.caller.call import NoValue, rehearse
 from sqspipes_mp.caller.dead_letters import DeadLetter, look
 from sqspipes_mp.caller.feed import Feeder, put, put_many
+from sqspipes_mp.caller.kept_connection import KeptConnection
 from sqspipes_mp.caller.map import MapResults
 from sqspipes_mp.caller.map_job import plan_job, survey
 from sqspipes_mp.caller.progress.progress import check as check_progress
@@ -156,6 +158,7 @@ class Engine:
             check_timeouts(self._pipeline, resolve(self._wanted, domain, {}).longest_hold)
         self._broker: Broker | None = None
         self._runs = Runs()
+        self._connection = KeptConnection()
 
     @property
     def domain(self) -> str:
@@ -176,7 +179,7 @@ class Engine:
                 # Names, not the pipeline: its tasks may refer to this engine, which would then never be finalized.
                 dead = [stage.dead for stage in self._feedable.stages if stage.dead is not None]
                 names = [name for name in self._feedable.queue_names() if name not in dead]
-                weakref.finalize(self, _clean_up, self._broker, os.getpid(), self.domain, names, dead)
+                weakref.finalize(self, _clean_up, self._broker, self._connection, os.getpid(), self.domain, names, dead)
         return self._broker
 
     @overload
@@ -273,7 +276,7 @@ class Engine:
             BrokerError: the queue service refuses.
         """
         feeder = Feeder(self._pipeline, self._settings, priority=priority, group=group, delay=delay, key=key)
-        with opened(self.broker) as connection:
+        with self._connection.use(self.broker) as connection:
             return put(feeder, connection, value)
 
     def put_many(
@@ -308,7 +311,7 @@ class Engine:
         feeder = Feeder(
             self._pipeline, self._settings, priority=priority, group=group, delay=delay, key=key, where="put_many"
         )
-        with opened(self.broker) as connection:
+        with self._connection.use(self.broker) as connection:
             return put_many(feeder, connection, values, progress)
 
     @overload
@@ -420,7 +423,9 @@ class Engine:
 
     def stats(self) -> PipelineStats:
         """Count every queue, and read this engine's latest run. Raises ``ConfigError`` and ``BrokerError``."""
-        return read_stats(self._feedable, self.broker, self._runs.stages(), implied=self._pipeline.stages[0].is_source)
+        runs, implied = self._runs.stages(), self._pipeline.stages[0].is_source
+        with self._connection.use(self.broker) as connection:
+            return read_stats(self._feedable, self.broker, connection, runs, implied=implied)
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return all dead letters, by stage and time. On SQS they are hidden from others meanwhile.
@@ -444,6 +449,16 @@ class Engine:
         with no_map(self.broker, self.domain, "delete"), opened(self.broker) as connection:
             connection.check_owners(self._feedable.queues)
             connection.delete(self._feedable.queue_names())
+        # It knows the addresses of the queues, which SQS answers for some time after their end.
+        self._connection.close()
+
+    def close(self) -> None:
+        """Close the connection that ``put``, ``put_many`` and ``stats`` keep for half a minute after their last use.
+
+        Calls of other threads go on, and a later call opens another. A run closes it before it forks, and the end of
+        the engine or the process closes it, too.
+        """
+        self._connection.close()
 
     def _broker_for(self, plan: RunPlan) -> Broker:
         """Return the broker for a run that is about to start. Raises ``ConfigError`` where the run may not."""
@@ -451,6 +466,7 @@ class Engine:
         broker = self.broker
         broker.check()
         check_timeouts(plan.pipeline, broker.longest_hold)
+        self._connection.close()
         return broker
 
     def _existing(self, connection: Connection) -> list[str]:
@@ -482,6 +498,11 @@ def override(
         check_timeouts(engine._pipeline, resolve(engine._wanted, engine.domain, {}).longest_hold)
 
 
+def connected(engine: Engine) -> AbstractContextManager[Connection]:
+    """Lend the connection that the engine keeps between two calls."""
+    return engine._connection.use(engine.broker)
+
+
 def plan_run(engine: Engine, only: Only = None, *, iterate: bool = False, **options: Unpack[PlanArgs]) -> RunPlan:
     """Return the plan of ``engine.run`` with these arguments. Raises ``ConfigError``."""
     return make_plan(engine._pipeline, engine._settings, only=only, iterate=iterate, **options)
@@ -495,11 +516,14 @@ def start_run(engine: Engine, plan: RunPlan, progress: bool | None = None) -> Su
     return outcome.summary
 
 
-def _clean_up(broker: Broker, owner: int, domain: str, queues: list[str], dead: list[str]) -> None:
+def _clean_up(
+    broker: Broker, connection: KeptConnection, owner: int, domain: str, queues: list[str], dead: list[str]
+) -> None:
     """Remove a temporary file, in the process that made it, and log how many messages go with it."""
     if os.getpid() != owner:
         return
     with contextlib.suppress(Exception):
+        connection.close()
         messages, letters = total(broker, queues), total(broker, dead)
         if messages or letters:
             log.warning(

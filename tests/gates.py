@@ -27,6 +27,7 @@ from benchmarks.watching import children as children
 from benchmarks.watching import direct_children as direct_children
 from benchmarks.watching import eventually as eventually
 from benchmarks.watching import feed as feed
+from benchmarks.watching import listens as listens
 from benchmarks.watching import send as send
 from sqspipes_mp import Engine, SQLite
 from sqspipes_mp.messages.failure import Failure, parse_failure

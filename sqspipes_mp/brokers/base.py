@@ -223,6 +223,10 @@ class Connection(Protocol):
     def throttles(self) -> int:
         """Requests that the queue service has throttled so far."""
 
+    @property
+    def moved(self) -> bool:
+        """Whether a new connection would reach other queues: the open file is no longer the one at its path."""
+
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create missing queues (``create``), or raise ``QueueMissing`` for the first of them.
 

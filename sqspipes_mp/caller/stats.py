@@ -106,26 +106,31 @@ def opened(broker: Broker) -> Iterator[Connection]:
 
 
 def read_stats(
-    pipeline: Pipeline, broker: Broker, running: Sequence[StageSummary] = (), *, implied: bool = False
+    pipeline: Pipeline,
+    broker: Broker,
+    connection: Connection,
+    running: Sequence[StageSummary] = (),
+    *,
+    implied: bool = False,
 ) -> PipelineStats:
     """Count every queue of the pipeline.
 
     Args:
         pipeline: with every queue it can have.
         broker: where they are.
+        connection: to it.
         running: the stages' parts in this engine's latest run.
         implied: the first task is a source; its queues, which only ``map`` makes, are left out where they are missing.
     """
     runs = {stage.name: stage for stage in running}
-    with opened(broker) as connection:
-        return PipelineStats(
-            domain=pipeline.domain,
-            broker=broker.describe(),
-            stages=tuple(
-                _stage_stats(connection, stage, runs.get(stage.name), implied=implied and stage.is_first)
-                for stage in pipeline.stages
-            ),
-        )
+    return PipelineStats(
+        domain=pipeline.domain,
+        broker=broker.describe(),
+        stages=tuple(
+            _stage_stats(connection, stage, runs.get(stage.name), implied=implied and stage.is_first)
+            for stage in pipeline.stages
+        ),
+    )
 
 
 def _stage_stats(connection: Connection, stage: Stage, run: StageSummary | None, *, implied: bool) -> StageStats:

@@ -25,6 +25,7 @@ from tests.gates import (
     eventually,
     feed,
     kill,
+    listens,
     program,
     query,
     values,
@@ -114,13 +115,6 @@ def test_a_worker_killed_while_it_waits_for_a_message_takes_none_with_it(db: Pat
     assert [value for value, _ in log.lines()] == ["ready", "ready", 1]
     assert query(db, "SELECT receives, charges FROM messages") == [(0, 0)]
     assert waiting(engine, "work") == (0, 0, 0)
-
-
-def listens(pid: int) -> bool:
-    """Tell whether a process hears of changes of files."""
-    with contextlib.suppress(FileNotFoundError):
-        return any("inotify" in str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir())
-    return False
 
 
 # --- in the middle of its report ---

@@ -263,6 +263,8 @@ def test_a_failed_callback_is_no_failed_submit(db: Path, caplog: pytest.LogCaptu
     client.submit(())
     assert values(client.engine, "one") == [7]
     assert "ValueError: callback" in caplog.text
+    # The logged traceback keeps the engine, and so its connection.
+    client.engine.close()
 
 
 def gen_callback():

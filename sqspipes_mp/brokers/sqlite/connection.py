@@ -25,7 +25,8 @@ _MOST = 2 << 20
 _TIDY_EVERY = 10.0
 #: Seconds to wait before the next try when a message was due and another process took it first.
 _OUTRUN = 0.001
-#: Longest wait of a receive between two tries, seconds. A sender that cannot get the GIL announces its commit late.
+#: Longest wait of a receive between two tries, seconds. A sender that cannot get the GIL announces its commit late, and
+#: one that was killed just then never does.
 _LONGEST_REST = 5.0
 
 
@@ -46,10 +47,15 @@ class SQLiteConnection:
     linger = 0.02
 
     def __init__(self, file: str, *, durable: bool, patience: float | None = None) -> None:
-        self._file = File(file, durable=durable, patience=patience)
-        self._waiter = Waiter(self._file.wal)
+        self._waiter = Waiter(file)
+        self._file = File(file, durable=durable, patience=patience, ring=self._waiter.ring)
         self._tidy_at = time.monotonic() + _TIDY_EVERY
         self._warned: set[str] = set()
+
+    @property
+    def moved(self) -> bool:
+        """Whether the open file is no longer the one at its path."""
+        return self._file.moved
 
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create missing queues (``create``) or raise ``QueueMissing``; warn of attributes that differ.
@@ -205,14 +211,12 @@ class SQLiteConnection:
             return taken
         with self._waiter.ear() as ear:
             while not self._waiter.interrupted:
-                ear.listen(self._file.opened)
+                ear.listen()
                 taken, due = self._receive_once(queues, max_messages, visibility)
                 remaining = deadline - time.monotonic()
                 if taken or remaining <= 0:
                     return taken
-                # A file opened again in between (a fork) may have another -wal file than the bell watches.
-                if ear.opened == self._file.opened:
-                    ear.wait(min(remaining, due, _LONGEST_REST))
+                ear.wait(min(remaining, due, _LONGEST_REST))
         return []
 
     def _receive_once(

@@ -6,9 +6,7 @@ empty the page cache of the first.
 A process holds the file's write lock only within one call into C (see ``transactions``), never while one of its threads
 waits for the GIL. A process that finds the file locked waits in C, too (SQLite's busy handler, at most 0.1 s).
 
-A commit that gives receivers a message is announced by closing a *writable* descriptor of the -wal file, opened before
-the commit. Waiting receivers watch for that event (see ``wake``), and the kernel closes the descriptor also of a
-process that is killed between commit and announcement.
+A commit that gives receivers a message rings the file's bell (see ``bell``).
 """
 
 import logging
@@ -41,16 +39,18 @@ _PATIENCE = 10.0
 class File:
     """The file as one process has it open.
 
-    ``durable`` False: commits need not survive a power cut. ``patience``: see ``Broker.open``.
+    ``durable`` False: commits need not survive a power cut. ``patience``: see ``Broker.open``. ``ring``: wakes the
+    receivers of all processes.
     """
 
-    def __init__(self, file: str, *, durable: bool, patience: float | None = None) -> None:
+    def __init__(
+        self, file: str, *, durable: bool, patience: float | None = None, ring: Callable[[], None] = lambda: None
+    ) -> None:
         self.file = file
+        self._ring = ring
         self._patience = patience
         self.wal = f"{file}-wal"
         self._log_path = Path(self.wal)
-        #: Number of times the file was opened; the -wal file stays the same between two of them.
-        self.opened = 0
         self._inode = -1
         self._durable = durable
         self._synced_folder = False
@@ -89,6 +89,15 @@ class File:
         if self._durable:
             self._retry(self._sync)
 
+    @property
+    def moved(self) -> bool:
+        """Whether a file is open that is no longer the one at its path."""
+        with self._mutex:
+            try:
+                return self._session is not None and self._log_path.stat().st_ino != self._inode
+            except OSError:
+                return True
+
     def close(self) -> None:
         """Close the handle for good; a call that waits for a fault to pass raises ``BrokerError``."""
         self._closed.set()
@@ -124,15 +133,15 @@ class File:
             return job(session)
 
     def _write(self, job: Callable[[Session], T], *, ring: bool) -> T:
-        with self._mutex:
-            session = self._open()
-            self._check_place(self._log_path.stat())
-            bell = os.open(self.wal, os.O_WRONLY | os.O_CLOEXEC) if ring else -1
-            try:
+        try:
+            with self._mutex:
+                session = self._open()
+                self._check_place(self._log_path.stat())
                 return self._with_current_queues(session, job)
-            finally:
-                if bell >= 0:
-                    os.close(bell)
+        finally:
+            if ring:
+                # Not under the mutex: a fork waits for both this and the lock of the waits.
+                self._ring()
 
     def _with_current_queues(self, session: Session, job: Callable[[Session], T]) -> T:
         """Run a job; run it again, with the list of queues read again, where that list was outdated."""
@@ -161,7 +170,6 @@ class File:
                 session.close()
                 raise
             self._session = session
-            self.opened += 1
         return self._session
 
     def _drop(self) -> None:

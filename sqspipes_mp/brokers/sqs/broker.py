@@ -23,6 +23,7 @@ from sqspipes_mp.brokers.sqs.credentials import adopt, no_credentials, share
 from sqspipes_mp.brokers.sqs.http import Lean
 from sqspipes_mp.brokers.sqs.http_fit import log_once, switched_off, target_of
 from sqspipes_mp.brokers.sqs.queues import Making, Queues
+from sqspipes_mp.brokers.sqs.sockets import Sockets
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 
@@ -140,11 +141,14 @@ class SQS:
         )
         hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
         poll = _or_config_error(lambda: make(_config(POLL_READ_TIMEOUT)))
+        sockets = Sockets()
+        for client in (hot, poll):
+            sockets.watch(client)
         endpoint = str(hot.meta.endpoint_url)
         loopback = _is_loopback(endpoint)
         timeout = READ_TIMEOUT if patience is None else patience
         clients = Clients(hot, poll, region, endpoint, loopback, timeout, POLL_READ_TIMEOUT)
-        calls = Calls(clients, patience, self._lean_path(hot, session, patience))
+        calls = Calls(clients, patience, self._lean_path(hot, session, patience, sockets))
         making = Making(self.retention, self.kms_key, self.tags or {})
         connection = SqsConnection(calls, Queues(calls, making), tend)
         connection.settle = self._settle
@@ -244,7 +248,7 @@ class SQS:
     def _no_credentials(self) -> ConfigError:
         return no_credentials(emulator=self.endpoint_url is not None and _is_loopback(self.endpoint_url))
 
-    def _lean_path(self, client: Any, session: Any, patience: float | None) -> Lean | None:
+    def _lean_path(self, client: Any, session: Any, patience: float | None, sockets: Sockets) -> Lean | None:
         """Return the lean path in place of a client's hot calls; None: boto3 makes all calls."""
         if not self.lean or switched_off():
             return None
@@ -252,7 +256,8 @@ class SQS:
         if isinstance(target, str):
             log_once("boto3 makes all calls to %s: %s", client.meta.endpoint_url, target)
             return None
-        return Lean(target, connect_timeout=CONNECT_TIMEOUT if patience is None else patience, tries=_tries(patience))
+        timeout = CONNECT_TIMEOUT if patience is None else patience
+        return Lean(target, connect_timeout=timeout, tries=_tries(patience), opened=sockets.add)
 
 
 def _tries(patience: float | None) -> int:

@@ -80,6 +80,11 @@ class SqsConnection:
         """Requests that SQS has throttled so far."""
         return self._calls.throttles
 
+    @property
+    def moved(self) -> bool:
+        """False: queues of SQS stay at their addresses."""
+        return False
+
     def ensure(self, queues: Sequence[QueueSpec], *, create: bool) -> None:
         """Create missing queues (``create``) or raise ``QueueMissing``; warn of attributes that differ."""
         self._queues.ensure(queues, create=create)

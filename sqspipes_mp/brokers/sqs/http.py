@@ -28,7 +28,6 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import random
 import select
 import ssl
@@ -165,10 +164,13 @@ class Signer:
 class Lean:
     """Makes hot calls for any thread.
 
-    ``connect_timeout``: seconds; ``tries``: most tries of a call whose failure may pass, as botocore's.
+    ``connect_timeout``: seconds; ``tries``: most tries of a call whose failure may pass, as botocore's; ``opened``:
+    called with each new socket.
     """
 
-    def __init__(self, target: Target, *, connect_timeout: float, tries: int) -> None:
+    def __init__(
+        self, target: Target, *, connect_timeout: float, tries: int, opened: Callable[[Socket], None] | None = None
+    ) -> None:
         self._target = target
         self._signer = Signer(target.region)
         connect = target.connect
@@ -182,7 +184,7 @@ class Lean:
         self._connect_timeout = connect_timeout
         self._tries = tries
         self._idle: list[Socket] = []
-        self._pid = os.getpid()
+        self._opened = opened
         self._closed = threading.Event()
 
     def __call__(self, operation: str, params: Mapping[str, Any], timeout: float) -> dict[str, Any]:
@@ -230,6 +232,8 @@ class Lean:
         reused = sock is not None
         if sock is None:
             sock = self._target.connect(self._connect_timeout)
+            if self._opened is not None:
+                self._opened(sock)
         keep = False
         try:
             sock.settimeout(timeout)
@@ -256,15 +260,14 @@ class Lean:
 
     def _take_idle(self) -> Socket | None:
         """Return an idle connection that the server has not closed; None where there is none."""
-        if self._pid != os.getpid():
-            # After a fork the idle connections are the parent's. Closing the child's copies does not end them.
-            self._drop_idle()
-            self._pid = os.getpid()
         while True:
             try:
                 sock = self._idle.pop()
             except IndexError:
                 return None
+            if sock.fileno() < 0:
+                # The parent's, closed after the fork (see ``sockets``).
+                continue
             poll = select.poll()
             poll.register(sock, select.POLLIN)
             if not poll.poll(0):
@@ -274,7 +277,7 @@ class Lean:
 
     def _keep(self, sock: Socket) -> None:
         """Keep a connection for later calls, or close it."""
-        if len(self._idle) >= _KEPT or self._pid != os.getpid():
+        if len(self._idle) >= _KEPT:
             _close(sock)
             return
         self._idle.append(sock)
