@@ -275,7 +275,7 @@ class Statistics:
 
     def __init__(self, view: memoryview) -> None:
         """Read ``view``, the whole memory. Raises ``ForeignLayout``."""
-        self._view = view
+        self._view = view[:]
         if len(view) < _HEADER_WORDS * _WORD:
             raise ForeignLayout(f"{len(view)} bytes are no statistics")
         words = view[: len(view) // _WORD * _WORD].cast("Q")
@@ -290,6 +290,11 @@ class Statistics:
         if self.shape.size > len(view) or self.shape.size != words[fixed.SIZE]:
             raise ForeignLayout("the memory has not the size of its shape")
         self._words = words
+
+    def close(self) -> None:
+        """Release the views of the memory, which can be closed then."""
+        self._words.release()
+        self._view.release()
 
     @property
     def run_id(self) -> str:

@@ -137,6 +137,7 @@ class Supervisor:
         registration = Registration.enter(self._board.run_id, about)
         if registration is not None:
             self._control.listen(registration)
+            registration.publish()
         return registration
 
     def _turn(self) -> None:

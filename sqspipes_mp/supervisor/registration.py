@@ -59,7 +59,10 @@ class Registration:
 
     @classmethod
     def enter(cls, run: str, about: str) -> Registration | None:
-        """Write a run's description into the first folder that will do; None: nowhere, which is logged."""
+        """Write a run's description into the first folder that will do; None: nowhere, which is logged.
+
+        Nobody finds it before ``publish``.
+        """
         problems: list[str] = []
         for path in candidates():
             try:
@@ -87,9 +90,10 @@ class Registration:
                 )
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.write(lock, about.encode())
-                    os.rename(f"{run}.new", f"{run}.json", src_dir_fd=folder, dst_dir_fd=folder)
-                    return cls(path, folder, run, lock)
+                    same = os.path.samestat(os.fstat(lock), os.stat(f"{run}.new", dir_fd=folder))
+                    if same and os.write(lock, about.encode()):
+                        return cls(path, folder, run, lock)
+                    os.close(lock)
                 except (BlockingIOError, FileNotFoundError):
                     # A reader took the unlocked file for a dead engine's.
                     os.close(lock)
@@ -101,10 +105,14 @@ class Registration:
             os.close(folder)
             raise
 
+    def publish(self) -> None:
+        """Let readers find the run, whose socket is there by now. Raises ``OSError``."""
+        os.rename(f"{self.run}.new", f"{self.run}.json", src_dir_fd=self.folder, dst_dir_fd=self.folder)
+
     def leave(self) -> None:
         """Remove the run's files."""
         if self._lock >= 0:
-            for name in (f"{self.run}.sock", f"{self.run}.json"):
+            for name in (f"{self.run}.sock", f"{self.run}.json", f"{self.run}.new"):
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=self.folder)
             self.close()
