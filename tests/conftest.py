@@ -85,13 +85,14 @@ def helpers_of_multiprocessing() -> None:
 
 
 @pytest.fixture(autouse=True)
-def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make AWS unreachable."""
+def harmless(monkeypatch: pytest.MonkeyPatch, own_temporary_folder: Path) -> None:
+    """Make AWS unreachable, and register engines where nobody else looks."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "SQSPIPES_"))]:
         if name != "SQSPIPES_TEST_ENDPOINTS":
             monkeypatch.delenv(name)
     for name, value in HARMLESS.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SQSPIPES_RUN_DIR", str(own_temporary_folder / "registry"))
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from sqspipes_mp.ipc.channel import Frame, Kind
 from sqspipes_mp.ipc.leases import LEASES
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.report.report import Report, rebuild
-from sqspipes_mp.ipc.scoreboard import CALL_STARTED, INCARNATION
+from sqspipes_mp.ipc.statistics import CALL_STARTED, INCARNATION
 
 log = logging.getLogger("sqspipes_mp.engine")
 

@@ -7,7 +7,7 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from sqspipes_mp.cli.console import Console, table
@@ -40,6 +40,7 @@ def run(flags: Namespace, console: Console) -> Exit:
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
     plan = plan_run(engine, only, workers=workers, until=options.until, idle=options.idle)
+    plan = replace(plan, started_as=flags.target)
     console.finish = finishing_command(behind_source(plan), flags.target, flags.broker)
     with console.held():
         engine.broker.check()

@@ -79,6 +79,8 @@ class Kind(IntEnum):
     DEAD_LETTERED = 12
     #: The run ends, and results that the caller was not given are back in their queue.
     TAKEN_BACK = 13
+    #: A worker's answer to STACK; blob: the text.
+    STACK_TOLD = 14
 
     #: A child finishes the messages that it holds, and receives no more.
     DRAIN = 32
@@ -98,6 +100,8 @@ class Kind(IntEnum):
     LET_GO = 39
     #: The supervisor kills the workers that still run.
     HASTEN = 40
+    #: A worker says where its threads are.
+    STACK = 41
 
 
 #: Kinds that a parent hears.

@@ -2,12 +2,11 @@
 
 No process waits for a lock: every field has one writer, named beside it, and is one aligned word. The board outlives
 any worker, so a replacement goes on with its predecessor's counters and source position, and the keeper finds a dead
-worker's leases. The board is an anonymous file, which leaves no name behind, and each process maps it; children of
-forkserver and spawn get its descriptor.
+worker's leases. The board is two anonymous files, which leave no name behind, and each process maps both; children of
+forkserver and spawn get their descriptors. One is the statistics (``statistics.py``), which others may look at. The
+other is for the engine's processes alone::
 
-::
-
-    header | wallet | stages | slots | charge tables (one per slot, one for the keeper) | regions (leases.py)
+    wallet | charge tables (one per slot, one for the keeper) | regions (leases.py)
 """
 
 from __future__ import annotations
@@ -19,19 +18,38 @@ import os
 import struct
 import tempfile
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from multiprocessing import reduction
-from typing import Any, NewType
+from typing import Any
 
 from sqspipes_mp.ipc.histogram import BUCKETS, bucket
 from sqspipes_mp.ipc.leases import REGION_BYTES, LeaseTable, body_bytes
+from sqspipes_mp.ipc.running import fixed
+from sqspipes_mp.ipc.shared_text import SharedText
+from sqspipes_mp.ipc.statistics import (
+    CALL,
+    CALL_STARTED,
+    CONTINUED_AT,
+    LANE_WORDS,
+    LANES,
+    NEXT_CALL,
+    QUEUE_WAIT_NS,
+    QUEUE_WAITS,
+    RUN_TIMES,
+    S_DRAINING,
+    S_READY,
+    STATE,
+    STOOD_STILL,
+    HeaderField,
+    Shape,
+    SlotField,
+    StageField,
+    about_text,
+    write_progress,
+)
 
 _WORD = 8
-_HEADER_WORDS = 8
-_WALLET_WORDS = 1024
-_STAGE_WORDS = 8
-_SLOT_WORDS = 32 + BUCKETS
+_WALLET_BYTES = 8192
 _CHARGE = struct.Struct("<16sQ")
 #: Messages whose failed attempts one writer remembers; others take their place (then the receive count is the cap).
 _CHARGES = 512
@@ -43,145 +61,72 @@ _TURN = 1_000
 #: Bits of a locked byte's offset that are the time; the stage is above them.
 _STAGE_BITS = 52
 
-#: A word of one slot, of one stage, or of the board. Types of their own, so that a type checker refuses one for
-#: another; plain ints at run time (an IntEnum's attribute costs 100 ns a message on Python 3.11).
-SlotField = NewType("SlotField", int)
-StageField = NewType("StageField", int)
-HeaderField = NewType("HeaderField", int)
-
-# Slot fields; beside each the one thread that writes it.
-#: Worker: one of S_BOOTING, S_READY, S_DRAINING; 0: the slot has had no worker yet.
-STATE = SlotField(0)
-#: Worker.
-PID = SlotField(1)
-#: Supervisor: index of the lease region.
-REGION = SlotField(2)
-#: Supervisor: workers that the slot has had, the present one included.
-INCARNATION = SlotField(3)
-#: Worker (outbox): messages, or a source's calls, completed.
-DONE = SlotField(4)
-#: Worker (outbox): calls of the function that raised.
-FAILED = SlotField(5)
-#: Worker (outbox): messages made visible again after a failure.
-RETRIED = SlotField(6)
-#: Worker (outbox): messages dead-lettered.
-DEAD = SlotField(7)
-#: Worker (its threads): outputs dropped (None, EmptyTaskOutput), and messages for which decode gave None.
-OUTPUTS_DROPPED = SlotField(8)
-#: Worker (main): nanoseconds in the user's function.
-BUSY_NS = SlotField(9)
-#: Worker (outbox): a source's calls, or a generator's yields, accepted downstream without a gap.
-ACCEPTED = SlotField(10)
-#: Worker (outbox): 1 once a generator has ended and all its outputs were accepted.
-FINISHED = SlotField(11)
-#: Worker (intake): messages received.
-RECEIVED = SlotField(12)
-#: Worker (outbox): outputs accepted downstream.
-SENT = SlotField(13)
-#: Worker (main): when the running call began, monotonic nanoseconds; 0: no call runs.
-CALL_STARTED = SlotField(14)
-#: Worker (its threads, where it has several): calls running while CALL_STARTED is not 0.
-RUNNING = SlotField(15)
-#: Worker (main): its own bytes when the running call began, where WATCHES_MEMORY; 0: not known.
-CALL_MEMORY = SlotField(16)
-#: Worker (outbox): a bit for each of a source's calls beyond ACCEPTED, WINDOW_WORDS words (send/accepted_calls.py).
-ACCEPTED_WINDOW = SlotField(17)
-WINDOW_WORDS = 15
-#: Worker (main): calls by their run time, BUCKETS words (histogram.py).
-RUN_TIMES = SlotField(32)
-
-S_BOOTING, S_READY, S_DRAINING = range(1, 4)
-
-# Header fields.
-#: Supervisor: two words.
-_RUN_ID = HeaderField(0)
-#: Keeper: when it last moved, monotonic nanoseconds.
-KEEPER_BEAT = HeaderField(2)
-#: Keeper: leases extended.
-KEEPER_EXTENDED = HeaderField(3)
-#: Keeper: leases found lost.
-KEEPER_LOST = HeaderField(4)
-#: Supervisor: 1 where it may kill a worker for its memory; written before the first worker starts.
-WATCHES_MEMORY = HeaderField(5)
-#: Supervisor: when the whole engine last went on after it had been stopped (Ctrl-Z), monotonic nanoseconds.
-_CONTINUED_AT = HeaderField(6)
-#: Supervisor: nanoseconds that calls begun before _CONTINUED_AT have beyond their timeout.
-_STOOD_STILL = HeaderField(7)
-
-# Stage fields.
-#: Any worker: when the next turn may be free, monotonic nanoseconds; a hint.
-NEXT_CALL = StageField(0)
-#: Keeper: messages of dead workers released.
-KEEPER_RELEASED = StageField(1)
-#: Keeper: messages of dead workers charged with an attempt.
-KEEPER_CHARGED = StageField(2)
-#: Keeper: messages of dead workers dead-lettered.
-KEEPER_DEAD = StageField(3)
-#: Keeper: messages in the stage's input queues that nobody has received, plus 1; 0: not counted.
-WAITING = StageField(4)
-#: Any worker: 1 once the warning was logged that all messages come in one FIFO group.
-ONE_GROUP_TOLD = StageField(5)
-#: Any worker: 1 once the warning was logged that decode gave None.
-NOTHING_TOLD = StageField(6)
-
 
 class Scoreboard:
-    """The mapping and its fields."""
+    """The mappings and their fields."""
 
-    def __init__(self, fd: int, stages: int, slots: int, calls: int) -> None:
+    def __init__(self, fd: int, looks: int, stages: int, slots: int, calls: int, lanes: int) -> None:
+        """Map the files behind two descriptors; ``looks``: that of the statistics."""
         self._fd = fd
-        self._shape = (stages, slots, calls)
+        self._looks = looks
+        self._given = (stages, slots, calls, lanes)
+        self.shape = Shape(stages, slots, lanes)
         self.stages = stages
         self.slots = slots
         self.regions = 2 * slots + 2
         self._region_bytes = REGION_BYTES + body_bytes(calls)
-        self._calls = calls
-        self._stage_at = _HEADER_WORDS + _WALLET_WORDS
-        self._slot_at = self._stage_at + stages * _STAGE_WORDS
-        self._charges_at = (self._slot_at + slots * _SLOT_WORDS) * _WORD
+        self._stage_at, self._stage_words = self.shape.stage_at, self.shape.stage_words
+        self._slot_at, self._slot_words = self.shape.slot_at, self.shape.slot_words
+        self._charges_at = _WALLET_BYTES
         start = self._charges_at + (slots + 1) * _CHARGE_BYTES
         self._regions_at = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         self.size = self._regions_at + self.regions * self._region_bytes
-        if os.fstat(fd).st_size < self.size:
-            os.ftruncate(fd, self.size)
-        self._map = mmap.mmap(fd, self.size)
-        self._view = memoryview(self._map)
-        self._words = self._view[: self._charges_at].cast("Q")
+        for each, size in ((fd, self.size), (looks, self.shape.size)):
+            if os.fstat(each).st_size < size:
+                os.ftruncate(each, size)
+        self._map, self._looks_map = mmap.mmap(fd, self.size), mmap.mmap(looks, self.shape.size)
+        self._view, self._looks_view = memoryview(self._map), memoryview(self._looks_map)
+        self._words = self._looks_view.cast("Q")
         self._looked_at: dict[int, LeaseTable] = {}
         self._turning = threading.Lock()
         #: Until when this process has turns, by stage (monotonic ns).
         self._taken_until: dict[int, int] = {}
 
     @classmethod
-    def create(cls, stages: int, slots: int, calls: int = 1) -> Scoreboard:
-        """Map a fresh, zeroed board. ``calls``: those that run at once in one worker."""
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("sqspipes_mp")
-        else:
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
-        board = cls(fd, stages, slots, calls)
-        board._view[_RUN_ID * _WORD : (_RUN_ID + 2) * _WORD] = os.urandom(16)
+    def create(cls, stages: int, slots: int, calls: int = 1, lanes: int = 1) -> Scoreboard:
+        """Map a fresh, zeroed board. ``calls``, ``lanes``: calls, and messages, that run at once in one worker."""
+        lanes = max(calls, lanes)
+        board = cls(_anonymous("sqspipes_mp"), _anonymous("sqspipes_mp-statistics"), stages, slots, calls, lanes)
+        board._looks_view[fixed.RUN_ID * _WORD : (fixed.RUN_ID + 2) * _WORD] = os.urandom(16)
+        board.shape.write(board._words)
+        _seal(board._looks)
         return board
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Only multiprocessing pickles a board, to start a child by forkserver or spawn; the descriptor goes along.
-        return _attach, (reduction.DupFd(self._fd), *self._shape)
+        # Only multiprocessing pickles a board, to start a child by forkserver or spawn; the descriptors go along.
+        return _attach, (reduction.DupFd(self._fd), reduction.DupFd(self._looks), *self._given)
 
     def fileno(self) -> int:
-        """Return the descriptor behind the mapping."""
+        """Return the descriptor behind leases, charges and wallet, which no other program gets."""
         return self._fd
 
+    @property
+    def statistics_fd(self) -> int:
+        """The descriptor behind the statistics; it is writable."""
+        return self._looks
+
     def close(self) -> None:
-        """Close descriptor, mapping and regions, once: an error's frames may hold the board for long."""
+        """Close descriptors, mappings and regions, once: an error's frames may hold the board for long."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
         os.close(fd)
+        os.close(self._looks)
         for region in self._looked_at.values():
             region.release()
-        self._words.release()
-        self._view.release()
+        for view in (self._words, self._looks_view, self._view):
+            view.release()
+        self._looks_map.close()
         # Only the wallet, which children use, could still have a view of the mapping.
         with contextlib.suppress(BufferError):
             self._map.close()
@@ -191,7 +136,11 @@ class Scoreboard:
     @property
     def run_id(self) -> str:
         """The id of this run, 32 hex digits."""
-        return bytes(self._view[_RUN_ID * _WORD : (_RUN_ID + 2) * _WORD]).hex()
+        return bytes(self._looks_view[fixed.RUN_ID * _WORD : (fixed.RUN_ID + 2) * _WORD]).hex()
+
+    def describe(self, text: str) -> None:
+        """Write the JSON text that describes the run to readers (supervisor); one that is too long is dropped."""
+        about_text(self._looks_view).write(text)
 
     def header(self, field: HeaderField) -> int:
         """Return a word of the board."""
@@ -206,36 +155,35 @@ class Scoreboard:
 
         No timeout of a running call counts that time.
         """
-        last = self.header(_CONTINUED_AT)
+        last = self.header(CONTINUED_AT)
         if any(0 < self.get(slot, CALL_STARTED) < last for slot in range(self.slots)):
             # A call that runs since before the last stop is credited with both.
-            nanoseconds += self.header(_STOOD_STILL)
-        self.set_header(_STOOD_STILL, nanoseconds)
-        self.set_header(_CONTINUED_AT, now)
+            nanoseconds += self.header(STOOD_STILL)
+        self.set_header(STOOD_STILL, nanoseconds)
+        self.set_header(CONTINUED_AT, now)
 
     def credit(self, started: int) -> int:
         """Return the ns that a call begun at ``started`` (monotonic ns) has beyond its timeout."""
-        return self.header(_STOOD_STILL) if started < self.header(_CONTINUED_AT) else 0
+        return self.header(STOOD_STILL) if started < self.header(CONTINUED_AT) else 0
 
     @property
     def wallet(self) -> SharedText:
         """The text that the keeper shares with the workers: temporary credentials."""
-        start = _HEADER_WORDS * _WORD
-        return SharedText(self._view[start : start + _WALLET_WORDS * _WORD])
+        return SharedText(self._view[:_WALLET_BYTES])
 
     # -- stages -------------------------------------------------------------------------------------------------
 
     def stage(self, stage: int, field: StageField) -> int:
         """Return a word of a stage."""
-        return self._words[self._stage_at + stage * _STAGE_WORDS + field]
+        return self._words[self._stage_at + stage * self._stage_words + field]
 
     def set_stage(self, stage: int, field: StageField, value: int) -> None:
         """Write a word of a stage."""
-        self._words[self._stage_at + stage * _STAGE_WORDS + field] = value
+        self._words[self._stage_at + stage * self._stage_words + field] = value
 
     def add_stage(self, stage: int, field: StageField, amount: int) -> None:
         """Add to a counter of a stage; only the keeper may."""
-        self._words[self._stage_at + stage * _STAGE_WORDS + field] += amount
+        self._words[self._stage_at + stage * self._stage_words + field] += amount
 
     def reserve_call(self, stage: int, now: int, gap: Callable[[], int]) -> int:
         """Take the stage's next turn and return when it begins; all times are monotonic nanoseconds.
@@ -248,7 +196,7 @@ class Scoreboard:
             now: the earliest begin.
             gap: returns the length of a turn, nanoseconds.
         """
-        word = self._stage_at + stage * _STAGE_WORDS + NEXT_CALL
+        word = self._stage_at + stage * self._stage_words + NEXT_CALL
         length = -(-gap() // _TURN)
         if length <= 0:
             return max(now, self._words[word])
@@ -277,7 +225,7 @@ class Scoreboard:
 
         False as well while another worker is asking: a wait for that one would be a wait for its GIL.
         """
-        word = (self._slot_at + min(slot, *others) * _SLOT_WORDS + STATE) * _WORD
+        word = (self._slot_at + min(slot, *others) * self._slot_words + STATE) * _WORD
         if not self._try_lock(word, _WORD):
             return False
         try:
@@ -299,23 +247,51 @@ class Scoreboard:
 
     def get(self, slot: int, field: SlotField) -> int:
         """Return a word of a slot."""
-        return self._words[self._slot_at + slot * _SLOT_WORDS + field]
+        return self._words[self._slot_at + slot * self._slot_words + field]
 
     def put(self, slot: int, field: SlotField, value: int) -> None:
         """Write a word of a slot."""
-        self._words[self._slot_at + slot * _SLOT_WORDS + field] = value
+        self._words[self._slot_at + slot * self._slot_words + field] = value
 
     def add(self, slot: int, field: SlotField, amount: int) -> None:
         """Add to a counter of a slot; only its one writing thread may."""
-        self._words[self._slot_at + slot * _SLOT_WORDS + field] += amount
+        self._words[self._slot_at + slot * self._slot_words + field] += amount
 
     def took(self, slot: int, nanoseconds: int) -> None:
         """Count a call by its run time."""
-        self._words[self._slot_at + slot * _SLOT_WORDS + RUN_TIMES + bucket(nanoseconds)] += 1
+        self._words[self._slot_at + slot * self._slot_words + RUN_TIMES + bucket(nanoseconds)] += 1
+
+    def begins(self, slot: int, lane: int, started: int, hop: str, waited: int) -> None:
+        """Tell readers of a message's call.
+
+        Args:
+            slot: the worker's.
+            lane: the call's number among those that run at once; only the thread that runs it writes there.
+            started: when the call begins, monotonic nanoseconds.
+            hop: the message's.
+            waited: nanoseconds that the message waited in its queue until this call, its first; negative: not its
+                first, or not known.
+        """
+        words, base = self._words, self._slot_at + slot * self._slot_words
+        at = base + LANES + lane * LANE_WORDS
+        raw = hop.encode("utf-8", "replace")
+        # Odd while the lane is written, also where a predecessor was killed in the middle.
+        generation = words[at] | 1
+        words[at] = generation
+        CALL.pack_into(self._looks_view, (at + 1) * _WORD, started, -1.0, len(raw), 0, 0, raw)
+        words[at] = generation + 1
+        if waited >= 0:
+            words[base + QUEUE_WAITS + bucket(waited)] += 1
+            words[base + QUEUE_WAIT_NS] += waited
+
+    def progressed(self, slot: int, lane: int, fraction: float, text: str) -> None:
+        """Tell readers of the progress of a lane's call: 0 to 1, negative where it is not known."""
+        at = self._slot_at + slot * self._slot_words + LANES + lane * LANE_WORDS
+        write_progress(self._looks_view, self._words, at, fraction, text)
 
     def run_times(self, slots: Sequence[int]) -> list[int]:
         """Return the number of calls of these slots in each bucket of the histogram."""
-        starts = [self._slot_at + slot * _SLOT_WORDS + RUN_TIMES for slot in slots]
+        starts = [self._slot_at + slot * self._slot_words + RUN_TIMES for slot in slots]
         return [sum(self._words[start + index] for start in starts) for index in range(BUCKETS)]
 
     # -- attempts -----------------------------------------------------------------------------------------------
@@ -380,30 +356,19 @@ class Scoreboard:
         return None
 
 
-class SharedText:
-    """A text with one writer; a reader that meets a half-written one reads again."""
-
-    _HEAD = struct.Struct("<II")
-
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
-
-    def read(self) -> str | None:
-        """Return the text; None while none is written."""
-        for _ in range(100):
-            size, crc = self._HEAD.unpack_from(self._view)
-            raw = bytes(self._view[self._HEAD.size : self._HEAD.size + size])
-            if zlib.crc32(raw) == crc:
-                return raw.decode() if raw else None
-        return None
-
-    def write(self, text: str) -> None:
-        """Replace the text; a text that does not fit is dropped."""
-        raw = text.encode()
-        if len(raw) <= len(self._view) - self._HEAD.size:
-            self._view[self._HEAD.size : self._HEAD.size + len(raw)] = raw
-            self._HEAD.pack_into(self._view, 0, len(raw), zlib.crc32(raw))
+def _anonymous(name: str) -> int:
+    """Return the descriptor of a new file without a name in any folder."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
-def _attach(handle: Any, stages: int, slots: int, calls: int) -> Scoreboard:
-    return Scoreboard(handle.detach(), stages, slots, calls)
+def _seal(fd: int) -> None:
+    """Have no process shrink or grow a file: a reader's mapping would end it."""
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+
+
+def _attach(fd: Any, looks: Any, stages: int, slots: int, calls: int, lanes: int) -> Scoreboard:
+    return Scoreboard(fd.detach(), looks.detach(), stages, slots, calls, lanes)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqspipes_mp.ipc.histogram import duration, percentile
-from sqspipes_mp.ipc.scoreboard import (
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.statistics import (
     BUSY_NS,
     CALL_STARTED,
     DEAD,
@@ -14,11 +15,11 @@ from sqspipes_mp.ipc.scoreboard import (
     FAILED,
     KEEPER_CHARGED,
     KEEPER_DEAD,
+    KEEPER_DONE,
     OUTPUTS_DROPPED,
     RETRIED,
     RUNNING,
     WAITING,
-    Scoreboard,
     SlotField,
 )
 from sqspipes_mp.pipeline.plan import RunPlan
@@ -181,7 +182,7 @@ def _reading(plan: RunPlan, board: Scoreboard, index: int) -> Reading:
         room=len(slots) * plan.pipeline.stages[index].task.threads,
         waiting=waiting - 1 if waiting else None,
         running=sum(max(1, board.get(slot, RUNNING)) for slot in slots if board.get(slot, CALL_STARTED)),
-        done=_total(board, slots, DONE),
+        done=_total(board, slots, DONE) + board.stage(index, KEEPER_DONE),
         failed=_total(board, slots, FAILED) + board.stage(index, KEEPER_CHARGED) + board.stage(index, KEEPER_DEAD),
         dead=_total(board, slots, DEAD) + board.stage(index, KEEPER_DEAD),
         busy=_total(board, slots, BUSY_NS) / 1e9,

@@ -20,16 +20,21 @@ from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, Channel, Kind
-from sqspipes_mp.ipc.leases import Cause, Lease, LeaseTable, id_digest
+from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable, id_digest
 from sqspipes_mp.ipc.report.report import Report, pack_exception
-from sqspipes_mp.ipc.scoreboard import (
+from sqspipes_mp.ipc.statistics import (
     KEEPER_BEAT,
     KEEPER_CHARGED,
     KEEPER_DEAD,
+    KEEPER_DONE,
     KEEPER_EXTENDED,
+    KEEPER_FAILED,
+    KEEPER_LEASES_LOST,
     KEEPER_LOST,
     KEEPER_RELEASED,
+    KILLED_REASONS,
     HeaderField,
+    StageField,
 )
 from sqspipes_mp.keeper.dead_letters import killed_header, killed_letter
 from sqspipes_mp.keeper.extend import due
@@ -46,6 +51,11 @@ _TEND_EVERY = 30.0
 _AT_ONCE = 10
 #: Longest rest between two looks, seconds, and as a share of the visibility timeout; a new lease wakes nobody.
 _LONGEST_REST, _REST_SHARE = 1.0, 1 / 8
+#: States of a call whose failure its worker has counted.
+_COUNTED = frozenset({LeaseState.FAILED, LeaseState.CHARGING})
+#: The counter of calls that failed with their worker, by the cause of its death.
+_CRASHED, _LATE, _FULL = (StageField(KEEPER_FAILED + index) for index in range(len(KILLED_REASONS)))
+_KILLED = {Cause.TIMEOUT: _LATE, Cause.HOLD: _LATE, Cause.MEMORY: _FULL, Cause.FULL: _FULL}
 
 
 def keeper_main(assignment: Assignment, *, boots: bool) -> None:
@@ -204,6 +214,7 @@ class Keeper:
         for region, lease in current:
             if lease.handle in stale:
                 region.lose(lease)
+                self._board.add_stage(self._stage(region).index, KEEPER_LEASES_LOST, 1)
             else:
                 region.keep(lease, now + seconds)
         self._count(KEEPER_EXTENDED, len(current) - len(stale))
@@ -243,7 +254,8 @@ class Keeper:
             region.lose(lease)
         if judgement.delete:
             self._beat()
-            self._connection.complete([Completion(lease.handle) for lease in judgement.delete])
+            stale = self._connection.complete([Completion(lease.handle) for lease in judgement.delete])
+            self._board.add_stage(stage.index, KEEPER_DONE, len(judgement.delete) - len(stale))
         if judgement.release:
             self._beat()
             self._connection.extend([lease.handle for lease in judgement.release], 0.0)
@@ -256,6 +268,8 @@ class Keeper:
         stage = self._stage(region)
         blamed = region.blamed
         cause = blamed.cause if blamed is not None and blamed.means(lease) else Cause.CRASH
+        if lease.state not in _COUNTED:
+            self._board.add_stage(stage.index, _KILLED.get(cause, _CRASHED), 1)
         attempt = lease.charges + 1
         body = region.body(lease, self._plan.calls)
         receives = 0 if self._connection.keeps_charges else lease.receives

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.errors import BrokerBusy, BrokerError, ConfigError
-from sqspipes_mp.ipc.scoreboard import FINISHED, WAITING, Scoreboard
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.statistics import FINISHED, WAITING
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.source_leftovers import behind_source, finishing_call, finishing_flags
 from sqspipes_mp.pipeline.stages import build

@@ -34,6 +34,18 @@ class CurrentMessage:
     meta: Mapping[str, Any]
     #: Message attributes that the sender set, in a queue of others (``Task(input=NAME)``) on SQS; bytes for a Binary.
     attributes: Mapping[str, str | bytes] = field(default_factory=dict)
+    #: Takes progress to readers of the engine's statistics; None: nobody reads it.
+    _tell: Callable[[str, float, str], object] | None = field(default=None, repr=False, compare=False)
+
+    def progress(self, fraction: float | None = None, text: str = "") -> None:
+        """Tell those who look at the engine (``sqspipes-mp top``) how far this call is.
+
+        Args:
+            fraction: 0 to 1; beyond, the nearer one counts. None: not known.
+            text: the same in words; about 160 bytes of it are shown.
+        """
+        if self._tell is not None:
+            self._tell(self.hop, -1.0 if fraction is None else min(1.0, max(0.0, fraction)), text)
 
 
 _current: ContextVar[CurrentMessage | None] = ContextVar("sqspipes_mp_current", default=None)

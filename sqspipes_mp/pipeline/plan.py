@@ -20,6 +20,8 @@ FIRST_LEASE = 15.0
 MIN_VISIBILITY = 2.0
 #: Default of ``run(idle)``, seconds.
 IDLE = 60.0
+#: Most messages of one running batch that are told to readers.
+_SHOWN = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,8 @@ class RunPlan:
     window: int | None = 16
     #: Seconds between the keeper's counts of waiting messages, for progress; None: it counts none.
     count_every: float | None = None
+    #: The MODULE:ENGINE by which the command line started the run; empty: another program did.
+    started_as: str = ""
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -99,6 +103,12 @@ class RunPlan:
     def calls(self) -> int:
         """Calls that may run at once in one worker."""
         return max(self.pipeline.stages[index].task.threads for index in self.selected)
+
+    @property
+    def lanes(self) -> int:
+        """Messages that may run at once in one worker, of a batch those that are shown."""
+        batches = [self.pipeline.stages[index].task.batch or 1 for index in self.selected]
+        return max(self.calls, min(max(batches), _SHOWN))
 
     @property
     def numeric_threads(self) -> int:

@@ -13,8 +13,9 @@ from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.ipc.birth import Assignment, Birth
 from sqspipes_mp.ipc.channel import Kind, describe_death, describe_exit
 from sqspipes_mp.ipc.leases import Cause, LeaseState, LeaseTable, crashed_in
-from sqspipes_mp.ipc.scoreboard import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE, Scoreboard
+from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.stack_dump import StackFile
+from sqspipes_mp.ipc.statistics import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.child import Child, start
 from sqspipes_mp.supervisor.keeper_slot import KeeperSlot

@@ -39,6 +39,17 @@ class Events:
             fileobj if isinstance(fileobj, int) else fileobj.fileno(), selectors.EVENT_READ, callback
         )
 
+    def listen_for(self, fileobj: Any, *, read: bool, write: bool) -> None:
+        """Call back for a connected ``fileobj`` when it is readable, or writable, from now on."""
+        events = selectors.EVENT_READ * read | selectors.EVENT_WRITE * write
+        with contextlib.suppress(KeyError):
+            key = self._selector.get_key(fileobj.fileno())
+            if not events:
+                # The end of the connection alone wakes, which each selector tells unasked.
+                events = selectors.EVENT_READ
+            if key.events != events:
+                self._selector.modify(key.fileobj, events, key.data)
+
     def hang_up(self, fileobj: Any) -> None:
         """Call back for ``fileobj`` no more."""
         with contextlib.suppress(KeyError):

@@ -17,7 +17,9 @@ whose timeout is the next deadline.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
 from typing import Any, Protocol
 
@@ -33,12 +35,16 @@ from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.source_leftovers import left_note
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.children import Children, Death, Mains
+from sqspipes_mp.supervisor.control import Control
 from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.keeper_slot import KeeperSlot, Loss
+from sqspipes_mp.supervisor.orders import Orders
+from sqspipes_mp.supervisor.registration import Registration, describe
 from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
 from sqspipes_mp.supervisor.slot import Slot
 from sqspipes_mp.supervisor.stop_requests import Requests, Wakeup
 from sqspipes_mp.supervisor.stopping import Stopping
+from sqspipes_mp.supervisor.vitals import Vitals
 from sqspipes_mp.supervisor.watchdog import Watchdog
 
 log = logging.getLogger("sqspipes_mp.supervisor")
@@ -92,8 +98,12 @@ class Supervisor:
         self._watchdog = Watchdog(self._children, self._events)
         self._stopping = Stopping(self._children, self._events, caller)
         self._requests = Requests(self._children, self._events, self._stopping, wakeup, caller)
+        self._vitals = Vitals(self._children)
+        self._orders = Orders(self._children, self._events, self._requests)
+        self._control = Control(self._events, self._orders.carry)
         self._caller = caller
         self._progress = progress
+        self._broker = broker
         self._starts = Starts()
         self._began = time.monotonic()
 
@@ -101,12 +111,16 @@ class Supervisor:
         """Start every child, watch them, stop them; no child is left, whatever happens."""
         stopping = self._stopping
         with self._requests.heard():
+            registration = self._register()
             try:
                 self._start_keeper()
                 while not stopping.over:
                     self._turn()
             finally:
                 self._children.reap_all()
+                self._control.close()
+                if registration is not None:
+                    registration.leave()
                 self._events.close()
         seconds = time.monotonic() - self._began
         summary = summarize(self._plan, self._board, stopping.reason, seconds)
@@ -114,6 +128,17 @@ class Supervisor:
         source = self._plan.source
         note = left_note(self._plan) if source is not None and summary[source.name].done else None
         return Outcome(summary, stopping.report, stopping.error, self._requests.signal, note)
+
+    def _register(self) -> Registration | None:
+        """Tell of this run in the statistics and in the registry, and take orders there."""
+        caller = os.getpid() if self._caller is None else os.getppid()
+        about = json.dumps(describe(self._plan, self._board, self._broker.describe(), caller))
+        self._board.describe(about)
+        registration = Registration.enter(self._board.run_id, about)
+        if registration is not None:
+            self._control.listen(registration)
+            registration.publish()
+        return registration
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -129,13 +154,17 @@ class Supervisor:
             if slot.start_due(now):
                 self._start_worker(slot)
         self._watchdog.look(now)
+        self._vitals.look(now, ending=self._stopping.begun)
+        self._control.look(now)
+        self._orders.look(now)
         if self._progress is not None:
             self._progress.tick(now)
         self._stopping.advance(time.monotonic())
 
     def _deadline(self, now: float) -> float:
         """Return when the wait ends at the latest, monotonic seconds."""
-        times = [self._watchdog.deadline(now), self._stopping.deadline()]
+        times = [self._watchdog.deadline(now), self._stopping.deadline(), self._vitals.deadline()]
+        times += [self._control.deadline(), self._orders.deadline()]
         starts = [self._children.keeper.restart_at, *(slot.restart_at for slot in self._children.slots)]
         times += [start for start in starts if start is not None]
         if self._progress is not None:
@@ -168,6 +197,7 @@ class Supervisor:
             return
         if child is not None:
             self._starts.started(slot.index)
+            self._vitals.started(slot, slot.started_at)
             self._events.adopt(
                 child,
                 lambda: self._worker_died(slot),
@@ -226,6 +256,7 @@ class Supervisor:
             slot.got_ready()
             self._children.policies[slot.seat.stage].booted()
             self._watchdog.ready(slot, child)
+            self._vitals.changed()
         elif frame.kind is Kind.FAILED and frame.header.get("boot"):
             slot.boot_failed(Report.from_bytes(frame.blob))
         elif frame.kind in {Kind.FAILED, Kind.FAULT}:
@@ -237,10 +268,13 @@ class Supervisor:
         elif frame.kind is Kind.ENDED:
             slot.source_ended()
         elif frame.kind is Kind.RECYCLE:
-            slot.wants_replacement(starved=bool(frame.header.get("starved")))
+            reason = "max_tasks" if frame.header.get("reason") == "max_tasks_per_worker" else "memory"
+            slot.wants_replacement(starved=bool(frame.header.get("starved")), reason=reason)
             log.info("%s (pid %d) is being replaced: %s", slot.name, child.pid, frame.header.get("reason"))
         elif frame.kind is Kind.BYE:
             slot.leaves(time.monotonic())
+        elif frame.kind is Kind.STACK_TOLD:
+            self._orders.on_stack(child, frame)
 
     def _pass_on(self, frame: Frame, child: Child) -> None:
         if self._caller is not None:
@@ -266,8 +300,11 @@ class Supervisor:
             self._start_keeper()
 
     def _worker_died(self, slot: Slot) -> None:
+        assert slot.worker is not None
+        self._vitals.dead(slot, slot.worker)
         death = self._children.reap_worker(slot)
         self._watchdog.gone(slot)
+        self._vitals.changed()
         if death.cause is Cause.CLEAN:
             if slot.finished:
                 self._maybe_ended()
@@ -283,6 +320,7 @@ class Supervisor:
 
     def _restart(self, slot: Slot, death: Death) -> None:
         """Plan the successor of a worker that was lost, or stop."""
+        self._vitals.restarted(slot, death)
         decision = self._children.policies[slot.seat.stage].died(
             time.monotonic(), ready=death.ready, lived=death.lived, done=death.done, charged=death.charged
         )
@@ -296,6 +334,7 @@ class Supervisor:
 
     def _replace(self, slot: Slot, death: Death) -> None:
         """Start the successor of a worker that left as planned: at once, unless it would have no memory either."""
+        self._vitals.restarted(slot, death)
         policy = self._children.policies[slot.seat.stage]
         later = policy.starved(time.monotonic(), lived=death.lived, done=death.done) if slot.starved else None
         if later is None:

@@ -54,7 +54,7 @@ def supervise(
 
 def new_board(plan: RunPlan) -> Scoreboard:
     """Return a fresh scoreboard for a run; the caller makes it, and may read it during the run."""
-    return Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls)
+    return Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls, plan.lanes)
 
 
 def supervisor_main(

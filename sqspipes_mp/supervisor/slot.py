@@ -103,6 +103,8 @@ class Slot:
     ended: bool = False
     #: Whether the worker asked for its replacement because it had no memory for the messages themselves.
     starved: bool = False
+    #: The reason for which the worker leaves for a successor, one of ``statistics.RESTART_REASONS``; empty: it stays.
+    leaves_for: str = ""
     #: When the worker said BYE, monotonic seconds.
     leaving_since: float | None = None
     #: The call that the worker is about to be killed for.
@@ -154,6 +156,7 @@ class Slot:
         assert not self.finished
         self.worker, self.started_at, self.restart_at = worker, now, None
         self.ready = self.stopped = self.ended = self.starved = False
+        self.leaves_for = ""
         self.leaving_since = self.late = self.kill_at = self._killed = None
         self.hold_look_at = self._silent_until = 0.0
 
@@ -175,9 +178,13 @@ class Slot:
         """Note that the worker's source has ended."""
         self.ended = True
 
-    def wants_replacement(self, *, starved: bool) -> None:
-        """Note that the worker is about to leave for a successor; ``starved``: it has no memory for its messages."""
+    def wants_replacement(self, *, starved: bool, reason: str = "max_tasks") -> None:
+        """Note that the worker is about to leave for a successor.
+
+        ``starved``: it has no memory for its messages; ``reason``: one of ``statistics.RESTART_REASONS``.
+        """
         self.starved = starved
+        self.leaves_for = reason
 
     def leaves(self, now: float) -> None:
         """Note at ``now`` (monotonic seconds) that the worker has carried everything away and is about to exit."""

@@ -112,6 +112,13 @@ class Requests:
             self._children.own_fds += [*self._wakeup.fds(), *self._events.fds()]
             yield
 
+    def stop(self) -> None:
+        """Drain, as ``engine.stop()`` does; the supervisor of an iterating caller tells it as it does of SIGTERM."""
+        if self._caller is None:
+            self._stopping.drain("stopped")
+        elif self.signal is None:
+            self._on_signal(signal.SIGTERM)
+
     def watched(self) -> None:
         """Take note that every queue was seen empty."""
         self.watching = False

@@ -14,7 +14,7 @@ from sqspipes_mp.errors import SqsPipesError
 from sqspipes_mp.ipc.channel import Kind, ParentChannel
 from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.report.report import Report
-from sqspipes_mp.ipc.scoreboard import S_BOOTING, STATE
+from sqspipes_mp.ipc.statistics import S_BOOTING, STATE
 from sqspipes_mp.ipc.summary import readings
 from sqspipes_mp.supervisor.children import Children
 from sqspipes_mp.supervisor.events import Events

@@ -11,8 +11,8 @@ import time
 from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, killed_at
-from sqspipes_mp.ipc.scoreboard import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
 from sqspipes_mp.ipc.stack_dump import DUMP
+from sqspipes_mp.ipc.statistics import CALL_MEMORY, CALL_STARTED, KEEPER_BEAT, WATCHES_MEMORY
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.children import Children
 from sqspipes_mp.supervisor.events import Events

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sqspipes_mp.brokers.base import Connection, Received
@@ -13,7 +15,7 @@ from sqspipes_mp.ipc.birth import Assignment, orphaned
 from sqspipes_mp.ipc.channel import EXIT_OK, Channel, Kind, ParentGone
 from sqspipes_mp.ipc.leases import LEASES, LeaseState, id_digest
 from sqspipes_mp.ipc.report.report import pack_exception
-from sqspipes_mp.ipc.scoreboard import CALL_STARTED, SlotField
+from sqspipes_mp.ipc.statistics import CALL_STARTED, LAST_CONTACT, RESTS, SlotField
 from sqspipes_mp.messages.envelope import Message
 
 
@@ -129,6 +131,19 @@ class WorkerContext:
         """Add to a counter of this slot that several of the worker's threads write."""
         with self._counting:
             self.board.add(self.slot, field, amount)
+
+    def note_contact(self) -> None:
+        """Note that the broker has answered this worker just now."""
+        self.board.put(self.slot, LAST_CONTACT, time.monotonic_ns())
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Tell readers that this worker waits on purpose within the block: for its turn, or for the caller."""
+        self.board.put(self.slot, RESTS, 1)
+        try:
+            yield
+        finally:
+            self.board.put(self.slot, RESTS, 0)
 
     def long_call_since(self, then: float, seconds: float) -> bool:
         """Tell whether a call longer than ``seconds`` runs, or has ended since ``then`` (monotonic s).

@@ -11,7 +11,7 @@ from sqspipes_mp.host.numeric_threads import limit_threads, reseed
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
-from sqspipes_mp.ipc.scoreboard import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
+from sqspipes_mp.ipc.statistics import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.pipeline.outputs import Products
 from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.fifo_order import GroupOrder
@@ -25,6 +25,7 @@ from sqspipes_mp.worker.send.accepted_calls import Accepted
 from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.result_window import ResultWindow
+from sqspipes_mp.worker.stacks import stacks
 
 #: Seconds that a thread of ours waits for the GIL while the function computes; Python's own 5 ms are a round trip.
 _SWITCH = 0.0005
@@ -120,4 +121,6 @@ def _listen(context: WorkerContext, ready: Ready, results: ResultWindow | None) 
         elif frame.kind is Kind.REPLACE:
             context.stop_receiving()
             ready.poke()
+        elif frame.kind is Kind.STACK:
+            context.say(Kind.STACK_TOLD, {}, stacks().encode("utf-8", "replace"))
     orphaned()

@@ -18,7 +18,8 @@ from sqspipes_mp.brokers.base import Broker, Completion, Connection, Output
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.ipc.birth import Assignment
 from sqspipes_mp.ipc.leases import LEASES
-from sqspipes_mp.ipc.scoreboard import DONE, SENT, Scoreboard
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.statistics import DONE, SENT
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.pipeline.plan import RunPlan, Settings
 from sqspipes_mp.pipeline.stages import build

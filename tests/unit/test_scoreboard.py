@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.ipc.leases import LEASES, Blame, Cause, LeaseState, id_digest
-from sqspipes_mp.ipc.scoreboard import DONE, NEXT_CALL, S_READY, STATE, Scoreboard
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.statistics import DONE, NEXT_CALL, S_READY, STATE
 from tests.gates import present
 
 

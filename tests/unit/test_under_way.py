@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sqspipes_mp.brokers.base import Completion, Handle, Output, Received
 from sqspipes_mp.brokers.sqs.connection import _behind, requests_at_once
 from sqspipes_mp.host.clock import lease_now
-from sqspipes_mp.ipc.scoreboard import ACCEPTED, FINISHED, Scoreboard
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.statistics import ACCEPTED, FINISHED
 from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.fifo_order import Busy

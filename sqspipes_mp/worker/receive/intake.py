@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.host.clock import lease_now, slept
 from sqspipes_mp.ipc.channel import Kind
-from sqspipes_mp.ipc.scoreboard import NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
+from sqspipes_mp.ipc.statistics import EMPTY_RECEIVES, LAST_RECEIVE, NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline.foreign_bodies import reader
@@ -249,6 +249,7 @@ class Intake:
             # leases are over, or about to be.
             log.info("%s: %d messages came too late to be begun here", context.stage.name, len(batch))
             return
+        context.board.put(context.slot, LAST_RECEIVE, time.monotonic_ns())
         context.count(RECEIVED, len(batch))
         deliveries: list[Delivery] = []
         unopened = iter(batch)
@@ -316,7 +317,7 @@ class Intake:
         """Receive; without memory for the messages have this worker replaced, and return none."""
         context = self._context
         try:
-            return context.connection.receive(queues, count, wait, self._lease, attributes=self._read is not None)
+            found = context.connection.receive(queues, count, wait, self._lease, attributes=self._read is not None)
         except MemoryError:
             log.warning(
                 "%s: there was no memory to receive messages; this worker is replaced, and what was on its way is "
@@ -325,6 +326,10 @@ class Intake:
             )  # fmt: skip
             self._lifetime.recycle("MemoryError", starved=True)
             return []
+        context.note_contact()
+        if not found:
+            context.count(EMPTY_RECEIVES, 1)
+        return found
 
     def _run_out(
         self, before: list[Delivery], one: Delivery, after: list[Delivery], error: BaseException | None

@@ -17,6 +17,8 @@ from typing import Any
 from sqspipes_mp.errors import WrongShape
 from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.exception_text import message_of
+from sqspipes_mp.ipc.statistics import SlotField
+from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.outputs import results_of
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.fifo_order import Line
@@ -52,8 +54,10 @@ class BatchFunction(Function):
             raise result
         return result
 
-    def announce(self, delivery: Delivery) -> None:
-        """Announce nothing: of several messages that run at once none is the current one."""
+    def announce(self, delivery: Delivery, lane: int) -> None:
+        """Tell readers alone: of several messages that run at once none is the current one."""
+        super().announce(delivery, lane)
+        set_current(None)
 
 
 class BatchQueue(Ready):
@@ -143,20 +147,29 @@ class Batches:
         if not ours:
             return
         now = time.monotonic()
-        for member in ours:
+        starts = self._function.starts
+        for lane, member in enumerate(ours):
             leases.start_together(member.lease, now)
+            self._function.announce(member, min(lane, len(starts) - 1))
         try:
             results = self._function.call_many([member.message.value for member in ours])
         except BaseException as error:
             # SystemExit and KeyboardInterrupt of the user's code are its failures, too.
             for member in ours:
                 leases.set_state(member.lease, LeaseState.HELD)
+            self._hide(starts[: len(ours)])
             self._one_by_one(ours, line, error)
             return
+        self._hide(starts[: len(ours)])
         runner.lifetime.begins(len(ours))
         for member, result in zip(ours, results, strict=True):
             line.passes(member, partial(runner.settle, value=result))
         runner.lifetime.ends()
+
+    def _hide(self, starts: list[SlotField]) -> None:
+        """Tell readers that a batch's calls are over."""
+        for start in starts:
+            self._context.board.put(self._context.slot, start, 0)
 
     def _is_ours(self, member: Delivery) -> bool:
         if self._context.holds(member):

@@ -8,13 +8,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from sqspipes_mp.errors import LATE
 from sqspipes_mp.host.memory import open_memory
 from sqspipes_mp.ipc.channel import EXIT_TASK
-from sqspipes_mp.ipc.scoreboard import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCHES_MEMORY
+from sqspipes_mp.ipc.statistics import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCHES_MEMORY, lane_started
 from sqspipes_mp.messages.attributes import values_of
 from sqspipes_mp.pipeline.current import CurrentMessage, put_off, set_current
 from sqspipes_mp.pipeline.outputs import Built
@@ -60,6 +61,12 @@ class Function:
         self.paced = callable(task.interval) or task.interval > 0
         #: The stage's newest interval, seconds.
         self.interval = 0.0
+        lanes = context.board.shape.lanes
+        #: The fields with the starts of the calls that run in the lanes; 0 there ends a call for readers.
+        self.starts = [lane_started(lane) for lane in range(lanes)]
+        #: Of each lane: the newest message's hop, and the taker of its progress.
+        self._hops = [""] * lanes
+        self._tells = [partial(self._progressed, lane) for lane in range(lanes)]
 
     @property
     def task(self) -> Task:
@@ -78,7 +85,8 @@ class Function:
         wait = self._reserve() / 1e9
         if wait > context.connection.linger:
             idle()
-        return not (context.no_more if context.stage.is_source else context.full_stop).wait(wait)
+        with context.resting():
+            return not (context.no_more if context.stage.is_source else context.full_stop).wait(wait)
 
     def _reserve(self) -> int:
         """Take the stage's next turn; return the nanoseconds until then."""
@@ -200,10 +208,14 @@ class Function:
             log.error("%s: the function closed descriptors that are not its own; this worker ends", self._task.name)
             os._exit(EXIT_TASK)
 
-    def announce(self, delivery: Delivery) -> None:
-        """Make the message the one ``current_message()`` speaks of."""
+    def announce(self, delivery: Delivery, lane: int) -> None:
+        """Make the message the one ``current_message()`` speaks of, and tell readers that its call begins in a lane."""
         received, message = delivery.received, delivery.message
         timeout = self._task.timeout
+        first = received.receives <= 1 and delivery.attempt == 1 and received.sent_at > 0
+        waited = max(0, int((time.time() - received.sent_at) * 1e9)) if first else -1
+        self._hops[lane] = message.parent
+        self._board.begins(self._slot, lane, time.monotonic_ns(), message.parent, waited)
         set_current(
             CurrentMessage(
                 id=message.id,
@@ -216,8 +228,14 @@ class Function:
                 deadline=None if timeout is None else time.monotonic() + timeout,
                 meta=message.meta,
                 attributes=values_of(received.attributes) if received.attributes else _NO_ATTRIBUTES,
+                _tell=self._tells[lane],
             )
         )
+
+    def _progressed(self, lane: int, hop: str, fraction: float, text: str) -> None:
+        """Tell readers of a call's progress, unless another message runs in its lane by now."""
+        if self._hops[lane] == hop:
+            self._board.progressed(self._slot, lane, fraction, text)
 
     def finish(self) -> None:
         """Run the class's ``close`` and the task's ``exit``, after the last message of a clean end."""

@@ -13,7 +13,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
 from sqspipes_mp.errors import HELD, LATE, BrokerError
 from sqspipes_mp.ipc.leases import Cause, LeaseState
-from sqspipes_mp.ipc.scoreboard import OUTPUTS_DROPPED
+from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
@@ -145,7 +145,7 @@ class Runner:
             self.lifetime.begins(1)
         received = delivery.received
         context.leases.start(delivery.lease, time.monotonic(), lane, received.body, received.attributes)
-        function.announce(delivery)
+        function.announce(delivery, lane)
         try:
             self._finish(delivery, *self._run(delivery))
             passed = True
@@ -154,6 +154,7 @@ class Runner:
             self._did_not_pass(delivery, error)
         finally:
             set_current(None)
+            context.board.put(context.slot, function.starts[lane], 0)
         if self.lifetime.counts:
             self.lifetime.ends()
         return passed

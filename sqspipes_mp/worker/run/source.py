@@ -11,7 +11,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
 from sqspipes_mp.ipc.report.exception_text import message_of
-from sqspipes_mp.ipc.scoreboard import FAILED, FINISHED, INCARNATION, OUTPUTS_DROPPED
+from sqspipes_mp.ipc.statistics import FAILED, FAILED_LATE, FINISHED, INCARNATION, OUTPUTS_DROPPED
 from sqspipes_mp.messages.attempts import backoff
 from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
@@ -79,6 +79,7 @@ class Source:
                 # No policy is asked: the call is dropped, as it would be with a killed worker.
                 failures += 1
                 context.count(FAILED, 1)
+                context.count(FAILED_LATE, 1)
                 rest = backoff(failures, random.uniform)
                 log.warning("%s: %s; trying again in %.1f s", context.stage.name, late, rest)
                 continue

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sqspipes_mp.ipc.scoreboard import CALL_STARTED, RUNNING
+from sqspipes_mp.ipc.statistics import CALL_STARTED, RUNNING
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.fifo_order import Busy
 from sqspipes_mp.worker.ready import Ready
@@ -50,6 +50,10 @@ class SharedFunction(Function):
         with self._lock:
             self._since.pop(threading.get_ident(), None)
             self._tell()
+
+    def announce(self, delivery: Delivery, lane: int) -> None:
+        with self._lock:
+            super().announce(delivery, lane)
 
     def took(self, since: int) -> None:
         with self._lock:

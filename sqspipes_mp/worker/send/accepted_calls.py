@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 
-from sqspipes_mp.ipc.scoreboard import ACCEPTED, ACCEPTED_WINDOW, FINISHED, WINDOW_WORDS, Scoreboard, SlotField
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.statistics import ACCEPTED, ACCEPTED_WINDOW, FINISHED, WINDOW_WORDS, SlotField
 
 #: Calls that the window spans.
 SPAN = WINDOW_WORDS * 64

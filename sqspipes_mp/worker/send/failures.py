@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.errors import TaskTimeout
+from sqspipes_mp.errors import Reject, TaskTimeout
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.exception_text import message_of, short_id, traceback_text
 from sqspipes_mp.ipc.report.report import pack_exception
-from sqspipes_mp.ipc.scoreboard import FAILED
+from sqspipes_mp.ipc.statistics import FAILED, FAILED_LATE, LEASES_LOST, REJECTED
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import mark, token
@@ -51,6 +51,8 @@ class Failures:
 
         ``flush`` returns once a dead letter given to ``carry`` is written: the report may be this worker's end.
         """
+        if isinstance(error, Reject):
+            self._context.count(REJECTED, 1)
         decision, error = decide_on(error, delivery, self._context)
         self._settle(delivery, error, decision, carry, flush)
         self.hand_back(self._order.take_waiting(delivery), carry)
@@ -62,6 +64,7 @@ class Failures:
         """
         context = self._context
         error = TaskTimeout(context.stage.name, os.getpid(), why)
+        context.count(FAILED_LATE, 1)
         self._settle(delivery, error, decide_on_late(delivery, context, held=held), carry, flush)
         self.hand_back(self._order.take_waiting(delivery), carry)
 
@@ -77,8 +80,14 @@ class Failures:
 
     def lost(self, delivery: Delivery, carry: Carry) -> None:
         """Let go of a message that is another worker's, and of those that wait behind it in its group."""
+        self._count_lost(delivery)
         self._context.close_lease(delivery.lease)
         self.hand_back(self._order.take_waiting(delivery), carry)
+
+    def _count_lost(self, delivery: Delivery) -> None:
+        """Count a lost lease, unless the keeper has found it lost, and counted it."""
+        if not self._context.leases.lost(delivery.lease):
+            self._context.count(LEASES_LOST, 1)
 
     def lost_in_outbox(self, delivery: Delivery, carry: Carry) -> None:
         """Let go of a message that was lost after its call, and of what this worker has of its group behind it."""
@@ -90,6 +99,7 @@ class Failures:
             "%s: the lease of message %s was lost while it ran; whoever has it now completes it",
             self._context.stage.name, delivery.received.handle.message_id,
         )  # fmt: skip
+        self._count_lost(delivery)
         self._context.close_lease(delivery.lease)
         self.hand_back(self._order.block(delivery), carry)
 

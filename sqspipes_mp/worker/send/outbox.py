@@ -18,7 +18,7 @@ from functools import partial
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
-from sqspipes_mp.ipc.scoreboard import DEAD, DONE, OUTPUTS_DROPPED, RETRIED, SENT, SlotField
+from sqspipes_mp.ipc.statistics import DEAD, DONE, OUTPUTS_DROPPED, RETRIED, SENT, SlotField
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.fifo_order import GroupOrder
@@ -247,6 +247,7 @@ class Outbox:
                 self._ready.put_callback(partial(_run_callback, callback, item))
         if dropped:
             context.count(OUTPUTS_DROPPED, dropped)
+        context.note_contact()
         context.count(DONE, done)
         context.count(SENT, sent)
 

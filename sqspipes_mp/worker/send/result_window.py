@@ -64,7 +64,9 @@ class ResultWindow:
         ``header``: told with each of them (map: the value's token and the message's mark).
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._has_room() or self._context.full_stop.is_set())
+            if not self._has_room():
+                with self._context.resting():
+                    self._changed.wait_for(lambda: self._has_room() or self._context.full_stop.is_set())
             if self._context.full_stop.is_set():
                 return False
             key = self._next

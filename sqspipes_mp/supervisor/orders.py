@@ -1,0 +1,128 @@
+"""The orders of people: what the control socket's clients may ask of a run, and its Python twins (supervisor).
+
+An order is a JSON object with ``do``, one of the table in ``Orders``. To add one: a method ``_name(order, client)``
+that answers now, or keeps the client and answers in a later turn (``client.answer``, ``client.refuse``), and a line of
+the table. It must not block.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqspipes_mp.ipc.channel import Frame, Kind
+from sqspipes_mp.supervisor.child import Child
+from sqspipes_mp.supervisor.children import Children
+from sqspipes_mp.supervisor.control import Client, Refused
+from sqspipes_mp.supervisor.events import Events
+from sqspipes_mp.supervisor.slot import Slot, Worker
+from sqspipes_mp.supervisor.stop_requests import Requests
+
+#: Seconds that workers have to say where they are; one whose GIL is held in C code stays silent.
+_STACK_PATIENCE = 2.0
+
+
+@dataclass(slots=True)
+class _Stacks:
+    """A ``stack`` order that waits for its workers."""
+
+    client: Client
+    ident: object
+    #: When to answer with what has come, monotonic seconds.
+    until: float
+    #: Workers that are still to answer, by ``Child.number``.
+    awaited: dict[int, tuple[Slot, Worker]]
+    told: list[dict[str, object]] = field(default_factory=list)
+
+
+class Orders:
+    """Carries orders out."""
+
+    def __init__(self, children: Children, events: Events, requests: Requests) -> None:
+        self._children = children
+        self._events = events
+        self._requests = requests
+        self._table = {
+            "statistics": self._statistics,
+            "stop": self._stop,
+            "stack": self._stack,
+        }
+        self._stacks: list[_Stacks] = []
+
+    def carry(self, order: dict[str, Any], client: Client) -> None:
+        """Carry an order out. Raises ``Refused``."""
+        method = self._table.get(order["do"])
+        if method is None:
+            raise Refused(f"no such order; there are {', '.join(self._table)}")
+        method(order, client)
+
+    def deadline(self) -> float:
+        """Return when ``look`` is due, monotonic seconds."""
+        return min((stacks.until for stacks in self._stacks), default=float("inf"))
+
+    def look(self, now: float) -> None:
+        """Answer what is due at ``now`` (monotonic seconds)."""
+        for stacks in [each for each in self._stacks if now >= each.until]:
+            self._answer_stacks(stacks)
+
+    def on_stack(self, child: Child, frame: Frame) -> None:
+        """Take a worker's answer to ``Kind.STACK``."""
+        for stacks in list(self._stacks):
+            found = stacks.awaited.pop(child.number, None)
+            if found is not None:
+                stacks.told.append({**_worker(*found), "stack": frame.blob.decode("utf-8", "replace")})
+                if not stacks.awaited:
+                    self._answer_stacks(stacks)
+
+    # -- the orders ---------------------------------------------------------------------------------------------
+
+    def _statistics(self, order: dict[str, Any], client: Client) -> None:
+        """Hand out the statistics, read-only: for who cannot open them by the pid, in another pid namespace say."""
+        try:
+            fd = os.open(f"/proc/self/fd/{self._children.board.statistics_fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Refused(f"this system hands out no read-only descriptor ({error})") from None
+        try:
+            client.answer(order.get("id"), fd)
+        finally:
+            os.close(fd)
+
+    def _stop(self, order: dict[str, Any], client: Client) -> None:
+        """Drain the run, as a first SIGTERM does; a second order changes nothing."""
+        self._requests.stop()
+        client.answer(order.get("id"))
+
+    def _stack(self, order: dict[str, Any], client: Client) -> None:
+        """Tell where workers are: those of ``stage``, or its ``worker`` (a number); ``signal``: ask by a signal."""
+        asked = self._workers(order)
+        awaited = {worker.child.number: (slot, worker) for slot, worker in asked}
+        stacks = _Stacks(client, order.get("id"), time.monotonic() + _STACK_PATIENCE, awaited)
+        self._stacks.append(stacks)
+        for _, worker in asked:
+            self._events.tell(worker.child.channel, Kind.STACK)
+
+    def _workers(self, order: dict[str, Any]) -> list[tuple[Slot, Worker]]:
+        name, number = order.get("stage"), order.get("worker")
+        stages = [slot.stage.name for slot in self._children.slots]
+        if name not in stages:
+            raise Refused(f"stage must be one of {', '.join(dict.fromkeys(stages))}")
+        found = [
+            (slot, worker)
+            for slot, worker in self._children.workers
+            if slot.stage.name == name and slot.ready and (number is None or slot.seat.index == number)
+        ]
+        if not found:
+            which = "" if number is None else f" number {number}"
+            raise Refused(f"stage {name} has no worker{which} that is ready")
+        return found
+
+    def _answer_stacks(self, stacks: _Stacks) -> None:
+        self._stacks.remove(stacks)
+        silent = [_worker(slot, worker) for slot, worker in stacks.awaited.values()]
+        stacks.client.answer(stacks.ident, stacks=stacks.told, silent=silent)
+
+
+def _worker(slot: Slot, worker: Worker) -> dict[str, object]:
+    return {"stage": slot.stage.name, "worker": slot.seat.index, "pid": worker.child.pid}
