@@ -66,7 +66,7 @@ class Client:
         self.heard_at = time.monotonic()
         self.read = bytearray()
         self.unsent = bytearray()
-        self.closed = self.ended = False
+        self.closed = self.half_closed = False
 
     def answer(self, ident: object, descriptor: int | None = None, **keys: object) -> None:
         """Answer the order ``ident``, with a read-only descriptor where one was asked for."""
@@ -173,7 +173,7 @@ class Control:
 
     def _serve(self, client: Client) -> None:
         self._flush(client)
-        if client.closed or client.ended:
+        if client.closed or client.half_closed:
             return
         try:
             data = client.sock.recv(_BUDGET)
@@ -183,7 +183,7 @@ class Control:
             self._drop(client)
             return
         if not data:
-            client.ended = True
+            client.half_closed = True
             if not (client.pending or client.unsent):
                 self._drop(client)
             else:
@@ -236,10 +236,10 @@ class Control:
         except OSError:
             self._drop(client)
             return
-        if len(client.unsent) > _UNREAD or (client.ended and not (client.unsent or client.pending)):
+        if len(client.unsent) > _UNREAD or (client.half_closed and not (client.unsent or client.pending)):
             self._drop(client)
         else:
-            ready = not client.ended and len(client.unsent) < _SLOW
+            ready = not client.half_closed and len(client.unsent) < _SLOW
             self._events.listen_for(client.sock, read=ready, write=bool(client.unsent))
 
     def _drop(self, client: Client) -> None:

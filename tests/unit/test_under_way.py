@@ -67,6 +67,7 @@ class Asked:
     """An intake's context and connection: a call that was longer than a quarter of the lease has just ended."""
 
     fifo, left, backlog, stage = False, None, False, SimpleNamespace(name="work", index=0)
+    slot, board = 0, SimpleNamespace(put=lambda *_: None)
 
     def __init__(self, *, long: bool, stale: list[str]) -> None:
         self.long, self.stale = long, stale

@@ -86,7 +86,7 @@ class Failures:
 
     def _count_lost(self, delivery: Delivery) -> None:
         """Count a lost lease, unless the keeper has found it lost, and counted it."""
-        if not self._context.leases.lost(delivery.lease):
+        if self._context.leases.held_until(delivery.lease, delivery.until):
             self._context.count(LEASES_LOST, 1)
 
     def lost_in_outbox(self, delivery: Delivery, carry: Carry) -> None:
