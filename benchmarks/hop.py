@@ -153,9 +153,9 @@ def over_sqlite() -> Iterator[Over]:
 
 
 @contextlib.contextmanager
-def over_sqs(latency: float, *, lean: bool, fifo: bool = False) -> Iterator[Over]:
-    """Run over the stand-in; ``fifo``: on FIFO queues with a group per message."""
-    with queues.sqs_standin(lean=lean, latency_ms=latency) as (server, fresh):
+def over_sqs(latency: float, *, lean: bool, fifo: bool = False, certificate: str = "") -> Iterator[Over]:
+    """Run over the stand-in; ``fifo``: on FIFO queues with a group per message; ``certificate``: over TLS."""
+    with queues.sqs_standin(lean=lean, latency_ms=latency, certificate=certificate) as (server, fresh):
 
         def counts() -> tuple[dict[str, int], float]:
             ledger = server.ledger(messages=False)
@@ -191,6 +191,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--brokers", nargs="+", choices=("sqlite", "sqs", "fifo", "boto3"), default=["sqs", "sqlite"])
     parser.add_argument("--seconds", type=float, help="how long the function runs in all, per worker (default: 4)")
     parser.add_argument("--latency", type=float, default=queues.LATENCY_MS, help="of the stand-in, ms (default: 5)")
+    parser.add_argument(
+        "--certificate",
+        metavar="FILE",
+        default="",
+        help="over TLS, with this key and certificate (as ``requests`` has)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -200,13 +206,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     lengths = options.lengths or ([1.0] if options.quick else [1.0, 10.0, 100.0])
     seconds = options.seconds or (0.1 if options.quick else 4.0)
     per_ms = calibrate("python")
+    if options.certificate:
+        os.environ["AWS_CA_BUNDLE"] = options.certificate
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sqspipes-mp-bench-")))
         overs = [
             stack.enter_context(
                 over_sqlite()
                 if name == "sqlite"
-                else over_sqs(options.latency, lean=name != "boto3", fifo=name == "fifo")
+                else over_sqs(
+                    options.latency, lean=name != "boto3", fifo=name == "fifo", certificate=options.certificate
+                )
             )
             for name in options.brokers
         ]
