@@ -113,12 +113,15 @@ class Source:
         except BaseException as error:
             self._end_with(error)
             return
-        while not context.no_more.is_set() and self._function.pace(self._outbox.hurry) and self._has_room():
+        while not context.no_more.is_set():
+            # A value that was accepted out of order, before this worker began, takes no turn.
+            again = self._accepted.has(self._number)
+            if not again and not (self._function.pace(self._outbox.hurry) and self._has_room()):
+                return
             self._parts.run_callbacks()
             try:
                 value = self._function.next_of(values)
-                if self._accepted.has(self._number):
-                    # Accepted out of order, before this worker began.
+                if again:
                     self._number += 1
                     continue
                 product = self._make(value)
