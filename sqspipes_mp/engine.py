@@ -40,6 +40,8 @@ StartMethod: TypeAlias = Literal["fork", "forkserver", "spawn"]
 Only: TypeAlias = TaskRef | Collection[TaskRef] | None
 #: Positional arguments of the one task that runs here, or of each task by its name.
 Args: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]
+#: Default of ``run(wait_for_broker)``, and that of ``map``.
+_WAIT_VARIABLE = "SQSPIPES_WAIT_FOR_BROKER"
 V = TypeVar("V")
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -52,8 +54,9 @@ class PlanArgs(TypedDict, total=False):
     priority: int | Callable[[Any], int]
     min_priority: int | None
     max_priority: int | None
-    until: Literal["drained"] | None
+    until: Literal["drained", "stopped"] | None
     idle: float | None
+    wait_for_broker: float | None
 
 
 class RunArgs(PlanArgs, total=False):
@@ -198,8 +201,9 @@ class Engine:
         min_priority: int | None = None,
         max_priority: int | None = None,
         iterate: bool = False,
-        until: Literal["drained"] | None = None,
+        until: Literal["drained", "stopped"] | None = None,
         idle: float | None = None,
+        wait_for_broker: float | None = None,
         progress: bool | None = None,
     ) -> Summary | Results[Any]:
         """Run the pipeline, or some of its stages, until stopped, drained, or an exception ends it.
@@ -212,9 +216,13 @@ class Engine:
             min_priority: lowest level received here; default: all.
             max_priority: highest level received here; default: all.
             iterate: return an iterator over the outputs of the last task that runs here.
-            until: "drained": return once the sources have ended and every queue is empty and settled.
-            idle: seconds for which the queues must also have been empty, with ``until`` and the source elsewhere;
-                default: 60.
+            until: "drained": return once the sources have ended and every queue is empty and settled; "stopped": go on
+                until told. None: "drained" where the source is a generator and all tasks run here, else "stopped". The
+                log line of the start tells which applies, and why.
+            idle: seconds for which the queues must also have been empty, with "drained" and no source here. Default:
+                60; 1 where the first task has ``input=True`` and all tasks run here. On SQS at least 60, as it is.
+            wait_for_broker: seconds for which the start waits for a queue service that is unreachable (a container that
+                starts at the same time); default: ``SQSPIPES_WAIT_FOR_BROKER``, which ``map`` heeds too, else 0.
             progress: None: a table of the stages at the foot of the terminal, where stderr is one and ``rich`` is
                 installed (the extra ``progress``); True: elsewhere a line of the log (``sqspipes_mp.progress``, INFO)
                 every 30 s in which something changed; False: nothing.
@@ -240,6 +248,7 @@ class Engine:
             iterate=iterate,
             until=until,
             idle=idle,
+            wait_for_broker=wait_for_broker,
         )
         if plan.sink is not None:
             return self._runs.iterate(plan, self._broker_for(plan), self, progress=progress)
@@ -383,7 +392,7 @@ class Engine:
         plan, job = plan_job(
             self._feedable, self._settings, values,
             ordered=ordered, return_exceptions=return_exceptions, with_input=with_input, key=key, resume=resume,
-            source=source,
+            source=source, wait_for_broker=_wait_of_environment(),
         )  # fmt: skip
         check_progress("map(progress)", progress)
         broker = self._broker_for(plan)
@@ -505,6 +514,8 @@ def connected(engine: Engine) -> AbstractContextManager[Connection]:
 
 def plan_run(engine: Engine, only: Only = None, *, iterate: bool = False, **options: Unpack[PlanArgs]) -> RunPlan:
     """Return the plan of ``engine.run`` with these arguments. Raises ``ConfigError``."""
+    if options.get("wait_for_broker") is None:
+        options["wait_for_broker"] = _wait_of_environment()
     return make_plan(engine._pipeline, engine._settings, only=only, iterate=iterate, **options)
 
 
@@ -514,6 +525,17 @@ def start_run(engine: Engine, plan: RunPlan, progress: bool | None = None) -> Su
     if outcome.failed:
         raise outcome.exception()
     return outcome.summary
+
+
+def _wait_of_environment() -> float | None:
+    """Return the seconds of ``SQSPIPES_WAIT_FOR_BROKER``; None: it is not set. Raises ``ConfigError``."""
+    text = os.environ.get(_WAIT_VARIABLE)
+    if not text:
+        return None
+    try:
+        return seconds(_WAIT_VARIABLE, float(text))
+    except ValueError:
+        raise ConfigError(_WAIT_VARIABLE, text, "a number of seconds from 0") from None
 
 
 def _clean_up(

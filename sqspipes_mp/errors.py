@@ -5,7 +5,8 @@
     SqsPipesError
     ├── ConfigError (ValueError)        a value the user gave is wrong; found before any process starts
     ├── BrokerError                     the queue service refuses for good, and retrying will not help
-    │   ├── BrokerBusy                  no answer in time, where the caller is in a hurry (the keeper)
+    │   ├── BrokerBusy                  no answer in time, where somebody waits for it
+    │   ├── BrokerUnreachable           nothing that can be used answers at the endpoint
     │   ├── QueueMissing                a queue does not exist (deleted, or create_queues=False)
     │   └── AccessDenied                credentials missing, expired or not allowed to do this
     ├── MessageError                    one message cannot be carried
@@ -22,7 +23,8 @@
     │   ├── TaskTimeout                 its call outlived Task(timeout=), for which it was killed if it did not return
     │   └── SupervisorLost              the supervisor process of iterate=True died
     ├── BootError                       a child process died before it was ready and could not say why
-    │   └── StartRefused                the system lets no worker start (limit of processes, memory, descriptors)
+    │   ├── StartRefused                the system lets no worker start (limit of processes, memory, descriptors)
+    │   └── StartFailed                 a child could not be started for a reason that does not pass
     ├── RestartLimit                    a stage's workers die faster than restarting them can help
     ├── RemoteError                     a worker's exception that cannot be rebuilt here; carries its whole text
     └── Verdict                         raised *by* a task to decide what happens to its message
@@ -97,7 +99,11 @@ class BrokerError(SqsPipesError):
 
 
 class BrokerBusy(BrokerError):
-    """No answer in time; only connections opened with ``patience`` raise it, and trying again is right."""
+    """No answer in time; only connections with ``patience``, or attended, raise it. Trying again is right."""
+
+
+class BrokerUnreachable(BrokerError):
+    """Nothing that can be used answers at the endpoint: it is wrong, or the service is not there (yet)."""
 
 
 class QueueMissing(BrokerError):
@@ -263,6 +269,16 @@ class StartRefused(BootError):
             "processes (ulimit -u, the container's pids limit), of open files (ulimit -n) or of memory, or run fewer "
             "workers",
         )
+
+
+class StartFailed(BootError):
+    """A process could not be started for a reason that does not pass by itself."""
+
+    def __init__(self, role: str, cause: str) -> None:
+        self.role = role
+        self.pid = 0
+        self.cause = cause
+        SqsPipesError.__init__(self, f"{role} could not be started: {cause}")
 
 
 class RestartLimit(SqsPipesError):

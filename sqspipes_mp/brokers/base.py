@@ -34,6 +34,11 @@ from typing import NamedTuple, Protocol, cast
 from sqspipes_mp.errors import BrokerError, MessageError
 from sqspipes_mp.messages.attributes import Attribute
 
+#: Seconds for which a call of an attended connection is tried again, and seconds between two words on it.
+ATTENDED, TOLD_EVERY = 180.0, 10.0
+#: Seconds between two questions to ``wanted`` (``Connection.feed``).
+ASKED_EVERY = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSpec:
@@ -115,6 +120,13 @@ class Completion:
     again: bool = False
     #: The input's FIFO group: nothing later of it is done before this one is.
     group: str | None = None
+
+
+class Unwanted(BrokerError):
+    """``feed`` was told that its messages are not wanted any more; some of them may have been sent."""
+
+    def __init__(self) -> None:
+        super().__init__("the messages are not wanted any more: their run has ended")
 
 
 class OutputsRefused(BrokerError):
@@ -278,7 +290,7 @@ class Connection(Protocol):
         Raises ``OutputsRefused``; ``QueueMissing`` and other ``BrokerError``, with their inputs kept.
         """
 
-    def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
+    def feed(self, outputs: Sequence[Output], *, keyed: bool, wanted: Callable[[], bool] | None = None) -> list[int]:
         """Send messages that have no input; returns the positions of those that were dropped as sent before.
 
         Once it returns, the messages survive a power cut. ``keyed``: the hop ids are made of the user's keys, and the
@@ -286,6 +298,9 @@ class Connection(Protocol):
         only). A service that does not tell which messages it dropped returns an empty list. Raises ``QueueMissing``, as
         far as possible before anything is sent (the caller creates the queue and feeds all again); ``MessageError`` for
         a message that its queue refuses.
+
+        ``wanted`` is asked in the calling thread, every half second and before each further try, while a fault is
+        waited for; once it returns False, ``Unwanted`` is raised: some of the messages may have been sent.
         """
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:
@@ -380,10 +395,14 @@ class Broker(Protocol):
         It opens no file or socket that a child would inherit, and uses no network.
         """
 
-    def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> Connection:
+    def open(
+        self, *, patience: float | None = None, wallet: Wallet | None = None, attended: bool = False
+    ) -> Connection:
         """Return a connection for this process. Raises ``ConfigError`` and ``BrokerError``.
 
         ``patience``: seconds after which a call without an answer raises ``BrokerBusy``; None: calls go on for ever.
+        ``attended``: a person or program waits for the calls, and no worker does: a service that never answered is
+        given up as at boot, one that stopped answering after ``ATTENDED`` seconds, told every ``TOLD_EVERY`` seconds.
         ``wallet``: place for a text that each process would otherwise fetch by itself (credentials). The connection
         with patience, which is the keeper's, fills it.
         """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.brokers.shown import shown as shown_of
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.errors import ConfigError
@@ -32,24 +32,17 @@ def parse(url: str) -> SQS | SQLite:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise _bad(url.partition(":")[0], "a URL", f"Write {_SQS_FORMS}, {_SQLITE_FORMS}") from None
-    # Errors show no part that may hold a secret: neither the one before an @ nor the query.
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise _bad(shown_of(url), "a URL", f"Write {_SQS_FORMS}, {_SQLITE_FORMS}") from None
+    shown = shown_of(url)
     if parts.scheme not in ("sqs", "sqlite"):
         near = get_close_matches(parts.scheme, ("sqs", "sqlite"), 1)
         hint = f"Did you mean {near[0]}://? " if near else ""
-        raise _bad(shown if parts.scheme else url, "an sqs:// or sqlite:// URL", f"{hint}{_SQS_FORMS}; {_SQLITE_FORMS}")
-    if "@" in parts.netloc:
+        raise _bad(shown, "an sqs:// or sqlite:// URL", f"{hint}{_SQS_FORMS}; {_SQLITE_FORMS}")
+    if not url.partition(":")[2].startswith("//"):
+        raise _bad(shown, f"written with // after {parts.scheme}:", f"{_SQS_FORMS}; {_SQLITE_FORMS}")
+    if "@" in parts.netloc or ("@" in parts.path and parts.scheme == "sqs"):
         cure = "Put them into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a profile or a role"
         raise _bad(shown, "free of credentials", cure)
-    if not url.partition(":")[2].startswith("//"):
-        # The URL as it was typed, without the parts that may hold a secret.
-        start, at, rest = re.split("[?#]", url, maxsplit=1)[0].rpartition("@")
-        raise _bad(
-            f"{parts.scheme}:...@{rest}" if at else f"{start}{rest}",
-            f"written with // after {parts.scheme}:",
-            f"{_SQS_FORMS}; {_SQLITE_FORMS}",
-        )
     if parts.fragment:
         raise _bad(shown, "without a #fragment", "Write # in a path or value as %23")
     return _sqs(parts, shown) if parts.scheme == "sqs" else _sqlite(parts, shown)
@@ -98,7 +91,7 @@ def _sqs(parts: SplitResult, shown: str) -> SQS:
     if parts.path:
         raise _bad(shown, "without a path", f"Queues are named by the domain; write {_SQS_FORMS}")
     if ":" in parts.netloc:
-        cure = f"An endpoint goes into the query: sqs://REGION?endpoint_url=http://{parts.netloc}"
+        cure = f"An endpoint goes into the query: sqs://REGION?endpoint_url=http{shown.removeprefix('sqs')}"
         raise _bad(shown, "sqs:// with a region, not a host and port", cure)
     options = _options(parts, shown, ("endpoint_url",))
     return SQS(unquote(parts.netloc) or None, endpoint_url=options.get("endpoint_url"))
@@ -127,7 +120,7 @@ def _options(parts: SplitResult, shown: str, known: tuple[str, ...]) -> dict[str
             cure = f"Did you mean {near[0]}?" if near else f"Everything else goes into code: {_class_of(parts)}(...)"
             raise ConfigError(f"option of the broker URL {shown}", name, allowed, cure)
         if name in options or not value:
-            raise ConfigError(f"{name} of the broker URL {shown}", value, "given once, with a value", "")
+            raise ConfigError(f"{name} of the broker URL {shown}", shown_of(value), "given once, with a value", "")
         options[name] = value
     return options
 

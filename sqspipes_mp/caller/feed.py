@@ -137,17 +137,17 @@ class Feeder:
         """Raise ``ConfigError`` where a queue to feed is another pipeline's."""
         connection.check_owners(self.queues)
 
-    def send(self, connection: Connection, items: list[Item]) -> list[Item]:
+    def send(self, connection: Connection, items: list[Item], wanted: Callable[[], bool] | None = None) -> list[Item]:
         """Send a batch; returns the items dropped because their key was seen before (SQLite).
 
-        A missing queue is created first, where the engine may create queues.
+        A missing queue is created first, where the engine may create queues. ``wanted``: see ``Connection.feed``.
         """
         outputs = [item.output for item in items]
         try:
-            seen = connection.feed(outputs, keyed=self.keyed)
+            seen = connection.feed(outputs, keyed=self.keyed, wanted=wanted)
         except QueueMissing:
             connection.ensure(self.queues, create=self._create)
-            seen = connection.feed(outputs, keyed=self.keyed)
+            seen = connection.feed(outputs, keyed=self.keyed, wanted=wanted)
         return [items[place] for place in seen]
 
     def _ident(self, value: Any) -> str:

@@ -107,7 +107,7 @@ class KeptConnection:
 
     def _make(self, broker: Broker) -> _Open:
         broker.check()
-        connection = broker.open()
+        connection = broker.open(attended=True)
         made = _Open(broker, connection, weakref.finalize(self, connection.close))
         self._open, self._pid = made, os.getpid()
         return made

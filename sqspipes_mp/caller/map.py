@@ -15,7 +15,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.brokers.base import Connection, as_keyed
+from sqspipes_mp.brokers.base import Connection, Unwanted, as_keyed
 from sqspipes_mp.caller.feed import Item
 from sqspipes_mp.caller.ledger import Hand, Ledger
 from sqspipes_mp.caller.map_job import Job, cure, known_key
@@ -69,6 +69,8 @@ class MapResults(Results[Any]):
         self._hand: Hand | None = None
         #: The message of a result that is of none of this map's values: the map ends, and acknowledges it never.
         self._unknown: str | None = None
+        #: Whether Ctrl-C has ended a call of ``next``.
+        self._interrupted = False
         self._connection: Connection | None = None
         self._broker = start.broker
         self._board = start.board
@@ -93,41 +95,46 @@ class MapResults(Results[Any]):
     def __next__(self) -> Any:
         """Return the next result or, with ``return_exceptions``, a value's error; with ``with_input`` as a pair.
 
-        Raises a value's error, the exception that ended the run, or ``MapIncomplete``.
+        Raises a value's error, the exception that ended the run, or ``MapIncomplete``: also at each call after one that
+        Ctrl-C ended, since a loop that goes on all the same would take the end for a whole result.
         """
-        if self._closed:
-            raise StopIteration
-        self._acknowledge_hand()
+        if self._interrupted:
+            reason = f"it was interrupted, and closed. {cure(self._job, self._broker)}"
+            raise MapIncomplete(self._missing, reason)
         try:
-            if self._sending is not None:
-                missing = len(self._ledger) + sum(item.token not in self._ledger for item in self._sending)
-                reason = f"it was interrupted while values were being sent. {cure(self._job, self._broker)}"
-                raise MapIncomplete(missing, reason)
-            self._check_unknown()
-            if len(self._ledger) <= self._room * 3 // 4:
-                self._feed()
-            self._listen(0.0)
-            while True:
-                self._check_unknown()
-                hand = None if self._stopped or self._taken_back else self._ledger.next()
-                if hand is not None:
-                    if self._ledger.is_new(hand):
-                        return self._give(hand)
-                    self._hand = hand
-                    self._acknowledge_hand()
-                    continue
-                if self._outcome is not None:
-                    self._end_early()
-                if self._exhausted and not len(self._ledger):
-                    self._wait_until_empty()
-                    self._end()
-                if self._may_rest() or not self._feed():
-                    self._wait()
-        except BaseException as error:
-            # An exception of the values, the task or the broker ends the map; results not handed out stay queued.
-            if not isinstance(error, (StopIteration, KeyboardInterrupt)):
-                self.close()
+            return super().__next__()
+        except KeyboardInterrupt:
+            self._interrupted = True
             raise
+
+    def _next(self) -> Any:
+        self._acknowledge_hand()
+        self._check_unknown()
+        if len(self._ledger) <= self._room * 3 // 4:
+            self._feed()
+        self._listen(0.0)
+        while True:
+            self._check_unknown()
+            hand = None if self._stopped or self._taken_back else self._ledger.next()
+            if hand is not None:
+                if self._ledger.is_new(hand):
+                    return self._give(hand)
+                self._hand = hand
+                self._acknowledge_hand()
+                continue
+            if self._outcome is not None:
+                self._end_early()
+            if self._exhausted and not len(self._ledger):
+                self._wait_until_empty()
+                self._end()
+            if self._may_rest() or not self._feed():
+                self._wait()
+
+    @property
+    def _missing(self) -> int:
+        """Values that are not done, with those of a batch whose sending was broken off."""
+        unknown = sum(item.token not in self._ledger for item in self._sending or ())
+        return len(self._ledger) + unknown
 
     # -- handing out --------------------------------------------------------------------------------------------
 
@@ -171,7 +178,7 @@ class MapResults(Results[Any]):
 
     def _feed(self) -> bool:
         """Send some values if there is room. Returns whether anything was done."""
-        if self._exhausted or self._stopped or self._taken_back or self._outcome is not None:
+        if self._exhausted or not self._goes_on:
             return False
         room, reading = self._rooms()
         if self._waiting and room <= 0:
@@ -183,7 +190,11 @@ class MapResults(Results[Any]):
             batch, self._waiting = self._fitting(batch, room)
             self._sending = batch
         if batch:
-            self._send(batch)
+            try:
+                self._send(batch)
+            except Unwanted:
+                # Some of the batch may have been sent: it stays in ``_sending``.
+                return True
         refused = None
         if not self._waiting:
             refused, self._refused = self._refused, None
@@ -194,6 +205,16 @@ class MapResults(Results[Any]):
             self._ledger.exhausted()
         self._sending = None
         return bool(batch) or refused is not None or self._exhausted
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the run goes on, so that values are wanted."""
+        return not (self._stopped or self._taken_back or self._outcome is not None)
+
+    def _still_wanted(self) -> bool:
+        """Hear the supervisor while values cannot be sent; tell whether they are still wanted."""
+        self._listen(0.0)
+        return self._goes_on
 
     def _may_rest(self) -> bool:
         """Whether to wait for results rather than feed the few values there is room for, each time a round trip."""
@@ -261,7 +282,7 @@ class MapResults(Results[Any]):
         return self._connection
 
     def _send(self, batch: list[Item]) -> None:
-        seen = {id(item) for item in self._job.feeder.send(self._opened(), batch)}
+        seen = {id(item) for item in self._job.feeder.send(self._opened(), batch, self._still_wanted)}
         for item in batch:
             if id(item) not in seen:
                 self._ledger.fed(item.token, item.value, item.output.hop)
@@ -370,7 +391,7 @@ class MapResults(Results[Any]):
     def _end_early(self) -> None:
         """End the map with a run that is over before all values are done. Raises ``MapIncomplete``."""
         assert self._outcome is not None
-        missing = len(self._ledger)
+        missing = self._missing
         if self._outcome.failed or (self._exhausted and not missing):
             self._end_with_outcome()
         self._summary = self._outcome.summary

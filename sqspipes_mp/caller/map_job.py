@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.brokers.base import Broker, as_keyed
+from sqspipes_mp.brokers.waiting import once_reachable
 from sqspipes_mp.caller.feed import Feeder
 from sqspipes_mp.caller.ledger import Ledger
 from sqspipes_mp.caller.stats import opened
@@ -56,6 +59,7 @@ def plan_job(
     key: Callable[[Any], Key] | None,
     resume: bool,
     source: str | None,
+    wait_for_broker: float | None = None,
 ) -> tuple[RunPlan, Job]:
     """Check ``map``'s arguments. Raises ``ConfigError``.
 
@@ -77,7 +81,7 @@ def plan_job(
     if return_exceptions:
         settings, pipeline = _rejecting(settings, pipeline)
     feeder = Feeder(pipeline, settings, key=key, where="map")
-    plan = make_plan(pipeline, settings, iterate=True)
+    plan = make_plan(pipeline, settings, iterate=True, wait_for_broker=wait_for_broker)
     plan = replace(plan, counted=True, idle=0.0, window=None if ordered else _WINDOW)
     job = Job(
         values=values,
@@ -112,7 +116,8 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
     pipeline = plan.pipeline
     queues = [name for stage in pipeline.stages for name in stage.inputs]
     with opened(broker) as connection:
-        connection.ensure(pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
+        ensure = partial(connection.ensure, pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
+        once_reachable(ensure, plan.wait_for_broker, threading.Event().wait)
         looking = as_keyed(broker, connection)
         if looking is None:
             # FIFO queues drop a key of the last five minutes without a word: its result would never come.

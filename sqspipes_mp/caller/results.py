@@ -24,7 +24,8 @@ from typing import Any, NoReturn, Self, TypeVar
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.caller.progress.progress import Progress
 from sqspipes_mp.caller.sigterm import Sigterm
-from sqspipes_mp.errors import GUARD, SqsPipesError, SupervisorLost
+from sqspipes_mp.caller.suspend import follow, leave
+from sqspipes_mp.errors import GUARD, SqsPipesError, StartFailed, StartRefused, SupervisorLost
 from sqspipes_mp.ipc.birth import Birth
 from sqspipes_mp.ipc.channel import Frame, Kind, describe_exit
 from sqspipes_mp.ipc.map_lock import MapLock
@@ -32,10 +33,13 @@ from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import Summary, readings
 from sqspipes_mp.pipeline.plan import RunPlan
+from sqspipes_mp.supervisor.child import PASSING, Child, Target
 from sqspipes_mp.supervisor.child import start as start_child
 from sqspipes_mp.supervisor.children import Mains
+from sqspipes_mp.supervisor.restart import START_PATIENCE, RestartAt, Starts
 from sqspipes_mp.supervisor.run import supervisor_main
 from sqspipes_mp.supervisor.shutdown import SECOND_AFTER
+from sqspipes_mp.supervisor.stop_requests import hangs_up
 
 log = logging.getLogger("sqspipes_mp.engine")
 
@@ -44,7 +48,7 @@ R = TypeVar("R")
 #: Remembered ids of results that were handed out: a result that comes again after its worker's death is dropped.
 _REMEMBERED = 100_000
 #: Seconds beyond ``shutdown_grace`` after which the caller waits no longer for its supervisor.
-_SLACK = 20.0
+SLACK = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,6 +103,10 @@ class Results(Iterator[R]):
         assert plan.sink is not None
         self._repeatable = not plan.pipeline.stages[plan.sink].is_source
         self._sigterm: Sigterm | None = None
+        self._sighup: Sigterm | None = None
+        #: The thread that is in ``next`` just now.
+        self._reader: int | None = None
+        self._over = threading.Event()
 
         lock = self._lock
 
@@ -107,7 +115,7 @@ class Results(Iterator[R]):
             return supervisor_main, (birth, plan, start.broker, board, start.mains, method, lock)
 
         with contextlib.nullcontext() if lock is None else lock.bequeathed():
-            self._child = start_child(context, target, name="supervisor", inherited=())
+            self._child = _start_supervisor(context, target)
         self._poll = select.poll()
         self._poll.register(self._child.channel.fileno(), select.POLLIN)
         self._poll.register(self._child.watch, select.POLLIN)
@@ -117,14 +125,37 @@ class Results(Iterator[R]):
         atexit.register(self._at_exit)
         if threading.current_thread() is threading.main_thread():
             self._sigterm = Sigterm(self.stop)
+            if hangs_up():
+                self._sighup = Sigterm(self.stop, signal.SIGHUP)
+        follow(self._child.pid)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> R:
-        """Return the next result. Raises the exception that ended the run, as ``run()`` would."""
+        """Return the next result. Raises the exception that ended the run, as ``run()`` would.
+
+        Whatever it raises, Ctrl-C included, the iteration is drained and closed by then.
+        """
         if self._closed:
             raise StopIteration
+        self._reader = threading.get_ident()
+        try:
+            return self._next()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            # The error's traceback keeps this iterator, in a notebook or REPL for ever (sys.last_value): nothing else
+            # would close it, and its workers would go on.
+            if isinstance(error, KeyboardInterrupt) and not self._closed:
+                self._warn_of_the_second()
+            self.close()
+            raise
+        finally:
+            self._reader = None
+
+    def _next(self) -> R:
+        """Return the next result of an open iteration."""
         if self._handed is not None:
             self._acknowledge(self._handed)
             self._handed = None
@@ -173,7 +204,7 @@ class Results(Iterator[R]):
         if self._closed:
             return
         began = time.monotonic()
-        deadline = began + self._grace + _SLACK
+        deadline = began + self._grace + SLACK
         self._child.channel.queue(Kind.DRAIN, {"reason": "closed"})
         self._child.channel.flush()
         while self._outcome is None and time.monotonic() < deadline:
@@ -297,17 +328,20 @@ class Results(Iterator[R]):
     def _finish(self) -> int:
         """Reap the supervisor and remove our handlers from the process. Returns the supervisor's exit status."""
         self._closed = True
+        leave(self._child.pid)
         code = self._reap()
         atexit.unregister(self._at_exit)
-        if self._sigterm is not None:
-            self._sigterm.remove()
+        for handler in (self._sigterm, self._sighup):
+            if handler is not None:
+                handler.remove()
         self._ended()
+        self._over.set()
         return code
 
     def _reap(self) -> int:
         poll = select.poll()
         poll.register(self._child.watch, select.POLLIN)
-        if not poll.poll(_SLACK * 1000):
+        if not poll.poll(SLACK * 1000):
             self._child.kill()
         return self._child.reap()
 
@@ -315,6 +349,23 @@ class Results(Iterator[R]):
         with contextlib.suppress(ProcessLookupError):
             if not self._closed:
                 os.kill(self._child.pid, signal.SIGTERM)
+
+
+def _start_supervisor(context: BaseContext, target: Target) -> Child:
+    """Start the supervisor, as patiently as a supervisor starts its children. Raises ``BootError``."""
+    starts, role = Starts(), "the supervisor"
+    while True:
+        try:
+            return start_child(context, target, name="supervisor", inherited=())
+        except OSError as error:
+            why = str(error)
+            if error.errno not in PASSING:
+                raise StartFailed(role, why) from error
+        decision = starts.refused(time.monotonic(), 0, alive=False)
+        if not isinstance(decision, RestartAt):
+            raise StartRefused(role, START_PATIENCE, why)
+        log.warning("%s could not be started: %s; trying again in %.1f s", role, why, decision.delay)
+        threading.Event().wait(decision.delay)
 
 
 def _not_the_end(error: BaseException) -> BaseException:
@@ -333,5 +384,10 @@ def _running(plan: RunPlan, board: Scoreboard) -> int:
 def _close_at_exit(left_open: weakref.ref[Results[Any]]) -> None:
     """Close an iterator that is still open at the interpreter's end."""
     iteration = left_open()
-    if iteration is not None:
-        iteration._close_if_ours()
+    if iteration is None or iteration._owner != os.getpid():
+        return
+    if iteration._reader not in (None, threading.get_ident()):
+        # A daemon thread waits for a result: it ends the iteration itself.
+        iteration.stop()
+        iteration._over.wait(iteration._grace + SLACK)
+    iteration.close()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.caller.progress.progress import Progress, choose
 from sqspipes_mp.caller.progress.rates import Pace
-from sqspipes_mp.caller.results import Results, Start
+from sqspipes_mp.caller.results import SLACK, Results, Start
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
@@ -59,7 +63,8 @@ class Runs:
         plan, shown = _shown(plan, board, progress)
         watch = self._begin(plan, board)
         try:
-            return supervise(plan, broker, board, MAINS, context, wakeup, progress=shown)
+            with _drained_at_exit(wakeup, plan.settings.grace):
+                return supervise(plan, broker, board, MAINS, context, wakeup, progress=shown)
         finally:
             shown.close()
             self._end(watch)
@@ -154,6 +159,31 @@ class Runs:
                 self._watch = None
         finally:
             watch.board.close()
+
+
+@contextlib.contextmanager
+def _drained_at_exit(wakeup: Wakeup, grace: float) -> Iterator[None]:
+    """Drain a run that a daemon thread makes when its program ends, which waits for no such thread.
+
+    multiprocessing's own exit handler would wait for workers that nobody supervises any more.
+    """
+    if not threading.current_thread().daemon:
+        yield
+        return
+    over, owner = threading.Event(), os.getpid()
+
+    def drain() -> None:
+        if os.getpid() == owner:
+            wakeup.stop()
+            over.wait(grace + SLACK)
+
+    atexit.register(drain)
+    try:
+        yield
+    finally:
+        over.set()
+        # At the exit itself: the handlers run already, and this one is waiting.
+        atexit.unregister(drain)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""SIGTERM stops an iteration; the previous handler is restored afterwards (caller)."""
+"""SIGTERM, or a terminal's SIGHUP, stops an iteration; the previous handler is restored afterwards (caller)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Any
 
 
 class Sigterm:
-    """Has SIGTERM call a bound method, without keeping its object alive. Several may come and go in any order."""
+    """Has a signal call a bound method, without keeping its object alive. Several may come and go in any order."""
 
+    #: A child takes the default again (``ipc.birth``).
+    of_the_engine = True
     _old: Any
 
-    def __init__(self, stop: Callable[[], None]) -> None:
+    def __init__(self, stop: Callable[[], None], number: signal.Signals = signal.SIGTERM) -> None:
+        self._number = number
         self._stop = weakref.WeakMethod(stop)
         self._removed = False
-        self._old = signal.signal(signal.SIGTERM, self)
+        self._old = signal.signal(number, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         stop = self._stop()
@@ -38,8 +41,9 @@ class Sigterm:
         self._removed = True
         before = self._before()
         with contextlib.suppress(ValueError):
-            if signal.getsignal(signal.SIGTERM) is self:
-                signal.signal(signal.SIGTERM, before)
+            current: object = signal.getsignal(self._number)
+            if current is self:
+                signal.signal(self._number, before)
 
     def _before(self) -> Any:
         old: Any = self._old

@@ -99,9 +99,9 @@ class PipelineStats:
 
 @contextmanager
 def opened(broker: Broker) -> Iterator[Connection]:
-    """Open a connection for the block only, so that nothing is open when ``run()`` forks."""
+    """Open a connection for the block only, so that nothing is open when ``run()`` forks; it is attended."""
     broker.check()
-    with closing(broker.open()) as connection:
+    with closing(broker.open(attended=True)) as connection:
         yield connection
 
 

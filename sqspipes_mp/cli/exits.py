@@ -16,6 +16,16 @@ class Exit(IntEnum):
     USAGE = 2
     BOOT = 3
     RESTARTS = 4
+    #: Through, with dead letters.
+    DEAD_LETTERS = 5
+    #: A run that has an end was stopped by a signal before it: 128 and the signal's number, as a shell has it.
+    HUNG_UP = 129
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+#: The exit code of a run that has an end, by the signal in its summary's ``reason``.
+STOPPED_BY = {"SIGHUP": Exit.HUNG_UP, "SIGINT": Exit.INTERRUPTED, "SIGTERM": Exit.TERMINATED}
 
 
 class Refused(Exception):

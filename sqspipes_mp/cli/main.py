@@ -25,8 +25,9 @@ _FOLDER = str(Path(__file__).parent) + os.sep
 
 _TARGET = "an Engine, or a function returning one: words:engine or ./words.py:engine for engine in words.py"
 _CODES = """\
-exit codes: 0 done, or stopped by a signal cleanly; 1 a task failed, or drained with dead letters;
-            2 usage or configuration; 3 a process could not start; 4 a stage's workers die too often
+exit codes: 0 done, or a run without an end stopped by a signal; 1 a task failed; 2 usage or configuration;
+            3 a process could not start; 4 a stage's workers die too often; 5 through, with dead letters;
+            143, 130, 129 a run that has an end stopped before it by SIGTERM, SIGINT, SIGHUP
 """
 _EXAMPLES = f"""\
 examples:
@@ -53,7 +54,8 @@ examples:
   SQSPIPES_BROKER=sqs://us-west-2 SQSPIPES_LOG_FORMAT=json sqspipes-mp run words:engine
 
 Each flag also reads its environment variable: SQSPIPES_ONLY, SQSPIPES_WORKERS (both with commas), SQSPIPES_BROKER,
-SQSPIPES_UNTIL, SQSPIPES_IDLE, SQSPIPES_ON_ERROR, SQSPIPES_LOG_LEVEL, SQSPIPES_LOG_FORMAT, SQSPIPES_PROGRESS (on, off).
+SQSPIPES_UNTIL, SQSPIPES_IDLE, SQSPIPES_WAIT_FOR_BROKER, SQSPIPES_ON_ERROR, SQSPIPES_LOG_LEVEL, SQSPIPES_LOG_FORMAT,
+SQSPIPES_PROGRESS (on, off).
 A flag is stronger than the code, the code than the environment. Ctrl-C and SIGTERM finish what runs and give the rest
 back to its queue; a second one kills.
 
@@ -168,12 +170,22 @@ def _add_run(parser: ArgumentParser) -> None:
         help='processes of a task, or "auto": one per CPU; NAME= where several tasks run (repeatable)',
     )
     parser.add_argument(
-        "--until", metavar="|".join(UNTIL), help="end when the source has ended and all queues are empty"
+        "--until",
+        metavar="|".join(UNTIL),
+        help="drained: end when the source has ended and all queues are empty; stopped: go on until "
+        "told; default: "
+        "drained where the source is a generator and all tasks run here",
     )
     parser.add_argument(
         "--idle",
         metavar="SECONDS",
-        help="with --until, where the source runs elsewhere: how long the queues must have been empty; default: 60",
+        help="with --until drained, where no source runs here: how long the queues must have been empty; default: 60, "
+        "or 1 where all tasks of a fed pipeline run here on SQLite",
+    )
+    parser.add_argument(
+        "--wait-for-broker",
+        metavar="SECONDS",
+        help="how long the start waits for a queue service that is not there yet; default: not at all",
     )
     parser.add_argument(
         "--on-error",

@@ -8,21 +8,23 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from sqspipes_mp.cli.console import Console, table
-from sqspipes_mp.cli.exits import Exit, Refused
+from sqspipes_mp.cli.exits import STOPPED_BY, Exit, Refused
 from sqspipes_mp.cli.loading import load
 from sqspipes_mp.engine import override, plan_run, start_run
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.histogram import duration
 from sqspipes_mp.ipc.summary import Summary
+from sqspipes_mp.pipeline.ends import has_end
+from sqspipes_mp.pipeline.plan import RunPlan, Until
 from sqspipes_mp.pipeline.source_leftovers import behind_source, finishing_command
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 from sqspipes_mp.pipeline.task import Policy
 
 POLICIES = ("raise", "retry", "reject")
-UNTIL = ("drained",)
+UNTIL = ("drained", "stopped")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 FORMATS = ("text", "json")
 SWITCH = ("on", "off")
@@ -39,7 +41,7 @@ def run(flags: Namespace, console: Console) -> Exit:
         override(engine, on_error=policy, weakly=not options.on_error.from_flag)
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
-    plan = plan_run(engine, only, workers=workers, until=options.until, idle=options.idle)
+    plan = plan_run(engine, only, workers=workers, until=options.until, idle=options.idle, wait_for_broker=options.wait)
     plan = replace(plan, started_as=flags.target)
     console.finish = finishing_command(behind_source(plan), flags.target, flags.broker)
     with console.held():
@@ -54,16 +56,18 @@ def run(flags: Namespace, console: Console) -> Exit:
         summary = getattr(interrupt, "summary", None)
         if summary is None:
             raise
-    return _exit(summary, console, flags.target)
+    return _exit(plan, summary, console, flags.target)
 
 
-def _exit(summary: Summary, console: Console, target: str) -> Exit:
+def _exit(plan: RunPlan, summary: Summary, console: Console, target: str) -> Exit:
     console.say(f"{summary.reason} after {summary.seconds:.1f} s\n\n{summary_table(summary)}")
-    if summary.reason != "drained" or not summary.dead:
+    if has_end(plan) and (stopped := STOPPED_BY.get(summary.reason)):
+        return stopped
+    if summary.reason not in {"drained", "ended"} or not summary.dead:
         return Exit.DONE
     stages = ", ".join(f"{stage.name} {stage.dead}" for stage in summary.stages if stage.dead)
     console.fail(f"drained, but with dead-lettered messages: {stages}. See sqspipes-mp dead list {target}")
-    return Exit.FAILED
+    return Exit.DEAD_LETTERS
 
 
 def summary_table(summary: Summary) -> str:
@@ -103,8 +107,10 @@ class RunOptions:
     #: Flags first, then those of the environment, which yield to the code.
     workers: list[Given]
     broker: str | None
-    until: Literal["drained"] | None
+    until: Until | None
     idle: float | None
+    #: Seconds for which to wait for the broker; the engine reads the environment's itself.
+    wait: float | None
     on_error: Given | None
     log_level: int
     log_format: str
@@ -131,8 +137,9 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
         workers=[*_from_flag(flags, "workers"), *_split(_from_variable(environ, "workers"))],
         # The engine reads SQSPIPES_BROKER itself: it knows whether its constructor was given a broker.
         broker=flags.broker,
-        until="drained" if until else None,
-        idle=_idle(flags, environ, ends=until is not None),
+        until=cast("Until", until.value) if until else None,
+        idle=_idle(flags, environ, ends=until is not None and until.value == "drained"),
+        wait=next((_seconds(given) for given in _from_flag(flags, "wait-for-broker")), None),
         on_error=one("on-error", POLICIES),
         log_level=logging.getLevelNamesMapping()[level.value.upper()],
         log_format=form.value,
@@ -173,16 +180,22 @@ def worker_counts(given: Sequence[Given], pipeline: Pipeline, only: Sequence[str
 def _idle(flags: Namespace, environ: Mapping[str, str], *, ends: bool) -> float | None:
     """Return the seconds of ``run(idle)``; those of the environment hold only for runs with an end."""
     for given in _from_flag(flags, "idle") or (_from_variable(environ, "idle") if ends else []):
-        try:
-            seconds = float(given.value)
-        except ValueError:
-            seconds = math.nan
-        if not 0 <= seconds < math.inf:
-            raise Refused(f"{given.source} must be a number of seconds from 0, got {given.value!r}")
+        seconds = _seconds(given)
         if not ends:
             raise Refused(f"{given.source} goes with an end that it puts off: add --until drained")
         return seconds
     return None
+
+
+def _seconds(given: Given) -> float:
+    """Return a number of seconds. Raises ``Refused``."""
+    try:
+        seconds = float(given.value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise Refused(f"{given.source} must be a number of seconds from 0, got {given.value!r}")
+    return seconds
 
 
 def _stage(given: Given, pipeline: Pipeline, name: str) -> Stage:

@@ -73,6 +73,13 @@ def begin(birth: Birth) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # A handler that does nothing, not SIG_IGN: programs that the user's function starts would inherit SIG_IGN.
         signal.signal(number, _ignore)
+    for number in (signal.SIGHUP, signal.SIGTSTP):
+        if getattr(signal.getsignal(number), "of_the_engine", False):
+            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGTTOU, signal.SIGTTIN):
+        # A child is in a process group of its own, in the terminal's background: with ``stty tostop`` its first output
+        # would stop it, without a word. Programs that the user's function starts write and read likewise.
+        signal.signal(number, signal.SIG_IGN)
     _mind_forks()
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)

@@ -139,7 +139,7 @@ def no_map(broker: Broker, domain: str, what: str) -> Iterator[None]:
 def _open(path: str) -> int:
     flags = os.O_CREAT | os.O_CLOEXEC
     try:
-        return os.open(path, flags | os.O_RDWR, 0o666)
+        return os.open(path, flags | os.O_RDWR, 0o600)
     except PermissionError:
         # Another user's file: it can be locked, but not written.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -14,8 +14,10 @@ import select
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, Connection
+from sqspipes_mp.brokers.waiting import once_reachable
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned
@@ -68,10 +70,7 @@ def keeper_main(assignment: Assignment, *, boots: bool) -> None:
         if plan.settings.setup is not None:
             plan.settings.setup()
         if boots:
-            with closing(assignment.broker.open()) as connection:
-                connection.ensure(plan.pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
-                tell_left(plan, connection)
-                tell_strays(plan, connection)
+            once_reachable(partial(_check_queues, assignment), plan.wait_for_broker, partial(_rest, channel))
         connection = assignment.broker.open(patience=plan.keeper_patience, wallet=assignment.board.wallet)
         connection.tend()
     except BaseException as error:
@@ -87,6 +86,23 @@ def keeper_main(assignment: Assignment, *, boots: bool) -> None:
         channel.send(Kind.FAULT, {}, report.to_bytes())
         os._exit(EXIT_FAULT)
     channel.send(Kind.BYE)
+
+
+def _check_queues(assignment: Assignment) -> None:
+    """Create or check the queues, and tell what was left in them."""
+    plan = assignment.plan
+    with closing(assignment.broker.open()) as connection:
+        connection.ensure(plan.pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
+        tell_left(plan, connection)
+        tell_strays(plan, connection)
+
+
+def _rest(channel: Channel, seconds: float) -> None:
+    """Wait for ``seconds`` of the boot, or for the supervisor's end."""
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    if poll.poll(seconds * 1000) and channel.recv() is None:
+        orphaned()
 
 
 def _boot_report(error: BaseException) -> Report:

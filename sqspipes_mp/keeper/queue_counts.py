@@ -104,6 +104,11 @@ class DrainWatch:
         self._quiet_for = max(connection.settle, 0.0 if self._sources else plan.idle)
         self._empty_since: float | None = None
         self._told = False
+        if plan.idle_given and self._quiet_for > plan.idle:
+            log.warning(
+                "idle=%g s is %g s here: the queue service's counts may be wrong for so long after the last send",
+                plan.idle, self._quiet_for,
+            )  # fmt: skip
 
     def drained(self, now: float) -> bool:
         """Count once, and tell whether the pipeline has drained; ``now``: monotonic seconds. Raises ``BrokerError``."""
@@ -114,7 +119,9 @@ class DrainWatch:
             self._empty_since = now
             if self._quiet_for and not self._told:
                 self._told = True
-                log.info("every queue is empty; the run ends when they stay so for %g s", self._quiet_for)
+                late = self._quiet_for == self._connection.settle
+                why = "before that the queue service may count wrong" if late else f"idle={self._plan.idle:g}"
+                log.info("every queue is empty; the run ends when they stay so for %g s (%s)", self._quiet_for, why)
         return now - self._empty_since >= self._quiet_for
 
     def pause(self) -> float:

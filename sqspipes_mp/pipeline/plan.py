@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host.cpus import cpus
@@ -18,8 +18,9 @@ from sqspipes_mp.pipeline.task import OnError, check_workers
 FIRST_LEASE = 15.0
 #: The shortest visibility timeout that heartbeats can keep, seconds.
 MIN_VISIBILITY = 2.0
-#: Default of ``run(idle)``, seconds.
-IDLE = 60.0
+#: Default of ``run(idle)``, seconds: where a source runs elsewhere, and where all tasks of a fed pipeline run here.
+IDLE, FED_IDLE = 60.0, 1.0
+Until: TypeAlias = Literal["drained", "stopped"]
 #: Most messages of one running batch that are told to readers.
 _SHOWN = 64
 
@@ -64,10 +65,16 @@ class RunPlan:
     inputs: Mapping[int, tuple[str, ...]]
     #: Priority of a source's outputs, or callable(output) for all outputs sent here.
     priority: int | Callable[[Any], int] = 0
-    #: "drained": the run ends when every queue is empty.
-    until: Literal["drained"] | None = None
+    #: "drained": the run ends when every queue is empty; "stopped": never by itself; None: with its sources, where no
+    #: other stage runs here, else never.
+    until: Until | None = None
+    #: Whether ``run`` was given ``until``, and whether it was given ``idle``.
+    until_given: bool = False
+    idle_given: bool = False
     #: Seconds for which the queues must have been empty, where the source runs elsewhere.
     idle: float = IDLE
+    #: Seconds for which the start waits for a queue service that is unreachable.
+    wait_for_broker: float = 0.0
     #: The stage whose outputs go to the caller (``iterate=True``); None: no stage's do.
     sink: int | None = None
     #: Whether workers tell the caller of every message that another one becomes (``map``).
@@ -156,6 +163,7 @@ def make_plan(
     iterate: object = False,
     until: object = None,
     idle: object = None,
+    wait_for_broker: object = None,
 ) -> RunPlan:
     """Check ``run``'s arguments against the pipeline. Raises ``ConfigError``."""
     selected = _select(pipeline, only)
@@ -167,15 +175,40 @@ def make_plan(
         workers=_workers(pipeline, selected, workers),
         args=_args(pipeline, selected, args),
         inputs=_bands(pipeline, selected, min_priority, max_priority),
-        idle=IDLE if idle is None else seconds("run(idle)", idle),
+        idle=_default_idle(pipeline, selected) if idle is None else seconds("run(idle)", idle),
         sink=selected[-1] if iterate else None,
+        until_given=until is not None,
+        idle_given=idle is not None,
+        wait_for_broker=0.0 if wait_for_broker is None else seconds("run(wait_for_broker)", wait_for_broker),
     )
     plan = replace(plan, priority=_priority(plan, priority), until=_until(plan, until))
-    if idle is not None and plan.until is None:
+    if idle is not None and plan.until != "drained":
         raise ConfigError(
             "run(idle)", idle, "given with until, whose end it puts off", 'Add until="drained", or drop it'
         )
     return plan
+
+
+def endless(plan: RunPlan) -> str | None:
+    """Return why a run has no natural end; None: it has one, the source's."""
+    first = plan.pipeline.stages[0]
+    if first.is_source and not first.ends:
+        return f"the source {first.name!r} is called for ever"
+    if not first.is_source:
+        return f"others may send to {first.name!r} at any time"
+    if plan.source is None:
+        return f"the source {first.name!r} runs elsewhere"
+    if len(plan.selected) < len(plan.pipeline.stages):
+        return "some tasks run elsewhere"
+    if any(plan.inputs[stage.index] != tuple(stage.inputs) for stage in plan.pipeline.stages):
+        return "some priorities are received elsewhere"
+    return None
+
+
+def _default_idle(pipeline: Pipeline, selected: Sequence[int]) -> float:
+    """Return the default of ``idle``: those who feed a pipeline that runs here are most likely done, too."""
+    fed_here = pipeline.stages[0].task.input is True and len(selected) == len(pipeline.stages)
+    return FED_IDLE if fed_here else IDLE
 
 
 def _select(pipeline: Pipeline, only: object) -> tuple[int, ...]:
@@ -286,17 +319,21 @@ def _priority(plan: RunPlan, priority: object) -> int | Callable[[Any], int]:
     return whole_number("run(priority)", priority, least=0, most=top, also=also, cure=cure)
 
 
-def _until(plan: RunPlan, until: object) -> Literal["drained"] | None:
+def _until(plan: RunPlan, until: object) -> Until | None:
     if until is None:
-        return None
+        # A source alone ends with itself: there is no queue to look at.
+        return "drained" if endless(plan) is None and len(plan.selected) > 1 else None
+    if until == "stopped":
+        return "stopped"
     if until != "drained":
-        raise ConfigError("run(until)", until, 'None or "drained"')
+        raise ConfigError("run(until)", until, 'None, "drained" or "stopped"')
     source = plan.source
     if source is not None and not source.ends:
         raise ConfigError(
             "run(until)",
             until,
-            f"None here: the source {source.name!r} is a function that is called for ever, so nothing ever drains",
+            f'"stopped" or None here: the source {source.name!r} is a function that is called for ever, so nothing '
+            "ever drains",
             "Write it as a generator function that ends (yield each output)",
         )
     return "drained"

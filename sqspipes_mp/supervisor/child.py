@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -16,12 +17,15 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import popen_fork, util
 from multiprocessing.context import ForkProcess
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, current_process
+from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.ipc.birth import BLOCKED, Birth
 from sqspipes_mp.ipc.channel import ParentChannel
 
+#: Errors of a start that may pass: too many processes, no memory, too many files.
+PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 #: Seconds that the reaping of a dead child may take; a forkserver tells of a death by pipe.
 _REAP = 5.0
 #: Whether a forked child of multiprocessing runs its own atexit handlers.
@@ -50,9 +54,13 @@ class Child:
 
     def kill_group(self) -> None:
         """SIGKILL the child's process group; before the reaping, after which another process may get its number."""
+        self.signal_group(signal.SIGKILL)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to the child's process group, where it has one of its own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(self.pid) == self.pid:
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(self.pid, number)
 
     def reap(self) -> int:
         """Reap the child, which is dead or about to be, and return its exit code (negative: a signal)."""
@@ -111,12 +119,14 @@ def start(
     function, args = target(birth)
     make = _ForkProcess if forked else context.Process
     process: BaseProcess = make(target=function, args=args, name=name)
+    # Else a child of a daemonic process would be daemonic, and the user's function could start no process.
+    process.daemon = False
     # Signals are held back until the child has its own handlers; the handlers of this process would swallow one that
     # comes in between. Not for a forkserver: it would inherit the mask, and never hear of its children's deaths.
     held_back = BLOCKED if context.get_start_method() != "forkserver" else ()
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     try:
-        with sharing_pages():
+        with _sound_streams(), _allowed_to_start(), sharing_pages():
             process.start()
     except BaseException:
         ours.close()
@@ -133,6 +143,50 @@ def start(
     return Child(process, pid, ParentChannel(ours), watch, own)
 
 
+@contextlib.contextmanager
+def _sound_streams() -> Iterator[None]:
+    """Put a null device in place of a standard stream that takes no output (``| head``, a full disk), within the block.
+
+    multiprocessing flushes both streams before a start and at a child's end, and would start nothing. A child that is
+    forked in the block keeps the null device.
+    """
+    broken: dict[str, Any] = {}
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            # multiprocessing itself takes None and a closed stream.
+            with contextlib.suppress(AttributeError, ValueError):
+                stream.flush()
+        except OSError:
+            broken[name] = stream
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (the child's)
+    try:
+        yield
+    finally:
+        for name, stream in broken.items():
+            getattr(sys, name).close()
+            setattr(sys, name, stream)
+
+
+@contextlib.contextmanager
+def _allowed_to_start() -> Iterator[None]:
+    """Let a daemonic process (a worker of ``multiprocessing.Pool``, of Celery's prefork) start children in the block.
+
+    multiprocessing forbids it, since it ends such a process with SIGTERM, which would leave children behind. Ours end
+    with their parent, however that ends.
+    """
+    config: dict[str, Any] = getattr(current_process(), "_config", {})
+    if not config.get("daemon"):
+        yield
+        return
+    with _freezes.starting:
+        config["daemon"] = False
+        try:
+            yield
+        finally:
+            config["daemon"] = True
+
+
 class _Freezes:
     """The forks that are under way in this process, whose threads may run an engine each."""
 
@@ -141,6 +195,8 @@ class _Freezes:
 
     def reset(self) -> None:
         self.lock = threading.Lock()
+        #: Held by the thread for whose start a daemonic process is none.
+        self.starting = threading.Lock()
         self.under_way = 0
         self.by_others = False
 

@@ -24,7 +24,7 @@ import time
 from typing import Any, Protocol
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.errors import BootError, RestartLimit, StartRefused
+from sqspipes_mp.errors import BootError, RestartLimit, StartFailed, StartRefused
 from sqspipes_mp.ipc.channel import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.outcome import Outcome
@@ -33,7 +33,7 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import summarize
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.source_leftovers import left_note
-from sqspipes_mp.supervisor.child import Child
+from sqspipes_mp.supervisor.child import PASSING, Child
 from sqspipes_mp.supervisor.children import Children, Death, Mains
 from sqspipes_mp.supervisor.control import Control
 from sqspipes_mp.supervisor.events import Events
@@ -145,6 +145,9 @@ class Supervisor:
         until = max(now, self._deadline(now))
         self._events.wait(until - now)
         began, now = now, time.monotonic()
+        # What is credited already.
+        until += (stopped := self._requests.take_stopped())
+        began += stopped
         if now - until > _STOPPED:
             # Ctrl-Z and the like stop the whole process group, so the calls have stood still as well.
             self._board.stood_still(int(now * 1e9), int((now - began) * 1e9))
@@ -179,7 +182,7 @@ class Supervisor:
         try:
             keeper = self._children.start_keeper(time.monotonic())
         except OSError as error:
-            self._refused(slot, _KEEPER, "the keeper", error)
+            self._not_started(slot, _KEEPER, "the keeper", error)
             return
         self._starts.started(_KEEPER)
         self._events.adopt(keeper, self._keeper_died, lambda frame: self._on_keeper(keeper, frame))
@@ -193,10 +196,9 @@ class Supervisor:
         try:
             child = self._children.start_worker(slot, time.monotonic())
         except OSError as error:
-            self._refused(slot, slot.index, slot.name, error)
+            self._not_started(slot, slot.index, slot.name, error)
             return
         if child is not None:
-            self._starts.started(slot.index)
             self._vitals.started(slot, slot.started_at)
             self._events.adopt(
                 child,
@@ -204,10 +206,20 @@ class Supervisor:
                 lambda frame: self._on_worker(slot, child, frame),
             )
 
-    def _refused(self, slot: Slot | KeeperSlot, key: int, name: str, error: OSError) -> None:
-        """Plan another start of a child that the system let not start, or stop."""
+    def _not_started(self, slot: Slot | KeeperSlot, key: int, name: str, error: OSError) -> None:
+        """Plan another start where the error may pass, or stop."""
         # Not the error itself: its frames hold the scoreboard, and a log handler that keeps records would keep that.
         why = str(error)
+        if error.errno in PASSING:
+            self._refused(slot, key, name, why)
+            return
+        log.error("%s could not be started: %s; stopping", name, why)
+        self._stopping.fail(StartFailed(name, why))
+        if not self._children.keeper.booted:
+            self._stopping.end()
+
+    def _refused(self, slot: Slot | KeeperSlot, key: int, name: str, why: str) -> None:
+        """Plan another start of a child that the system let not start, or stop."""
         decision = self._starts.refused(time.monotonic(), key, alive=bool(self._children.workers))
         if isinstance(decision, RestartAt):
             log.warning("%s could not be started: %s; trying again in %.1f s", name, why, decision.delay)
@@ -248,15 +260,18 @@ class Supervisor:
                 self._start_worker(slot)
 
     def _tell_watching(self, keeper: Child) -> None:
-        if self._requests.watching or self._plan.until is not None:
+        if self._requests.watching or self._plan.until == "drained":
             self._events.tell(keeper.channel, Kind.WATCH)
 
     def _on_worker(self, slot: Slot, child: Child, frame: Frame) -> None:
         if frame.kind is Kind.READY:
             slot.got_ready()
+            self._starts.started(slot.index)
             self._children.policies[slot.seat.stage].booted()
             self._watchdog.ready(slot, child)
             self._vitals.changed()
+        elif frame.kind is Kind.FAILED and "refused" in frame.header:
+            slot.start_refused(str(frame.header["refused"]))
         elif frame.kind is Kind.FAILED and frame.header.get("boot"):
             slot.boot_failed(Report.from_bytes(frame.blob))
         elif frame.kind in {Kind.FAILED, Kind.FAULT}:
@@ -313,7 +328,9 @@ class Supervisor:
             return
         if death.stack:
             log.warning("%s (pid %d) was doing this:\n%s", slot.name, death.pid, death.stack.rstrip())
-        if not self._stopping.begun:
+        if slot.refused is not None and not self._stopping.begun:
+            self._refused(slot, slot.index, slot.name, slot.refused)
+        elif not self._stopping.begun:
             self._restart(slot, death)
         elif death.cause is not Cause.CUT:
             log.warning("%s (pid %d) was lost while draining: %s", slot.name, death.pid, death.text)

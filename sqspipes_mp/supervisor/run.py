@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import pickle
 import sys
 import threading
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.host import descriptors
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric_threads import environment, prepare
 from sqspipes_mp.ipc.birth import Birth, begin
@@ -20,12 +23,21 @@ from sqspipes_mp.ipc.channel import DOWN, Channel, Kind, ParentChannel, ParentGo
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.pipeline.ends import describe_end
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.children import Mains
 from sqspipes_mp.supervisor.loop import Supervisor, Ticking
 from sqspipes_mp.supervisor.stop_requests import Wakeup
 
 log = logging.getLogger("sqspipes_mp.supervisor")
+
+#: Longest path of a folder for a socket of multiprocessing's, bytes: unix(7) has 108 with the end, "/listener-" and 8
+#: characters follow.
+_LONGEST_FOLDER = 107 - 18
+#: Descriptors of the supervisor for each worker: socket, pidfd, stack file, and multiprocessing's pipes.
+_PER_WORKER = 5
+#: Descriptors for all else that a process of ours opens: wake-ups, the keeper, the queue service's connection.
+_OTHERS = 24
 
 
 def supervise(
@@ -42,7 +54,9 @@ def supervise(
     method = context.get_start_method()
     names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
     with contextlib.ExitStack() as stack:
-        log.info("starting %s on %s: %s (%s)", plan.pipeline.domain, broker.describe(), names, method)
+        log.info(
+            "starting %s on %s: %s (%s); %s", plan.pipeline.domain, broker.describe(), names, method, describe_end(plan)
+        )
         if method == "fork":
             broker.warm()
             prepare(plan.numeric_threads, cpus())
@@ -87,6 +101,7 @@ def choose_context(plan: RunPlan, broker: Broker) -> Any:
 
     Raises ``ConfigError`` where tasks cannot be sent to the fresh processes that ``start_method`` asks for.
     """
+    _check_descriptors(plan)
     wanted = plan.settings.start_method
     if wanted is not None:
         if wanted != "fork" and (problem := _unpicklable(plan, broker)):
@@ -114,11 +129,55 @@ def choose_context(plan: RunPlan, broker: Broker) -> Any:
     return _context("fork")
 
 
+def _check_descriptors(plan: RunPlan) -> None:
+    """Raise ``ConfigError`` where a run needs more descriptors than this process may have.
+
+    Without the check, the last workers would never start.
+    """
+    found = descriptors.left()
+    if found is None:
+        return
+    opened, most = found
+    count = len(plan.seats)
+    needed = opened + _OTHERS + _PER_WORKER * count
+    if needed > most:
+        room = max(0, (most - opened - _OTHERS) // _PER_WORKER)
+        raise ConfigError(
+            "the number of workers, of all tasks that run here,",
+            count,
+            f"at most {room} where a process may have {most} open files (ulimit -n) and {opened} are open: the "
+            f"supervisor has {_PER_WORKER} for each worker, and {_OTHERS} others are needed",
+            f"Raise the limit to {needed} or more (ulimit -n, LimitNOFILE=, nofile), or run fewer workers",
+        )
+
+
 def _context(method: str) -> Any:
     context = multiprocessing.get_context(method)
+    if method != "fork":
+        _check_folders(method)
     if method == "forkserver":
         context.set_forkserver_preload(["sqspipes_mp.caller.mains"])
     return context
+
+
+def _check_folders(method: str) -> None:
+    """Raise ``ConfigError`` for a folder without which multiprocessing starts no fresh process."""
+    try:
+        # A fresh process gets it as its own.
+        Path.cwd()
+    except OSError as error:
+        raise ConfigError(
+            "the working directory", str(error), f"there for {method}", "Start the program in a folder that stays"
+        ) from error
+    if method != "forkserver":
+        return
+    cure = "Set TMPDIR to a folder with a short path that this user may write to"
+    try:
+        folder = util.get_temp_dir()
+    except OSError as error:
+        raise ConfigError("the temporary folder", str(error), "one where forkserver may make its own", cure) from error
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        raise ConfigError("the temporary folder", folder, "short enough for a socket's path (forkserver)", cure)
 
 
 def _unpicklable(plan: RunPlan, broker: Broker) -> str | None:

@@ -105,6 +105,8 @@ class Slot:
     starved: bool = False
     #: The reason for which the worker leaves for a successor, one of ``statistics.RESTART_REASONS``; empty: it stays.
     leaves_for: str = ""
+    #: Why the system refuses the worker a thread that it needs; None: it does not.
+    refused: str | None = None
     #: When the worker said BYE, monotonic seconds.
     leaving_since: float | None = None
     #: The call that the worker is about to be killed for.
@@ -157,6 +159,7 @@ class Slot:
         self.worker, self.started_at, self.restart_at = worker, now, None
         self.ready = self.stopped = self.ended = self.starved = False
         self.leaves_for = ""
+        self.refused = None
         self.leaving_since = self.late = self.kill_at = self._killed = None
         self.hold_look_at = self._silent_until = 0.0
 
@@ -169,6 +172,10 @@ class Slot:
     def boot_failed(self, report: Report) -> None:
         """Keep the report of a worker that failed before it was ready; its death follows."""
         self.boot_report = report
+
+    def start_refused(self, why: str) -> None:
+        """Note that the system lets the worker start no thread; its death follows."""
+        self.refused = why
 
     def stopped_receiving(self) -> None:
         """Note that the worker receives no more."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -22,7 +23,7 @@ from sqspipes_mp.supervisor.stopping import Stopping
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: The byte of ``engine.stop()``; a signal's byte is its number.
 _STOP = 0
 
@@ -80,6 +81,21 @@ def _noted(number: int, frame: FrameType | None) -> None:
     """Do nothing: the wake-up descriptor has told the supervisor."""
 
 
+#: A child takes the default again (``ipc.birth``).
+_noted.of_the_engine = True  # type: ignore[attr-defined]
+
+
+def hangs_up() -> bool:
+    """Tell whether SIGHUP means that this process's terminal is gone: there is one, and nobody else handles it."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 class Requests:
     """Hears requests and passes them on."""
 
@@ -92,8 +108,9 @@ class Requests:
         self._stopping = stopping
         self._wakeup = wakeup
         self._caller = caller
-        # An iterating caller takes the terminal's Ctrl-C itself, and closes its iterator.
-        self._signals = _SIGNALS if caller is None else (signal.SIGTERM,)
+        self._alone = caller is None
+        #: Seconds for which the run was stopped (Ctrl-Z) since ``take_stopped`` was called last.
+        self._stopped_for = 0.0
         #: The signal that ends the run.
         self.signal: int | None = None
         self._signal_at = 0.0
@@ -103,7 +120,7 @@ class Requests:
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
         """Listen within the block."""
-        with self._wakeup.catching(self._signals):
+        with self._wakeup.catching(self._signals()):
             self._events.connect(self._wakeup.reader, self._on_wakeup)
             if self._caller is not None:
                 self._events.connect(self._caller, self._on_caller)
@@ -118,6 +135,21 @@ class Requests:
             self._stopping.drain("stopped")
         elif self.signal is None:
             self._on_signal(signal.SIGTERM)
+
+    def take_stopped(self) -> float:
+        """Return the seconds for which the run was stopped (Ctrl-Z) since the last call."""
+        seconds, self._stopped_for = self._stopped_for, 0.0
+        return seconds
+
+    def _signals(self) -> tuple[signal.Signals, ...]:
+        """Return the signals to catch."""
+        # An iterating caller takes the terminal's Ctrl-C itself, and closes its iterator.
+        numbers = [signal.SIGTERM, *([signal.SIGINT] if self._alone else [])]
+        if self._alone and hangs_up():
+            numbers.append(signal.SIGHUP)
+        if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            numbers.append(signal.SIGTSTP)
+        return tuple(numbers)
 
     def watched(self) -> None:
         """Take note that every queue was seen empty."""
@@ -149,8 +181,31 @@ class Requests:
         for byte in self._wakeup.take():
             if byte == _STOP:
                 self._stopping.drain("stopped")
+            elif byte == signal.SIGTSTP:
+                self._suspend()
             elif byte in _SIGNALS:
                 self._on_signal(byte)
+
+    def _suspend(self) -> None:
+        """Stop the whole run for a Ctrl-Z, until this process is continued; the keeper goes on with the leases.
+
+        The terminal stops this process alone: its children are in groups of their own.
+        """
+        began = time.monotonic()
+        workers = [worker.child for _, worker in self._children.workers]
+        for child in workers:
+            child.signal_group(signal.SIGSTOP)
+        # By the default action, which the kernel leaves out where nobody could continue the process.
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, _noted)
+        now = time.monotonic()
+        # Before the calls go on: their timeouts do not count that time.
+        self._children.board.stood_still(int(now * 1e9), int((now - began) * 1e9))
+        self._stopped_for += now - began
+        for child in workers:
+            child.signal_group(signal.SIGCONT)
+        log.info("stopped for %.1f s by the terminal (Ctrl-Z); going on", now - began)
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name

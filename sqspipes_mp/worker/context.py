@@ -40,6 +40,15 @@ class Delivery:
         return self.received.group == self.message.parent != self.message.id
 
 
+#: Why a worker is replaced that has no file descriptor left.
+NO_DESCRIPTOR = "it had no file descriptor left (ulimit -n): does the function open some and keep them?"
+
+
+def no_thread(error: BaseException) -> bool:
+    """Tell whether an error says that the system lets this process start no thread."""
+    return isinstance(error, RuntimeError) and str(error).startswith("can't start new thread")
+
+
 class WorkerContext:
     """The worker's shared state."""
 
@@ -86,6 +95,9 @@ class WorkerContext:
         self._charging = threading.Lock()
         self._counting = threading.Lock()
         self._pid = os.getpid()
+        self._recycling = threading.Lock()
+        #: Whether this worker has asked for its replacement.
+        self._replaced = False
 
     def check_process(self) -> None:
         """End a forked copy of this worker that came back from the user's code."""
@@ -98,6 +110,14 @@ class WorkerContext:
         """Begin no call and receive nothing from now on."""
         self.full_stop.set()
         self.stop_receiving()
+
+    def recycle(self, reason: str, *, starved: bool = False) -> None:
+        """Have this worker replaced once its running calls have ended; see ``Lifetime.recycle``."""
+        with self._recycling:
+            first, self._replaced = not (self._replaced or self.no_more.is_set()), True
+        if first:
+            self.say(Kind.RECYCLE, {"reason": reason, "starved": starved})
+            self.stop_receiving()
 
     def stop_receiving(self) -> None:
         self.no_more.set()

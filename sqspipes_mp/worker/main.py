@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 from functools import partial
 
+from sqspipes_mp.host import descriptors
 from sqspipes_mp.host.numeric_threads import limit_threads, reseed
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.statistics import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.pipeline.outputs import Products
-from sqspipes_mp.worker.context import WorkerContext
+from sqspipes_mp.worker.context import NO_DESCRIPTOR, WorkerContext, no_thread
 from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.receive.intake import Intake
@@ -26,6 +28,8 @@ from sqspipes_mp.worker.send.failures import Failures
 from sqspipes_mp.worker.send.outbox import Outbox
 from sqspipes_mp.worker.send.result_window import ResultWindow
 from sqspipes_mp.worker.stacks import stacks
+
+log = logging.getLogger("sqspipes_mp.worker")
 
 #: Seconds that a thread of ours waits for the GIL while the function computes; Python's own 5 ms are a round trip.
 _SWITCH = 0.0005
@@ -65,6 +69,10 @@ def worker_main(assignment: Assignment) -> None:
     try:
         _work(context, mode)
     except BaseException as error:
+        if no_thread(error):
+            # Of this process, which is replaced when the system has room again; the keeper releases its messages.
+            context.say(Kind.FAILED, {"refused": str(error)})
+            os._exit(EXIT_BOOT)
         # The engine's own fault, or an error of the user's exit hook: both are reported.
         context.fault(error)
     if context.faulted.is_set():
@@ -83,13 +91,15 @@ def _work(context: WorkerContext, mode: Mode) -> None:
     parts = Parts(context, mode.function, ready, order, failures, outbox, products, results)
     threading.Thread(target=partial(_listen, context, ready, results), name="orders", daemon=True).start()
     context.board.put(context.slot, STATE, S_READY)
-    context.say(Kind.READY)
+    descriptors.keep(partial(_short, context))
     if stage.is_source:
+        context.say(Kind.READY)
         Source(parts).run()
     else:
         runner = Runner(parts)
         intake = Intake(parts, runner.lifetime)
         intake.start()
+        context.say(Kind.READY)
         runner.run(mode.serve(parts, runner))
         if context.faulted.is_set():
             # Messages of a poll in flight must be on the scoreboard, or the keeper could not release them.
@@ -101,6 +111,12 @@ def _work(context: WorkerContext, mode: Mode) -> None:
     if not context.faulted.is_set():
         mode.function.finish()
         context.connection.close()
+
+
+def _short(context: WorkerContext) -> None:
+    """Have a worker replaced whose connection found no descriptor left."""
+    log.warning("%s (pid %d) is replaced: %s", context.stage.name, os.getpid(), NO_DESCRIPTOR)
+    context.recycle(NO_DESCRIPTOR)
 
 
 def _listen(context: WorkerContext, ready: Ready, results: ResultWindow | None) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 from collections.abc import Callable
 
-from sqspipes_mp.ipc.channel import Kind
-from sqspipes_mp.worker.context import WorkerContext
+from sqspipes_mp.worker.context import NO_DESCRIPTOR, WorkerContext, no_thread
 
 #: A ``max_tasks_per_worker`` from which the limit is drawn a little lower for each worker; a lower one is kept exactly.
 _ROUND = 10
@@ -18,7 +18,6 @@ class Lifetime:
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
-        self._recycling = False
         self._sharing = threading.Lock()
         most = context.stage.task.max_tasks_per_worker
         context.left = None if most is None else drawn(most, random.randrange)
@@ -50,11 +49,23 @@ class Lifetime:
 
         ``starved``: it has no memory to receive or decode messages, and its successor may not have any either.
         """
-        with self._sharing:
-            first, self._recycling = not (self._recycling or self._context.no_more.is_set()), True
-        if first:
-            self._context.say(Kind.RECYCLE, {"reason": reason, "starved": starved})
-            self._context.stop_receiving()
+        self._context.recycle(reason, starved=starved)
+
+    def failed(self, error: BaseException) -> None:
+        """Have this worker replaced after a call's error that says that the process is worn out."""
+        if reason := worn_out(error):
+            self.recycle(reason)
+
+
+def worn_out(error: BaseException) -> str | None:
+    """Return the reason to replace a worker one of whose calls raised ``error``; None: there is none. Pure."""
+    if isinstance(error, MemoryError):
+        return "MemoryError"
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return NO_DESCRIPTOR
+    if no_thread(error):
+        return f"its function could start no thread ({error})"
+    return None
 
 
 def drawn(most: int, below: Callable[[int], int]) -> int:

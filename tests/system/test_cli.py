@@ -19,7 +19,7 @@ from sqspipes_mp import __version__
 from tests.gates import ROOT, TIMEOUT, Log, children, ended
 
 WORDS = """
-import os, sys
+import os, sys, time
 from sqspipes_mp import Engine, Task
 
 def numbers():
@@ -27,6 +27,11 @@ def numbers():
 
 def endless():
     return 1
+
+def lasting():
+    while True:
+        yield 1
+        time.sleep(0.01)
 
 def double(value):
     return 2 * value
@@ -57,6 +62,7 @@ without_queues = Engine([numbers, tell], domain="none", broker=db, create_queues
 bad_setup = Engine([numbers, tell], domain="setup", broker=db, setup=breaks)
 bad_init = Engine([numbers, Task(tell, init=breaks)], domain="init", broker=db)
 endless = Engine([Task(endless, interval=0.01), tell], domain="endless", broker=db)
+with_an_end = Engine([lasting, tell], domain="lasting", broker=db)
 anywhere = Engine([numbers, tell], domain="anywhere")
 spawning = Engine([numbers, tell], domain="spawning", broker=db, start_method="spawn")
 
@@ -247,7 +253,7 @@ def test_a_task_that_ends_the_program_has_failed(cli: Cli, target: str) -> None:
 
 def test_drained_with_dead_letters_is_a_failure(cli: Cli) -> None:
     result = cli("run", "words:failing", "--until", "drained", "--on-error", "reject")
-    assert result.returncode == 1
+    assert result.returncode == 5
     assert "fails 5" in result.stderr.splitlines()[-1]
     assert status(cli, "words:failing")["fails"] == (0, 0, 5)
 
@@ -283,6 +289,19 @@ def test_a_signal_ends_it_cleanly(cli: Cli, folder: Path, number: signal.Signals
     assert errors.splitlines()[-2].split()[:2] == ["endless", "1"]
     _waiting, in_flight, dead = status(cli, "words:endless")["tell"]
     assert (in_flight, dead) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("words:with_an_end",), 143), (("words:with_an_end", "--until", "stopped"), 0)]
+)
+def test_a_run_that_has_an_end_and_is_stopped_before_it_says_so(
+    folder: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    with started(folder, "run", *arguments) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "value 1\n"
+        process.terminate()
+        assert ended(process)[0] == code
 
 
 def test_a_signal_before_the_engine_runs_ends_it_cleanly(folder: Path, log: Log) -> None:

@@ -174,7 +174,7 @@ def test_a_lost_lease_is_somebody_elses():
 
 def test_waiting_for_queues_to_settle_is_said_once(caplog):
     depths = {"in": Depth(1, 0, 0)}
-    plan: Any = SimpleNamespace(source=None, seats=(), idle=60.0, watched=("in",))
+    plan: Any = SimpleNamespace(source=None, seats=(), idle=60.0, idle_given=False, watched=("in",))
     unused: Any = None
     watch = DrainWatch(plan, unused, SimpleNamespace(settle=0.0, depth=depths.get), lambda: None)
     with caplog.at_level("INFO", "sqspipes_mp.keeper"):
@@ -182,4 +182,4 @@ def test_waiting_for_queues_to_settle_is_said_once(caplog):
         assert caplog.messages == []
         depths["in"] = Depth(0, 0, 0)
         assert [watch.drained(now) for now in (1.0, 30.0, 61.0)] == [False, False, True]
-    assert caplog.messages == ["every queue is empty; the run ends when they stay so for 60 s"]
+    assert caplog.messages == ["every queue is empty; the run ends when they stay so for 60 s (idle=60)"]

@@ -73,7 +73,8 @@ def test_temporary_file_goes_with_the_pickle_and_with_cleanup() -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     with_messages = copy.open()
     with_messages.ensure(SPECS, create=True)
-    assert {each.name for each in folder.iterdir()} == {f"queues.db{end}" for end in ("", "-bell", "-shm", "-wal")}
+    names = {f"queues.db{end}" for end in ("", "-bell", "-shm", "-wal")}
+    assert {each.name for each in folder.iterdir()} == {"owner.lock", *names}
     with_messages.close()
     broker.cleanup()
     assert not folder.exists()

@@ -5,7 +5,7 @@ from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify_code, classify_
 from sqspipes_mp.brokers.sqs.http import BadReply, TimedOut
 from sqspipes_mp.brokers.sqs.http_connect import Unreachable
 from sqspipes_mp.brokers.sqs.queues import differences, parse_address, wanted_attributes
-from sqspipes_mp.errors import AccessDenied, BrokerError, QueueMissing
+from sqspipes_mp.errors import AccessDenied, BrokerError, BrokerUnreachable, QueueMissing
 from sqspipes_mp.messages.limits import MAX_BYTES
 
 botocore = pytest.importorskip("botocore.exceptions")
@@ -172,7 +172,7 @@ def test_the_delay_doubles_to_its_cap() -> None:
         (Kind.DENIED, "AccessDenied", AccessDenied, ["'q'", "sqs:SendMessage ", "http://e"]),
         (Kind.DENIED, "KmsAccessDenied", AccessDenied, ["kms:GenerateDataKey"]),
         (Kind.CREDENTIALS, "ExpiredToken", AccessDenied, ["ExpiredToken", "sts get-caller-identity", "clock"]),
-        (Kind.UNREACHABLE, "EndpointConnectionError", BrokerError, ["http://e", "AWS_ENDPOINT_URL_SQS"]),
+        (Kind.UNREACHABLE, "EndpointConnectionError", BrokerUnreachable, ["http://e", "AWS_ENDPOINT_URL_SQS"]),
         (Kind.REFUSED, "InvalidMessageContents", BrokerError, ["characters"]),
         (Kind.REFUSED, "KmsDisabled", BrokerError, ["kms:Decrypt"]),
     ],

@@ -141,3 +141,58 @@ def test_a_url_without_slashes_is_shown_as_typed_but_for_secrets(url: str, shown
         parse(url)
     assert shown in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+PASSWORDS = [
+    "hunter2",
+    "hun:hunter2",
+    "a/hunter2",
+    "a?hunter2",
+    "a#hunter2",
+    "a@hunter2",
+    "hunter2@b",
+    "a%40hunter2",
+    "[hunter2",
+    "hunter2]",
+    " hunter2",
+    "\nhunter2",
+    "a\\hunter2",
+    "hunter2/x:y",
+]
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "sqs://key:{}@us-west-2",
+        "sqs:key:{}@us-west-2",
+        "sqs://us-west-2?endpoint_url=http://key:{}@host.test:9",
+        "sqs://us-west-2?secret_key={}",
+        "sqs://us-west-2?endpoint_url=http://h?token={}",
+        "sqs://k:{}",
+        "//k:{}@h.test",
+        "redis://:{}@host.test/0",
+        "https://k:{}@sqs.us-west-2.amazonaws.com",
+        "amqp://k:{}@h.test:99999/",
+    ],
+)
+def test_no_secret_of_a_url_is_shown_whatever_characters_it_has(form: str, password: str) -> None:
+    told: list[object] = []
+    try:
+        broker = parse(form.format(password))
+        told += [repr(broker), broker.describe()]
+    except ConfigError as error:
+        told += [error, error.__dict__, error.__cause__, error.__context__]
+    assert "hunter2" not in " ".join(map(str, told))
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize(
+    "form", ["http://key:{}@host.test:9", "http://h.test/?t={}", "http://h/#{}", "http://k:{}@h:bad"]
+)
+def test_no_secret_of_an_endpoint_is_shown(form: str, password: str) -> None:
+    with pytest.raises(ConfigError, match="endpoint_url") as caught:
+        SQS("us-west-2", endpoint_url=form.format(password))
+    told = [caught.value, caught.value.__dict__, caught.value.__cause__, caught.value.__context__]
+    assert "hunter2" not in " ".join(map(str, told))

@@ -4,18 +4,20 @@ One file holds all queues of a pipeline on one machine, with SQS's semantics. ``
 ``schema`` the tables, ``transactions`` the transactions themselves, ``wake`` the wait without polling.
 """
 
+import contextlib
 import os
-import shutil
 import sqlite3
-import tempfile
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqspipes_mp.brokers.base import Wallet
+from sqspipes_mp.brokers.sqlite import folders
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.brokers.sqlite.session import is_ours
 from sqspipes_mp.errors import BrokerError, ConfigError
 from sqspipes_mp.host import fork_guard as forks
+from sqspipes_mp.pipeline.checks import is_whole
 
 _CURE = "Give the path of a file in an existing, writable folder on a local disk, or None for a temporary file"
 
@@ -30,10 +32,16 @@ class SQLite:
     #: The file's path. A relative one is resolved against the working directory at the first ``check`` or ``open``.
     #: None: a temporary file, created by that first call and removed by ``cleanup``.
     path: str | os.PathLike[str] | None = None
+    #: Permissions of the file, and of those beside it, where it is made: by default its owner's alone. An existing
+    #: file stays as it is.
+    mode: int = 0o600
     #: The absolute path, once resolved; a pickle and a forked child have it, too.
     file: str | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not is_whole(self.mode) or not 0o600 <= self.mode <= 0o777 or self.mode & 0o600 != 0o600:
+            allowed = "permissions with which the owner can read and write, such as 0o600 or 0o660"
+            raise ConfigError("SQLite(mode)", self.mode, allowed)
         if self.path is None:
             return
         if not isinstance(self.path, (str, os.PathLike)):
@@ -65,7 +73,9 @@ class SQLite:
 
     def lock_file(self, domain: str) -> str | None:
         """Return the path of a lock file beside the database, one for each domain."""
-        return f"{self.file}-{domain}.lock"
+        path = f"{self.file}-{domain}.lock"
+        _make(path, self.mode)
+        return path
 
     def check(self) -> None:
         """Resolve the path. Raises ``ConfigError`` for a path that cannot be used, or another program's file."""
@@ -77,19 +87,26 @@ class SQLite:
     def warm(self) -> None:
         """Do nothing: importing this module has loaded all that children can share."""
 
-    def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> SQLiteConnection:  # noqa: ARG002  (the port's)
+    def open(
+        self,
+        *,
+        patience: float | None = None,
+        wallet: Wallet | None = None,  # noqa: ARG002  (the port's)
+        attended: bool = False,
+    ) -> SQLiteConnection:
         """Return a connection for this process, which opens the file at its first call.
 
-        ``patience``: see ``Broker.open``; ``wallet`` is not used. Raises ``ConfigError`` as ``check``.
+        ``patience``, ``attended``: see ``Broker.open``; ``wallet`` is not used. Raises ``ConfigError`` as ``check``.
         """
         self.check()
         assert self.file is not None
-        return SQLiteConnection(self.file, durable=not self.temporary, patience=patience)
+        _make(self.file, self.mode)
+        return SQLiteConnection(self.file, durable=not self.temporary, patience=patience, attended=attended)
 
     def cleanup(self) -> None:
         """Remove a temporary file and its folder; the user's own file stays."""
         if self.temporary and self.file is not None:
-            shutil.rmtree(Path(self.file).parent, ignore_errors=True)
+            folders.remove(str(Path(self.file).parent))
             object.__setattr__(self, "file", None)
 
     def describe(self) -> str:
@@ -102,14 +119,31 @@ class SQLite:
         """Return the absolute path of the file, or of a new temporary one."""
         if self.path is None:
             try:
-                return str(Path(tempfile.mkdtemp(prefix="sqspipes-mp-")).resolve() / "queues.db")
+                return str(Path(folders.make()) / "queues.db")
             except OSError as error:
                 allowed = "None only where a temporary folder can be made"
                 raise ConfigError("SQLite(path)", None, allowed, f"{error}. Set TMPDIR, or give a path") from error
         # SQLite puts the -wal file beside the target of a symbolic link.
-        file = os.path.realpath(self.path)
+        try:
+            file = os.path.realpath(self.path)
+        except FileNotFoundError as error:
+            cure = "Start the program in a folder that stays, or give the file's whole path"
+            raise ConfigError(
+                "SQLite(path)", self.path, "a whole path where the working directory is gone", cure
+            ) from error
         _check(file)
         return file
+
+
+def _make(path: str, mode: int) -> None:
+    """Make an empty file with these permissions, where there is none; those who open it tell of what is in the way.
+
+    SQLite gives the files that it makes beside the database the database's permissions.
+    """
+    with contextlib.suppress(OSError):
+        # Not by opening it: closing a descriptor would drop the locks that another thread may have on the file by then.
+        os.mknod(path, stat.S_IFREG | 0o600)
+        Path(path).chmod(mode)
 
 
 def _check(file: str) -> None:

@@ -46,9 +46,9 @@ class SQLiteConnection:
     #: A transaction for one message costs about as much as one for ten.
     linger = 0.02
 
-    def __init__(self, file: str, *, durable: bool, patience: float | None = None) -> None:
+    def __init__(self, file: str, *, durable: bool, patience: float | None = None, attended: bool = False) -> None:
         self._waiter = Waiter(file)
-        self._file = File(file, durable=durable, patience=patience, ring=self._waiter.ring)
+        self._file = File(file, durable=durable, patience=patience, attended=attended, ring=self._waiter.ring)
         self._tidy_at = time.monotonic() + _TIDY_EVERY
         self._warned: set[str] = set()
 
@@ -130,7 +130,7 @@ class SQLiteConnection:
         self._tidy()
         return stale
 
-    def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:
+    def feed(self, outputs: Sequence[Output], *, keyed: bool, wanted: Callable[[], bool] | None = None) -> list[int]:
         """Send messages that have no input; returns the places of those whose hop id was known, which were dropped."""
         if not outputs:
             return []
@@ -138,14 +138,15 @@ class SQLiteConnection:
         if len(parts) > 1:
             # The caller creates a missing queue and feeds all again: a missing one is found before anything is sent.
             for queue in dict.fromkeys(output.queue for output in outputs):
-                self.address(queue)
+                self._file.read(partial(sqlite_queues.existing, name=queue), wanted)
         seen: list[int] = []
         sent = 0
         for part in parts:
-            found = self._file.write(partial(sqlite_complete.feed, outputs=part, keyed=keyed), ring=True)
+            job = partial(sqlite_complete.feed, outputs=part, keyed=keyed)
+            found = self._file.write(job, ring=True, wanted=wanted)
             seen += [sent + place for place in found]
             sent += len(part)
-        self._file.sync()
+        self._file.sync(wanted)
         self._tidy()
         return seen
 

@@ -42,6 +42,10 @@ class Wait:
     longest: float
 
 
+#: The wait of a process that has no descriptor left.
+NO_DESCRIPTOR = Wait(_WAITABLE_ERRNO[errno.EMFILE], notable=True, longest=5.0)
+
+
 def plan_wait(error: sqlite3.Error | OSError, file: str) -> Wait:
     """Return the wait that cures an error.
 

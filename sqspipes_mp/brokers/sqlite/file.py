@@ -17,15 +17,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
+from sqspipes_mp.brokers.base import ASKED_EVERY, ATTENDED, TOLD_EVERY, Unwanted
 from sqspipes_mp.brokers.sqlite import faults
+from sqspipes_mp.brokers.sqlite.holders import describe_holders
 from sqspipes_mp.brokers.sqlite.session import QueuesChanged, Session
 from sqspipes_mp.errors import BrokerBusy, BrokerError, QueueMissing
+from sqspipes_mp.host import descriptors
 from sqspipes_mp.host import fork_guard as forks
 from sqspipes_mp.messages.attempts import exponential
 
 T = TypeVar("T")
+#: See ``Connection.feed``.
+Wanted: TypeAlias = Callable[[], bool] | None
 
 log = logging.getLogger("sqspipes_mp.brokers.sqlite")
 #: The wait after a first failed try is up to twice this, seconds.
@@ -39,16 +44,25 @@ _PATIENCE = 10.0
 class File:
     """The file as one process has it open.
 
-    ``durable`` False: commits need not survive a power cut. ``patience``: see ``Broker.open``. ``ring``: wakes the
-    receivers of all processes.
+    ``durable`` False: commits need not survive a power cut. ``patience``, ``attended``: see ``Broker.open``. ``ring``:
+    wakes the receivers of all processes.
     """
 
     def __init__(
-        self, file: str, *, durable: bool, patience: float | None = None, ring: Callable[[], None] = lambda: None
+        self,
+        file: str,
+        *,
+        durable: bool,
+        patience: float | None = None,
+        attended: bool = False,
+        ring: Callable[[], None] = lambda: None,
     ) -> None:
         self.file = file
         self._ring = ring
-        self._patience = patience
+        #: Longest wait of SQLite itself for a lock, seconds.
+        self._lock_patience = patience
+        self._patience = ATTENDED if attended else patience
+        self._complain_every = TOLD_EVERY if attended else _COMPLAIN_EVERY
         self.wal = f"{file}-wal"
         self._log_path = Path(self.wal)
         self._inode = -1
@@ -62,32 +76,33 @@ class File:
         self._complained_at = float("-inf")
         forks.protect(self)
 
-    def read(self, job: Callable[[Session], T]) -> T:
+    def read(self, job: Callable[[Session], T], wanted: Wanted = None) -> T:
         """Run a job that only reads, each statement by itself; returns its result.
 
-        Waits and tries again where that cures a fault. Raises ``BrokerError``, and ``BrokerBusy`` after ``patience``.
+        Waits and tries again where that cures a fault. Raises ``BrokerError``, ``BrokerBusy`` after ``patience``, and
+        ``Unwanted`` once ``wanted`` returns False (see ``Connection.feed``).
         """
-        return self._retry(lambda: self._read(job))
+        return self._retry(lambda: self._read(job), wanted)
 
-    def write(self, job: Callable[[Session], T], *, ring: bool = False) -> T:
+    def write(self, job: Callable[[Session], T], *, ring: bool = False, wanted: Wanted = None) -> T:
         """Run a job whose transactions are one statement each; returns its result.
 
         After a fault the whole job runs again, so a transaction must bear being repeated. ``ring``: wake receivers
         after it. Raises as ``read``, and ``QueueMissing``.
         """
-        return self._retry(lambda: self._write(job, ring=ring))
+        return self._retry(lambda: self._write(job, ring=ring), wanted)
 
     def ring(self) -> None:
         """Wake receivers that wait for a message."""
         self.write(lambda _: None, ring=True)
 
-    def sync(self) -> None:
+    def sync(self, wanted: Wanted = None) -> None:
         """Return once all earlier commits are safe from a power cut.
 
         The effect is that of ``synchronous=FULL``, but other processes can write during the sync.
         """
         if self._durable:
-            self._retry(self._sync)
+            self._retry(self._sync, wanted)
 
     @property
     def moved(self) -> bool:
@@ -163,7 +178,7 @@ class File:
                 raise BrokerError(f"the connection to {self.file} is closed")
             if self._inherited:
                 raise BrokerError(f"{self.file} was in use by another thread during a fork. Fork before using it")
-            session = Session(self.file, synchronous="NORMAL" if self._durable else "OFF", patience=self._patience)
+            session = Session(self.file, synchronous="NORMAL" if self._durable else "OFF", patience=self._lock_patience)
             try:
                 self._inode = self._log_path.stat().st_ino
             except BaseException:
@@ -200,26 +215,36 @@ class File:
                 os.close(folder)
             self._synced_folder = True
 
-    def _retry(self, step: Callable[[], T]) -> T:
-        """Run a step again and again while a wait cures its faults."""
+    def _retry(self, step: Callable[[], T], wanted: Wanted = None) -> T:
+        """Run a step again and again while a wait cures its faults, and its result is wanted."""
         failures, since = 0, time.monotonic()
         while True:
             try:
                 return step()
             except (sqlite3.Error, OSError) as error:
-                wait = faults.plan_wait(error, self.file)
+                # SQLite itself says no more than that it cannot open a file.
+                short = descriptors.none_left()
+                if short and descriptors.relieve():
+                    continue
+                wait = faults.NO_DESCRIPTOR if short else faults.plan_wait(error, self.file)
                 cause = error
             failures += 1
-            if wait.notable or time.monotonic() - since > _PATIENCE:
+            if wait.notable:
                 self._complain(wait.reason, cause)
+            elif time.monotonic() - since > _PATIENCE:
+                self._complain(f"{wait.reason}{describe_holders(self.file)}", cause)
             if self._patience is not None and time.monotonic() - since > self._patience:
                 raise BrokerBusy(f"{self.file}: {wait.reason} for {self._patience:g} s ({cause})") from cause
             longest = exponential(_FIRST_WAIT, failures, wait.longest)
-            if self._closed.wait(longest * random.uniform(0.5, 1.0)):
-                raise BrokerError(f"the connection to {self.file} was closed while {wait.reason}") from cause
+            until = time.monotonic() + longest * random.uniform(0.5, 1.0)
+            while (left := until - time.monotonic()) > 0:
+                if self._closed.wait(left if wanted is None else min(left, ASKED_EVERY)):
+                    raise BrokerError(f"the connection to {self.file} was closed while {wait.reason}") from cause
+                if wanted is not None and not wanted():
+                    raise Unwanted from cause
 
     def _complain(self, reason: str, error: Exception) -> None:
         now = time.monotonic()
-        if now - self._complained_at >= _COMPLAIN_EVERY:
+        if now - self._complained_at >= self._complain_every:
             self._complained_at = now
             log.warning("SQLite file %s: %s; retrying until it passes (%s)", self.file, reason, error)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from sqspipes_mp.brokers.base import Handle
+from sqspipes_mp.brokers.base import ASKED_EVERY, Handle, Unwanted
 from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.entries import Entry, by_queue, faults_of, handle_batches, take_batch
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind, refusal, unsendable
@@ -87,17 +87,21 @@ class BatchCalls:
                 failures = self._wait_after(faults, "SendMessageBatch", queue, failures)
         return Sent(unsent, errors, unsendables)
 
-    def send_at_once(self, batches: Sequence[Sequence[Entry]]) -> list[Sent]:
+    def send_at_once(self, batches: Sequence[Sequence[Entry]], wanted: Callable[[], bool] | None = None) -> list[Sent]:
         """Send batches in a thread each; returns once all have ended.
 
         An exception, Ctrl-C included, ends the tries of the others: each of them is over with its request under way.
+        ``wanted``: see ``Connection.feed``, as ``Unwanted`` is.
         """
-        if len(batches) == 1:
+        if len(batches) == 1 and wanted is None:
             return [self.send(batches[0])]
         stop = threading.Event()
         with ThreadPoolExecutor(len(batches), "sqs-send") as pool:
             sends = [pool.submit(self.send, batch, lambda _: not stop.is_set()) for batch in batches]
             try:
+                while wanted is not None and wait(sends, ASKED_EVERY).not_done:
+                    if not wanted():
+                        raise Unwanted
                 return [send.result() for send in sends]
             except BaseException:
                 stop.set()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sqspipes_mp.brokers.base import Wallet
+from sqspipes_mp.brokers.shown import shown
 from sqspipes_mp.brokers.sqs.calls import Calls, Clients
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.brokers.sqs.credentials import adopt, no_credentials, share
@@ -126,10 +127,13 @@ class SQS:
         self._throwaway(session, self.region or "us-east-1")
         _warm["data_loader"] = session.get_component("data_loader")
 
-    def open(self, *, patience: float | None = None, wallet: Wallet | None = None) -> SqsConnection:
+    def open(
+        self, *, patience: float | None = None, wallet: Wallet | None = None, attended: bool = False
+    ) -> SqsConnection:
         """Return a connection with the boto3 clients of this process.
 
-        ``patience``, ``wallet``: see ``Broker.open``. Raises ``ConfigError`` without region or credentials.
+        ``patience``, ``wallet``, ``attended``: see ``Broker.open``. Raises ``ConfigError`` without region or
+        credentials.
         """
         fills = patience is not None
         if self.session is None:
@@ -148,7 +152,7 @@ class SQS:
         loopback = _is_loopback(endpoint)
         timeout = READ_TIMEOUT if patience is None else patience
         clients = Clients(hot, poll, region, endpoint, loopback, timeout, POLL_READ_TIMEOUT)
-        calls = Calls(clients, patience, self._lean_path(hot, session, patience, sockets))
+        calls = Calls(clients, patience, self._lean_path(hot, session, patience, sockets), attended=attended)
         making = Making(self.retention, self.kms_key, self.tags or {})
         connection = SqsConnection(calls, Queues(calls, making), tend)
         connection.settle = self._settle
@@ -178,7 +182,8 @@ class SQS:
 
     def describe(self) -> str:
         """Return region and endpoint for logs, without secrets."""
-        where = [text for text in (self.region, self.endpoint_url) if text]
+        endpoint = None if self.endpoint_url is None else shown(self.endpoint_url)
+        where = [text for text in (self.region, endpoint) if text]
         return f"SQS ({' at '.join(where)})" if where else "SQS (region of the environment)"
 
     def _region(self, session: botocore.session.Session) -> str:
@@ -337,17 +342,18 @@ def _check_endpoint(url: object) -> None:
     allowed = "an http or https URL of a host, or None"
     cure = 'Write, say, "http://127.0.0.1:5000"'
     if not isinstance(url, str):
-        raise ConfigError("SQS(endpoint_url=)", url, allowed, cure)
+        raise ConfigError("SQS(endpoint_url=)", type(url).__name__, allowed, cure)
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        raise ConfigError("SQS(endpoint_url=)", _without_user(url), allowed, cure) from None
-    if "@" in parts.netloc:
+        # Raised below: as the context of ours, this error would show what was taken for a port.
+        good = False
+    if "@" in url:
         cure = "Take the credentials out of the URL: SQS(access_key=, secret_key=) or the environment"
-        raise ConfigError("SQS(endpoint_url=)", _without_user(url), "free of credentials", cure)
-    if not good or parts.query or parts.fragment or any(c.isspace() for c in url):
-        raise ConfigError("SQS(endpoint_url=)", url, allowed, cure)
+        raise ConfigError("SQS(endpoint_url=)", shown(url), "free of credentials", cure)
+    if not good or any(c in url for c in "?#") or any(c.isspace() for c in url):
+        raise ConfigError("SQS(endpoint_url=)", shown(url), allowed, cure)
 
 
 def _check_keys(access_key: object, secret_key: object) -> None:
@@ -388,8 +394,3 @@ def _checked_tags(tags: object) -> dict[str, str] | None:
         if not strings or not 1 <= len(name) <= 128 or len(value) > 256:
             raise ConfigError("SQS(tags=)", {name: value}, allowed, "Shorten it, or turn it into strings")
     return dict(tags)
-
-
-def _without_user(url: str) -> str:
-    """Return a URL without user and password, for an error."""
-    return re.sub(r"//[^/]*@", "//...@", url)

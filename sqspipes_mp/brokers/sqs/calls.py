@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sqspipes_mp.brokers.base import ASKED_EVERY, ATTENDED, TOLD_EVERY
 from sqspipes_mp.brokers.sqs.faults import (
+    LONGEST_BACKOFF,
     REFUSED_BACKOFF,
     Fault,
     Kind,
@@ -27,13 +29,17 @@ from sqspipes_mp.brokers.sqs.http import OPERATIONS, Lean, Unsure
 from sqspipes_mp.brokers.sqs.http_connect import refuses_certificate
 from sqspipes_mp.brokers.sqs.http_fit import log_once
 from sqspipes_mp.errors import BrokerBusy, BrokerError
+from sqspipes_mp.host import descriptors
 
 log = logging.getLogger("sqspipes_mp.brokers.sqs")
 
 #: Seconds between two warnings about calls that are tried again.
 WARN_EVERY = 60.0
-#: Batches in a row with failed entries after which a connection with patience raises ``BrokerBusy``.
-_IMPATIENT_FAILURES = 3
+#: Batches in a row with failed entries after which a connection with patience, and an attended one, raises
+#: ``BrokerBusy``.
+_IMPATIENT_FAILURES, _ATTENDED_FAILURES = 3, 30
+#: Longest pause of an attended connection between two tries, seconds.
+_ATTENDED_PAUSE = 5.0
 #: Longest wait of a receive, seconds, for which the client with the short read timeout is used.
 SHORT_WAIT = 1
 
@@ -87,13 +93,16 @@ class _Trouble:
 class Calls:
     """Makes calls for any thread: tries again, backs off, warns, and gives up where that is right.
 
-    ``patience``: see ``Broker.open``; ``lean``: the lean path, None: boto3 makes all calls.
+    ``patience``, ``attended``: see ``Broker.open``; ``lean``: the lean path, None: boto3 makes all calls.
     """
 
-    def __init__(self, clients: Clients, patience: float | None = None, lean: Lean | None = None) -> None:
+    def __init__(
+        self, clients: Clients, patience: float | None = None, lean: Lean | None = None, *, attended: bool = False
+    ) -> None:
         self.clients = clients
         self._lean = lean
-        self._patience = patience
+        self._patience = ATTENDED if attended else patience
+        self._attended = attended
         self.interrupted = threading.Event()
         self.closed = threading.Event()
         #: Set while a pause is in vain: the connection is closed, or its caller was interrupted.
@@ -140,8 +149,7 @@ class Calls:
             if self._count_failure(result, trouble, boot=boot):
                 return result
             self._check_patience(result, operation, queue, trouble.since)
-            self.pause(self.plan_retry(result, operation, queue, trouble.failures))
-            if worthwhile is not None and not worthwhile():
+            if not self.pause(self.plan_retry(result, operation, queue, trouble.failures), worthwhile):
                 return replace(result, kind=Kind.TRANSIENT)
 
     def receive(self, queue: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -161,6 +169,7 @@ class Calls:
                 return []
             if self._count_failure(result, trouble):
                 raise self.error(result, "ReceiveMessage", queue)
+            self._check_patience(result, "ReceiveMessage", queue, trouble.since)
             self.interrupted.wait(self.plan_retry(result, "ReceiveMessage", queue, trouble.failures))
         return []
 
@@ -175,37 +184,50 @@ class Calls:
             trouble.refused_at = trouble.refused_at or now
             refused = now - min(since, trouble.refused_at)
         # A certificate that was good before may be replaced; one that never was is a wrong setting.
-        boot = boot or (fault.code == _CERTIFICATE and not self._known)
+        boot = boot or ((fault.code == _CERTIFICATE or self._attended) and not self._known)
         return gives_up(fault.kind, trouble.failures, boot=boot, refused=refused, known=self._known)
 
     def _check_patience(self, fault: Fault, operation: str, queue: str, since: float) -> None:
-        """Raise ``BrokerBusy`` once the patience is over."""
-        if self._patience is not None and time.monotonic() - since >= self._patience:
-            raise BrokerBusy(f"{operation} on queue {queue}: no answer for {self._patience:g} s ({fault})")
+        """Raise ``BrokerBusy``, or ``BrokerUnreachable`` to those who attend, once the patience is over."""
+        if self._patience is None or time.monotonic() - since < self._patience:
+            return
+        if self._attended and fault.kind is Kind.UNREACHABLE:
+            raise self.error(fault, operation, queue)
+        raise BrokerBusy(f"{operation} on queue {queue}: no answer for {self._patience:g} s ({fault})")
 
     def check_failures(self, fault: Fault, operation: str, queue: str, failures: int) -> None:
         """Raise ``BrokerBusy`` for entries that failed ``failures`` times in a row, on a connection with patience."""
-        if self._patience is not None and failures >= _IMPATIENT_FAILURES:
+        most = _ATTENDED_FAILURES if self._attended else _IMPATIENT_FAILURES
+        if self._patience is not None and failures >= most:
             raise BrokerBusy(f"{operation} on queue {queue}: failed {failures} times ({fault})")
 
     def plan_retry(self, fault: Fault, operation: str, queue: str, failures: int) -> float:
-        """Return the seconds to wait before another try; log a warning of it, at most one a minute."""
-        seconds = retry_delay(failures)
+        """Return the seconds to wait before another try; log a warning of it, at most one a minute (attended: 10 s)."""
+        seconds = min(retry_delay(failures), _ATTENDED_PAUSE if self._attended else LONGEST_BACKOFF)
         self.throttles += fault.throttled
         if fault.kind is Kind.CREDENTIALS:
             seconds = min(seconds, REFUSED_BACKOFF)
         with self._warning:
             now = time.monotonic()
-            if self._warned_at is not None and now - self._warned_at < WARN_EVERY:
+            if self._warned_at is not None and now - self._warned_at < (TOLD_EVERY if self._attended else WARN_EVERY):
                 return seconds
             self._warned_at = now
         log.warning("%s on queue %s at %s: %s; trying again", operation, queue, self.clients.endpoint, fault)
         return seconds
 
-    def pause(self, seconds: float) -> None:
-        """Wait. Raises ``BrokerError`` once the connection is closed."""
-        self._no_pauses.wait(seconds)
+    def pause(self, seconds: float, worthwhile: Callable[[], bool] | None = None) -> bool:
+        """Wait, as long as it is ``worthwhile``; tell whether it still is. Raises ``BrokerError`` once closed."""
+        until = time.monotonic() + seconds
+        while worthwhile is not None and (left := until - time.monotonic()) > ASKED_EVERY:
+            self._no_pauses.wait(min(left, ASKED_EVERY))
+            self._check_open()
+            if not worthwhile():
+                return False
+            if self._no_pauses.is_set():
+                break
+        self._no_pauses.wait(max(0.0, until - time.monotonic()))
         self._check_open()
+        return worthwhile is None or worthwhile()
 
     @contextlib.contextmanager
     def without_pauses(self) -> Iterator[None]:
@@ -243,6 +265,8 @@ class Calls:
             fault = classify_error(error)
             if fault is None:
                 raise
+            if fault.kind is Kind.UNREACHABLE and descriptors.none_left():
+                descriptors.relieve()
             if fault.kind is Kind.UNREACHABLE and refuses_certificate(error):
                 return replace(fault, code=_CERTIFICATE)
             return fault

@@ -169,13 +169,19 @@ class SqsConnection:
             raise OutputsRefused([(completions[owner], error) for owner, error in sorted(why.items())], behind, stale)
         return stale
 
-    def feed(self, outputs: Sequence[Output], *, keyed: bool) -> list[int]:  # noqa: ARG002  (the port's)
+    def feed(
+        self,
+        outputs: Sequence[Output],
+        *,
+        keyed: bool,  # noqa: ARG002  (the port's)
+        wanted: Callable[[], bool] | None = None,
+    ) -> list[int]:
         """Send messages that have no input; returns an empty list: SQS does not tell which duplicates it dropped."""
         for queue in dict.fromkeys(output.queue for output in outputs):
             # The caller creates a missing queue and feeds all again: a missing one is found before anything is sent.
-            self._queues.url(queue)
+            self._queues.url(queue, wanted)
         for wave in waves((of_output(key, output) for key, output in enumerate(outputs)), self.carriers):
-            results = self._batches.send_at_once(wave)
+            results = self._batches.send_at_once(wave, wanted)
             _raise([error for sent in results for error in sent.errors])
             for sent in results:
                 for error in sent.refused.values():

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 
-from sqspipes_mp.errors import AccessDenied, BrokerError, MessageError, MessageTooLarge, OutputError, QueueMissing
+from sqspipes_mp.errors import (
+    AccessDenied,
+    BrokerError,
+    BrokerUnreachable,
+    MessageError,
+    MessageTooLarge,
+    OutputError,
+    QueueMissing,
+)
 from sqspipes_mp.messages.attempts import exponential
 
 #: Shortest and longest wait before another try, seconds. Each of these tries is two of botocore's.
@@ -279,9 +287,10 @@ def make_error(fault: Fault, operation: str, queue: str, endpoint: str) -> Broke
                 "(aws sts get-caller-identity), and that this machine's clock is right"
             )
         case Kind.UNREACHABLE:
-            return BrokerError(
+            return BrokerUnreachable(
                 f"{tried}. Nothing usable answers there: check the region, endpoint_url (AWS_ENDPOINT_URL_SQS), "
-                "name resolution, proxy and certificates"
+                "name resolution, proxy and certificates. A service that starts at the same time is waited for with "
+                "--wait-for-broker SECONDS, run(wait_for_broker=)"
             )
         case _:
             cure = _KMS if "kms" in fault.code.lower() else _cure(fault.code)

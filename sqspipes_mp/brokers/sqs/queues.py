@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sqspipes_mp.brokers.base import Depth, QueueSpec
+from sqspipes_mp.brokers.base import Depth, QueueSpec, Unwanted
 from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.entries import visibility
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind
@@ -140,20 +140,22 @@ class Queues:
         self._urls: dict[str, str] = {}
         self._arns: dict[str, str] = {}
 
-    def url(self, queue: str) -> str:
-        """Return a queue's URL. Raises ``QueueMissing`` and other ``BrokerError``."""
-        found = self.find(queue)
+    def url(self, queue: str, wanted: Callable[[], bool] | None = None) -> str:
+        """Return a queue's URL. Raises ``QueueMissing`` and other ``BrokerError``; ``wanted``: see ``feed``."""
+        found = self.find(queue, worthwhile=wanted)
         if isinstance(found, Fault):
+            if wanted is not None and found.kind is Kind.TRANSIENT:
+                raise Unwanted
             raise self._calls.error(found, "GetQueueUrl", queue)
         return found
 
-    def find(self, queue: str, *, boot: bool = False) -> str | Fault:
+    def find(self, queue: str, *, boot: bool = False, worthwhile: Callable[[], bool] | None = None) -> str | Fault:
         """Return a queue's URL, or the fault of the call that asked for it.
 
         Raises ``BrokerError`` for a queue of another region.
         """
         url = self._urls.get(queue)
-        return url if url is not None else self._look_up(queue, boot=boot)
+        return url if url is not None else self._look_up(queue, boot=boot, worthwhile=worthwhile)
 
     def ensure(self, specs: Sequence[QueueSpec], *, create: bool) -> None:
         """Create missing queues (``create``) or raise ``QueueMissing``; warn of attributes that differ.
@@ -195,7 +197,7 @@ class Queues:
             self._urls.pop(queue, None)
             self._arns.pop(queue, None)
 
-    def _look_up(self, queue: str, *, boot: bool) -> str | Fault:
+    def _look_up(self, queue: str, *, boot: bool, worthwhile: Callable[[], bool] | None) -> str | Fault:
         """Ask for a queue's URL; return it or the fault."""
         where = parse_address(queue)
         region = self._calls.clients.region
@@ -209,7 +211,7 @@ class Queues:
             params = {"QueueName": where.name}
             if where.account is not None:
                 params["QueueOwnerAWSAccountId"] = where.account
-            result = self._calls.attempt("GetQueueUrl", queue, params, boot=boot)
+            result = self._calls.attempt("GetQueueUrl", queue, params, boot=boot, worthwhile=worthwhile)
             if isinstance(result, Fault):
                 return result
             url = str(result["QueueUrl"])

@@ -193,8 +193,7 @@ class Batches:
         if isinstance(error, WrongShape):
             # It is no message's fault, so no message's failure tells of it.
             self._blame_function(error)
-        if isinstance(error, MemoryError):
-            runner.lifetime.recycle("MemoryError")
+        runner.lifetime.failed(error)
 
     def _blame_function(self, error: BaseException) -> None:
         """End the run with an error that is no message's fault, if the task's policy says so."""

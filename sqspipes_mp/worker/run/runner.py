@@ -332,8 +332,7 @@ class Runner:
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         """See to a message whose call raised."""
         self._failures.failed(delivery, error, self._outbox.put, self._flush)
-        if isinstance(error, MemoryError):
-            self.lifetime.recycle("MemoryError")
+        self.lifetime.failed(error)
 
     def lost(self, delivery: Delivery) -> None:
         """Let go of a message that is another worker's, and of what follows it in its group."""
