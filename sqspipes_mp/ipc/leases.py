@@ -149,8 +149,10 @@ _DIED = 1
 _JUDGED = 2
 #: Supervisor: the worker's slot.
 _SLOT = 3
-#: Supervisor: one of Cause.
+#: Supervisor: one of Cause, and ``_KNOWN``.
 _CAUSE = 4
+#: A bit of the cause's word: the worker was killed for one call that the supervisor knew.
+_KNOWN = 1 << 8
 #: Supervisor: exit code + 256; a signal is negative.
 _EXITCODE = 5
 #: Supervisor: the worker's pid.
@@ -249,7 +251,7 @@ class LeaseTable:
         same = _U32.unpack_from(self._view, base)[0] == lease.generation
         return bool(same and self._view[base + _STATE] == LeaseState.RUNNING)
 
-    def mark_dead(self, cause: Cause, exitcode: int, pid: int, stack: bytes = b"") -> None:
+    def mark_dead(self, cause: Cause, exitcode: int, pid: int, stack: bytes = b"", *, known: bool = False) -> None:
         """Note that the worker is dead for certain (reaped).
 
         Args:
@@ -257,11 +259,12 @@ class LeaseTable:
             exitcode: as ``Process.exitcode``; negative: a signal.
             pid: the worker's.
             stack: its call's stack; ``STACK_BYTES`` of it are kept.
+            known: whether it was killed for one call that was marked, though that may have come back since.
         """
         kept = stack[:STACK_BYTES]
         self._view[_STACK_AT : _STACK_AT + len(kept)] = kept
         self._words[_STACK_SIZE] = len(kept)
-        self._words[_CAUSE] = cause
+        self._words[_CAUSE] = cause | (_KNOWN if known else 0)
         self._words[_EXITCODE] = exitcode + 256
         self._words[_WORKER_PID] = pid
         self._words[_DIED] = self._words[_ASSIGNED]
@@ -287,7 +290,12 @@ class LeaseTable:
     def death(self) -> tuple[Cause, int, int]:
         """The dead worker's cause, exit code and pid."""
         words = self._words
-        return Cause(words[_CAUSE]), words[_EXITCODE] - 256, words[_WORKER_PID]
+        return Cause(words[_CAUSE] & ~_KNOWN), words[_EXITCODE] - 256, words[_WORKER_PID]
+
+    @property
+    def known(self) -> bool:
+        """Whether the dead worker was killed for one known call, so that none beside it is a suspect."""
+        return bool(self._words[_CAUSE] & _KNOWN)
 
     @property
     def blamed(self) -> Blame | None:

@@ -153,10 +153,13 @@ def test_a_call_that_is_blamed_is_known_until_its_entry_is_another_messages():
     _write(region, index=3)
     region.start(3, 12.0, 0, "body")
     assert (region.late_for(3), region.runs(lease), region.blamed) == (None, False, None)
-    region.mark_dead(Cause.TIMEOUT, -9, 4711)
+    region.mark_dead(Cause.TIMEOUT, -9, 4711, known=True)
+    assert (region.death, region.known) == ((Cause.TIMEOUT, -9, 4711), True)
     region.mark_judged()
     region.assign(0)
     assert region.blamed is None
+    region.mark_dead(Cause.TIMEOUT, -9, 4711)
+    assert not region.known
     board.close()
 
 
