@@ -33,8 +33,8 @@ def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None, *, known:
 
     The ``blamed`` call is charged, even where it ended meanwhile. Without one, the only running call is charged with a
     crash; where several ran (in threads, or as one batch), none is to blame. A failed call is charged, whatever the
-    cause of the death. ``known``: the worker was killed for one call, which may have come back since; the calls beside it
-    are no suspects.
+    cause of the death. ``known``: the worker was killed for one call, which may have come back since; the calls beside
+    it are no suspects.
     """
     release: list[Lease] = []
     delete: list[Lease] = []

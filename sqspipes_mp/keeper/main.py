@@ -181,7 +181,7 @@ class Keeper:
         due_by_seconds: dict[int, list[tuple[LeaseTable, Lease]]] = {}
         for index in range(self._board.regions):
             region = self._board.region(index)
-            if not region.live:
+            if region.empty or not region.live:
                 continue
             stage = self._stage(region)
             extensions, look = due(
