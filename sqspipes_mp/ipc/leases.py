@@ -470,6 +470,8 @@ class LeaseTable:
         ``queues``: the plan's names, for the handle.
         """
         base = _ENTRIES_AT + index * _ENTRY
+        # Before the state: a generation's entry was free since the one before it.
+        begun = _U32.unpack_from(self._view, base)[0]
         state = self._states[index]
         if state == LeaseState.FREE:
             return None
@@ -480,7 +482,8 @@ class LeaseTable:
         if _CRC.unpack_from(raw, _CRC_AT)[0] != zlib.crc32(text, zlib.crc32(raw[: _FIXED.size])):
             return None
         # The entry may have been freed, written anew and brought to the same state in between.
-        if self._states[index] != state or _U32.unpack_from(self._view, base)[0] != generation:
+        now = _U32.unpack_from(self._view, base)[0]
+        if self._states[index] != state or not begun == generation == now:
             return None
         kept = _U32.unpack_from(raw, _KEPT_GENERATION)[0] == generation
         name = queues[queue] if queue < len(queues) else ""
