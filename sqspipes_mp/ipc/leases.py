@@ -115,8 +115,6 @@ _TEXT_AT = 64
 _CRC_AT = _TEXT_AT + _RECEIPT + _ID + _GROUP
 _ENTRY = _CRC_AT + 64
 _CRC = struct.Struct("<I")
-#: Worker: a byte, one of LeaseState.
-_STATE = _CRC_AT + 8
 #: Worker: a byte, 1 where one call has several messages (a batch).
 _COMPANY = _CRC_AT + 9
 #: Worker: when the call began, monotonic seconds; infinite while its clock is stopped.
@@ -132,7 +130,11 @@ _U32 = struct.Struct("<I")
 _F64 = struct.Struct("d")
 
 _HEADER = 128
-_STACK_AT = _HEADER + LEASES * _ENTRY
+#: Worker: a byte for each entry, one of LeaseState. Together, so that a look at an idle worker touches one page.
+_STATES_AT = _HEADER
+_ENTRIES_AT = _STATES_AT + LEASES
+_NOTHING = bytes(LEASES)
+_STACK_AT = _ENTRIES_AT + LEASES * _ENTRY
 #: Bytes of a dead worker's stack dump that are kept.
 STACK_BYTES = 16_384
 REGION_BYTES = _STACK_AT + STACK_BYTES
@@ -149,8 +151,10 @@ _DIED = 1
 _JUDGED = 2
 #: Supervisor: the worker's slot.
 _SLOT = 3
-#: Supervisor: one of Cause.
+#: Supervisor: one of Cause, and ``_KNOWN``.
 _CAUSE = 4
+#: A bit of the cause's word: the worker was killed for one call that the supervisor knew.
+_KNOWN = 1 << 8
 #: Supervisor: exit code + 256; a signal is negative.
 _EXITCODE = 5
 #: Supervisor: the worker's pid.
@@ -218,10 +222,12 @@ class LeaseTable:
         self.index = index
         self._view = view
         self._words = view[:_HEADER].cast("Q")
+        self._states = view[_STATES_AT:_ENTRIES_AT]
 
     def release(self) -> None:
         """Drop the view of the board."""
         self._words.release()
+        self._states.release()
         self._view.release()
 
     # -- supervisor ---------------------------------------------------------------------------------------------
@@ -233,8 +239,7 @@ class LeaseTable:
 
     def assign(self, slot: int) -> None:
         """Give the region to a new worker of ``slot``; it must be free."""
-        for index in range(LEASES):
-            self._view[_HEADER + index * _ENTRY + _STATE] = LeaseState.FREE
+        self._states[:] = _NOTHING
         self._words[_SLOT] = slot
         self._words[_BLAMED] = 0
         self._words[_ASSIGNED] += 1
@@ -245,11 +250,11 @@ class LeaseTable:
 
     def runs(self, lease: Lease) -> bool:
         """Tell whether a call that was read a moment ago runs still."""
-        base = _HEADER + lease.index * _ENTRY
+        base = _ENTRIES_AT + lease.index * _ENTRY
         same = _U32.unpack_from(self._view, base)[0] == lease.generation
-        return bool(same and self._view[base + _STATE] == LeaseState.RUNNING)
+        return bool(same and self._states[lease.index] == LeaseState.RUNNING)
 
-    def mark_dead(self, cause: Cause, exitcode: int, pid: int, stack: bytes = b"") -> None:
+    def mark_dead(self, cause: Cause, exitcode: int, pid: int, stack: bytes = b"", *, known: bool = False) -> None:
         """Note that the worker is dead for certain (reaped).
 
         Args:
@@ -257,16 +262,22 @@ class LeaseTable:
             exitcode: as ``Process.exitcode``; negative: a signal.
             pid: the worker's.
             stack: its call's stack; ``STACK_BYTES`` of it are kept.
+            known: whether it was killed for one call that was marked, though that may have come back since.
         """
         kept = stack[:STACK_BYTES]
         self._view[_STACK_AT : _STACK_AT + len(kept)] = kept
         self._words[_STACK_SIZE] = len(kept)
-        self._words[_CAUSE] = cause
+        self._words[_CAUSE] = cause | (_KNOWN if known else 0)
         self._words[_EXITCODE] = exitcode + 256
         self._words[_WORKER_PID] = pid
         self._words[_DIED] = self._words[_ASSIGNED]
 
     # -- keeper -------------------------------------------------------------------------------------------------
+
+    @property
+    def empty(self) -> bool:
+        """Whether no entry has a message."""
+        return self._states.tobytes() == _NOTHING
 
     @property
     def live(self) -> bool:
@@ -287,7 +298,12 @@ class LeaseTable:
     def death(self) -> tuple[Cause, int, int]:
         """The dead worker's cause, exit code and pid."""
         words = self._words
-        return Cause(words[_CAUSE]), words[_EXITCODE] - 256, words[_WORKER_PID]
+        return Cause(words[_CAUSE] & ~_KNOWN), words[_EXITCODE] - 256, words[_WORKER_PID]
+
+    @property
+    def known(self) -> bool:
+        """Whether the dead worker was killed for one known call, so that none beside it is a suspect."""
+        return bool(self._words[_CAUSE] & _KNOWN)
 
     @property
     def blamed(self) -> Blame | None:
@@ -299,8 +315,8 @@ class LeaseTable:
         if not word:
             return None
         blame = Blame((word & 0xFFFF) - 1, word >> 32, Cause(word >> 16 & 0xFFFF))
-        base = _HEADER + blame.index * _ENTRY
-        held = self._view[base + _STATE] != LeaseState.FREE
+        base = _ENTRIES_AT + blame.index * _ENTRY
+        held = self._states[blame.index] != LeaseState.FREE
         return blame if held and _U32.unpack_from(self._view, base)[0] == blame.generation else None
 
     @property
@@ -315,14 +331,14 @@ class LeaseTable:
 
     def keep(self, lease: Lease, until: float) -> None:
         """Note that a lease was extended to ``until``, seconds of ``lease_now``."""
-        base = _HEADER + lease.index * _ENTRY
+        base = _ENTRIES_AT + lease.index * _ENTRY
         _F64.pack_into(self._view, base + _KEPT_UNTIL, until)
         self._view[base + _KEPT_LOST] = 0
         _U32.pack_into(self._view, base + _KEPT_GENERATION, lease.generation)
 
     def lose(self, lease: Lease) -> None:
         """Note that a lease's receipt is stale."""
-        base = _HEADER + lease.index * _ENTRY
+        base = _ENTRIES_AT + lease.index * _ENTRY
         _F64.pack_into(self._view, base + _KEPT_UNTIL, 0.0)
         self._view[base + _KEPT_LOST] = 1
         _U32.pack_into(self._view, base + _KEPT_GENERATION, lease.generation)
@@ -350,7 +366,7 @@ class LeaseTable:
         tag = (group or "").encode()
         if len(receipt) > _RECEIPT or len(ident) > _ID or len(tag) > _GROUP:
             raise ValueError(f"a receipt handle, id or group of {len(receipt)}, {len(ident)}, {len(tag)} bytes")
-        base = _HEADER + index * _ENTRY
+        base = _ENTRIES_AT + index * _ENTRY
         view = self._view
         generation = (_U32.unpack_from(view, base)[0] + 1) & 0xFFFFFFFF
         _FIXED.pack_into(
@@ -362,15 +378,15 @@ class LeaseTable:
         view[start : start + len(text)] = text
         crc = zlib.crc32(text, zlib.crc32(view[base : base + _FIXED.size]))
         _CRC.pack_into(view, base + _CRC_AT, crc)
-        view[base + _STATE] = LeaseState.HELD
+        self._states[index] = LeaseState.HELD
 
     def state(self, index: int) -> LeaseState:
         """Return the state of entry ``index``."""
-        return LeaseState(self._view[_HEADER + index * _ENTRY + _STATE])
+        return LeaseState(self._states[index])
 
     def set_state(self, index: int, state: LeaseState) -> None:
         """Write the state of entry ``index``."""
-        self._view[_HEADER + index * _ENTRY + _STATE] = state
+        self._states[index] = state
 
     def finish(self, index: int) -> Cause | None:
         """Mark entry ``index`` as done; return why its call does not count, None where it does.
@@ -378,7 +394,7 @@ class LeaseTable:
         In this order: the supervisor marks a call as late, then looks whether it runs, and leaves a done one to its
         worker.
         """
-        self._view[_HEADER + index * _ENTRY + _STATE] = LeaseState.DONE
+        self._states[index] = LeaseState.DONE
         return self.late_for(index) if self._words[_BLAMED] else None
 
     def start(self, index: int, now: float, lane: int, body: str, attributes: Sequence[Attribute] = ()) -> None:
@@ -398,32 +414,32 @@ class LeaseTable:
             rest = len(extra)
             raw += extra
         at = REGION_BYTES + lane * _LANE
-        base = _HEADER + index * _ENTRY
+        base = _ENTRIES_AT + index * _ENTRY
         if _BODY_HEADER + size + rest > _LANE:
             size = rest = 0
         struct.pack_into("<IIII", self._view, at, index, _U32.unpack_from(self._view, base)[0], size, rest)
         self._view[at + _BODY_HEADER : at + _BODY_HEADER + size + rest] = raw[: size + rest]
         _F64.pack_into(self._view, base + _STARTED, now)
         self._view[base + _COMPANY] = 0
-        self._view[base + _STATE] = LeaseState.RUNNING
+        self._states[index] = LeaseState.RUNNING
 
     def start_together(self, index: int, now: float) -> None:
         """Mark entry ``index`` as running in one call with others; none is to blame, so no body is kept."""
-        base = _HEADER + index * _ENTRY
+        base = _ENTRIES_AT + index * _ENTRY
         _F64.pack_into(self._view, base + _STARTED, now)
         self._view[base + _COMPANY] = 1
-        self._view[base + _STATE] = LeaseState.RUNNING
+        self._states[index] = LeaseState.RUNNING
 
     def pause(self, index: int) -> float:
         """Stop the clock of a running call, which goes on running; return when it began, monotonic seconds."""
-        at = _HEADER + index * _ENTRY + _STARTED
+        at = _ENTRIES_AT + index * _ENTRY + _STARTED
         started: float = _F64.unpack_from(self._view, at)[0]
         _F64.pack_into(self._view, at, math.inf)
         return started
 
     def resume(self, index: int, started: float) -> None:
         """Have the clock of a paused call go on as if the call had begun at ``started`` (monotonic seconds)."""
-        _F64.pack_into(self._view, _HEADER + index * _ENTRY + _STARTED, started)
+        _F64.pack_into(self._view, _ENTRIES_AT + index * _ENTRY + _STARTED, started)
 
     def late_for(self, index: int) -> Cause | None:
         """Return the cause for which the supervisor has marked the call of entry ``index`` as late; None: no mark."""
@@ -431,7 +447,7 @@ class LeaseTable:
         if not word or (word & 0xFFFF) != index + 1:
             return None
         cause = Cause(word >> 16 & 0xFFFF)
-        same = _U32.unpack_from(self._view, _HEADER + index * _ENTRY)[0] == word >> 32
+        same = _U32.unpack_from(self._view, _ENTRIES_AT + index * _ENTRY)[0] == word >> 32
         return cause if same and cause in _LATE else None
 
     def held_until(self, index: int, received_until: float) -> float:
@@ -439,7 +455,7 @@ class LeaseTable:
 
         ``received_until``: the end that its worker has written; the keeper may have extended it.
         """
-        base = _HEADER + index * _ENTRY
+        base = _ENTRIES_AT + index * _ENTRY
         if _U32.unpack_from(self._view, base + _KEPT_GENERATION) != _U32.unpack_from(self._view, base):
             return received_until
         if self._view[base + _KEPT_LOST]:
@@ -453,8 +469,10 @@ class LeaseTable:
 
         ``queues``: the plan's names, for the handle.
         """
-        base = _HEADER + index * _ENTRY
-        state = self._view[base + _STATE]
+        base = _ENTRIES_AT + index * _ENTRY
+        # Before the state: a generation's entry was free since the one before it.
+        begun = _U32.unpack_from(self._view, base)[0]
+        state = self._states[index]
         if state == LeaseState.FREE:
             return None
         raw = bytes(self._view[base : base + _ENTRY])
@@ -463,10 +481,9 @@ class LeaseTable:
         text = raw[_TEXT_AT : _TEXT_AT + a + b + c]
         if _CRC.unpack_from(raw, _CRC_AT)[0] != zlib.crc32(text, zlib.crc32(raw[: _FIXED.size])):
             return None
-        # Both copies: the entry may have been freed, written anew and brought to the same state in between.
-        if raw[_STATE] != state or self._view[base + _STATE] != state:
-            return None
-        if _U32.unpack_from(self._view, base)[0] != generation:
+        # The entry may have been freed, written anew and brought to the same state in between.
+        now = _U32.unpack_from(self._view, base)[0]
+        if self._states[index] != state or not begun == generation == now:
             return None
         kept = _U32.unpack_from(raw, _KEPT_GENERATION)[0] == generation
         name = queues[queue] if queue < len(queues) else ""
@@ -489,7 +506,7 @@ class LeaseTable:
 
     def leases(self, queues: tuple[str, ...]) -> Iterator[Lease]:
         """Yield the leases of all entries in use, but for those that are changing."""
-        states = bytes(self._view[_HEADER + _STATE : _HEADER + LEASES * _ENTRY : _ENTRY])
+        states = bytes(self._states)
         for index, state in enumerate(states):
             if state and (lease := self.read(index, queues)) is not None:
                 yield lease

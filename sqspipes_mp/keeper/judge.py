@@ -28,12 +28,13 @@ _BLAMELESS = frozenset({Cause.CLEAN, Cause.CUT, Cause.ROOM})
 _CHARGEABLE = frozenset({LeaseState.RUNNING, LeaseState.DONE, LeaseState.FAILED, LeaseState.CHARGING})
 
 
-def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None) -> Judgement:
+def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None, *, known: bool = False) -> Judgement:
     """Sort the leases of a worker that is dead for certain.
 
     The ``blamed`` call is charged, even where it ended meanwhile. Without one, the only running call is charged with a
     crash; where several ran (in threads, or as one batch), none is to blame. A failed call is charged, whatever the
-    cause of the death.
+    cause of the death. ``known``: the worker was killed for one call, which may have come back since; the calls beside
+    it are no suspects.
     """
     release: list[Lease] = []
     delete: list[Lease] = []
@@ -56,7 +57,7 @@ def judge(leases: Iterable[Lease], cause: Cause, blamed: Blame | None) -> Judgem
     only = crashed_in(running) if cause is Cause.CRASH and not blame else None
     guilty = [] if only is None else [only]
     # Where one call is to blame, the others are no suspects.
-    suspects = [] if cause in _BLAMELESS or blame else [lease for lease in running if lease not in guilty]
+    suspects = [] if cause in _BLAMELESS or blame or known else [lease for lease in running if lease not in guilty]
     # A lost message ran beside the others too, but its new receiver has it.
     release += [lease for lease in running if lease not in guilty and not lease.lost]
     charge = [*failed, *(lease for lease in [*blame, *guilty] if not lease.lost)]

@@ -197,7 +197,7 @@ class Keeper:
         due_by_seconds: dict[int, list[tuple[LeaseTable, Lease]]] = {}
         for index in range(self._board.regions):
             region = self._board.region(index)
-            if not region.live:
+            if region.empty or not region.live:
                 continue
             stage = self._stage(region)
             extensions, look = due(
@@ -258,7 +258,7 @@ class Keeper:
     def _judge(self, region: LeaseTable) -> None:
         cause, exitcode, pid = region.death
         stage = self._stage(region)
-        judgement = judge(region.leases(self._queues), cause, region.blamed)
+        judgement = judge(region.leases(self._queues), cause, region.blamed, known=region.known)
         for lease in judgement.alone:
             # Before any of these messages can be received again.
             self._board.isolate(self._board.slots, id_digest(lease.handle.message_id))

@@ -175,13 +175,14 @@ class Children:
         child, region = worker.child, worker.region
         lived = time.monotonic() - slot.started_at
         code = child.reap()
+        known = slot.knows_call
         cause = slot.died()
         charged = cause in _CHARGED and _charges_one(region, cause)
         board = self.board
         done = sum(board.get(other.index, DONE) for other in self.slots if other.seat.stage == slot.seat.stage)
         stack = worker.stack.read()
         worker.stack.close()
-        region.mark_dead(cause, code, child.pid, stack.encode())
+        region.mark_dead(cause, code, child.pid, stack.encode(), known=known)
         # The worker's own field; it is reaped, so the supervisor clears it.
         board.put(slot.index, CALL_STARTED, 0)
         self.tell_keeper(Kind.JUDGE)

@@ -73,6 +73,11 @@ class Call:
     #: The lease of the call's message; None: the call has no message of its own (a batch, a source).
     lease: Lease | None
 
+    @property
+    def known(self) -> bool:
+        """Whether the call has one message, which is to blame."""
+        return self.lease is not None and not self.lease.company
+
 
 @dataclass(slots=True)
 class Slot:
@@ -117,6 +122,7 @@ class Slot:
     hold_look_at: float = 0.0
     _silent_until: float = 0.0
     _killed: Cause | None = None
+    _killed_for_call: bool = False
 
     @property
     def state(self) -> State:
@@ -137,6 +143,11 @@ class Slot:
     def cause(self) -> Cause | None:
         """Return the reason for which the supervisor kills the worker; None: it does not."""
         return self._killed if self.late is None else self.late.cause
+
+    @property
+    def knows_call(self) -> bool:
+        """Whether the worker is killed for one call that is known."""
+        return self._killed_for_call if self.late is None else self.late.known
 
     # -- between two workers ------------------------------------------------------------------------------------
 
@@ -161,6 +172,7 @@ class Slot:
         self.leaves_for = ""
         self.refused = None
         self.leaving_since = self.late = self.kill_at = self._killed = None
+        self._killed_for_call = False
         self.hold_look_at = self._silent_until = 0.0
 
     # -- said by the worker -------------------------------------------------------------------------------------
@@ -222,10 +234,13 @@ class Slot:
         """Plan the next look for messages that have been in flight for long, monotonic seconds."""
         self.hold_look_at = when
 
-    def kill(self, cause: Cause) -> None:
-        """Note that the worker is being killed; the first cause counts, and a late call before any."""
+    def kill(self, cause: Cause, *, known: bool = False) -> None:
+        """Note that the worker is being killed; the first cause counts, and a late call before any.
+
+        ``known``: it is killed for one call, which is marked.
+        """
         if self._killed is None:
-            self._killed = cause
+            self._killed, self._killed_for_call = cause, known
 
     # -- its end ------------------------------------------------------------------------------------------------
 

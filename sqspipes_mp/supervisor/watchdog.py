@@ -201,7 +201,7 @@ class Watchdog:
             if not self._still_runs(slot, worker, call):
                 # The worker's next call must not be charged; the next look asks for a replacement.
                 return
-            slot.kill(Cause.MEMORY)
+            slot.kill(Cause.MEMORY, known=call.known)
             log.warning("%s (pid %d) is far over its max_memory; killing it", slot.name, worker.child.pid)
             worker.child.kill()
 
@@ -230,7 +230,8 @@ class Watchdog:
             self._tell_in_vain(fill.share, who)
         elif kill and slot.cause is None:
             self._contain_at = self._settled_at
-            slot.kill(self._container_cause(slot, worker, gained, fill))
+            cause, known = self._container_cause(slot, worker, gained, fill)
+            slot.kill(cause, known=known)
             log.warning(_FULL, 100 * fill.share, f"killing {who}")
             child.kill()
         elif not kill and child.number != self._asked:
@@ -238,13 +239,16 @@ class Watchdog:
             log.warning(_FULL, 100 * fill.share, f"replacing {who}")
             self._events.tell(child.channel, Kind.REPLACE, {"reason": "the container's memory"})
 
-    def _container_cause(self, slot: Slot, worker: Worker, gained: int, fill: Fill) -> Cause:
-        """Return FULL, with the running call to blame, where it took most of the memory; ROOM where others have it."""
+    def _container_cause(self, slot: Slot, worker: Worker, gained: int, fill: Fill) -> tuple[Cause, bool]:
+        """Return FULL where the running call took most of the memory, and ROOM where others have it.
+
+        Also returns whether one call is known to be to blame, which is marked.
+        """
         started, before = self._call(slot)
         if not has_most(min(gained, self._memory.own(slot.index, before)), fill):
-            return Cause.ROOM
+            return Cause.ROOM, False
         call = Call(Cause.FULL, started, self._blame(slot, worker, started, Cause.FULL))
-        return Cause.FULL if self._still_runs(slot, worker, call) else Cause.ROOM
+        return (Cause.FULL, call.known) if self._still_runs(slot, worker, call) else (Cause.ROOM, False)
 
     def _tell_in_vain(self, share: float, who: str) -> None:
         if self._told_in_vain:

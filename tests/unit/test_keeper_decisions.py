@@ -135,6 +135,9 @@ def test_a_timeout_charges_the_late_one():
     assert set(verdict.release) == {running[0], running[2]}
     # It is known who is to blame, so the others need not run alone.
     assert verdict.alone == ()
+    # Also where the late call came back just before the kill, and its worker has charged it.
+    verdict = judge(running[:1] + running[2:], Cause.TIMEOUT, None, known=True)
+    assert (len(verdict.release), verdict.charge, verdict.alone) == (len(running) - 1, (), ())
 
 
 @pytest.mark.parametrize("cause", [Cause.TIMEOUT, Cause.MEMORY, Cause.FULL])

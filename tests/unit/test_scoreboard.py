@@ -75,7 +75,7 @@ def test_a_half_written_entry_is_not_read():
     region = board.region(0)
     region.assign(0)
     _write(region)
-    region._view[128 + 64] ^= 0xFF
+    region._view[128 + LEASES + 64] ^= 0xFF
     assert region.read(0) is None
     board.close()
 
@@ -153,10 +153,13 @@ def test_a_call_that_is_blamed_is_known_until_its_entry_is_another_messages():
     _write(region, index=3)
     region.start(3, 12.0, 0, "body")
     assert (region.late_for(3), region.runs(lease), region.blamed) == (None, False, None)
-    region.mark_dead(Cause.TIMEOUT, -9, 4711)
+    region.mark_dead(Cause.TIMEOUT, -9, 4711, known=True)
+    assert (region.death, region.known) == ((Cause.TIMEOUT, -9, 4711), True)
     region.mark_judged()
     region.assign(0)
     assert region.blamed is None
+    region.mark_dead(Cause.TIMEOUT, -9, 4711)
+    assert not region.known
     board.close()
 
 
@@ -164,12 +167,15 @@ def test_a_new_worker_starts_with_no_leases():
     board = Scoreboard.create(1, 1)
     region = board.region(0)
     region.assign(0)
+    assert region.empty
     for index in range(LEASES):
         _write(region, index=index)
+    assert not region.empty
     region.mark_dead(Cause.CRASH, 1, 1)
     region.mark_judged()
     region.assign(0)
     assert list(region.leases(())) == []
+    assert region.empty
     board.close()
 
 

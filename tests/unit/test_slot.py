@@ -105,8 +105,9 @@ def test_a_worker_that_is_killed_has_not_left_even_where_it_said_goodbye() -> No
 
 def test_the_first_cause_of_a_kill_counts() -> None:
     slot = ready()
-    slot.kill(Cause.MEMORY)
+    slot.kill(Cause.MEMORY, known=True)
     slot.kill(Cause.CUT)
+    assert slot.knows_call
     assert slot.died() is Cause.MEMORY
 
 
