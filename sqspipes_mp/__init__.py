@@ -4,47 +4,52 @@
 queues; see README.rst.
 """
 
-from sqspipes_mp.brokers import SQS, SQLite
-from sqspipes_mp.brokers.base import Broker, Depth
-from sqspipes_mp.caller.dead_letters import DeadLetter
-from sqspipes_mp.caller.results import Results
-from sqspipes_mp.caller.stats import PipelineStats, QueueStats, StageStats
-from sqspipes_mp.client import TaskClient
-from sqspipes_mp.engine import Engine
-from sqspipes_mp.errors import (
-    AccessDenied,
-    BootError,
-    BrokerBusy,
-    BrokerError,
-    BrokerUnreachable,
-    ConfigError,
-    DecodeError,
-    MapIncomplete,
-    MapRunning,
-    MessageTooLarge,
-    OutputError,
-    PutError,
-    QueueMissing,
-    QueuesNotEmpty,
-    Reject,
-    RemoteError,
-    RestartLimit,
-    Retry,
-    SqsPipesError,
-    StartFailed,
-    StartRefused,
-    SupervisorLost,
-    TaskTimeout,
-    UnknownResult,
-    Verdict,
-    WorkerLost,
-    WrongShape,
-)
-from sqspipes_mp.ipc.summary import StageSummary, Summary
-from sqspipes_mp.messages.envelope import Envelope, envelope
-from sqspipes_mp.messages.failure import Failure
-from sqspipes_mp.pipeline.current import CurrentMessage, current_message
-from sqspipes_mp.pipeline.task import EmptyTaskOutput, OnError, Policy, Task, TaskCallback, TaskLike, Workers
+from importlib import import_module
+
+# The name is known to type checkers; typing itself takes as long to load as a health check may.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sqspipes_mp.brokers import SQS, SQLite
+    from sqspipes_mp.brokers.base import Broker, Depth
+    from sqspipes_mp.caller.dead_letters import DeadLetter
+    from sqspipes_mp.caller.results import Results
+    from sqspipes_mp.caller.stats import PipelineStats, QueueStats, StageStats
+    from sqspipes_mp.client import TaskClient
+    from sqspipes_mp.engine import Engine
+    from sqspipes_mp.errors import (
+        AccessDenied,
+        BootError,
+        BrokerBusy,
+        BrokerError,
+        BrokerUnreachable,
+        ConfigError,
+        DecodeError,
+        MapIncomplete,
+        MapRunning,
+        MessageTooLarge,
+        OutputError,
+        PutError,
+        QueueMissing,
+        QueuesNotEmpty,
+        Reject,
+        RemoteError,
+        RestartLimit,
+        Retry,
+        SqsPipesError,
+        StartFailed,
+        StartRefused,
+        SupervisorLost,
+        TaskTimeout,
+        UnknownResult,
+        Verdict,
+        WorkerLost,
+        WrongShape,
+    )
+    from sqspipes_mp.ipc.summary import StageSummary, Summary
+    from sqspipes_mp.messages.envelope import Envelope, envelope
+    from sqspipes_mp.messages.failure import Failure
+    from sqspipes_mp.pipeline.current import CurrentMessage, current_message
+    from sqspipes_mp.pipeline.task import EmptyTaskOutput, OnError, Policy, Task, TaskCallback, TaskLike, Workers
 
 __version__ = "0.1.1"
 
@@ -103,3 +108,42 @@ __all__ = [
     "current_message",
     "envelope",
 ]
+
+#: The names of each module but ``errors``, which has the others. A module is loaded at a name's first use:
+#: ``sqspipes-mp health`` runs every few seconds and needs none.
+_MODULES = {
+    "brokers": "SQS SQLite",
+    "brokers.base": "Broker Depth",
+    "caller.dead_letters": "DeadLetter",
+    "caller.results": "Results",
+    "caller.stats": "PipelineStats QueueStats StageStats",
+    "client": "TaskClient",
+    "engine": "Engine",
+    "ipc.summary": "StageSummary Summary",
+    "messages.envelope": "Envelope envelope",
+    "messages.failure": "Failure",
+    "pipeline.current": "CurrentMessage current_message",
+    "pipeline.task": "EmptyTaskOutput OnError Policy Task TaskCallback TaskLike Workers",
+}
+_HOMES = dict.fromkeys(set(__all__) - {"__version__"}, "errors")
+_HOMES |= {name: module for module, names in _MODULES.items() for name in names.split()}
+#: Folders and modules that ``import sqspipes_mp`` alone gives access to.
+_FOLDERS = frozenset(
+    {"brokers", "caller", "client", "engine", "errors", "host", "ipc", "messages", "pipeline", "supervisor"}
+)
+
+
+def __getattr__(name: str) -> object:
+    """Load a name at its first use."""
+    if name in _FOLDERS:
+        return import_module(f"{__name__}.{name}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not."""
+    return list(__all__)

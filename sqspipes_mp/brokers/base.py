@@ -209,6 +209,27 @@ class Wallet(Protocol):
         """Replace the text; one that is too long is not kept."""
 
 
+class Meter(Protocol):
+    """Counts requests to the queue service; any thread may call it."""
+
+    def request(self, operation: str, error: str | None) -> None:
+        """Count a request that has ended.
+
+        ``operation``: "receive", "send", "delete", "extend", "count" or "other". ``error``: "throttled",
+        "credentials", "network", "server" or "refused"; None: the service did as it was asked.
+        """
+
+    def empty(self) -> None:
+        """Count a receive, counted as a request too, that brought nothing."""
+
+
+def count_requests(connection: Connection, meter: Meter) -> None:
+    """Have a connection count its requests; one of another package may have no ``count_requests``, and counts none."""
+    count = getattr(connection, "count_requests", None)
+    if count is not None:
+        count(meter)
+
+
 class Connection(Protocol):
     """An open broker. It belongs to one process; any thread of it may call any method, several at once."""
 

@@ -16,6 +16,7 @@ from sqspipes_mp.cli.console import NAME, Console
 from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
 from sqspipes_mp.cli.demo import demo
 from sqspipes_mp.cli.exits import Exit, Stopped, child_note, ending_of
+from sqspipes_mp.cli.look import ps, stack, stop, top
 from sqspipes_mp.cli.queues import delete, purge, status
 from sqspipes_mp.cli.run import FORMATS, LEVELS, POLICIES, UNTIL, run
 
@@ -24,6 +25,7 @@ Command = Callable[[Namespace, Console], Exit]
 _FOLDER = str(Path(__file__).parent) + os.sep
 
 _TARGET = "an Engine, or a function returning one: words:engine or ./words.py:engine for engine in words.py"
+_RUNNING = "a domain, a pid, or the MODULE:ENGINE text as it was started; needed where several engines run here"
 _CODES = """\
 exit codes: 0 done, or a run without an end stopped by a signal; 1 a task failed; 2 usage or configuration;
             3 a process could not start; 4 a stage's workers die too often; 5 through, with dead letters;
@@ -36,6 +38,12 @@ examples:
   sqspipes-mp run words:engine --only reduce --workers 8
   sqspipes-mp status words:engine                   what waits, runs and failed
   sqspipes-mp dead list words:engine                what was given up, and why
+
+{_CODES}"""
+_STACK = f"""\
+The worker's own thread answers, which disturbs no call. With --signal the worker writes its stack in a signal handler,
+also while C code keeps the GIL; the signal may make a C call that sleeps or waits return early. It never makes a call
+count as late.
 
 {_CODES}"""
 _DEAD_EXAMPLES = f"""\
@@ -151,8 +159,30 @@ def _parser() -> ArgumentParser:
             formatter_class=RawDescriptionHelpFormatter,
         )
     )
+    _add_looking(add)
     _add_demo(add("demo", demo, "Measure the standard library of this Python: a pipeline that ends by itself"))
     return parser
+
+
+def _add_looking(add: Callable[..., ArgumentParser]) -> None:
+    one = add("ps", ps, "Show the engines of this user that run on this machine")
+    one.add_argument("--json", action="store_true", help="as one JSON array")
+    one = add("top", top, "Show a running engine: its stages, its workers, and what they run")
+    _add_running(one)
+    one.add_argument("--once", action="store_true", help="show it once")
+    one.add_argument("--json", action="store_true", help="all of it, once, as one JSON object")
+    one = add("stack", stack, "Show where the workers of a stage are now, all their threads", _STACK)
+    _add_running(one)
+    one.add_argument("--stage", metavar="NAME", required=True, help="the task")
+    one.add_argument("--worker", metavar="N", type=int, help="only this worker, by its number in the stage")
+    one.add_argument("--signal", action="store_true", help="ask by a signal, for one whose GIL is held in C code")
+    _add_running(add("stop", stop, "Stop a running engine, as SIGTERM does"))
+    # Only for the list of commands: __main__ runs it, and loads nothing else.
+    add("health", lambda _flags, _console: Exit.USAGE, "Tell whether a running engine lives, for probes")
+
+
+def _add_running(parser: ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET", nargs="?", help=_RUNNING)
 
 
 def _add_target(parser: ArgumentParser) -> None:

@@ -55,6 +55,10 @@ class StackFile:
         """Return the frames of the user's code; empty where no stack was written."""
         return users_part(self._dump())
 
+    def read_all(self) -> str:
+        """Read the frames of all threads; empty where no stack was written."""
+        return self._dump().strip()
+
     def clear(self) -> None:
         """Drop the stack of a worker that lives on."""
         os.ftruncate(self._fd, 0)

@@ -95,7 +95,7 @@ STARTED = SlotField(_AFTER + 3)
 LAST_CONTACT = SlotField(_AFTER + 4)
 #: Worker (intake): when a receive last brought a message, monotonic nanoseconds; 0: never.
 LAST_RECEIVE = SlotField(_AFTER + 5)
-#: Worker (intake): receives that brought nothing.
+#: Worker (meter): receives that brought nothing.
 EMPTY_RECEIVES = SlotField(_AFTER + 6)
 #: Worker: messages of lost leases that it let go of.
 LEASES_LOST = SlotField(_AFTER + 7)

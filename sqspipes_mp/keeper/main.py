@@ -16,14 +16,15 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
-from sqspipes_mp.brokers.base import Completion, Connection
 from sqspipes_mp.brokers.waiting import once_reachable
+from sqspipes_mp.brokers.base import Completion, Connection, count_requests
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable, id_digest
 from sqspipes_mp.ipc.report.report import Report, pack_exception
+from sqspipes_mp.ipc.request_meter import RequestMeter
 from sqspipes_mp.ipc.statistics import (
     KEEPER_BEAT,
     KEEPER_CHARGED,
@@ -72,6 +73,7 @@ def keeper_main(assignment: Assignment, *, boots: bool) -> None:
         if boots:
             once_reachable(partial(_check_queues, assignment), plan.wait_for_broker, partial(_rest, channel))
         connection = assignment.broker.open(patience=plan.keeper_patience, wallet=assignment.board.wallet)
+        count_requests(connection, RequestMeter(assignment.board, assignment.board.slots))
         connection.tend()
     except BaseException as error:
         # A wrong region, a missing queue or right, a failing setup: the engine ends with this error.

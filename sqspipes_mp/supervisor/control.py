@@ -216,6 +216,10 @@ class Control:
             self._carry(order, client)
         except Refused as why:
             client.refuse(order.get("id"), str(why))
+        except Exception:
+            # The run is not to end for an order of somebody who looks.
+            log.exception("the order %.200s could not be carried out", order)
+            client.refuse(order.get("id"), "an error of the engine's own; its log has it")
 
     def send(self, client: Client, line: bytes, descriptor: int | None) -> None:
         """Send as much of an answer as the client takes, and the rest when it takes more."""

@@ -7,17 +7,20 @@ the table. It must not block.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqspipes_mp.ipc.channel import Frame, Kind
+from sqspipes_mp.ipc.stack_dump import DUMP
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.children import Children
 from sqspipes_mp.supervisor.control import Client, Refused
 from sqspipes_mp.supervisor.events import Events
-from sqspipes_mp.supervisor.slot import Slot, Worker
+from sqspipes_mp.supervisor.slot import LAST_WORDS, Slot, Worker
 from sqspipes_mp.supervisor.stop_requests import Requests
 
 #: Seconds that workers have to say where they are; one whose GIL is held in C code stays silent.
@@ -35,6 +38,8 @@ class _Stacks:
     #: Workers that are still to answer, by ``Child.number``.
     awaited: dict[int, tuple[Slot, Worker]]
     told: list[dict[str, object]] = field(default_factory=list)
+    #: Whether the workers write their stacks because of a signal.
+    signalled: bool = False
 
 
 class Orders:
@@ -60,16 +65,23 @@ class Orders:
 
     def deadline(self) -> float:
         """Return when ``look`` is due, monotonic seconds."""
-        return min((stacks.until for stacks in self._stacks), default=float("inf"))
+        times = [stacks.until for stacks in self._stacks]
+        if any(stacks.signalled for stacks in self._stacks):
+            # Nobody tells that a dump is whole.
+            times.append(time.monotonic() + LAST_WORDS)
+        return min(times, default=math.inf)
 
     def look(self, now: float) -> None:
         """Answer what is due at ``now`` (monotonic seconds)."""
-        for stacks in [each for each in self._stacks if now >= each.until]:
-            self._answer_stacks(stacks)
+        for stacks in list(self._stacks):
+            if stacks.signalled:
+                self._read_dumps(stacks)
+            if now >= stacks.until or not stacks.awaited:
+                self._answer_stacks(stacks)
 
     def on_stack(self, child: Child, frame: Frame) -> None:
         """Take a worker's answer to ``Kind.STACK``."""
-        for stacks in list(self._stacks):
+        for stacks in [each for each in self._stacks if not each.signalled]:
             found = stacks.awaited.pop(child.number, None)
             if found is not None:
                 stacks.told.append({**_worker(*found), "stack": frame.blob.decode("utf-8", "replace")})
@@ -97,11 +109,33 @@ class Orders:
     def _stack(self, order: dict[str, Any], client: Client) -> None:
         """Tell where workers are: those of ``stage``, or its ``worker`` (a number); ``signal``: ask by a signal."""
         asked = self._workers(order)
+        writing = self._writing()
         awaited = {worker.child.number: (slot, worker) for slot, worker in asked}
         stacks = _Stacks(client, order.get("id"), time.monotonic() + _STACK_PATIENCE, awaited)
+        stacks.signalled = order.get("signal") is True
         self._stacks.append(stacks)
-        for _, worker in asked:
-            self._events.tell(worker.child.channel, Kind.STACK)
+        for slot, worker in asked:
+            if not stacks.signalled:
+                self._events.tell(worker.child.channel, Kind.STACK)
+            elif slot.late is None and worker.child.number not in writing:
+                # Else the dump is on its way already.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.child.pid, DUMP)
+
+    def _read_dumps(self, stacks: _Stacks) -> None:
+        """Take the stacks that are written whole; a dead worker's never will be."""
+        for number, (slot, worker) in list(stacks.awaited.items()):
+            if slot.worker is not worker:
+                del stacks.awaited[number]
+            elif worker.stack.whole:
+                del stacks.awaited[number]
+                stacks.told.append({**_worker(slot, worker), "stack": worker.stack.read_all()})
+                if slot.late is None and number not in self._writing():
+                    worker.stack.clear()
+
+    def _writing(self) -> set[int]:
+        """Return the workers, by ``Child.number``, whose stack an earlier order has asked for by a signal."""
+        return {number for stacks in self._stacks if stacks.signalled for number in stacks.awaited}
 
     def _workers(self, order: dict[str, Any]) -> list[tuple[Slot, Worker]]:
         name, number = order.get("stage"), order.get("worker")

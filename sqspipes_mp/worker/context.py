@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqspipes_mp.brokers.base import Connection, Received
+from sqspipes_mp.brokers.base import Connection, Received, count_requests
 from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.birth import Assignment, orphaned
 from sqspipes_mp.ipc.channel import EXIT_OK, Channel, Kind, ParentGone
 from sqspipes_mp.ipc.leases import LEASES, LeaseState, id_digest
 from sqspipes_mp.ipc.report.report import pack_exception
+from sqspipes_mp.ipc.request_meter import RequestMeter
 from sqspipes_mp.ipc.statistics import CALL_STARTED, LAST_CONTACT, RESTS, SlotField
 from sqspipes_mp.messages.envelope import Message
 
@@ -60,6 +61,7 @@ class WorkerContext:
         self.channel = channel
         self.board = assignment.board
         self.slot = assignment.slot
+        count_requests(connection, RequestMeter(self.board, self.slot))
         self.leases = assignment.board.region(assignment.region)
         self.fifo = assignment.plan.pipeline.fifo
         #: Whether the caller of ``map`` counts the messages that come of each value.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received, Stray
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Meter, Output, QueueSpec, Received, Stray
 from sqspipes_mp.brokers.sqlite import complete as sqlite_complete
 from sqspipes_mp.brokers.sqlite import deliveries as sqlite_deliveries
 from sqspipes_mp.brokers.sqlite import owners as sqlite_owners
@@ -51,6 +51,16 @@ class SQLiteConnection:
         self._file = File(file, durable=durable, patience=patience, attended=attended, ring=self._waiter.ring)
         self._tidy_at = time.monotonic() + _TIDY_EVERY
         self._warned: set[str] = set()
+        #: Counts transactions; None: nobody does.
+        self._meter: Meter | None = None
+
+    def count_requests(self, meter: Meter) -> None:
+        """Have calls from now on counted: each is a transaction, or few."""
+        self._meter = meter
+
+    def _count(self, operation: str) -> None:
+        if self._meter is not None:
+            self._meter.request(operation, None)
 
     @property
     def moved(self) -> bool:
@@ -99,11 +109,15 @@ class SQLiteConnection:
         if self._waiter.interrupted or max_messages < 1:
             return []
         try:
-            return self._receive(queues, max_messages, wait, visibility)
+            taken = self._receive(queues, max_messages, wait, visibility)
         except BrokerError:
             if self._waiter.interrupted:
                 return []  # Another thread closed the connection during the receive.
             raise
+        self._count("receive")
+        if self._meter is not None and not taken:
+            self._meter.empty()
+        return taken
 
     def complete(
         self,
@@ -127,6 +141,7 @@ class SQLiteConnection:
             if completion.input is None and completion.outputs:
                 self._file.sync()
                 break
+        self._count("delete" if completions[0].input is not None else "send")
         self._tidy()
         return stale
 
@@ -158,9 +173,11 @@ class SQLiteConnection:
         """Hide deliveries for ``seconds`` from now (0 releases them); returns the stale handles."""
         if not handles:
             return []
-        return self._file.write(
+        stale = self._file.write(
             lambda session: sqlite_deliveries.extend(session, handles, seconds, attempts=attempts), ring=True
         )
+        self._count("extend")
+        return stale
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> list[Handle]:
         """Move deliveries to their dead-letter queues in one transaction; returns the stale handles."""
@@ -170,7 +187,9 @@ class SQLiteConnection:
 
     def depth(self, queue: str) -> Depth:
         """Count one queue, exactly. Raises ``QueueMissing``."""
-        return self._file.read(lambda session: sqlite_queues.depth(session, queue))
+        depth = self._file.read(lambda session: sqlite_queues.depth(session, queue))
+        self._count("count")
+        return depth
 
     def bodies(self, queue: str) -> list[tuple[str, str, str | None]]:
         """Return body, message id and failure of each message of a queue, in flight or not; receives none."""

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqspipes_mp.brokers.base import ASKED_EVERY, ATTENDED, TOLD_EVERY
+from sqspipes_mp.brokers.base import ASKED_EVERY, ATTENDED, TOLD_EVERY, Meter
 from sqspipes_mp.brokers.sqs.faults import (
     LONGEST_BACKOFF,
     REFUSED_BACKOFF,
     Fault,
     Kind,
     classify_error,
+    counted_as,
     gives_up,
     make_error,
     retry_delay,
@@ -56,6 +57,14 @@ _METHODS = {
     "PurgeQueue": "purge_queue",
     "ReceiveMessage": "receive_message",
     "SendMessageBatch": "send_message_batch",
+}
+#: The operations that are counted by names of their own.
+_COUNTED = {
+    "ChangeMessageVisibilityBatch": "extend",
+    "DeleteMessageBatch": "delete",
+    "GetQueueAttributes": "count",
+    "ReceiveMessage": "receive",
+    "SendMessageBatch": "send",
 }
 
 
@@ -115,6 +124,8 @@ class Calls:
         #: Requests that were throttled so far.
         self.throttles = 0
         self._warning = threading.Lock()
+        #: Counts requests; None: nobody does.
+        self.meter: Meter | None = None
 
     def __call__(self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False) -> dict[str, Any]:
         """Make a call; return the reply. Raises the ``BrokerError`` of a fault that no further try cures.
@@ -164,6 +175,8 @@ class Calls:
             result = self._once(client, "ReceiveMessage", params)
             if not isinstance(result, Fault):
                 messages: list[dict[str, Any]] = result.get("Messages", [])
+                if self.meter is not None and not messages:
+                    self.meter.empty()
                 return messages
             if _is_full(result):
                 return []
@@ -258,7 +271,7 @@ class Calls:
             self._lean.close()
 
     def _once(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any] | Fault:
-        """Make one call; return the reply or the fault. Other exceptions are bugs and pass through."""
+        """Make one call, and count it; return the reply or the fault. Other exceptions are bugs and pass through."""
         try:
             reply = self._ask(client, operation, params)
         except Exception as error:
@@ -267,10 +280,14 @@ class Calls:
                 raise
             if fault.kind is Kind.UNREACHABLE and descriptors.none_left():
                 descriptors.relieve()
+            if self.meter is not None:
+                self.meter.request(_COUNTED.get(operation, "other"), counted_as(fault))
             if fault.kind is Kind.UNREACHABLE and refuses_certificate(error):
                 return replace(fault, code=_CERTIFICATE)
             return fault
         self._known, self._refused_at = True, None
+        if self.meter is not None:
+            self.meter.request(_COUNTED.get(operation, "other"), None)
         return reply
 
     def _ask(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any]:

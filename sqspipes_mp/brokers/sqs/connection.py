@@ -19,6 +19,7 @@ from sqspipes_mp.brokers.base import (
     DeadLetter,
     Depth,
     Handle,
+    Meter,
     Output,
     OutputsRefused,
     QueueSpec,
@@ -74,6 +75,10 @@ class SqsConnection:
         #: Counts the long polls of receives with several levels; each level gets one in turn.
         self._turn = 0
         self.carriers = self.receivers = requests_at_once(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+    def count_requests(self, meter: Meter) -> None:
+        """Have every request from now on counted."""
+        self._calls.meter = meter
 
     @property
     def throttles(self) -> int:

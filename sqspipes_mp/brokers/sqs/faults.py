@@ -175,6 +175,15 @@ def classify_code(code: str, message: str = "", *, status: int = 400, sender_fau
     return Kind.REFUSED
 
 
+def counted_as(fault: Fault) -> str:
+    """Return the kind under which a failed request is counted (``brokers.base.Meter``)."""
+    if fault.throttled:
+        return "throttled"
+    return {Kind.CREDENTIALS: "credentials", Kind.UNREACHABLE: "network", Kind.TRANSIENT: "server"}.get(
+        fault.kind, "refused"
+    )
+
+
 def unsendable(fault: Fault) -> bool:
     """Tell whether a send was refused because of this one message: the queue takes others."""
     return fault.kind is Kind.REFUSED and _short(fault.code) in _UNSENDABLE

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.host.clock import lease_now, slept
 from sqspipes_mp.ipc.channel import Kind
-from sqspipes_mp.ipc.statistics import EMPTY_RECEIVES, LAST_RECEIVE, NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
+from sqspipes_mp.ipc.statistics import LAST_RECEIVE, NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline.foreign_bodies import reader
@@ -327,8 +327,6 @@ class Intake:
             self._lifetime.recycle("MemoryError", starved=True)
             return []
         context.note_contact()
-        if not found:
-            context.count(EMPTY_RECEIVES, 1)
         return found
 
     def _run_out(

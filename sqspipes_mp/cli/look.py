@@ -1,0 +1,195 @@
+"""``sqspipes-mp ps, top, stack, stop``: look at running engines and ask them (the command line's process).
+
+What is looked at is found by the registry, and read from the engine's statistics; no code of the user's is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqspipes_mp.cli.console import Console, table
+from sqspipes_mp.cli.exits import Exit, Refused
+from sqspipes_mp.cli.state_text import long_time, state_text
+from sqspipes_mp.ipc.running.asking import Unanswered, ask
+from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, candidates, engines, matches
+from sqspipes_mp.ipc.running.memory import Gone, open_memory
+from sqspipes_mp.ipc.running.state import state
+from sqspipes_mp.ipc.statistics import ForeignLayout, Statistics
+
+#: Seconds between two looks of which a rate is made.
+_SAMPLE = 1.0
+#: Seconds between two screens of ``top``.
+_REFRESH = 2.0
+#: Moves a terminal's cursor to its first line, and clears the rest.
+_CLEAR = "\033[H\033[J"
+
+
+# -- finding ----------------------------------------------------------------------------------------------------------
+
+
+def find(target: str | None) -> Engine:
+    """Return the engine that a person means; without a target the only one. Raises ``Refused``."""
+    found = engines()
+    meant = [engine for engine in found if matches(engine, target)] if target is not None else found
+    if len(meant) == 1:
+        return meant[0]
+    if not found:
+        where = ", ".join(candidates()) or f"{VARIABLE} is off"
+        raise Refused(f"no engine of this user runs here (looked into: {where})", Exit.FAILED)
+    names = "; ".join(f"{engine.text('domain')} (pid {engine.number('pid')})" for engine in (meant or found))
+    if not meant:
+        raise Refused(f"no engine {target!r} runs here; there are: {names}", Exit.FAILED)
+    raise Refused(f"several engines run here, name one by its pid: {names}")
+
+
+@contextmanager
+def _opened(engine: Engine) -> Iterator[Statistics]:
+    """Open an engine's statistics within the block. Raises ``Gone`` and ``ForeignLayout``."""
+    memory = open_memory(engine)
+    try:
+        statistics = Statistics(memory.view)
+        try:
+            yield statistics
+        finally:
+            statistics.close()
+    finally:
+        memory.close()
+
+
+def _rest(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+# -- ps ---------------------------------------------------------------------------------------------------------------
+
+
+def ps(flags: Namespace, console: Console) -> Exit:
+    """Show the engines of this user."""
+    found = engines()
+    first = {engine.run: _state_of(engine) for engine in found}
+    if any(first.values()):
+        _rest(_SAMPLE)
+    rows = [_row(engine, first[engine.run]) for engine in found]
+    if flags.json:
+        print(json.dumps(rows))
+    elif rows:
+        columns = ("pid", "domain", "up", "workers", "done/s", "broker", "state")
+        print(
+            table(
+                columns,
+                [
+                    (
+                        str(row["pid"]), row["domain"], long_time(row["up"]), _or_dash(row["workers"]),
+                        "-" if row["per_second"] is None else f"{row['per_second']:,.1f}", row["broker"], row["why"],
+                    )
+                    for row in rows
+                ],
+                left=2,
+            )
+        )  # fmt: skip
+    else:
+        console.say("no engine of this user runs here")
+    return Exit.DONE
+
+
+def _state_of(engine: Engine) -> dict[str, Any] | None:
+    try:
+        with _opened(engine) as statistics:
+            return state(statistics, here=engine.here)
+    except (Gone, ForeignLayout):
+        return None
+
+
+def _row(engine: Engine, since: dict[str, Any] | None) -> dict[str, Any]:
+    """Return an engine's line; values that cannot be had are None."""
+    row: dict[str, Any] = {key: engine.about.get(key) for key in ("run", "pid", "caller", "domain", "broker", "target")}
+    row |= dict.fromkeys(("up", "workers", "per_second", "live", "ready"))
+    try:
+        with _opened(engine) as statistics:
+            now = state(statistics, here=engine.here, since=since)
+    except (Gone, ForeignLayout) as error:
+        return {**row, "why": str(error)}
+    rates = [stage["per_second"]["done"] for stage in now["stages"]]
+    return {
+        **row,
+        "up": now["engine"]["up"],
+        "workers": sum(worker["state"] not in {"none", "ended"} for worker in now["workers"]),
+        "per_second": None if None in rates else sum(rates),
+        "live": now["engine"]["live"],
+        "ready": now["engine"]["ready"],
+        "why": now["engine"]["why"],
+    }
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else f"{value}"
+
+
+# -- top --------------------------------------------------------------------------------------------------------------
+
+
+def top(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each command)
+    """Show an engine's stages and workers: once, or again and again until Ctrl-C or its end."""
+    engine = find(flags.target)
+    try:
+        with _opened(engine) as statistics:
+            seen = state(statistics, here=engine.here)
+            _rest(_SAMPLE)
+            while True:
+                seen = state(statistics, here=engine.here, since=seen)
+                if flags.json:
+                    print(json.dumps(seen))
+                else:
+                    print(f"{_CLEAR if sys.stdout.isatty() and not flags.once else ''}{state_text(seen)}", flush=True)
+                if flags.once or flags.json:
+                    return Exit.DONE
+                _rest(_REFRESH)
+                if not any(each.run == engine.run for each in engines()):
+                    print("the engine has ended")
+                    return Exit.DONE
+    except (Gone, ForeignLayout) as error:
+        raise Refused(str(error), Exit.FAILED) from None
+
+
+# -- orders -----------------------------------------------------------------------------------------------------------
+
+
+def order(target: str | None, keys: dict[str, object], console: Console) -> dict[str, Any]:
+    """Send an order to the engine that a person means, tell its reach, and return the answer. Raises ``Refused``."""
+    engine = find(target)
+    try:
+        answer = ask(engine, keys)
+    except Unanswered as error:
+        raise Refused(str(error), Exit.FAILED) from None
+    console.say(f"{engine.text('domain')} (pid {engine.number('pid')}): {answer['reach']}")
+    return answer
+
+
+def stop(flags: Namespace, console: Console) -> Exit:
+    """Stop an engine, as SIGTERM does."""
+    order(flags.target, {"do": "stop"}, console)
+    return Exit.DONE
+
+
+def stack(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each command)
+    """Show where workers of a stage are now."""
+    keys: dict[str, object] = {"do": "stack", "stage": flags.stage, "worker": flags.worker, "signal": flags.signal}
+    try:
+        answer = ask(find(flags.target), keys)
+    except Unanswered as error:
+        raise Refused(str(error), Exit.FAILED) from None
+    for told in answer["stacks"]:
+        print(f"{told['stage']}[{told['worker']}] (pid {told['pid']})\n{told['stack'].rstrip()}\n")
+    for silent in answer["silent"]:
+        cure = "" if flags.signal else "; --signal asks it by a signal"
+        print(
+            f"{silent['stage']}[{silent['worker']}] (pid {silent['pid']})\n"
+            f"no answer: it gets no CPU, or C code keeps its GIL{cure}\n"
+        )
+    return Exit.FAILED if answer["silent"] else Exit.DONE

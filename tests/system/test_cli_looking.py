@@ -1,0 +1,164 @@
+"""ps, top, stack, stop and health as people and probes use them: programs that look at another program."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sqspipes_mp.cli.health import main as health
+from sqspipes_mp.cli.main import main
+from tests.gates import ROOT, Gate, Log, ended, eventually, kill
+
+WORDS = """
+import ctypes, sys
+from sqspipes_mp import Engine, SQLite, Task
+from sqspipes_mp.cli.health import main as health
+from sqspipes_mp.cli.main import main
+from tests.gates import Gate, Log
+gate, log = Gate(sys.argv[-2]), Log(sys.argv[-1])
+
+def work(value):
+    log.note(value)
+    if value == "deaf":
+        ctypes.PyDLL(None).usleep(300_000_000)
+    gate.wait()
+    return value
+
+engine = Engine([Task(work, input=True, workers=2)], domain="looked", broker=SQLite("w.db"))
+
+if __name__ == "__main__":
+    engine.put_many(sys.argv[1].split(","))
+    engine.run()
+"""
+
+
+@dataclass
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
+    """Run commands in this process: loading the command line takes longer than what they do."""
+    monkeypatch.setenv("SQSPIPES_RUN_DIR", str(tmp_path / "registry"))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*args: object) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        command = health if args[0] == "health" else main
+        words = list(map(str, args[1:] if command is health else args))
+        with redirect_stdout(out), redirect_stderr(err):
+            code = command(words)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    yield run
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@contextmanager
+def running(folder: Path, gate: Gate, log: Log, values: str) -> Iterator["subprocess.Popen[str]"]:
+    (folder / "words.py").write_text(WORDS)
+    with ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "words.py", values, gate.path, log.path],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(process.kill)
+        log.wait_for(2)
+        yield process
+
+
+def test_people_look_at_an_engine_that_they_did_not_start_and_stop_it(
+    cli: Cli, tmp_path: Path, gate: Gate, log: Log
+) -> None:
+    assert cli("ps", "--json").out == "[]\n"
+    assert cli("health").code == 1
+    nobody = cli("top", "--once")
+    assert nobody.code == 1
+    assert "no engine of this user runs here" in nobody.err
+    with running(tmp_path, gate, log, "one,two") as process:
+        eventually(lambda: cli("health", "looked", "--ready").code == 0, "it is ready")
+        (row,) = json.loads(cli("ps", "--json").out)
+        assert (row["pid"], row["domain"], row["workers"], row["live"]) == (process.pid, "looked", 2, True)
+        assert "looked" in cli("ps").out
+        seen = json.loads(cli("top", process.pid, "--json").out)
+        assert seen["format"] == 1
+        assert [len(worker["calls"]) for worker in seen["workers"]] == [1, 1]
+        assert all(worker["memory"] > 0 for worker in seen["workers"])
+        (stage,) = seen["stages"]
+        assert (stage["running"], stage["busy"], stage["bottleneck"]) == (2, pytest.approx(1, abs=0.3), True)
+        text = cli("top", "looked", "--once").out
+        assert seen["workers"][0]["calls"][0]["id"][:12] in text
+        assert max(map(len, text.splitlines())) < 120
+        told = cli("stack", "--stage", "work", "--worker", 0)
+        assert (told.code, told.out.count("gate.wait()")) == (0, 1)
+        assert "no engine 'other' runs here" in cli("stop", "other").err
+        assert cli("stack", "--stage", "none").code == 1
+        stopped = cli("stop")
+        assert (stopped.code, "other machines go on" in stopped.err) == (0, True)
+        gate.open()
+        assert ended(process)[0] == 0
+    assert cli("health").code == 1
+
+
+def test_a_worker_whose_gil_is_held_is_asked_by_a_signal_and_counts_as_live(
+    cli: Cli, tmp_path: Path, gate: Gate, log: Log
+) -> None:
+    with running(tmp_path, gate, log, "deaf,two") as process:
+        gate.open()
+        silent = cli("stack", "--stage", "work")
+        assert silent.code == 1
+        assert "--signal" in silent.out
+        healthy = cli("health", "--ready")
+        assert healthy.code == 0, healthy.out
+        told = cli("stack", "--stage", "work", "--signal")
+        assert (told.code, "in work" in told.out) == (0, True)
+        # The stack of a person who asked is no late call: nothing was killed, nothing failed.
+        (stage,) = json.loads(cli("top", "--json").out)["stages"]
+        assert (stage["failed"], stage["restarts"]["timeout"]) == (0, 0)
+        # A supervisor that stands still is looked at all the same.
+        kill(process.pid, 19)
+        assert json.loads(cli("top", "--json").out)["engine"]["domain"] == "looked"
+        kill(process.pid, 18)
+
+
+def test_a_probes_program_loads_nothing_heavy(cli: Cli, tmp_path: Path, gate: Gate, log: Log) -> None:
+    with running(tmp_path, gate, log, "one,two"):
+        heavy = "json re typing dataclasses argparse socket logging pathlib botocore sqspipes_mp.engine"
+        code = (
+            "import sys; sys.argv = ['', 'health', 'looked']; from sqspipes_mp.__main__ import main; code = main();"
+            f"print(code, *sorted(set(sys.modules) & set({heavy!r}.split())))"
+        )
+        clean = subprocess.run(
+            # Without site: what the environment loads is not health's doing.
+            [sys.executable, "-S", "-c", code],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert clean.stdout.splitlines()[-1] == "0"
+        gate.open()
