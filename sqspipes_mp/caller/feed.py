@@ -17,6 +17,7 @@ from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
 from sqspipes_mp.messages.envelope import Encoder, clamp_priority
 from sqspipes_mp.messages.ids import group_name, token
 from sqspipes_mp.pipeline.checks import is_whole, seconds, whole_number
+from sqspipes_mp.pipeline.ends import KEEP
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
 from sqspipes_mp.pipeline.task import Key
@@ -99,8 +100,11 @@ class Feeder:
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
             )
         self.keyed = key is not None
+        #: Whether the results of the values are kept.
+        self.keeps = False
         #: Text that goes into hop ids, so that a key sent before makes a new message. The ids stay as they are.
         self.salt = ""
+        self.domain = pipeline.domain
         self.queues = pipeline.specs_for([0])
         self._first = first
         self._fifo = pipeline.fifo
@@ -125,7 +129,10 @@ class Feeder:
         wanted = self._priority(value) if callable(self._priority) else self._priority
         levels = self._first.inputs[::-1]
         level = clamp_priority(wanted, len(levels))
-        body = self._encoder.encode(value, {"priority": level, "id": ident, "hop": hop})
+        meta = {"priority": level, "id": ident, "hop": hop}
+        if self.keeps:
+            meta[KEEP] = levels[level]
+        body = self._encoder.encode(value, meta)
         group = None
         if self._fifo:
             by_task = self._first.task.group

@@ -15,10 +15,11 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.brokers.base import Connection, as_keyed
+from sqspipes_mp.brokers.base import Connection, KeyedConnection, as_keyed
 from sqspipes_mp.caller.feed import Item
+from sqspipes_mp.caller.kept import Kept, Met
 from sqspipes_mp.caller.ledger import Hand, Ledger
-from sqspipes_mp.caller.map_job import Job, cure, known_key
+from sqspipes_mp.caller.map_job import Job, cure, known_key, not_kept
 from sqspipes_mp.caller.results import Results, Start
 from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
 from sqspipes_mp.ipc.channel import Frame, Kind
@@ -70,6 +71,8 @@ class MapResults(Results[Any]):
         #: The message of a result that is of none of this map's values: the map ends, and acknowledges it never.
         self._unknown: str | None = None
         self._connection: Connection | None = None
+        #: Values whose kept results were handed out; None before the first.
+        self._met: Met | None = None
         self._broker = start.broker
         self._board = start.board
         self._slots = len(start.plan.seats)
@@ -111,6 +114,10 @@ class MapResults(Results[Any]):
                 self._check_unknown()
                 hand = None if self._stopped or self._taken_back else self._ledger.next()
                 if hand is not None:
+                    if (kept := hand.kept) is not None:
+                        if (given := self._give_kept(hand, kept)) is not None:
+                            return given[0]
+                        continue
                     if self._ledger.is_new(hand):
                         return self._give(hand)
                     self._hand = hand
@@ -153,6 +160,22 @@ class MapResults(Results[Any]):
         assert hand.frame is not None
         result = self._read(hand.frame)
         return (value, result) if self._job.with_input else result
+
+    def _give_kept(self, hand: Hand, kept: Kept) -> tuple[Any] | None:
+        """Return a value's next kept result, as a tuple of one; None: there are no more."""
+        try:
+            text = kept.first()
+            if text is None:
+                self._ledger.kept_over(hand.entry)
+                return None
+            result = json.loads(text)
+        except KeyboardInterrupt:
+            self._ledger.back(hand)
+            raise
+        kept.take()
+        # The value's next one comes next.
+        self._ledger.back(hand)
+        return ((hand.entry.value, result) if self._job.with_input else result,)
 
     def _acknowledge_hand(self) -> None:
         if self._hand is None:
@@ -261,6 +284,9 @@ class MapResults(Results[Any]):
         return self._connection
 
     def _send(self, batch: list[Item]) -> None:
+        if self._job.feeder.keeps:
+            self._send_keeping(batch)
+            return
         seen = {id(item) for item in self._job.feeder.send(self._opened(), batch)}
         for item in batch:
             if id(item) not in seen:
@@ -269,6 +295,36 @@ class MapResults(Results[Any]):
                 raise known_key(item.id, self._broker)
             else:
                 self._ledger.met(item.token, item.value)
+
+    def _send_keeping(self, batch: list[Item]) -> None:
+        """Send the new values, and note the others' kept results."""
+        connection = as_keyed(self._broker, self._opened())
+        assert connection is not None
+        # No value has a priority of its own.
+        queue = batch[0].output.queue
+        known = connection.keyed([queue], [item.token for item in batch])
+        new = [item for item in batch if item.token not in known]
+        seen = {id(item) for item in self._job.feeder.send(connection, new)} if new else set()
+        ended = connection.ended(queue, list(known), self._job.kept_before)
+        for item in batch:
+            if item.token not in known and id(item) not in seen:
+                self._ledger.fed(item.token, item.value, item.output.hop)
+            else:
+                self._meet(connection, queue, item, ended)
+
+    def _meet(self, connection: KeyedConnection, queue: str, item: Item, ended: dict[str, bool]) -> None:
+        """Note a value that was sent before. Raises ``ResultsNotKept`` where it is done and has no end."""
+        name = item.token
+        kept = None
+        if ended.get(name):
+            if self._met is None:
+                self._met = Met()
+            if self._met.add(name):
+                kept = Kept(connection, queue, name, self._job.kept_before)
+        under_way = name in self._ledger
+        if not (self._ledger.met(name, item.value, kept) or under_way or name in ended):
+            lacking = sum(hop not in self._ledger for hop in connection.unended(queue))
+            raise not_kept(self._job, max(1, lacking), "were done")
 
     def _check_new(self, item: Item, names: set[str]) -> None:
         if not self._job.resumed and (item.token in names or item.token in self._ledger):
@@ -382,6 +438,8 @@ class MapResults(Results[Any]):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        if self._met is not None:
+            self._met.close()
         try:
             return super()._finish()
         finally:

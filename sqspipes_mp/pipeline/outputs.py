@@ -120,6 +120,10 @@ class Products:
             return Product(value, None, callback)
         return Product(value, self._output(value, message, parent, index), callback)
 
+    def kept(self, result: Any) -> str:
+        """Return a result of the last stage in JSON, to be kept. Raises ``OutputError``."""
+        return self._encoder.text(result)
+
     def _output(self, value: Any, message: Message | None, parent: str, index: int) -> Output:
         stage = self._stage
         if callable(self._priority):

@@ -171,7 +171,7 @@ def test_what_a_renamed_stage_leaves_is_told_at_boot(tmp_path: Path, db: Path) -
 
 
 def test_a_stranded_queue_of_the_first_version_may_be_another_domains(tmp_path: Path, db: Path) -> None:
-    text = RENAMED + (
+    text = RENAMED + (  # noqa: S608
         "import sqlite3\n"
         "other = pipeline('y', domain='app-x')\n"
         "other.put(1)\nother.run(only='y', until='drained', idle=0)\n"

@@ -5,17 +5,21 @@ The main thread runs one message after the other; in thread mode (``threads``) s
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
+from sqspipes_mp.brokers.base import Completion, End, Output, OutputsRefused
 from sqspipes_mp.errors import HELD, LATE, BrokerError
 from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED
+from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
+from sqspipes_mp.pipeline.ends import KEEP, end_of, is_kept
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.recycle import Lifetime
@@ -203,6 +207,7 @@ class Runner:
         message = delivery.message
         products: list[Product] = []
         outputs: list[Output] = []
+        wanted = self._results is not None or (not self._sends and is_kept(message.meta))
         index = dropped = 0
         began = time.monotonic_ns()
         while True:
@@ -216,7 +221,7 @@ class Runner:
             if product.output is not None:
                 outputs.append(product.output)
             dropped += product.value is DROPPED or (self._sends and product.output is None)
-            if product.callback is not None or (self._results is not None and product.value is not DROPPED):
+            if product.callback is not None or (wanted and product.value is not DROPPED):
                 products.append(product)
             if len(outputs) >= self._context.connection.batch:
                 began += self._function.aside(delivery, partial(self._send_some, delivery, tuple(outputs)))
@@ -252,16 +257,19 @@ class Runner:
         # json_default=, group=, priority= and pickling have run code of the user's since the call.
         context.check_process()
         blobs = []
+        end = None
+        if KEEP in delivery.message.meta:
+            end = self._end(delivery.message, products, outputs)
         if self._results is not None:
             ident = self._result_id(delivery)
-            kept = [product for product in products if product.value is not DROPPED]
-            blobs = [(f"{ident}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
+            made = [product for product in products if product.value is not DROPPED]
+            blobs = [(f"{ident}/{place}", self._results.pack(item.value)) for place, item in enumerate(made)]
         if dropped:
             context.count(OUTPUTS_DROPPED, dropped)
         if cause := context.leases.finish(delivery.lease):
             raise Late(HELD if cause is Cause.HOLD else LATE)
         received = delivery.received
-        done = Done(Completion(received.handle, tuple(outputs), group=received.group), delivery)
+        done = Done(Completion(received.handle, tuple(outputs), group=received.group, end=end), delivery)
         for product in products:
             if product.callback is not None:
                 done.callbacks += (product.callback,)
@@ -271,6 +279,19 @@ class Runner:
             self._outbox.put(done)
         else:
             self._pass_results(done, blobs)
+
+    def _end(self, message: Message, products: list[Product], outputs: Sequence[Output]) -> End | None:
+        """Return the end of a message whose value's results are kept; None where other messages follow it.
+
+        The products get the results as JSON has them, so that they are the same in each run. Raises ``OutputError``.
+        """
+        texts: list[str] = []
+        if not self._sends and is_kept(message.meta):
+            for place, product in enumerate(products):
+                if product.value is not DROPPED:
+                    texts.append(self._products.kept(product.value))
+                    products[place] = replace(product, value=json.loads(texts[-1]))
+        return None if outputs and not texts else end_of(message, tuple(texts))
 
     def _pass_counted(self, done: Done, blobs: list[tuple[str, bytes]]) -> None:
         """Pass on a message of a ``map``, whose caller is told of each step."""
