@@ -115,6 +115,16 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """A value that has an end, with the first of its results."""
+
+    #: Results with their numbers, in order.
+    first: tuple[tuple[int, str], ...]
+    #: Whether there may be more than these.
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """Outputs that must be accepted downstream, and the input to delete after that."""
 
@@ -365,8 +375,8 @@ class KeyedConnection(Connection, Protocol):
     def next_end(self) -> int:
         """Return a number greater than those of all ends recorded so far, and not of any later one."""
 
-    def ended(self, queue: str, tokens: Sequence[str], before: int) -> dict[str, bool]:
-        """Tell of each value that has an end whether it has a result with a number below ``before``."""
+    def ended(self, queue: str, tokens: Sequence[str], before: int) -> dict[str, Ended]:
+        """Return the values that have an end, with the first of their results numbered below ``before``."""
 
     def unended(self, queue: str) -> set[str]:
         """Return the hop ids that were fed to the queue with ``keyed=True`` and have no end."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 
-from sqspipes_mp.brokers.base import KeyedConnection
+from sqspipes_mp.brokers.base import Ended, KeyedConnection
 
 #: Results of one value that are read at a time.
 _PAGE = 16
@@ -23,22 +23,26 @@ class Kept:
         queue: the value was fed to it.
         token: the value's.
         before: results from this number on are of this run, which hands them out as they come.
+        ended: the first results, read already.
     """
 
-    def __init__(self, connection: KeyedConnection, queue: str, token: str, before: int) -> None:
+    __slots__ = ("_before", "_connection", "_more", "_page", "_queue", "_read", "_token")
+
+    def __init__(self, connection: KeyedConnection, queue: str, token: str, before: int, ended: Ended) -> None:
         self._connection = connection
         self._queue = queue
         self._token = token
         self._before = before
-        self._read = 0
-        self._page: deque[str] = deque()
+        self._page = deque(text for _, text in ended.first)
+        self._read = ended.first[-1][0] if ended.first else 0
+        self._more = ended.more
 
     def first(self) -> str | None:
         """Return the first result not taken yet, in JSON; None: there is no other."""
-        if not self._page:
+        if not self._page and self._more:
             rows = self._connection.results(self._queue, self._token, self._read, self._before, _PAGE)
-            if rows:
-                self._read = rows[-1][0]
+            self._more = len(rows) == _PAGE
+            self._read = rows[-1][0] if rows else self._read
             self._page.extend(text for _, text in rows)
         return self._page[0] if self._page else None
 

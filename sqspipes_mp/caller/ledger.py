@@ -298,6 +298,9 @@ class Ledger:
         if not entry.finished or entry.waiting or entry.lined:
             return
         self._open.pop(entry.token, None)
+        if not entry.made:
+            # No message of this run was the value's.
+            return
         self._gone[entry.token] = None
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)

@@ -15,7 +15,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.brokers.base import Connection, KeyedConnection, as_keyed
+from sqspipes_mp.brokers.base import Connection, Ended, KeyedConnection, as_keyed
 from sqspipes_mp.caller.feed import Item
 from sqspipes_mp.caller.kept import Kept, Met
 from sqspipes_mp.caller.ledger import Hand, Ledger
@@ -302,27 +302,28 @@ class MapResults(Results[Any]):
         assert connection is not None
         # No value has a priority of its own.
         queue = batch[0].output.queue
-        known = connection.keyed([queue], [item.token for item in batch])
-        new = [item for item in batch if item.token not in known]
+        known = connection.keyed([queue], [item.output.hop for item in batch])
+        new = [item for item in batch if item.output.hop not in known]
         seen = {id(item) for item in self._job.feeder.send(connection, new)} if new else set()
         ended = connection.ended(queue, list(known), self._job.kept_before)
         for item in batch:
-            if item.token not in known and id(item) not in seen:
-                self._ledger.fed(item.token, item.value, item.output.hop)
+            if item.output.hop not in known and id(item) not in seen:
+                self._ledger.fed(item.output.hop, item.value, item.output.hop)
             else:
                 self._meet(connection, queue, item, ended)
 
-    def _meet(self, connection: KeyedConnection, queue: str, item: Item, ended: dict[str, bool]) -> None:
+    def _meet(self, connection: KeyedConnection, queue: str, item: Item, ended: dict[str, Ended]) -> None:
         """Note a value that was sent before. Raises ``ResultsNotKept`` where it is done and has no end."""
-        name = item.token
+        name = item.output.hop
         kept = None
-        if ended.get(name):
+        results = ended.get(name)
+        if results is not None and (results.first or results.more):
             if self._met is None:
                 self._met = Met()
             if self._met.add(name):
-                kept = Kept(connection, queue, name, self._job.kept_before)
+                kept = Kept(connection, queue, name, self._job.kept_before, results)
         under_way = name in self._ledger
-        if not (self._ledger.met(name, item.value, kept) or under_way or name in ended):
+        if not (self._ledger.met(name, item.value, kept) or under_way or results is not None):
             lacking = sum(hop not in self._ledger for hop in connection.unended(queue))
             raise not_kept(self._job, max(1, lacking), "were done")
 

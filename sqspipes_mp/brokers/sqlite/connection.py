@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Output, QueueSpec, Received, Stray
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Ended, Handle, Output, QueueSpec, Received, Stray
 from sqspipes_mp.brokers.sqlite import complete as sqlite_complete
 from sqspipes_mp.brokers.sqlite import deliveries as sqlite_deliveries
 from sqspipes_mp.brokers.sqlite import keys as sqlite_keys
@@ -162,8 +162,8 @@ class SQLiteConnection:
         """Return a number greater than those of the ends recorded so far."""
         return self._file.read(sqlite_keys.next_end)
 
-    def ended(self, queue: str, tokens: Sequence[str], before: int) -> dict[str, bool]:
-        """Tell of each value with an end whether it has a result numbered below ``before``."""
+    def ended(self, queue: str, tokens: Sequence[str], before: int) -> dict[str, Ended]:
+        """Return the values with an end, and the first of their results numbered below ``before``."""
         return self._file.read(lambda session: sqlite_keys.ended(session, queue, tokens, before))
 
     def unended(self, queue: str) -> set[str]:

@@ -2,9 +2,15 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 
+from sqspipes_mp.brokers.base import Ended
 from sqspipes_mp.brokers.sqlite import schema as sql
 from sqspipes_mp.brokers.sqlite.session import Session
+
+#: Results of one value that are read at once with its end, and characters of all of them.
+_FIRST, _AT_ONCE = 16, 1 << 20
+_NO_RESULT = Ended((), more=False)
 
 
 def keyed(session: Session, queues: Iterable[str], hops: Iterable[str]) -> set[str]:
@@ -30,14 +36,26 @@ def next_end(session: Session) -> int:
     return number
 
 
-def ended(session: Session, name: str, tokens: Sequence[str], before: int) -> dict[str, bool]:
-    """Tell of each value with an end whether it has a result numbered below ``before``."""
-    found: dict[str, bool] = {}
+def ended(session: Session, name: str, tokens: Sequence[str], before: int) -> dict[str, Ended]:
+    """Return the values with an end, and the first of their results numbered below ``before``."""
+    found: dict[str, Ended] = {}
+    room = _AT_ONCE
     for number in _numbers(session, name):
         for token in tokens:
-            count, results = session.db.execute(sql.ENDED, (before, number, token)).fetchone()
-            if count:
-                found[token] = results > 0
+            first: list[tuple[int, str]] = []
+            more = False
+            with closing(session.db.execute(sql.ENDED, (number, token))) as rows:
+                for seq, text in rows:
+                    found[token] = _NO_RESULT
+                    if seq >= before:
+                        break
+                    if text is not None:
+                        if more := room <= 0 or len(first) >= _FIRST:
+                            break
+                        first.append((seq, text))
+                        room -= len(text)
+            if first or more:
+                found[token] = Ended(tuple(first), more)
     return found
 
 

@@ -105,8 +105,7 @@ KEYED_SINCE = "SELECT keyed_since FROM queues WHERE id = ?"
 
 # Ends of values.
 NEXT_SEQ = "SELECT next_seq FROM meta"
-#: Whether a value has an end, and whether it has a result older than a number.
-ENDED = "SELECT count(*), coalesce(sum(seq < ? AND result IS NOT NULL), 0) FROM ends WHERE queue = ? AND token = ?"
+ENDED = "SELECT seq, result FROM ends WHERE queue = ? AND token = ? ORDER BY seq"
 RESULTS = """SELECT seq, result FROM ends WHERE queue = ? AND token = ? AND seq > ? AND seq < ? AND result IS NOT NULL
     ORDER BY seq LIMIT ?"""
 UNENDED = f"""SELECT hop FROM keys AS k WHERE {_keyed}
