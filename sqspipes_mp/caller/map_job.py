@@ -182,15 +182,12 @@ def _tell_of_earlier(pipeline: Pipeline, connection: KeyedConnection, ledger: Le
     first = min((since for _, since in known if since is not None), default=None)
     since = "" if first is None else f" since {datetime.fromtimestamp(first).astimezone():%Y-%m-%d %H:%M:%S %Z}"
     meaning = (
-        "map(keep_results=True) hands out their kept results and runs none of them again"
+        "map(keep_results=True) hands out their kept results again. Where the functions have changed, purge() first"
         if keeps
         else "map(resume=True) skips them, also those that a run() finished, whose results nobody had. "
-        "keep_results=True keeps results, and hands out all of them in every run"
+        "map(keep_results=True) hands out all results in every run; purge() forgets what was done"
     )
-    log.warning(
-        "%s: %d values were done by earlier runs%s: %s. purge() forgets them, where the function has changed, say",
-        pipeline.domain, done, since, meaning,
-    )  # fmt: skip
+    log.warning("%s: %d values were done by earlier runs%s: %s", pipeline.domain, done, since, meaning)
 
 
 def _dead_error(queue: str, text: str | None) -> RemoteError:
