@@ -179,7 +179,7 @@ def fill(folder: str, count: int) -> None:
         tokens = ((number, token(str(value))) for value in range(1, count))
         db.executemany("INSERT INTO keys (queue, hop) VALUES (?, ?)", tokens)
         ends = ((number, token(str(value)), value + 1, json.dumps([value, "kept"])) for value in range(count))
-        db.executemany("INSERT INTO ends (queue, token, seq, result) VALUES (?, ?, ?, ?)", ends)
+        db.executemany("INSERT INTO ends (queue, token, seq, kept, result) VALUES (?, ?, ?, 1, ?)", ends)
         db.execute("UPDATE meta SET next_seq = next_seq + ?", (count + 1,))
 
 

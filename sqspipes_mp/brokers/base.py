@@ -104,7 +104,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of one message of a value whose results are kept (``map(keep_results=True)``)."""
+    """The end of one message of a value, recorded for the map that the value is of."""
 
     #: The queue that the value was fed to.
     queue: str
@@ -112,6 +112,8 @@ class End:
     token: str
     #: The message's results, in JSON; empty: it was dropped or dead-lettered.
     results: tuple[str, ...] = ()
+    #: Whether they are kept for every run (``map(keep_results=True)``), or until a resumed map has handed them out.
+    kept: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,14 +377,22 @@ class KeyedConnection(Connection, Protocol):
     def next_end(self) -> int:
         """Return a number greater than those of all ends recorded so far, and not of any later one."""
 
-    def ended(self, queue: str, tokens: Sequence[str], before: int) -> dict[str, Ended]:
-        """Return the values that have an end, with the first of their results numbered below ``before``."""
+    def ended(self, queue: str, tokens: Sequence[str], before: int, *, kept: bool) -> dict[str, Ended]:
+        """Return the values that have an end of this kind, with the first of their results numbered below ``before``.
+
+        ``kept``: as of ``End``, here and below.
+        """
 
     def unended(self, queue: str) -> set[str]:
-        """Return the hop ids that were fed to the queue with ``keyed=True`` and have no end."""
+        """Return the hop ids that were fed to the queue with ``keyed=True`` and have no end that is kept."""
 
-    def results(self, queue: str, token: str, after: int, before: int, most: int) -> list[tuple[int, str]]:
+    def results(
+        self, queue: str, token: str, after: int, before: int, most: int, *, kept: bool
+    ) -> list[tuple[int, str]]:
         """Return results of a value with their numbers, from above ``after`` to below ``before``: ``most`` at most."""
+
+    def forget_results(self, queue: str, token: str, last: int) -> None:
+        """Remove the results of a value, up to the number ``last``, that were not to be kept."""
 
 
 def as_keyed(broker: Broker, connection: Connection) -> KeyedConnection | None:

@@ -17,7 +17,6 @@ from sqspipes_mp.errors import ConfigError, PutError, QueueMissing
 from sqspipes_mp.messages.envelope import Encoder, clamp_priority
 from sqspipes_mp.messages.ids import group_name, token
 from sqspipes_mp.pipeline.checks import is_whole, seconds, whole_number
-from sqspipes_mp.pipeline.ends import KEEP
 from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
 from sqspipes_mp.pipeline.task import Key
@@ -100,8 +99,8 @@ class Feeder:
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
             )
         self.keyed = key is not None
-        #: Whether the results of the values are kept.
-        self.keeps = False
+        #: Mark of the values' messages (``pipeline.ends``); None: they have none.
+        self.mark: str | None = None
         #: Text that goes into hop ids, so that a key sent before makes a new message. The ids stay as they are.
         self.salt = ""
         self.domain = pipeline.domain
@@ -130,8 +129,8 @@ class Feeder:
         levels = self._first.inputs[::-1]
         level = clamp_priority(wanted, len(levels))
         meta = {"priority": level, "id": ident, "hop": hop}
-        if self.keeps:
-            meta[KEEP] = levels[level]
+        if self.mark is not None:
+            meta[self.mark] = levels[level]
         body = self._encoder.encode(value, meta)
         group = None
         if self._fifo:

@@ -71,7 +71,7 @@ class MapResults(Results[Any]):
         #: The message of a result that is of none of this map's values: the map ends, and acknowledges it never.
         self._unknown: str | None = None
         self._connection: Connection | None = None
-        #: Values whose kept results were handed out; None before the first.
+        #: Values whose results of earlier runs were handed out; None before the first.
         self._met: Met | None = None
         self._broker = start.broker
         self._board = start.board
@@ -284,20 +284,17 @@ class MapResults(Results[Any]):
         return self._connection
 
     def _send(self, batch: list[Item]) -> None:
-        if self._job.feeder.keeps:
-            self._send_keeping(batch)
+        if self._job.resumed:
+            self._send_resumed(batch)
             return
         seen = {id(item) for item in self._job.feeder.send(self._opened(), batch)}
         for item in batch:
-            if id(item) not in seen:
-                self._ledger.fed(item.token, item.value, item.output.hop)
-            elif not self._job.resumed:
+            if id(item) in seen:
                 raise known_key(item.id, self._broker)
-            else:
-                self._ledger.met(item.token, item.value)
+            self._ledger.fed(item.token, item.value, item.output.hop)
 
-    def _send_keeping(self, batch: list[Item]) -> None:
-        """Send the new values, and note the others' kept results."""
+    def _send_resumed(self, batch: list[Item]) -> None:
+        """Send the new values, and note the results that earlier runs have recorded of the others."""
         connection = as_keyed(self._broker, self._opened())
         assert connection is not None
         # No value has a priority of its own.
@@ -305,7 +302,7 @@ class MapResults(Results[Any]):
         known = connection.keyed([queue], [item.output.hop for item in batch])
         new = [item for item in batch if item.output.hop not in known]
         seen = {id(item) for item in self._job.feeder.send(connection, new)} if new else set()
-        ended = connection.ended(queue, list(known), self._job.kept_before)
+        ended = connection.ended(queue, list(known), self._job.recorded_before, kept=self._job.keeps)
         for item in batch:
             if item.output.hop not in known and id(item) not in seen:
                 self._ledger.fed(item.output.hop, item.value, item.output.hop)
@@ -313,7 +310,7 @@ class MapResults(Results[Any]):
                 self._meet(connection, queue, item, ended)
 
     def _meet(self, connection: KeyedConnection, queue: str, item: Item, ended: dict[str, Ended]) -> None:
-        """Note a value that was sent before. Raises ``ResultsNotKept`` where it is done and has no end."""
+        """Note a value that was sent before. Raises ``ResultsNotKept`` where it is done and they should be kept."""
         name = item.output.hop
         kept = None
         results = ended.get(name)
@@ -321,9 +318,10 @@ class MapResults(Results[Any]):
             if self._met is None:
                 self._met = Met()
             if self._met.add(name):
-                kept = Kept(connection, queue, name, self._job.kept_before, results)
+                kept = Kept(connection, queue, name, self._job.recorded_before, results, keeps=self._job.keeps)
         under_way = name in self._ledger
-        if not (self._ledger.met(name, item.value, kept) or under_way or results is not None):
+        met = self._ledger.met(name, item.value, kept)
+        if self._job.keeps and not (met or under_way or results is not None):
             lacking = sum(hop not in self._ledger for hop in connection.unended(queue))
             raise not_kept(self._job, max(1, lacking), "were done")
 

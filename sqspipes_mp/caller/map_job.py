@@ -19,7 +19,7 @@ from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import token
 from sqspipes_mp.pipeline.checks import flag
-from sqspipes_mp.pipeline.ends import is_kept
+from sqspipes_mp.pipeline.ends import KEEP, RESUME, is_kept
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, fed
 from sqspipes_mp.pipeline.task import Key
@@ -43,8 +43,10 @@ class Job:
     with_input: bool
     #: Whether an interrupted map is to be continued.
     resumed: bool
-    #: Results that were kept under lower numbers are of earlier runs.
-    kept_before: int = 0
+    #: Whether the results are kept for every run.
+    keeps: bool
+    #: Results that were recorded under lower numbers are of earlier runs.
+    recorded_before: int = 0
     #: Name of the first task where it is declared as a source: a ``run`` would call it instead of feeding it.
     source: str | None
 
@@ -84,7 +86,8 @@ def plan_job(
     if return_exceptions:
         settings, pipeline = _rejecting(settings, pipeline)
     feeder = Feeder(pipeline, settings, key=key, where="map")
-    feeder.keeps = keep_results
+    if key is not None:
+        feeder.mark = KEEP if keep_results else RESUME
     plan = make_plan(pipeline, settings, iterate=True)
     plan = replace(plan, counted=True, idle=0.0, window=None if ordered else _WINDOW)
     job = Job(
@@ -94,6 +97,7 @@ def plan_job(
         return_exceptions=return_exceptions,
         with_input=with_input,
         resumed=resume or keep_results,
+        keeps=keep_results,
         source=source,
     )
     return plan, job
@@ -119,7 +123,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
     """
     ledger = Ledger(ordered=job.ordered, inputs=job.with_input)
     pipeline = plan.pipeline
-    if job.feeder.keeps and not broker.remembers_keys:
+    if job.keeps and not broker.remembers_keys:
         instead = "Write the results to a place of your own, or use SQLite"
         raise ConfigError("map(keep_results)", True, "False on SQS, which has no place for them", instead)
     queues = [name for stage in pipeline.stages for name in stage.inputs]
@@ -127,6 +131,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
         connection.ensure(pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
         looking = as_keyed(broker, connection)
         if looking is None:
+            job.feeder.mark = None
             # FIFO queues drop a key of the last five minutes without a word: its result would never come.
             job.feeder.salt = uuid4().hex
         if not job.resumed:
@@ -155,10 +160,10 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
         if strange := sum(name not in keyed for name, _ in left):
             # Sent without a key: no iterable will ever come to their values.
             raise QueuesNotEmpty(pipeline.domain, strange, _cure_beside(job, len(left) - strange))
-        if unkept and job.feeder.keeps:
+        if unkept and job.keeps:
             raise not_kept(job, unkept, "are under way")
-        # After the look: a result that is kept in between is of an earlier run.
-        job.kept_before = looking.next_end()
+        # After the look: a result that is recorded in between is of an earlier run.
+        job.recorded_before = looking.next_end()
         for name, hop in left:
             ledger.left(name, [hop])
         # After the live queues: a message that is dead-lettered meanwhile is seen twice rather than never.
@@ -167,7 +172,7 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     ledger.dead(token(message.id), message.parent, _dead_error(name, failure))
-        _tell_of_earlier(pipeline, looking, ledger, keeps=job.feeder.keeps)
+        _tell_of_earlier(pipeline, looking, ledger, keeps=job.keeps)
     if len(ledger):
         log.info("%s: %d values of an interrupted map are still in the queues", pipeline.domain, len(ledger))
     return ledger
@@ -184,7 +189,7 @@ def _tell_of_earlier(pipeline: Pipeline, connection: KeyedConnection, ledger: Le
     meaning = (
         "map(keep_results=True) hands out their kept results again. Where the functions have changed, purge() first"
         if keeps
-        else "map(resume=True) skips them, also those that a run() finished, whose results nobody had. "
+        else "map(resume=True) hands out none but the results that a run() made of its values since. "
         "map(keep_results=True) hands out all results in every run; purge() forgets what was done"
     )
     log.warning("%s: %d values were done by earlier runs%s: %s", pipeline.domain, done, since, meaning)
@@ -206,7 +211,7 @@ def cure(job: Job, broker: Broker) -> str:
     clearing = _clearing(job)
     if not (broker.remembers_keys and job.feeder.keyed):
         return clearing
-    how = "keep_results" if job.feeder.keeps else "resume"
+    how = "keep_results" if job.keeps else "resume"
     return f"Continue an interrupted map that had this key with {how}=True, {clearing[0].lower()}{clearing[1:]}"
 
 

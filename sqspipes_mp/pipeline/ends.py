@@ -1,6 +1,6 @@
-"""Values whose results are kept (``map(keep_results=True)``): the mark in their messages, and their ends. Pure.
+"""The ends of values that a map has fed: the marks in their messages, and their results in JSON. Pure.
 
-The mark travels with every message of the value, so that whoever deletes one, a ``run`` say, records its end.
+The marks travel with every message of a value, so that whoever deletes one, a ``run`` say, records its end.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from sqspipes_mp.errors import DecodeError
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.messages.ids import token
 
-#: Key of ``meta``: the queue that the value was fed to.
-KEEP = "keep"
+#: Keys of ``meta``, both with the queue that the value was fed to: its results are kept (``map(keep_results=True)``),
+#: or the map may be resumed, and is to have the results that a ``run`` made of the value meanwhile (``map(key=)``).
+KEEP, RESUME = "keep", "resume"
 
 
 def is_kept(meta: Mapping[str, Any]) -> bool:
@@ -22,14 +23,22 @@ def is_kept(meta: Mapping[str, Any]) -> bool:
     return type(meta.get(KEEP)) is str
 
 
+def is_awaited(meta: Mapping[str, Any]) -> bool:
+    """Tell whether a map that may be resumed waits for the results of a message's value."""
+    return type(meta.get(RESUME)) is str
+
+
 def end_of(message: Message, results: tuple[str, ...] = ()) -> End | None:
-    """Return the end of a message with its results in JSON; None where its value's results are not kept."""
-    queue = message.meta.get(KEEP)
-    return End(queue, token(message.id), results) if type(queue) is str else None
+    """Return the end of a message with its results in JSON; None where none is to be recorded."""
+    if is_kept(message.meta):
+        return End(message.meta[KEEP], token(message.id), results)
+    if results and is_awaited(message.meta):
+        return End(message.meta[RESUME], token(message.id), results, kept=False)
+    return None
 
 
 def end_of_body(body: str, message_id: str) -> End | None:
-    """Return the end of a message that is given up; None where its value's results are not kept, or it is unreadable.
+    """Return the end of a message that is given up; None where none is to be recorded, or it is unreadable.
 
     ``message_id``: the broker's.
     """

@@ -1,9 +1,11 @@
 """``map(keep_results=True)``: every run hands out every value's results, whoever finished it, each once."""
 
+import logging
 import os
 import signal
 import sqlite3
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,45 @@ def test_a_run_that_finishes_the_map_keeps_its_results(db: Path) -> None:
     results.close()
     assert engine.run(until="drained", idle=0)["finish"].done > 0
     check(run(engine, range(100)), range(100))
+
+
+def taking(value):
+    return value, "text"
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_results_that_a_run_made_of_an_interrupted_map_are_the_resumed_ones(db: Path, ordered: bool) -> None:
+    engine = Engine([Task(taking, input=True)], domain="t", broker=SQLite(db))
+    results = engine.map(range(40), key=str)
+    before = [next(results) for _ in range(5)]
+    results.close()
+    # Also that of the fifth one, which was handed out and not acknowledged.
+    assert engine.run(until="drained", idle=0)["taking"].done > 0
+    first = engine.map([*range(50), 3, 20], key=str, resume=True, ordered=ordered)
+    before += [next(first) for _ in range(10)]
+    first.close()
+    rest = list(engine.map([*range(50), 3, 20], key=str, resume=True, ordered=ordered))
+    found = [value for value, _ in [*before, *rest]]
+    assert sorted(set(found)) == list(range(50))
+    # The fifth, and the last one of the map that was closed: not acknowledged.
+    assert len(found) == 50 + 2
+    assert list(engine.map(range(50), key=str, resume=True)) == []
+    assert query(db, "SELECT count(*) FROM ends") == [0]
+
+
+def log_to(path: Path) -> None:
+    logging.basicConfig(filename=path, force=True)
+
+
+def test_a_result_of_a_run_that_is_no_json_is_told(db: Path, tmp_path: Path) -> None:
+    told = tmp_path / "log"
+    engine = pipeline(db, Task(no_json, input=True), setup=partial(log_to, told))
+    results = engine.map([1, 2], key=str)
+    next(results)
+    results.close()
+    engine.run(until="drained", idle=0)
+    assert list(engine.map([1, 2], key=str, resume=True)) == []
+    assert "a map that is resumed will not have the result of message" in told.read_text()
 
 
 def test_nothing_is_run_again(db: Path, log: Log) -> None:

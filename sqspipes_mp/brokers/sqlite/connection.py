@@ -162,17 +162,25 @@ class SQLiteConnection:
         """Return a number greater than those of the ends recorded so far."""
         return self._file.read(sqlite_keys.next_end)
 
-    def ended(self, queue: str, tokens: Sequence[str], before: int) -> dict[str, Ended]:
-        """Return the values with an end, and the first of their results numbered below ``before``."""
-        return self._file.read(lambda session: sqlite_keys.ended(session, queue, tokens, before))
+    def ended(self, queue: str, tokens: Sequence[str], before: int, *, kept: bool) -> dict[str, Ended]:
+        """Return the values with such an end, and the first of their results numbered below ``before``."""
+        return self._file.read(lambda session: sqlite_keys.ended(session, queue, tokens, before, kept=kept))
 
     def unended(self, queue: str) -> set[str]:
-        """Return the hop ids of a queue's keys whose values have no end."""
+        """Return the hop ids of a queue's keys whose values have no end that is kept."""
         return self._file.read(lambda session: sqlite_keys.unended(session, queue))
 
-    def results(self, queue: str, token: str, after: int, before: int, most: int) -> list[tuple[int, str]]:
-        """Return up to ``most`` kept results of a value, and their numbers: above ``after``, below ``before``."""
-        return self._file.read(lambda session: sqlite_keys.results(session, queue, token, after, before, most))
+    def results(
+        self, queue: str, token: str, after: int, before: int, most: int, *, kept: bool
+    ) -> list[tuple[int, str]]:
+        """Return up to ``most`` results of a value, and their numbers: above ``after``, below ``before``."""
+        return self._file.read(
+            lambda session: sqlite_keys.results(session, queue, token, after, before, most, kept=kept)
+        )
+
+    def forget_results(self, queue: str, token: str, last: int) -> None:
+        """Remove the results of a value, up to the number ``last``, that were not to be kept."""
+        self._file.write(lambda session: sqlite_keys.forget_results(session, queue, token, last))
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:
         """Hide deliveries for ``seconds`` from now (0 releases them); returns the stale handles."""

@@ -82,7 +82,7 @@ def end_steps(session: Session, place: int, end: End, number: int) -> list[Row]:
         return []
     texts: Sequence[str | None] = end.results or (None,)
     return [
-        row(Step.END, place, queue=queue.id, hop=end.token, number=number + index, body=text)
+        row(Step.END, place, queue=queue.id, hop=end.token, number=number + index, flag=end.kept, body=text)
         for index, text in enumerate(texts)
     ]
 

@@ -1,4 +1,4 @@
-"""The user's keys in the file, and the ends of their values (any process; each function only reads)."""
+"""The user's keys in the file, and the ends of their values (any process; only ``forget_results`` writes)."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -36,15 +36,15 @@ def next_end(session: Session) -> int:
     return number
 
 
-def ended(session: Session, name: str, tokens: Sequence[str], before: int) -> dict[str, Ended]:
-    """Return the values with an end, and the first of their results numbered below ``before``."""
+def ended(session: Session, name: str, tokens: Sequence[str], before: int, *, kept: bool) -> dict[str, Ended]:
+    """Return the values with such an end, and the first of their results numbered below ``before``."""
     found: dict[str, Ended] = {}
     room = _AT_ONCE
     for number in _numbers(session, name):
         for token in tokens:
             first: list[tuple[int, str]] = []
             more = False
-            with closing(session.db.execute(sql.ENDED, (number, token))) as rows:
+            with closing(session.db.execute(sql.ENDED, (number, token, kept))) as rows:
                 for seq, text in rows:
                     found[token] = _NO_RESULT
                     if seq >= before:
@@ -64,11 +64,19 @@ def unended(session: Session, name: str) -> set[str]:
     return {hop for number in _numbers(session, name) for (hop,) in session.db.execute(sql.UNENDED, (number,))}
 
 
-def results(session: Session, name: str, token: str, after: int, before: int, most: int) -> list[tuple[int, str]]:
+def results(
+    session: Session, name: str, token: str, after: int, before: int, most: int, *, kept: bool
+) -> list[tuple[int, str]]:
     """Return up to ``most`` results of a value, and their numbers: above ``after``, below ``before``."""
     for number in _numbers(session, name):
-        return session.db.execute(sql.RESULTS, (number, token, after, before, most)).fetchall()
+        return session.db.execute(sql.RESULTS, (number, token, kept, after, before, most)).fetchall()
     return []
+
+
+def forget_results(session: Session, name: str, token: str, last: int) -> None:
+    """Remove a value's results up to the number ``last`` that are not kept."""
+    for number in _numbers(session, name):
+        session.db.execute(sql.FORGET_RESULTS, (number, token, last))
 
 
 def _numbers(session: Session, name: str) -> list[int]:

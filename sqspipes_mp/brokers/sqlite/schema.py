@@ -12,8 +12,9 @@ Statements that change messages, or several tables at once, are in ``transaction
               ``expires``.
 ``garbage``   numbers of purged and deleted queues whose rows are still to be removed.
 ``owners``    the domain of each queue, see ``owners``.
-``ends``      the kept results of fed values, one row each, in JSON; NULL: a message of the value ended without one.
-              ``queue`` and ``token`` are the value's key; ``seq`` is a number of the messages' counter.
+``ends``      the results of fed values, one row each, in JSON; NULL: a message of the value ended without one.
+              ``queue`` and ``token`` are the value's key; ``seq`` is a number of the messages' counter; ``kept`` is
+              1 for results that every run hands out, 0 for those of a ``run`` that wait for a resumed map.
 ``clocks``    milliseconds to add to the clock of each boot, see ``session``.
 
 All times are integer milliseconds of the file's clock. ``visible_at``, ``receives`` and ``streamed`` keep their stored
@@ -36,7 +37,8 @@ FROM_1 = (
     """UPDATE queues SET keyed_since = created_at
         WHERE EXISTS (SELECT 1 FROM keys WHERE queue = queues.id AND stream IS NULL AND expires IS NULL)""",
     """CREATE TABLE ends (
-        queue INTEGER NOT NULL, token TEXT NOT NULL, seq INTEGER NOT NULL, result TEXT, PRIMARY KEY (queue, token, seq)
+        queue INTEGER NOT NULL, token TEXT NOT NULL, seq INTEGER NOT NULL, kept INTEGER NOT NULL, result TEXT,
+        PRIMARY KEY (queue, token, seq)
     ) WITHOUT ROWID""",
     f"PRAGMA user_version = {LAYOUT}",
 )
@@ -105,11 +107,12 @@ KEYED_SINCE = "SELECT keyed_since FROM queues WHERE id = ?"
 
 # Ends of values.
 NEXT_SEQ = "SELECT next_seq FROM meta"
-ENDED = "SELECT seq, result FROM ends WHERE queue = ? AND token = ? ORDER BY seq"
-RESULTS = """SELECT seq, result FROM ends WHERE queue = ? AND token = ? AND seq > ? AND seq < ? AND result IS NOT NULL
-    ORDER BY seq LIMIT ?"""
+ENDED = "SELECT seq, result FROM ends WHERE queue = ? AND token = ? AND kept = ? ORDER BY seq"
+RESULTS = """SELECT seq, result FROM ends WHERE queue = ? AND token = ? AND kept = ? AND seq > ? AND seq < ?
+    AND result IS NOT NULL ORDER BY seq LIMIT ?"""
+FORGET_RESULTS = "DELETE FROM ends WHERE queue = ? AND token = ? AND seq <= ? AND NOT kept"
 UNENDED = f"""SELECT hop FROM keys AS k WHERE {_keyed}
-    AND NOT EXISTS (SELECT 1 FROM ends AS e WHERE e.queue = k.queue AND e.token = k.hop)"""
+    AND NOT EXISTS (SELECT 1 FROM ends AS e WHERE e.queue = k.queue AND e.token = k.hop AND e.kept)"""
 
 # Rows of purged and deleted queues; each statement is a transaction of its own.
 GARBAGE = "SELECT queue FROM garbage LIMIT 1"

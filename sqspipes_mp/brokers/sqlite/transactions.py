@@ -72,8 +72,8 @@ class Step(IntEnum):
     CREATE = 12
     #: Empty a queue (queue; flag: delete it, too).
     EMPTY = 13
-    #: Record that a value's message ends (place; queue, hop: the value's key; number: of the row in this call; body:
-    #: the result in JSON, NULL: none). Before the step that deletes or moves the message.
+    #: Record that a value's message ends (place; queue, hop: the value's key; number: of the row in this call; flag:
+    #: whether it is kept; body: the result in JSON, NULL: none). Before the step that deletes or moves the message.
     END = 14
     #: Note that the user's keys came (queue).
     KEYED = 15
@@ -134,8 +134,8 @@ def _end(view: str) -> str:
     """Return the trigger of the step END of a program."""
     return f"""
 CREATE TEMP TRIGGER {view}_end INSTEAD OF INSERT ON {view} WHEN NEW.kind = {Step.END} BEGIN
-    INSERT INTO ends (queue, token, seq, result)
-        SELECT NEW.queue, s.hop, (SELECT next_seq FROM meta) + NEW.number, s.body
+    INSERT INTO ends (queue, token, seq, kept, result)
+        SELECT NEW.queue, s.hop, (SELECT next_seq FROM meta) + NEW.number, NEW.flag, s.body
         FROM leases AS l, staged AS s WHERE l.place = NEW.place AND l.seq IS NOT NULL AND s.rowid = NEW.row;
 END;
 """  # noqa: S608

@@ -6,6 +6,7 @@ The main thread runs one message after the other; in thread mode (``threads``) s
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,19 +14,21 @@ from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, End, Output, OutputsRefused
-from sqspipes_mp.errors import HELD, LATE, BrokerError
+from sqspipes_mp.errors import HELD, LATE, BrokerError, OutputError
 from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED
 from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
-from sqspipes_mp.pipeline.ends import KEEP, end_of, is_kept
+from sqspipes_mp.pipeline.ends import KEEP, RESUME, end_of, is_awaited, is_kept
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.send.outgoing import Done, Release
+
+log = logging.getLogger("sqspipes_mp.worker")
 
 #: Seconds that a last attempt's dead letter may take before the run is ended by its error.
 _LETTER_PATIENCE = 5.0
@@ -61,6 +64,8 @@ class Runner:
         self._flush = partial(parts.outbox.wait_carried, _LETTER_PATIENCE)
         self.lifetime = Lifetime(context)
         self._sends = bool(context.stage.outputs)
+        #: Whether nobody but a map that is resumed later would have this stage's results.
+        self._unheard = self._results is None and not self._sends
         #: Marks of the outputs of each running message so far, by its lease (map).
         self._children: dict[int, list[int]] = {}
 
@@ -207,7 +212,7 @@ class Runner:
         message = delivery.message
         products: list[Product] = []
         outputs: list[Output] = []
-        wanted = self._results is not None or (not self._sends and is_kept(message.meta))
+        wanted = self._results is not None or (self._unheard and (is_kept(message.meta) or is_awaited(message.meta)))
         index = dropped = 0
         began = time.monotonic_ns()
         while True:
@@ -258,7 +263,7 @@ class Runner:
         context.check_process()
         blobs = []
         end = None
-        if KEEP in delivery.message.meta:
+        if KEEP in delivery.message.meta or (self._unheard and RESUME in delivery.message.meta):
             end = self._end(delivery.message, products, outputs)
         if self._results is not None:
             ident = self._result_id(delivery)
@@ -281,16 +286,25 @@ class Runner:
             self._pass_results(done, blobs)
 
     def _end(self, message: Message, products: list[Product], outputs: Sequence[Output]) -> End | None:
-        """Return the end of a message whose value's results are kept; None where other messages follow it.
+        """Return the end of a message whose value a map has fed; None where other messages follow it.
 
-        The products get the results as JSON has them, so that they are the same in each run. Raises ``OutputError``.
+        The products get the results as JSON has them, so that they are the same in each run. Raises ``OutputError``
+        for a result that is no JSON, where the results are kept.
         """
         texts: list[str] = []
-        if not self._sends and is_kept(message.meta):
-            for place, product in enumerate(products):
-                if product.value is not DROPPED:
+        for place, product in enumerate(() if self._sends else products):
+            if product.value is not DROPPED:
+                try:
                     texts.append(self._products.kept(product.value))
-                    products[place] = replace(product, value=json.loads(texts[-1]))
+                except OutputError as error:
+                    if is_kept(message.meta):
+                        raise
+                    log.warning(
+                        "%s: a map that is resumed will not have the result of message %s: %s",
+                        self._context.stage.name, message.id, error,
+                    )  # fmt: skip
+                    continue
+                products[place] = replace(product, value=json.loads(texts[-1]))
         return None if outputs and not texts else end_of(message, tuple(texts))
 
     def _pass_counted(self, done: Done, blobs: list[tuple[str, bytes]]) -> None:
