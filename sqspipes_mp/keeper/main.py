@@ -39,7 +39,7 @@ from sqspipes_mp.ipc.statistics import (
 from sqspipes_mp.keeper.dead_letters import killed_header, killed_letter
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import judge
-from sqspipes_mp.keeper.queue_counts import DrainWatch, WaitCount, tell_left, tell_strays
+from sqspipes_mp.keeper.queue_counts import BacklogCount, DrainWatch, WaitCount, tell_left, tell_strays
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.pipeline.stages import Stage
 
@@ -113,6 +113,7 @@ class Keeper:
         self._rest = min(_LONGEST_REST, self._visibility * _REST_SHARE)
         self._watch: DrainWatch | None = None
         self._waiting = WaitCount(assignment.plan, assignment.board, connection, self._beat)
+        self._backlog = BacklogCount(assignment.plan, assignment.board, connection, self._beat)
         self._tend_at = time.monotonic() + _TEND_EVERY
         self._quit = False
 
@@ -129,7 +130,7 @@ class Keeper:
                     return
                 again = min(again, self._look_for_the_end())
                 self._tend()
-                again = min(again, self._waiting.look(time.monotonic()))
+                again = min(again, self._waiting.look(time.monotonic()), self._backlog.look(time.monotonic()))
             except BrokerBusy as busy:
                 # Leases stay due, or unjudged, and the next turn tries again.
                 log.info("%s", busy)

@@ -69,6 +69,8 @@ class Task:
         max_tasks_per_worker: messages after which a worker is replaced; default: never.
         max_memory: bytes, or "2GiB": private memory over which a worker is replaced; default: no limit.
         prefetch: messages a worker holds ready; default: as many as two receives take.
+        max_waiting: sources only: it rests while more messages than this can be received from the queues that it sends
+            to (counted each second on SQLite, every 10 s on SQS, so it may go beyond); default: no limit.
         group: callable(value) -> FIFO group of a message that this task receives; FIFO engines only.
         batch: most values of one call, 1 to 128: the method gets a list and returns a list of as many results; an
             exception instance as a result fails that message alone. Default: one value per call, no list.
@@ -98,6 +100,7 @@ class Task:
     max_tasks_per_worker: int | None
     max_memory: int | None
     prefetch: int | None
+    max_waiting: int | None
     group: Callable[[Any], str] | None
     batch: int | None
     batch_wait: float
@@ -125,6 +128,7 @@ class Task:
         max_tasks_per_worker: int | None = None,
         max_memory: int | str | None = None,
         prefetch: int | None = None,
+        max_waiting: int | None = None,
         group: Callable[[Any], str] | None = None,
         batch: int | None = None,
         batch_wait: float = 0.5,
@@ -168,6 +172,7 @@ class Task:
             "max_tasks_per_worker": optional("max_tasks_per_worker", max_tasks_per_worker, 1),
             "max_memory": None if max_memory is None else parse_size(field("max_memory"), max_memory),
             "prefetch": optional("prefetch", prefetch, 0),
+            "max_waiting": optional("max_waiting", max_waiting, 0),
             "group": hook("group", group),
             "batch": optional("batch", batch, 1, MOST_AT_ONCE),
             "batch_wait": seconds(field("batch_wait"), batch_wait),
