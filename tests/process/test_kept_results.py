@@ -1,5 +1,6 @@
 """``map(keep_results=True)``: every run hands out every value's results, whoever finished it, each once."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -26,7 +27,9 @@ from sqspipes_mp import (
     WorkerLost,
 )
 from sqspipes_mp.caller.dead_letters import discard, redrive
-from tests.gates import Log, query
+from sqspipes_mp.caller.feed import Feeder
+from sqspipes_mp.pipeline.ends import KEEP
+from tests.gates import Gate, Log, children, ended, eventually, kill, program, query
 
 EARLIER = "were done by earlier runs"
 
@@ -239,6 +242,61 @@ def test_a_letter_that_the_queue_moved_itself_ends_with_its_discard(db: Path) ->
     assert (value, type(error)) == (1, RemoteError)
     discard(engine.pipeline, engine.broker, None)
     assert run(engine, [1]) == []
+
+
+def gated(value, log: Log, gate: Gate):
+    log.note(os.getpid())
+    gate.wait()
+    yield value, 1
+    yield value, 2
+
+
+def on_gate(db: Path | str, log: Log, gate: Gate) -> Engine:
+    task = Task(gated, input=True, args=(log, gate), prefetch=0)
+    return Engine([task], domain="t", broker=SQLite(db), on_error="retry", visibility_timeout=2)
+
+
+PROGRAM = """
+import sys
+from tests.process.test_kept_results import *
+on_gate(sys.argv[1], Log(sys.argv[2]), Gate(sys.argv[3])).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "keeper", "supervisor"])
+def test_killed_before_its_results_are_recorded_a_value_has_them_once(
+    tmp_path: Path, db: Path, log: Log, gate: Gate, victim: str
+) -> None:
+    engine = on_gate(db, log, gate)
+    feeder = Feeder(engine.pipeline, engine._settings, key=str)
+    feeder.mark = KEEP
+    with contextlib.closing(engine.broker.open()) as connection:
+        feeder.send(connection, [feeder.item(value) for value in range(3)])
+    with contextlib.ExitStack() as programs:
+        process = programs.enter_context(program(tmp_path, PROGRAM, db, log.path, gate.path))
+        [worker, *_] = log.wait_for(1)
+        # Its call ends while the file is locked: nothing is recorded, and nothing deleted.
+        with contextlib.closing(sqlite3.connect(db, isolation_level=None, timeout=30)) as file:
+            file.execute("BEGIN IMMEDIATE")
+            gate.open()
+            below = [child.pid for child in children(process.pid)]
+            [keeper] = [pid for pid in below if pid != worker]
+            for pid in [worker] if victim == "worker" else [keeper] if victim == "keeper" else [process.pid, *below]:
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid)
+            file.execute("ROLLBACK")
+        if victim == "supervisor":
+            ended(process)
+            process = programs.enter_context(program(tmp_path, PROGRAM, db, log.path, gate.path))
+        eventually(lambda: query(db, "SELECT count(*) FROM messages") == [0], "all values are done")
+        eventually(lambda: children(process.pid), "the program runs")
+        process.terminate()
+        status, _, errors = ended(process)
+    assert status == 0, errors
+    wanted = [(value, [value, index]) for value in range(3) for index in (1, 2)]
+    for _ in range(2):
+        assert sorted(run(engine, range(3))) == wanted
 
 
 def test_what_cannot_keep_says_so(db: Path) -> None:
