@@ -71,6 +71,7 @@ class MapArgs(TypedDict, Generic[V], total=False):
     ordered: bool
     key: Callable[[V], Key] | None
     resume: bool
+    keep_results: bool
     progress: bool | None
 
 
@@ -359,6 +360,7 @@ class Engine:
         with_input: bool = False,
         key: Callable[[V], Key] | None = None,
         resume: bool = False,
+        keep_results: bool = False,
         progress: bool | None = None,
     ) -> Results[Any]:
         """Send values through all stages, run here, and iterate over their results.
@@ -376,6 +378,9 @@ class Engine:
                 it has seen since the last ``purge()``, SQS a key seen in this map.
             resume: continue a map that was interrupted (SQLite): values that are done are skipped, those under way
                 awaited, and those in a dead-letter queue end as ``RemoteError``.
+            keep_results: keep the results, as JSON, in the SQLite file, and hand out those of earlier runs too, when
+                ``values`` comes to their keys, until ``purge()``; implies ``resume``. A result that is no JSON fails
+                the function. ``run`` keeps the results of values that it finishes.
             progress: as of ``run``.
 
         Returns:
@@ -385,6 +390,7 @@ class Engine:
         Raises:
             ConfigError, QueuesNotEmpty: before any process starts; MapRunning too, where another map of the pipeline
                 is under way (SQLite).
+            ResultsNotKept: with ``keep_results``, for values that were done or sent without it.
             MapIncomplete: it was stopped, or others took messages; UnknownResult: others sent some.
             Exception: while iterating: as ``run``, and the exception that dead-lettered a value.
         """
@@ -392,12 +398,12 @@ class Engine:
         plan, job = plan_job(
             self._feedable, self._settings, values,
             ordered=ordered, return_exceptions=return_exceptions, with_input=with_input, key=key, resume=resume,
-            source=source, wait_for_broker=_wait_of_environment(),
+            keep_results=keep_results, source=source, wait_for_broker=_wait_of_environment(),
         )  # fmt: skip
         check_progress("map(progress)", progress)
         broker = self._broker_for(plan)
         # A resumed map skips an unknown number of values.
-        total = len(values) if isinstance(values, Sized) and not resume else None
+        total = len(values) if isinstance(values, Sized) and not job.resumed else None
         # Before the look at the queues: messages found there must not be another map's.
         lock = MapLock.take(broker, plan.pipeline.domain, "map")
         try:

@@ -197,6 +197,19 @@ class UnknownResult(MapIncomplete):
         super().__init__(missing, cause)
 
 
+class ResultsNotKept(SqsPipesError):
+    """``map(keep_results=True)`` came to values that were done, or sent, without it; ``count``: how many there are."""
+
+    def __init__(self, domain: str, count: int, state: str, cure: str) -> None:
+        self.domain = domain
+        self.count = count
+        values = "values" if count > 1 else "value"
+        super().__init__(
+            f"{count:,} {values} of {domain!r} {state} without keep_results=True, so map cannot hand out their "
+            f"results. {cure}"
+        )
+
+
 class MapRunning(SqsPipesError):
     """``what`` (map, purge, delete) was to begin while a map of the pipeline was under way; ``holder``: whose.
 

@@ -108,6 +108,30 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """The end of one message of a value, recorded for the map that the value is of."""
+
+    #: The queue that the value was fed to.
+    queue: str
+    #: Hop id of the value's first message.
+    token: str
+    #: The message's results, in JSON; empty: it was dropped or dead-lettered.
+    results: tuple[str, ...] = ()
+    #: Whether they are kept for every run (``map(keep_results=True)``), or until a resumed map has handed them out.
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A value that has an end, with the first of its results."""
+
+    #: Results with their numbers, in order.
+    first: tuple[tuple[int, str], ...]
+    #: Whether there may be more than these.
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """Outputs that must be accepted downstream, and the input to delete after that."""
 
@@ -120,6 +144,8 @@ class Completion:
     again: bool = False
     #: The input's FIFO group: nothing later of it is done before this one is.
     group: str | None = None
+    #: Recorded together with the input's delete, by a broker that ``remembers_keys``.
+    end: End | None = None
 
 
 class Unwanted(BrokerError):
@@ -170,6 +196,8 @@ class DeadLetter:
     group: str | None = None
     #: The sender's attributes, which the copy keeps.
     attributes: tuple[Attribute, ...] = ()
+    #: As of ``Completion``.
+    end: End | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,13 +396,39 @@ class Connection(Protocol):
 
 
 class KeyedConnection(Connection, Protocol):
-    """The connection of a broker that ``remembers_keys``: it can show keys and messages without a receive."""
+    """The connection of a broker that ``remembers_keys``.
+
+    It can show keys and messages without a receive, and the ends that were recorded (``End``).
+    """
 
     def keyed(self, queues: Sequence[str], hops: Sequence[str]) -> set[str]:
         """Return the hop ids that were fed to one of the queues with ``keyed=True``."""
 
+    def keys(self, queue: str) -> tuple[int, float | None]:
+        """Return how many hop ids a queue was fed with ``keyed=True``, and since when (epoch seconds; None: never)."""
+
     def bodies(self, queue: str) -> list[tuple[str, str, str | None]]:
         """Return body, message id and failure of each message of a queue, in flight or not; receives none."""
+
+    def next_end(self) -> int:
+        """Return a number greater than those of all ends recorded so far, and not of any later one."""
+
+    def ended(self, queue: str, tokens: Sequence[str], before: int, *, kept: bool) -> dict[str, Ended]:
+        """Return the values that have an end of this kind, with the first of their results numbered below ``before``.
+
+        ``kept``: as of ``End``, here and below.
+        """
+
+    def unended(self, queue: str) -> set[str]:
+        """Return the hop ids that were fed to the queue with ``keyed=True`` and have no end that is kept."""
+
+    def results(
+        self, queue: str, token: str, after: int, before: int, most: int, *, kept: bool
+    ) -> list[tuple[int, str]]:
+        """Return results of a value with their numbers, from above ``after`` to below ``before``: ``most`` at most."""
+
+    def forget_results(self, queue: str, token: str, last: int) -> None:
+        """Remove the results of a value, up to the number ``last``, that were not to be kept."""
 
 
 def as_keyed(broker: Broker, connection: Connection) -> KeyedConnection | None:

@@ -75,7 +75,7 @@ def _begin(pipeline: Pipeline, settings: Settings, value: Any) -> tuple[RunPlan,
 def _source_args(source: Stage, value: Any) -> dict[str, tuple[Any]] | None:
     if value is NoValue.GIVEN:
         return None
-    problem = misfit(source.task.method, (value,))
+    problem = misfit(source.task.method, (value,), source.task.kwargs)
     if problem is not None:
         raise ConfigError(
             "call(value)",

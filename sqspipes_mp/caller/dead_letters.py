@@ -24,6 +24,7 @@ from sqspipes_mp.messages.ids import moved_id
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.foreign_bodies import Read, reader
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
+from sqspipes_mp.pipeline.value_ends import end_of_body
 
 T = TypeVar("T")
 
@@ -130,7 +131,12 @@ def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> 
 
 def discard(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> Moved:
     """Delete dead letters; ``ids`` as in ``redrive``."""
-    return _move(pipeline, broker, ids, lambda received, _: Completion(received.handle))
+
+    def drop(received: Received, _: DeadLetter) -> Completion:
+        # What the queue service moved itself has no end yet.
+        return Completion(received.handle, end=end_of_body(received.body, received.handle.message_id))
+
+    return _move(pipeline, broker, ids, drop)
 
 
 def resolve_ids(known: Collection[str], wanted: Collection[str], hidden: int = 0) -> set[str]:

@@ -99,8 +99,11 @@ class Feeder:
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
             )
         self.keyed = key is not None
+        #: Mark of the values' messages (``pipeline.value_ends``); None: they have none.
+        self.mark: str | None = None
         #: Text that goes into hop ids, so that a key sent before makes a new message. The ids stay as they are.
         self.salt = ""
+        self.domain = pipeline.domain
         self.queues = pipeline.specs_for([0])
         self._first = first
         self._fifo = pipeline.fifo
@@ -125,7 +128,10 @@ class Feeder:
         wanted = self._priority(value) if callable(self._priority) else self._priority
         levels = self._first.inputs[::-1]
         level = clamp_priority(wanted, len(levels))
-        body = self._encoder.encode(value, {"priority": level, "id": ident, "hop": hop})
+        meta = {"priority": level, "id": ident, "hop": hop}
+        if self.mark is not None:
+            meta[self.mark] = levels[level]
+        body = self._encoder.encode(value, meta)
         group = None
         if self._fifo:
             by_task = self._first.task.group

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqspipes_mp.caller.kept import Kept
 from sqspipes_mp.ipc.channel import Frame
 from sqspipes_mp.messages.ids import mark
 
@@ -42,6 +43,8 @@ class Entry:
     done: set[int] = field(default_factory=set)
     #: Results that wait, by their ids.
     held: OrderedDict[str, Frame] = field(default_factory=OrderedDict)
+    #: Results of earlier runs that are still to be handed out; None: there are none.
+    kept: Kept | None = None
     #: Ids of the results that were handed out.
     handed: set[str] = field(default_factory=set)
     #: The first error of its messages.
@@ -59,12 +62,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """One thing to give to the caller: a result of a value, or the value's error."""
+    """One thing to give to the caller: a result of a value, the value's error, or the next of its kept results."""
 
     entry: Entry
-    #: The result; None for an error.
+    #: The result; None for an error and for kept results.
     frame: Frame | None
     error: BaseException | None = None
+
+    @property
+    def kept(self) -> Kept | None:
+        """The value's kept results; None for a result of this run, and for an error."""
+        return self.entry.kept if self.frame is None and self.error is None else None
 
 
 class Ledger:
@@ -100,6 +108,11 @@ class Ledger:
         return name in self._open or name in self._gone
 
     @property
+    def dead_values(self) -> int:
+        """Number of values with dead letters that the iterable has not come to."""
+        return len(self._dead)
+
+    @property
     def lined(self) -> bool:
         """Whether the line, in which results keep the order of the values, has any value."""
         return bool(self._line)
@@ -119,14 +132,22 @@ class Ledger:
         """Note a dead letter of a value; its error is given if the iterable comes to the value."""
         self._dead.setdefault(name, []).append((mark(hop), error))
 
-    def met(self, name: str, value: Any) -> bool:
-        """Note that the iterable came to a value sent before. False: the value is done, or was met already."""
+    def met(self, name: str, value: Any, kept: Kept | None = None) -> bool:
+        """Note that the iterable came to a value sent before. False: the value is done, or was met already.
+
+        ``kept``: results of earlier runs that are to be handed out before those of this one.
+        """
         letters = self._dead.pop(name, [])
         entry = self._open.get(name)
-        if letters and entry is None:
+        if (letters or kept is not None) and entry is None:
             entry = self._opened(name, value, set(), known=False)
         if entry is None or entry.known:
             return False
+        if kept is not None:
+            entry.kept = kept
+            entry.waiting += 1
+            if not self._ordered:
+                self._ready.append(Hand(entry, None))
         for hop, error in letters:
             self.dead_lettered(name, hop, error)
         self._make_known(entry, value)
@@ -200,7 +221,9 @@ class Ledger:
         """Return the next result or error for the caller; None while it has not come yet."""
         while self._ordered and not self._ready and self._line:
             first = self._line[0]
-            if first.held:
+            if first.kept is not None:
+                self._ready.append(Hand(first, None))
+            elif first.held:
                 self._ready.append(Hand(first, first.held.popitem(last=False)[1]))
             elif first.finished:
                 self._line.popleft()
@@ -225,6 +248,12 @@ class Ledger:
     def back(self, hand: Hand) -> None:
         """Take back a result that could not be given; it is the next one again."""
         self._ready.appendleft(hand)
+
+    def kept_over(self, entry: Entry) -> None:
+        """Note that all kept results of a value were handed out."""
+        entry.kept = None
+        entry.waiting -= 1
+        self._close_if_over(entry)
 
     def acknowledged(self, hand: Hand) -> None:
         """Note that the caller has asked for another result."""
@@ -269,6 +298,9 @@ class Ledger:
         if not entry.finished or entry.waiting or entry.lined:
             return
         self._open.pop(entry.token, None)
+        if not entry.made:
+            # No message of this run was the value's.
+            return
         self._gone[entry.token] = None
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)

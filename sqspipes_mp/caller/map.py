@@ -15,10 +15,11 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.brokers.base import Connection, Unwanted, as_keyed
+from sqspipes_mp.brokers.base import Connection, Ended, KeyedConnection, Unwanted, as_keyed
 from sqspipes_mp.caller.feed import Item
+from sqspipes_mp.caller.kept import Kept, Met
 from sqspipes_mp.caller.ledger import Hand, Ledger
-from sqspipes_mp.caller.map_job import Job, cure, known_key
+from sqspipes_mp.caller.map_job import Job, cure, known_key, not_kept
 from sqspipes_mp.caller.results import Results, Start
 from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
 from sqspipes_mp.ipc.channel import Frame, Kind
@@ -72,6 +73,8 @@ class MapResults(Results[Any]):
         #: Whether Ctrl-C has ended a call of ``next``.
         self._interrupted = False
         self._connection: Connection | None = None
+        #: Values whose results of earlier runs were handed out; None before the first.
+        self._met: Met | None = None
         self._broker = start.broker
         self._board = start.board
         self._slots = len(start.plan.seats)
@@ -117,6 +120,10 @@ class MapResults(Results[Any]):
             self._check_unknown()
             hand = None if self._stopped or self._taken_back else self._ledger.next()
             if hand is not None:
+                if (kept := hand.kept) is not None:
+                    if (given := self._give_kept(hand, kept)) is not None:
+                        return given[0]
+                    continue
                 if self._ledger.is_new(hand):
                     return self._give(hand)
                 self._hand = hand
@@ -160,6 +167,22 @@ class MapResults(Results[Any]):
         assert hand.frame is not None
         result = self._read(hand.frame)
         return (value, result) if self._job.with_input else result
+
+    def _give_kept(self, hand: Hand, kept: Kept) -> tuple[Any] | None:
+        """Return a value's next kept result, as a tuple of one; None: there are no more."""
+        try:
+            text = kept.first()
+            if text is None:
+                self._ledger.kept_over(hand.entry)
+                return None
+            result = json.loads(text)
+        except KeyboardInterrupt:
+            self._ledger.back(hand)
+            raise
+        kept.take()
+        # The value's next one comes next.
+        self._ledger.back(hand)
+        return ((hand.entry.value, result) if self._job.with_input else result,)
 
     def _acknowledge_hand(self) -> None:
         if self._hand is None:
@@ -282,14 +305,47 @@ class MapResults(Results[Any]):
         return self._connection
 
     def _send(self, batch: list[Item]) -> None:
+        if self._job.resumed:
+            self._send_resumed(batch)
+            return
         seen = {id(item) for item in self._job.feeder.send(self._opened(), batch, self._still_wanted)}
         for item in batch:
-            if id(item) not in seen:
-                self._ledger.fed(item.token, item.value, item.output.hop)
-            elif not self._job.resumed:
+            if id(item) in seen:
                 raise known_key(item.id, self._broker)
+            self._ledger.fed(item.token, item.value, item.output.hop)
+
+    def _send_resumed(self, batch: list[Item]) -> None:
+        """Send the new values, and note the results that earlier runs have recorded of the others."""
+        connection = as_keyed(self._broker, self._opened())
+        assert connection is not None
+        # No value has a priority of its own.
+        queue = batch[0].output.queue
+        known = connection.keyed([queue], [item.output.hop for item in batch])
+        new = [item for item in batch if item.output.hop not in known]
+        sent = self._job.feeder.send(connection, new, self._still_wanted) if new else []
+        seen = {id(item) for item in sent}
+        ended = connection.ended(queue, list(known), self._job.recorded_before, kept=self._job.keeps)
+        for item in batch:
+            if item.output.hop not in known and id(item) not in seen:
+                self._ledger.fed(item.output.hop, item.value, item.output.hop)
             else:
-                self._ledger.met(item.token, item.value)
+                self._meet(connection, queue, item, ended)
+
+    def _meet(self, connection: KeyedConnection, queue: str, item: Item, ended: dict[str, Ended]) -> None:
+        """Note a value that was sent before. Raises ``ResultsNotKept`` where it is done and they should be kept."""
+        name = item.output.hop
+        kept = None
+        results = ended.get(name)
+        if results is not None and (results.first or results.more):
+            if self._met is None:
+                self._met = Met()
+            if self._met.add(name):
+                kept = Kept(connection, queue, name, self._job.recorded_before, results, keeps=self._job.keeps)
+        under_way = name in self._ledger
+        met = self._ledger.met(name, item.value, kept)
+        if self._job.keeps and not (met or under_way or results is not None):
+            lacking = sum(hop not in self._ledger for hop in connection.unended(queue))
+            raise not_kept(self._job, max(1, lacking), "were done")
 
     def _check_new(self, item: Item, names: set[str]) -> None:
         if not self._job.resumed and (item.token in names or item.token in self._ledger):
@@ -403,6 +459,8 @@ class MapResults(Results[Any]):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        if self._met is not None:
+            self._met.close()
         try:
             return super()._finish()
         finally:

@@ -7,16 +7,17 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from sqspipes_mp.brokers.base import Broker, as_keyed
+from sqspipes_mp.brokers.base import Broker, KeyedConnection, as_keyed
 from sqspipes_mp.brokers.waiting import once_reachable
 from sqspipes_mp.caller.feed import Feeder
 from sqspipes_mp.caller.ledger import Ledger
 from sqspipes_mp.caller.stats import opened
-from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteError
+from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteError, ResultsNotKept
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import token
@@ -24,6 +25,7 @@ from sqspipes_mp.pipeline.checks import flag
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, fed
 from sqspipes_mp.pipeline.task import Key
+from sqspipes_mp.pipeline.value_ends import KEEP, RESUME, is_kept
 
 log = logging.getLogger("sqspipes_mp.engine")
 
@@ -32,7 +34,7 @@ log = logging.getLogger("sqspipes_mp.engine")
 _WINDOW = 128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Job:
     """The arguments of one map."""
 
@@ -44,6 +46,10 @@ class Job:
     with_input: bool
     #: Whether an interrupted map is to be continued.
     resumed: bool
+    #: Whether the results are kept for every run.
+    keeps: bool
+    #: Results that were recorded under lower numbers are of earlier runs.
+    recorded_before: int = 0
     #: Name of the first task where it is declared as a source: a ``run`` would call it instead of feeding it.
     source: str | None
 
@@ -58,6 +64,7 @@ def plan_job(
     with_input: bool,
     key: Callable[[Any], Key] | None,
     resume: bool,
+    keep_results: bool,
     source: str | None,
     wait_for_broker: float | None = None,
 ) -> tuple[RunPlan, Job]:
@@ -69,18 +76,22 @@ def plan_job(
     """
     for field, switch in (
         ("ordered", ordered), ("return_exceptions", return_exceptions), ("with_input", with_input), ("resume", resume),
+        ("keep_results", keep_results),
     ):  # fmt: skip
         flag(f"map({field})", switch)
     if not isinstance(values, Iterable):
         raise ConfigError("map(values)", values, "an iterable", "Write [value]")
     if key is not None and not callable(key):
         raise ConfigError("map(key)", key, "callable(value) or None", "One key for all would make them one")
-    if resume and key is None:
-        raise ConfigError("map(key)", key, "given with resume=True", "Without a key no value is known again")
+    if (resume or keep_results) and key is None:
+        wanted = "keep_results=True" if keep_results else "resume=True"
+        raise ConfigError("map(key)", key, f"given with {wanted}", "Without a key no value is known again")
     pipeline = fed(pipeline)
     if return_exceptions:
         settings, pipeline = _rejecting(settings, pipeline)
     feeder = Feeder(pipeline, settings, key=key, where="map")
+    if key is not None:
+        feeder.mark = KEEP if keep_results else RESUME
     plan = make_plan(pipeline, settings, iterate=True, wait_for_broker=wait_for_broker)
     plan = replace(plan, counted=True, idle=0.0, window=None if ordered else _WINDOW)
     job = Job(
@@ -89,7 +100,8 @@ def plan_job(
         ordered=ordered,
         return_exceptions=return_exceptions,
         with_input=with_input,
-        resumed=resume,
+        resumed=resume or keep_results,
+        keeps=keep_results,
         source=source,
     )
     return plan, job
@@ -110,16 +122,21 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
     """Look into the queues before anything runs; return the ledger of the messages that an interrupted map has left.
 
     A message counts as left by a map where its value was sent with a key, by ``map`` or ``put``: the iterable may come
-    to that value. Raises ``QueuesNotEmpty`` for any other message.
+    to that value. Raises ``QueuesNotEmpty`` for any other message, ``ResultsNotKept`` for one whose results would not
+    be kept, and ``ConfigError``.
     """
     ledger = Ledger(ordered=job.ordered, inputs=job.with_input)
     pipeline = plan.pipeline
+    if job.keeps and not broker.remembers_keys:
+        instead = "Write the results to a place of your own, or use SQLite"
+        raise ConfigError("map(keep_results)", True, "False on SQS, which has no place for them", instead)
     queues = [name for stage in pipeline.stages for name in stage.inputs]
     with opened(broker) as connection:
         ensure = partial(connection.ensure, pipeline.specs_for(plan.selected), create=plan.settings.create_queues)
         once_reachable(ensure, plan.wait_for_broker, threading.Event().wait)
         looking = as_keyed(broker, connection)
         if looking is None:
+            job.feeder.mark = None
             # FIFO queues drop a key of the last five minutes without a word: its result would never come.
             job.feeder.salt = uuid4().hex
         if not job.resumed:
@@ -136,16 +153,22 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
                 pipeline.domain, held, plan.settings.visibility,
             )  # fmt: skip
         left: list[tuple[str, str]] = []
+        unkept = 0
         for name in queues:
             for body, ident, _ in looking.bodies(name):
                 # A body that cannot be decoded gives no result, only a dead letter.
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     left.append((token(message.id), message.parent))
+                    unkept += not is_kept(message.meta)
         keyed = looking.keyed(pipeline.stages[0].inputs, list({name for name, _ in left}))
         if strange := sum(name not in keyed for name, _ in left):
             # Sent without a key: no iterable will ever come to their values.
             raise QueuesNotEmpty(pipeline.domain, strange, _cure_beside(job, len(left) - strange))
+        if unkept and job.keeps:
+            raise not_kept(job, unkept, "are under way")
+        # After the look: a result that is recorded in between is of an earlier run.
+        job.recorded_before = looking.next_end()
         for name, hop in left:
             ledger.left(name, [hop])
         # After the live queues: a message that is dead-lettered meanwhile is seen twice rather than never.
@@ -154,9 +177,27 @@ def survey(plan: RunPlan, broker: Broker, job: Job) -> Ledger:
                 with contextlib.suppress(DecodeError):
                     message = decode(body, ident)
                     ledger.dead(token(message.id), message.parent, _dead_error(name, failure))
+        _tell_of_earlier(pipeline, looking, ledger, keeps=job.keeps)
     if len(ledger):
         log.info("%s: %d values of an interrupted map are still in the queues", pipeline.domain, len(ledger))
     return ledger
+
+
+def _tell_of_earlier(pipeline: Pipeline, connection: KeyedConnection, ledger: Ledger, *, keeps: bool) -> None:
+    """Warn of the values that earlier runs have done: they are not run again."""
+    known = [connection.keys(name) for name in pipeline.stages[0].inputs]
+    done = sum(count for count, _ in known) - len(ledger) - ledger.dead_values
+    if done <= 0:
+        return
+    first = min((since for _, since in known if since is not None), default=None)
+    since = "" if first is None else f" since {datetime.fromtimestamp(first).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    meaning = (
+        "map(keep_results=True) hands out their kept results again. Where the functions have changed, purge() first"
+        if keeps
+        else "map(resume=True) hands out none but the results that a run() made of its values since. "
+        "map(keep_results=True) hands out all results in every run; purge() forgets what was done"
+    )
+    log.warning("%s: %d values were done by earlier runs%s: %s", pipeline.domain, done, since, meaning)
 
 
 def _dead_error(queue: str, text: str | None) -> RemoteError:
@@ -175,7 +216,8 @@ def cure(job: Job, broker: Broker) -> str:
     clearing = _clearing(job)
     if not (broker.remembers_keys and job.feeder.keyed):
         return clearing
-    return f"Continue an interrupted map that had this key with resume=True, {clearing[0].lower()}{clearing[1:]}"
+    how = "keep_results" if job.keeps else "resume"
+    return f"Continue an interrupted map that had this key with {how}=True, {clearing[0].lower()}{clearing[1:]}"
 
 
 def _clearing(job: Job) -> str:
@@ -193,6 +235,12 @@ def _cure_beside(job: Job, keyed: int) -> str:
             f"; either does so with the {keyed:,} of the interrupted map, too, whose results are then not handed out"
         )
     return text
+
+
+def not_kept(job: Job, count: int, state: str) -> ResultsNotKept:
+    """Return the error of values that were done, or sent, without ``keep_results``; ``state`` says which."""
+    finish = "Leave keep_results out and go on with resume=True, or run them all anew after purge()"
+    return ResultsNotKept(job.feeder.domain, count, state, finish)
 
 
 def known_key(key: str, broker: Broker) -> ConfigError:

@@ -177,6 +177,14 @@ KEEPER_FAILED = StageField(17)
 KILLED_REASONS = ("crash", "timeout", "memory")
 #: Keeper: messages in the dead-letter queue, plus 1; 0: not counted.
 DEAD_LETTERS = StageField(20)
+#: Keeper: messages that can be received in the queues that a source with max_waiting sends to, plus 1; 0: not counted.
+BACKLOG = StageField(25)
+#: Keeper: when that was counted, monotonic nanoseconds.
+BACKLOG_AT = StageField(26)
+#: Keeper: nanoseconds between two such counts while no worker of the source rests.
+COUNT_EVERY = StageField(27)
+#: Any worker of the source: 1 while it rests.
+RESTING = StageField(28)
 #: Keeper: messages in the stage's input queues, for each priority a word for each of QUEUE_STATES, plus 1 each; 0: not
 #: counted.
 QUEUE_COUNTS = StageField(32)

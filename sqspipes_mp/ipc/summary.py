@@ -17,6 +17,7 @@ from sqspipes_mp.ipc.statistics import (
     KEEPER_DEAD,
     KEEPER_DONE,
     OUTPUTS_DROPPED,
+    RESTING,
     RETRIED,
     RUNNING,
     WAITING,
@@ -46,6 +47,8 @@ class Reading:
     dead: int = 0
     #: Seconds in the function so far, of all workers together.
     busy: float = 0.0
+    #: Whether the stage is a source that rests (``max_waiting``).
+    resting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +189,7 @@ def _reading(plan: RunPlan, board: Scoreboard, index: int) -> Reading:
         failed=_total(board, slots, FAILED) + board.stage(index, KEEPER_CHARGED) + board.stage(index, KEEPER_DEAD),
         dead=_total(board, slots, DEAD) + board.stage(index, KEEPER_DEAD),
         busy=_total(board, slots, BUSY_NS) / 1e9,
+        resting=bool(board.stage(index, RESTING)),
     )
 
 

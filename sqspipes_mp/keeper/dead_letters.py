@@ -19,6 +19,7 @@ from sqspipes_mp.messages.envelope import decode, envelope
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.stages import Stage
+from sqspipes_mp.pipeline.value_ends import end_of_body
 
 log = logging.getLogger("sqspipes_mp.keeper")
 
@@ -74,7 +75,8 @@ def killed_letter(
     text = failure_text(asdict(failure), len(body.encode("utf-8", "surrogatepass")), attributes)
     unsaid = "" if text else f"{NO_ROOM}\n{stack}".rstrip()
     log.warning("%s: message %s is dead-lettered: %s%s", stage.name, short_id(hop), why, unsaid)
-    return DeadLetter(lease.handle, stage.dead, body, hop, text, lease.group, tuple(attributes))
+    end = None if isinstance(stage.task.input, str) else end_of_body(body, lease.handle.message_id)
+    return DeadLetter(lease.handle, stage.dead, body, hop, text, lease.group, tuple(attributes), end)
 
 
 def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode: int, pid: int) -> dict[str, object]:

@@ -16,8 +16,8 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
-from sqspipes_mp.brokers.waiting import once_reachable
 from sqspipes_mp.brokers.base import Completion, Connection, count_requests
+from sqspipes_mp.brokers.waiting import once_reachable
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.host.clock import lease_now
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned
@@ -42,7 +42,7 @@ from sqspipes_mp.ipc.statistics import (
 from sqspipes_mp.keeper.dead_letters import killed_header, killed_letter
 from sqspipes_mp.keeper.extend import due
 from sqspipes_mp.keeper.judge import judge
-from sqspipes_mp.keeper.queue_counts import DrainWatch, WaitCount, tell_left, tell_strays
+from sqspipes_mp.keeper.queue_counts import BacklogCount, DrainWatch, WaitCount, tell_left, tell_strays
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.pipeline.stages import Stage
 
@@ -131,6 +131,7 @@ class Keeper:
         self._rest = min(_LONGEST_REST, self._visibility * _REST_SHARE)
         self._watch: DrainWatch | None = None
         self._waiting = WaitCount(assignment.plan, assignment.board, connection, self._beat)
+        self._backlog = BacklogCount(assignment.plan, assignment.board, connection, self._beat)
         self._tend_at = time.monotonic() + _TEND_EVERY
         self._quit = False
 
@@ -147,7 +148,7 @@ class Keeper:
                     return
                 again = min(again, self._look_for_the_end())
                 self._tend()
-                again = min(again, self._waiting.look(time.monotonic()))
+                again = min(again, self._waiting.look(time.monotonic()), self._backlog.look(time.monotonic()))
             except BrokerBusy as busy:
                 # Leases stay due, or unjudged, and the next turn tries again.
                 log.info("%s", busy)

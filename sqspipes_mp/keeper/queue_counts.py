@@ -11,15 +11,17 @@ from dataclasses import replace
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.errors import BrokerBusy, BrokerError, ConfigError
 from sqspipes_mp.ipc.scoreboard import Scoreboard
-from sqspipes_mp.ipc.statistics import FINISHED, WAITING
+from sqspipes_mp.ipc.statistics import BACKLOG, BACKLOG_AT, COUNT_EVERY, FINISHED, RESTING, WAITING
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.source_leftovers import behind_source, finishing_call, finishing_flags
 from sqspipes_mp.pipeline.stages import build
 
 log = logging.getLogger("sqspipes_mp.keeper")
 
-#: Seconds between two rounds for the progress display where counts are exact, and cost nothing.
+#: Seconds between two counts where they are exact, and cost nothing; a source that rests is counted for as often.
 _OFTEN = 1.0
+#: Seconds between two counts for a source that does not rest, where each is a request.
+SELDOM = 10.0
 #: Seconds between two looks for drained queues: where counts are exact, and the most where they are not.
 LOOK_EVERY, _SLOW_LOOK = 0.1, 5.0
 
@@ -75,7 +77,7 @@ def _known(plan: RunPlan) -> set[str]:
         # map feeds a source's task as if it had an input, and makes queues for it.
         first, *others = (stage.task for stage in pipeline.stages)
         with contextlib.suppress(ConfigError):
-            fed = [replace(first, input=True), *others]
+            fed = [replace(first, input=True, max_waiting=None), *others]
             whole = build(fed, domain=pipeline.domain, fifo=pipeline.fifo, visibility=plan.settings.visibility)
             known.update(whole.queue_names())
     return known
@@ -137,6 +139,50 @@ class DrainWatch:
             if not self._connection.depth(queue).empty:
                 return False
         return True
+
+
+class BacklogCount:
+    """Counts what can be received in the queues that a source with ``max_waiting`` sends to, for its workers."""
+
+    def __init__(self, plan: RunPlan, board: Scoreboard, connection: Connection, beat: Callable[[], None]) -> None:
+        self._board = board
+        self._connection = connection
+        self._beat = beat
+        source = plan.source
+        wanted = source is not None and source.task.max_waiting is not None
+        self._stage = source if wanted else None
+        #: Seconds between two counts while the source does not rest.
+        self._every = SELDOM if connection.settle else _OFTEN
+        self._counted_at = -math.inf
+        if self._stage is not None:
+            board.set_stage(self._stage.index, COUNT_EVERY, int(self._every * 1e9))
+
+    def look(self, now: float) -> float:
+        """Count where that is due, and return when to look again; monotonic seconds. Raises ``BrokerBusy``."""
+        if self._stage is None:
+            return math.inf
+        board, index = self._board, self._stage.index
+        due = self._counted_at + (_OFTEN if board.stage(index, RESTING) else self._every)
+        if now >= due:
+            waiting = 0
+            try:
+                for queue in self._stage.outputs:
+                    self._beat()
+                    waiting += self._connection.depth(queue).visible
+            except BrokerBusy:
+                raise
+            except BrokerError as error:
+                log.warning(
+                    "%s: max_waiting has no effect, as its queues cannot be counted: %s", self._stage.name, error
+                )
+                board.set_stage(index, BACKLOG, 0)
+                self._stage = None
+                return math.inf
+            self._counted_at = now
+            board.set_stage(index, BACKLOG, waiting + 1)
+            board.set_stage(index, BACKLOG_AT, int(now * 1e9))
+        # Nobody tells the keeper that a rest begins.
+        return now + _OFTEN
 
 
 class WaitCount:

@@ -149,6 +149,17 @@ class Encoder:
         where = f"{self._what} ({describe(value)})"
         raise OutputError(f"{where} cannot become JSON: {text}") from cause
 
+    def text(self, result: object) -> str:
+        """Return a result that is to be kept as compact ASCII JSON. Raises ``OutputError``."""
+        try:
+            return self._encode(result)
+        except _RefusedError as refused:
+            text, cause = explain({"value": result}, refused, refused.culprit), refused.__cause__
+        except Exception as error:
+            text, cause = explain({"value": result}, error), error
+        where = f"{self._what} ({describe(result)})"
+        raise OutputError(f"{where} cannot become JSON, in which map(keep_results=True) keeps it: {text}") from cause
+
     def _convert(self, culprit: Any) -> Any:
         """Return a JSON form of an object that ``json`` does not know: a scalar's, else the user's."""
         plain = scalar(culprit)

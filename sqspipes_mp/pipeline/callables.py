@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqspipes_mp.errors import ConfigError
@@ -84,8 +84,13 @@ def check_method(name: str, method: object) -> None:
         )
 
 
-def misfit(method: object, args: Sequence[Any]) -> str | None:
-    """Return why a method cannot be called with ``args``; None where it can, or where it has no signature."""
+def misfit(
+    method: object, args: Sequence[Any], keywords: Mapping[str, Any] | None = None, *, partly: bool = False
+) -> str | None:
+    """Return why a method cannot be called so; None where it can, or where it has no signature.
+
+    ``partly``: a call has further arguments.
+    """
     called: Any = method
     try:
         if isinstance(method, type):
@@ -98,7 +103,7 @@ def misfit(method: object, args: Sequence[Any]) -> str | None:
         # Built-ins have none. A fault of the user's descriptors shows in the worker.
         return None
     try:
-        signature.bind(*args)
+        (signature.bind_partial if partly else signature.bind)(*args, **(keywords or {}))
     except TypeError as error:
         return str(error)
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Output
@@ -38,7 +39,8 @@ class Built:
         self._task = task
         self._args = args
         self._after = after
-        self.method = task.method(*task.init_args) if task.is_class else task.method
+        self._built = task.method(*task.init_args) if task.is_class else task.method
+        self.method = partial(self._built, **task.kwargs) if task.kwargs else self._built
         after()
 
     def outputs(self, *values: Any) -> Iterable[Any]:
@@ -53,7 +55,7 @@ class Built:
 
     def close(self) -> None:
         """Run the ``close`` of a class's instance and the task's ``exit``, which a fault of the first does not stop."""
-        close = getattr(self.method, "close", None) if self._task.is_class else None
+        close = getattr(self._built, "close", None) if self._task.is_class else None
         try:
             if callable(close):
                 close()
@@ -119,6 +121,10 @@ class Products:
         if not self._stage.outputs or (value is None and self._ignore_none):
             return Product(value, None, callback)
         return Product(value, self._output(value, message, parent, index), callback)
+
+    def kept(self, result: Any) -> str:
+        """Return a result of the last stage in JSON, to be kept. Raises ``OutputError``."""
+        return self._encoder.text(result)
 
     def _output(self, value: Any, message: Message | None, parent: str, index: int) -> Output:
         stage = self._stage

@@ -284,7 +284,7 @@ def _args(pipeline: Pipeline, selected: Sequence[int], args: object) -> dict[int
 
 def _check_source(stage: Stage, args: tuple[Any, ...]) -> None:
     """Raise ``ConfigError`` where a source's function does not take its arguments."""
-    problem = misfit(stage.task.method, args)
+    problem = misfit(stage.task.method, args, stage.task.kwargs)
     if problem is not None:
         raise ConfigError(
             f"the arguments of task {stage.name!r}",

@@ -158,7 +158,7 @@ def _with_input(pipeline: Pipeline) -> Pipeline:
     if not pipeline.stages[0].is_source:
         return pipeline
     source, *others = (stage.task for stage in pipeline.stages)
-    tasks = [replace(source, input=True), *others]
+    tasks = [replace(source, input=True, max_waiting=None), *others]
     return _placed(tasks, domain=pipeline.domain, fifo=pipeline.fifo, visibility=pipeline.visibility)
 
 
@@ -234,6 +234,8 @@ def _check_place(task: Task, position: int, *, fifo: bool) -> None:
         refuse(
             "batch", "None for a source: it receives nothing", "Drop it, or set input=True to feed the task with put"
         )
+    if task.max_waiting is not None and not is_source:
+        refuse("max_waiting", "None except for a source: only that makes messages without receiving any", "Drop it")
     if task.group is not None:
         if not fifo:
             refuse(

@@ -5,6 +5,7 @@ Pure; built in the caller, read in every process. ``Task`` is checked by its con
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias, cast, get_args
 
 from sqspipes_mp.errors import ConfigError, Reject, Retry
-from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, task_name
+from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, misfit, task_name
 from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole_number
 from sqspipes_mp.pipeline.foreign_bodies import Decode
 
@@ -23,6 +24,8 @@ OnError: TypeAlias = Policy | Callable[[Exception, int], Policy | Retry | Reject
 #: A task by its name or its index from 0.
 TaskRef: TypeAlias = str | int
 Workers: TypeAlias = int | Literal["auto"]
+#: Environment variables of a worker, or callable(the worker's number in its stage, from 0).
+Env: TypeAlias = Mapping[str, str] | Callable[[int], Mapping[str, str]]
 #: The id of a value, chosen by the user.
 Key: TypeAlias = str | int
 
@@ -50,6 +53,9 @@ class Task:
         interval: seconds between calls of the stage in this engine, shared by its workers: a number, or a callable
             that returns one. Allowed for any task.
         args: further positional arguments, after the value (a source: all of them).
+        kwargs: keyword arguments of each call.
+        env: environment variables of each worker, set before ``setup`` and ``init``: {name: text}, or callable(index)
+            that returns such, the index being the worker's number in the stage, from 0 (one GPU for each worker, say).
         input: first task only. None: it is a source. True: fed by ``put`` and ``map``. Text: a queue of others, by
             name, URL or ARN.
         decode: callable(body: str) -> value, for a queue of others, or callable(body, attributes) with both required;
@@ -63,6 +69,8 @@ class Task:
         max_tasks_per_worker: messages after which a worker is replaced; default: never.
         max_memory: bytes, or "2GiB": private memory over which a worker is replaced; default: no limit.
         prefetch: messages a worker holds ready; default: as many as two receives take.
+        max_waiting: sources only: it rests while more messages than this can be received from the queues that it sends
+            to (counted each second on SQLite, every 10 s on SQS, so it may go beyond); default: no limit.
         group: callable(value) -> FIFO group of a message that this task receives; FIFO engines only.
         batch: most values of one call, 1 to 128: the method gets a list and returns a list of as many results; an
             exception instance as a result fails that message alone. Default: one value per call, no list.
@@ -80,6 +88,8 @@ class Task:
     priorities: int
     interval: float | Callable[[], float]
     args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] | None = dataclasses.field(hash=False)
+    env: Env | None = dataclasses.field(hash=False)
     input: str | Literal[True] | None
     decode: Decode | None
     init: Callable[[], object] | None
@@ -90,6 +100,7 @@ class Task:
     max_tasks_per_worker: int | None
     max_memory: int | None
     prefetch: int | None
+    max_waiting: int | None
     group: Callable[[Any], str] | None
     batch: int | None
     batch_wait: float
@@ -105,6 +116,8 @@ class Task:
         priorities: int = 1,
         interval: float | Callable[[], float] = 0.0,
         args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        env: Env | None = None,
         input: str | Literal[True] | None = None,
         decode: Decode | None = None,
         init: Callable[[], object] | None = None,
@@ -115,6 +128,7 @@ class Task:
         max_tasks_per_worker: int | None = None,
         max_memory: int | str | None = None,
         prefetch: int | None = None,
+        max_waiting: int | None = None,
         group: Callable[[Any], str] | None = None,
         batch: int | None = None,
         batch_wait: float = 0.5,
@@ -146,6 +160,8 @@ class Task:
             ),
             "interval": _interval(field("interval"), interval),
             "args": items(field("args"), args),
+            "kwargs": None if kwargs is None else _keywords(field("kwargs"), kwargs, method),
+            "env": None if env is None else _env(field("env"), env),
             "input": _input(field("input"), input),
             "decode": hook("decode", decode),
             "init": hook("init", init),
@@ -156,6 +172,7 @@ class Task:
             "max_tasks_per_worker": optional("max_tasks_per_worker", max_tasks_per_worker, 1),
             "max_memory": None if max_memory is None else parse_size(field("max_memory"), max_memory),
             "prefetch": optional("prefetch", prefetch, 0),
+            "max_waiting": optional("max_waiting", max_waiting, 0),
             "group": hook("group", group),
             "batch": optional("batch", batch, 1, MOST_AT_ONCE),
             "batch_wait": seconds(field("batch_wait"), batch_wait),
@@ -232,6 +249,13 @@ def interval_seconds(task: Task) -> float:
     return seconds(f"Task({task.name!r}).interval()", task.interval(), cure="Return one, 0 for no pause")
 
 
+def environment(task: Task, index: int) -> Mapping[str, str]:
+    """Return the environment variables of the stage's worker ``index``. Raises ``ConfigError`` for a bad result."""
+    if not callable(task.env):
+        return task.env or {}
+    return _variables(f"Task({task.name!r}).env()", task.env(index))
+
+
 def check_workers(field: str, value: object) -> Workers:
     """Return a number of workers, or "auto"."""
     if value == "auto" and isinstance(value, str):
@@ -247,6 +271,28 @@ def check_on_error(field: str, value: object) -> OnError:
         allowed = '"raise", "retry", "reject" or a callable(exception, attempt)'
         raise ConfigError(field, value, allowed, '"raise" stops the engine, "retry" tries again later')
     return sync_callable(field, value)
+
+
+def _keywords(field: str, value: object, method: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(field, value, "a dict {name: value} or None", "The names are the function's parameters")
+    if (problem := misfit(method, (), value, partly=True)) is not None:
+        raise ConfigError(field, value, f"what the function takes ({problem})")
+    return dict(value)
+
+
+def _env(field: str, value: object) -> Env:
+    return sync_callable(field, value) if callable(value) else _variables(field, value)
+
+
+def _variables(field: str, value: object) -> Mapping[str, str]:
+    """Return environment variables."""
+    if isinstance(value, Mapping):
+        whole = all(isinstance(name, str) and isinstance(text, str) for name, text in value.items())
+        if whole and not any(not name or "=" in name or "\0" in name + text for name, text in value.items()):
+            return dict(value)
+    allowed = "a dict {name: text} of environment variables"
+    raise ConfigError(field, value, allowed, 'Write texts, without NUL: {"OMP_NUM_THREADS": "1"}')
 
 
 def _interval(field: str, value: object) -> float | Callable[[], float]:

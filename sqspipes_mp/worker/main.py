@@ -15,6 +15,7 @@ from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kin
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.statistics import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.pipeline.outputs import Products
+from sqspipes_mp.pipeline.task import environment
 from sqspipes_mp.worker.context import NO_DESCRIPTOR, WorkerContext, no_thread
 from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
@@ -50,15 +51,16 @@ def worker_main(assignment: Assignment) -> None:
     board.put(slot, PID, os.getpid())
     board.put(slot, STATE, S_BOOTING)
     try:
-        settings = assignment.plan.settings
+        settings, pid = assignment.plan.settings, os.getpid()
+        assert assignment.seat is not None
+        os.environ.update(environment(assignment.stage.task, assignment.seat.index))
         limit_threads(assignment.plan.numeric_threads)
         reseed()
         if settings.setup is not None:
-            pid = os.getpid()
             settings.setup()
-            if os.getpid() != pid:
-                # A child that setup= has forked and that came back is no worker.
-                os._exit(EXIT_OK)
+        if os.getpid() != pid:
+            # A child that setup= or env= has forked and that came back is no worker.
+            os._exit(EXIT_OK)
         context = WorkerContext(assignment, assignment.broker.open(wallet=board.wallet), channel)
         mode = mode_of(context)
     except BaseException as error:

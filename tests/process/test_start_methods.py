@@ -159,6 +159,52 @@ def test_setup_runs_once_in_each_child(db: Path, log: Log, tmp_path: Path, metho
     assert len(setups.lines()) == len(set(setups.lines())) == 2
 
 
+def count(log: Log, *, up_to: int):
+    eventually(lambda: sum(line[0] == "built" for line in log.lines()) == 2)
+    yield from range(up_to)
+
+
+def tell_env(log: Log) -> None:
+    log.note("setup", os.environ.get("DEVICE"))
+
+
+class Scale:
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        log.note("built", os.environ.get("DEVICE"), os.environ.get("OMP_NUM_THREADS"))
+
+    def __call__(self, value, *, by: int = 1):
+        return value * by
+
+    def close(self) -> None:
+        self.log.note("closed", os.environ.get("DEVICE"))
+
+
+def double_all(values, *, plus: int):
+    return [value * 2 + plus for value in values]
+
+
+def device(index: int) -> dict[str, str]:
+    return {"DEVICE": str(index), "OMP_NUM_THREADS": "7"}
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_keywords_and_an_environment_for_each_worker(db: Path, log: Log, method: str) -> None:
+    tasks = [
+        Task(count, args=(log,), kwargs={"up_to": 10}, env={"DEVICE": "none"}),
+        Task(Scale, init_args=(log,), kwargs={"by": 10}, env=device, workers=2),
+        Task(double_all, batch=4, batch_wait=0.05, kwargs={"plus": 1}),
+    ]
+    engine = engine_at(db, tasks, start_method=method, setup=partial(tell_env, log))
+    with engine.run(iterate=True, until="drained") as results:
+        assert sorted(results) == [value * 20 + 1 for value in range(10)]
+    lines = log.lines()
+    assert sorted(line[1] for line in lines if line[0] == "setup" and line[1]) == ["0", "1", "none"]
+    assert sorted(line[1:] for line in lines if line[0] == "built") == [("0", "7"), ("1", "7")]
+    assert sorted(line[1] for line in lines if line[0] == "closed") == ["0", "1"]
+    assert "DEVICE" not in os.environ
+
+
 UNGUARDED = """
 import sys
 from sqspipes_mp import Engine

@@ -17,7 +17,7 @@ from sqspipes_mp.brokers.base import Completion, Depth, Output
 from sqspipes_mp.brokers.sqlite import SQLite
 from sqspipes_mp.brokers.sqlite.bell import Bell
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
-from sqspipes_mp.brokers.sqlite.session import Session, is_ours, prepare
+from sqspipes_mp.brokers.sqlite.session import Session, layout_of, prepare
 from sqspipes_mp.brokers.sqlite.wake import Rhythm, Waiter
 from sqspipes_mp.errors import ConfigError
 from tests.gates import eventually, listens
@@ -303,7 +303,7 @@ def test_a_file_another_process_is_just_creating_is_no_strangers(tmp_path: Path)
         late.set_trace_callback(create)
         prepare(late, file)
         assert begun
-        assert is_ours(late, file)
+        assert layout_of(late, file)
 
 
 def test_any_number_of_receivers_hears_the_bell(path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sqspipes_mp.engine import Engine
 from sqspipes_mp.errors import ConfigError, Retry
 from sqspipes_mp.pipeline.checks import parse_size
-from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback, interval_seconds
+from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback, environment, interval_seconds
 
 
 def resize(value):
@@ -76,6 +77,8 @@ def test_defaults_are_the_documented_ones():
         "priorities": 1,
         "interval": 0.0,
         "args": (),
+        "kwargs": None,
+        "env": None,
         "input": None,
         "decode": None,
         "init": None,
@@ -86,6 +89,7 @@ def test_defaults_are_the_documented_ones():
         "max_tasks_per_worker": None,
         "max_memory": None,
         "prefetch": None,
+        "max_waiting": None,
         "group": None,
         "batch": None,
         "batch_wait": 0.5,
@@ -145,6 +149,8 @@ BAD: dict[str, list[Any]] = {
     "priorities": [0, 17, True, 1.0, "3", None],
     "interval": [-0.1, NAN, INF, "1", None, True, 10**400, fetch],
     "args": ["x", "abc", None, 5, {"a": 1}, {1}, b"x"],
+    "kwargs": ["x", 3, [("size", 1)], {1: 2}, {"no": 1}],
+    "env": ["x", 3, fetch, {"A": 1}, {1: "a"}, {"": "a"}, {"A=B": "a"}, {"A": "a\0"}],
     "input": [False, "", 1, 0, b"q", "has space", "a" * 81, "q.txt", ["q"], "ftp://x/y", "arn:aws:s3:::b"],
     "decode": ["json", 3, fetch],
     "init": ["load", 3, fetch],
@@ -155,6 +161,7 @@ BAD: dict[str, list[Any]] = {
     "max_tasks_per_worker": [0, -1, True, 1.5],
     "max_memory": [0, -1, True, 1.5, "", "lots", "2G", "1e9", "-1GB", "0 MB", "0.1B", "NaN GB", "٣GB"],
     "prefetch": [-1, True, 1.5, "10"],
+    "max_waiting": [-1, True, 1.5, "10"],
     "group": ["key", 3, fetch],
     "batch": [0, 129, True, 1.5, "10"],
     "batch_wait": [-1, NAN, INF, None, "1", True],
@@ -277,6 +284,27 @@ def test_classes_without_a_call_are_refused():
 def test_kinds_of_methods(method, is_class, is_generator):
     task = Task(method, name="t")
     assert (task.is_class, task.is_generator) == (is_class, is_generator)
+
+
+def sized(value, *, size=1):
+    return value * size
+
+
+def test_the_environment_of_each_worker():
+    assert environment(Task(resize), 0) == {}
+    assert environment(Task(resize, env={"A": "b"}), 3) == {"A": "b"}
+    assert environment(Task(resize, env=lambda index: {"A": str(index)}), 3) == {"A": "3"}
+    with pytest.raises(ConfigError, match=r"env\(\) must be a dict"):
+        environment(Task(resize, env=lambda index: {"A": index}), 3)
+
+
+def test_keywords_are_the_functions():
+    task = Task(sized, kwargs={"size": 2})
+    assert task.kwargs == {"size": 2}
+    assert hash(task) == hash(Task(sized))
+    assert Engine([Task(sized, kwargs={"size": 2}, input=True)], domain="t").call(4) == [8]
+    with pytest.raises(ConfigError, match=r"what the function takes \(.*'sise'\)"):
+        Task(sized, kwargs={"sise": 2})
 
 
 def test_init_args_are_for_classes():

@@ -14,7 +14,7 @@ from pathlib import Path
 from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqlite import folders
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
-from sqspipes_mp.brokers.sqlite.session import is_ours
+from sqspipes_mp.brokers.sqlite.session import layout_of
 from sqspipes_mp.errors import BrokerError, ConfigError
 from sqspipes_mp.host import fork_guard as forks
 from sqspipes_mp.pipeline.checks import is_whole
@@ -180,7 +180,7 @@ def _check_content(file: str) -> None:
     try:
         db = sqlite3.connect(file, timeout=0.0)
         try:
-            is_ours(db, file)
+            layout_of(db, file)
         finally:
             db.close()
     except sqlite3.OperationalError:

@@ -4,11 +4,10 @@ Most messages are on standard queues, come once and have few outputs: ``pass_on`
 takes the steps of ``Program.COMPLETE``, one by one.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import Completion, Handle, Output
-from sqspipes_mp.brokers.sqlite import schema as sql
-from sqspipes_mp.brokers.sqlite.deliveries import find_step, found_places
+from sqspipes_mp.brokers.sqlite.deliveries import end_steps, find_step, found_places
 from sqspipes_mp.brokers.sqlite.session import Session
 from sqspipes_mp.brokers.sqlite.transactions import Key, Program, Row, Step, row
 
@@ -16,12 +15,14 @@ _FRESH = "SELECT place FROM leases WHERE fresh"
 
 
 def sizes(completions: Sequence[Completion]) -> list[int]:
-    """Return the characters of all bodies that each completion sends."""
+    """Return the characters of all bodies that each completion sends, and of the results that it keeps."""
     found = []
     for completion in completions:
         size = 0
         for output in completion.outputs:
             size += len(output.body)
+        if completion.end is not None:
+            size += sum(map(len, completion.end.results))
         found.append(size)
     return found
 
@@ -57,15 +58,15 @@ def complete(session: Session, completions: Sequence[Completion], held_up: Seque
 def _rows_to_pass(session: Session, completions: Sequence[Completion]) -> list[Row] | None:
     """Return the rows for ``pass_on``; None where a completion needs ``Program.COMPLETE``.
 
-    Those are completions of a FIFO queue, without an input, with more outputs to come, or with a receipt that is
-    invalid or that an earlier completion has.
+    Those are completions of a FIFO queue, without an input, with more outputs to come, with an end, or with a receipt
+    that is invalid or that an earlier completion has.
     """
     rows: list[Row] = []
     seen: set[int] = set()
     sent = 0
     for place, completion in enumerate(completions):
         known = completion.last and completion.input and session.receipt(completion.input)
-        if not known or known[0] in seen or known[2].fifo:
+        if not known or known[0] in seen or known[2].fifo or completion.end is not None:
             return None
         seq, receives, queue = known
         seen.add(seq)
@@ -96,6 +97,10 @@ def _run_steps(session: Session, completions: Sequence[Completion]) -> None:
         for output in completion.outputs:
             rows.append(_output_step(session, place, output, sent, key))
             sent += 1
+        if completion.end is not None:
+            ends = end_steps(session, place, completion.end, sent)
+            rows += ends
+            sent += len(ends)
         if handle is not None and completion.last:
             rows.append(row(Step.REMOVE, place))
     rows.append(row(Step.CLOSE, number=sent))
@@ -109,19 +114,14 @@ def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[in
     """
     rows: list[Row] = []
     key = Key.FOREVER if keyed else Key.NONE
+    if keyed:
+        rows += [row(Step.KEYED, queue=session.queue(name).id) for name in {output.queue for output in outputs}]
     for place, output in enumerate(outputs):
         rows += (row(Step.SOURCE, place), _output_step(session, place, output, place, key))
     rows.append(row(Step.CLOSE, number=len(outputs)))
     session.run(Program.COMPLETE, rows)
     fresh = {place for (place,) in session.db.execute(_FRESH)}
     return [place for place in range(len(outputs)) if place not in fresh]
-
-
-def keyed(session: Session, queues: Collection[str], hops: Iterable[str]) -> set[str]:
-    """Return the hop ids that were fed with a key to one of the queues."""
-    session.refresh()
-    numbers = [session.queues[name].id for name in queues if name in session.queues]
-    return {hop for hop in hops if any(session.db.execute(sql.KEYED, (number, hop)).fetchone() for number in numbers)}
 
 
 def _output_step(session: Session, place: int, output: Output, number: int, key: Key) -> Row:

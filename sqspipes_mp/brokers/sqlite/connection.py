@@ -6,9 +6,21 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from sqspipes_mp.brokers.base import Completion, DeadLetter, Depth, Handle, Meter, Output, QueueSpec, Received, Stray
+from sqspipes_mp.brokers.base import (
+    Completion,
+    DeadLetter,
+    Depth,
+    Ended,
+    Handle,
+    Meter,
+    Output,
+    QueueSpec,
+    Received,
+    Stray,
+)
 from sqspipes_mp.brokers.sqlite import complete as sqlite_complete
 from sqspipes_mp.brokers.sqlite import deliveries as sqlite_deliveries
+from sqspipes_mp.brokers.sqlite import keys as sqlite_keys
 from sqspipes_mp.brokers.sqlite import owners as sqlite_owners
 from sqspipes_mp.brokers.sqlite import queues as sqlite_queues
 from sqspipes_mp.brokers.sqlite.file import File
@@ -167,7 +179,35 @@ class SQLiteConnection:
 
     def keyed(self, queues: Sequence[str], hops: Sequence[str]) -> set[str]:
         """Return the hop ids that were fed with a key to one of the queues; the file forgets them at a purge only."""
-        return self._file.read(lambda session: sqlite_complete.keyed(session, queues, hops))
+        return self._file.read(lambda session: sqlite_keys.keyed(session, queues, hops))
+
+    def keys(self, queue: str) -> tuple[int, float | None]:
+        """Return the number of a queue's keys, and since when there are any (epoch seconds)."""
+        return self._file.read(lambda session: sqlite_keys.keys(session, queue))
+
+    def next_end(self) -> int:
+        """Return a number greater than those of the ends recorded so far."""
+        return self._file.read(sqlite_keys.next_end)
+
+    def ended(self, queue: str, tokens: Sequence[str], before: int, *, kept: bool) -> dict[str, Ended]:
+        """Return the values with such an end, and the first of their results numbered below ``before``."""
+        return self._file.read(lambda session: sqlite_keys.ended(session, queue, tokens, before, kept=kept))
+
+    def unended(self, queue: str) -> set[str]:
+        """Return the hop ids of a queue's keys whose values have no end that is kept."""
+        return self._file.read(lambda session: sqlite_keys.unended(session, queue))
+
+    def results(
+        self, queue: str, token: str, after: int, before: int, most: int, *, kept: bool
+    ) -> list[tuple[int, str]]:
+        """Return up to ``most`` results of a value, and their numbers: above ``after``, below ``before``."""
+        return self._file.read(
+            lambda session: sqlite_keys.results(session, queue, token, after, before, most, kept=kept)
+        )
+
+    def forget_results(self, queue: str, token: str, last: int) -> None:
+        """Remove the results of a value, up to the number ``last``, that were not to be kept."""
+        self._file.write(lambda session: sqlite_keys.forget_results(session, queue, token, last))
 
     def extend(self, handles: Sequence[Handle], seconds: float, *, attempts: int = 0) -> list[Handle]:
         """Hide deliveries for ``seconds`` from now (0 releases them); returns the stale handles."""

@@ -8,7 +8,7 @@ it does not, both as on SQS.
 import time
 from collections.abc import Sequence
 
-from sqspipes_mp.brokers.base import DeadLetter, Handle, Received
+from sqspipes_mp.brokers.base import DeadLetter, End, Handle, Received
 from sqspipes_mp.brokers.sqlite.session import Session, as_text
 from sqspipes_mp.brokers.sqlite.transactions import Program, Row, Step, row
 from sqspipes_mp.messages.ids import moved_id
@@ -74,6 +74,19 @@ def find_step(session: Session, place: int, handle: Handle, *, in_order: bool = 
     return [row(Step.FIND, place, queue=queue.id, fifo=queue.fifo, seq=seq, receives=receives, flag=in_order)]
 
 
+def end_steps(session: Session, place: int, end: End, number: int) -> list[Row]:
+    """Return the steps that record an end for place ``place``, numbered from ``number``; none without its queue."""
+    queue = session.queues.get(end.queue)
+    if queue is None:
+        # Deleted meanwhile, and the value's key with it.
+        return []
+    texts: Sequence[str | None] = end.results or (None,)
+    return [
+        row(Step.END, place, queue=queue.id, hop=end.token, number=number + index, flag=end.kept, body=text)
+        for index, text in enumerate(texts)
+    ]
+
+
 def found_places(session: Session) -> set[int]:
     """Return the places of the last call whose receipts were current."""
     return {place for (place,) in session.db.execute(_FOUND)}
@@ -96,10 +109,15 @@ def extend(session: Session, handles: Sequence[Handle], seconds: float, *, attem
 def dead_letter(session: Session, letters: Sequence[DeadLetter]) -> list[Handle]:
     """Move deliveries to their dead-letter queues; returns the stale handles."""
     rows: list[Row] = []
+    number = len(letters)
     for place, letter in enumerate(letters):
         dead = session.queue(letter.queue)
         hop = moved_id(letter.hop, "dead", letter.handle.message_id)
         rows += find_step(session, place, letter.handle)
+        if letter.end is not None:
+            ends = end_steps(session, place, letter.end, number)
+            rows += ends
+            number += len(ends)
         rows.append(
             row(
                 Step.DEAD_LETTER,
@@ -116,6 +134,6 @@ def dead_letter(session: Session, letters: Sequence[DeadLetter]) -> list[Handle]
                 body=letter.body,
             )
         )
-    session.run(Program.MOVE, [*rows, row(Step.CLOSE, number=len(letters))])
+    session.run(Program.MOVE, [*rows, row(Step.CLOSE, number=number)])
     current = found_places(session)
     return [letter.handle for place, letter in enumerate(letters) if place not in current]

@@ -1,7 +1,6 @@
 """The owner (domain) of each queue in the file: two pipelines can arrive at the same queue name (any process).
 
-The table is created with the first owner, so that 0.1.0 and this version read each other's files. A row of it counts
-only for the queue with the same creation time: 0.1.0 deletes and creates queues without touching owners.
+A row counts only for the queue with the same creation time: 0.1.0 deleted and created queues without touching owners.
 """
 
 from collections.abc import Collection, Sequence
@@ -35,7 +34,6 @@ def check(session: Session, specs: Sequence[QueueSpec], file: str) -> list[Queue
 
 def adopt(session: Session, specs: Sequence[QueueSpec], file: str) -> None:
     """Make the domain the owner of its existing queues. Raises as ``check``, also where another process was first."""
-    session.db.execute(sql.CREATE_OWNERS)
     for spec in check(session, specs, file):
         session.db.execute(sql.OWN, (spec.domain, spec.name))
     check(session, specs, file)
@@ -43,8 +41,7 @@ def adopt(session: Session, specs: Sequence[QueueSpec], file: str) -> None:
 
 def forget(session: Session) -> None:
     """Remove the owners of queues that no longer exist."""
-    if _kept(session):
-        session.db.execute(sql.DISOWN)
+    session.db.execute(sql.DISOWN)
 
 
 def strays(session: Session, domain: str, known: Collection[str]) -> list[Stray]:
@@ -63,9 +60,4 @@ def strays(session: Session, domain: str, known: Collection[str]) -> list[Stray]
 
 
 def _owners(session: Session) -> dict[str, str]:
-    return dict(session.db.execute(sql.OWNERS).fetchall()) if _kept(session) else {}
-
-
-def _kept(session: Session) -> bool:
-    """Tell whether the file has the table of owners."""
-    return bool(session.db.execute(sql.HAS_OWNERS).fetchone()[0])
+    return dict(session.db.execute(sql.OWNERS).fetchall())

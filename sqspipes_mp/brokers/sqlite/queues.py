@@ -95,6 +95,8 @@ def clear(session: Session) -> bool:
     if session.db.execute(sql.QUEUE_KEYS, (queue, 1)).fetchone():
         session.db.execute(sqlite_program.FORGET_QUEUE, (queue, CHUNK))
         return True
+    if session.db.execute(sql.SWEEP_ENDS, (queue, queue, CHUNK)).rowcount:
+        return True
     # No program adds rows under a number that no queue has.
     session.db.execute(sql.DROP_GARBAGE, (queue,))
     return True

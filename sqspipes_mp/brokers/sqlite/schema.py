@@ -2,6 +2,7 @@
 
 Statements that change messages, or several tables at once, are in ``transactions``.
 
+``queues``    ``keyed_since``: when the first of the user's keys came after the queue was created or emptied.
 ``messages``  one row per message; ``receives`` numbers its deliveries, so ``seq`` and ``receives`` are its receipt.
               ``sent_at``: the start of its retention: the send, the end of its delay, or the move to a dead-letter
               queue. ``first_sent_at``: the send, where that is another moment (else NULL).
@@ -10,7 +11,10 @@ Statements that change messages, or several tables at once, are in ``transaction
 ``streams``   inputs whose outputs come in several calls. A stream lives until its input is deleted, then until
               ``expires``.
 ``garbage``   numbers of purged and deleted queues whose rows are still to be removed.
-``owners``    the domain of each queue; the table is created with its first row, see ``owners``.
+``owners``    the domain of each queue, see ``owners``.
+``ends``      the results of fed values, one row each, in JSON; NULL: a message of the value ended without one.
+              ``queue`` and ``token`` are the value's key; ``seq`` is a number of the messages' counter; ``kept`` is
+              1 for results that every run hands out, 0 for those of a ``run`` that wait for a resumed map.
 ``clocks``    milliseconds to add to the clock of each boot, see ``session``.
 
 All times are integer milliseconds of the file's clock. ``visible_at``, ``receives`` and ``streamed`` keep their stored
@@ -19,9 +23,26 @@ size from the send to the first receive: SQLite then overwrites the row in place
 
 #: Marks the file as ours (``PRAGMA application_id``): ASCII "sqsp".
 APPLICATION_ID = 0x73717370
-#: Layout of the tables (``PRAGMA user_version``); another one is refused.
-LAYOUT = 1
+#: Layout of the tables (``PRAGMA user_version``). An older one is brought up to this one, a newer one is refused.
+LAYOUT = 2
 
+_CREATE_OWNERS = """CREATE TABLE IF NOT EXISTS owners (
+    queue TEXT PRIMARY KEY, domain TEXT NOT NULL, created_at INTEGER NOT NULL
+) WITHOUT ROWID"""
+#: Makes layout 2 of layout 1, which 0.1 reads and writes. (0.1.1 has made the table of owners in some files.)
+FROM_1 = (
+    _CREATE_OWNERS,
+    "ALTER TABLE queues ADD COLUMN keyed_since INTEGER",
+    # Earlier is not possible; 0.1 did not note the time.
+    """UPDATE queues SET keyed_since = created_at
+        WHERE EXISTS (SELECT 1 FROM keys WHERE queue = queues.id AND stream IS NULL AND expires IS NULL)""",
+    """CREATE TABLE ends (
+        queue INTEGER NOT NULL, token TEXT NOT NULL, seq INTEGER NOT NULL, kept INTEGER NOT NULL, result TEXT,
+        PRIMARY KEY (queue, token, seq)
+    ) WITHOUT ROWID""",
+    f"PRAGMA user_version = {LAYOUT}",
+)
+#: Makes layout 2 in an empty file.
 TABLES = (
     """CREATE TABLE meta (
         one INTEGER PRIMARY KEY CHECK (one = 1), token TEXT NOT NULL, generation INTEGER NOT NULL,
@@ -53,7 +74,7 @@ TABLES = (
     "CREATE INDEX streams_expires ON streams (expires) WHERE expires IS NOT NULL",
     "CREATE TABLE garbage (queue INTEGER PRIMARY KEY)",
     f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {LAYOUT}",
+    *FROM_1,
 )
 
 GENERATION = "SELECT generation FROM meta"
@@ -70,10 +91,6 @@ DEPTH = """SELECT (SELECT count(*) FROM messages WHERE queue = ? AND visible_at 
     coalesce(sum(receives > 0), 0) FROM messages WHERE queue = ? AND visible_at > ?"""
 
 # Owners of queues; each statement is a transaction of its own.
-HAS_OWNERS = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'owners'"
-CREATE_OWNERS = """CREATE TABLE IF NOT EXISTS owners (
-    queue TEXT PRIMARY KEY, domain TEXT NOT NULL, created_at INTEGER NOT NULL
-) WITHOUT ROWID"""
 _owned = "o.queue = q.name AND o.created_at = q.created_at"
 OWNERS = f"SELECT q.name, o.domain FROM queues AS q JOIN owners AS o ON {_owned}"
 #: The first writer becomes the owner; the owner of an earlier queue of the same name is replaced.
@@ -83,13 +100,28 @@ DISOWN = f"DELETE FROM owners AS o WHERE NOT EXISTS (SELECT 1 FROM queues AS q W
 COUNT = "SELECT count(*) FROM messages WHERE queue = ?"
 
 #: Keys of the user's: without ``stream`` and ``expires``, they live until their queue is purged.
-KEYED = "SELECT 1 FROM keys WHERE queue = ? AND hop = ? AND stream IS NULL AND expires IS NULL"
+_keyed = "queue = ? AND stream IS NULL AND expires IS NULL"
+KEYED = f"SELECT 1 FROM keys WHERE {_keyed} AND hop = ?"
+KEYS = f"SELECT count(*) FROM keys WHERE {_keyed}"
+KEYED_SINCE = "SELECT keyed_since FROM queues WHERE id = ?"
+
+# Ends of values.
+NEXT_SEQ = "SELECT next_seq FROM meta"
+ENDED = "SELECT seq, result FROM ends WHERE queue = ? AND token = ? AND kept = ? ORDER BY seq"
+RESULTS = """SELECT seq, result FROM ends WHERE queue = ? AND token = ? AND kept = ? AND seq > ? AND seq < ?
+    AND result IS NOT NULL ORDER BY seq LIMIT ?"""
+FORGET_RESULTS = "DELETE FROM ends WHERE queue = ? AND token = ? AND seq <= ? AND NOT kept"
+UNENDED = f"""SELECT hop FROM keys AS k WHERE {_keyed}
+    AND NOT EXISTS (SELECT 1 FROM ends AS e WHERE e.queue = k.queue AND e.token = k.hop AND e.kept)"""
 
 # Rows of purged and deleted queues; each statement is a transaction of its own.
 GARBAGE = "SELECT queue FROM garbage LIMIT 1"
 SWEEP_MESSAGES = "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE queue = ? LIMIT ?)"
 SWEEP_GROUPS = "DELETE FROM groups WHERE id IN (SELECT id FROM groups WHERE queue = ? LIMIT ?)"
 QUEUE_KEYS = "SELECT queue, hop FROM keys WHERE queue = ? LIMIT ?"
+#: Tokens are scattered, so a run of them is found by the index; one value's results are removed together.
+SWEEP_ENDS = """DELETE FROM ends WHERE queue = ? AND token <= coalesce(
+    (SELECT token FROM ends WHERE queue = ? ORDER BY token, seq LIMIT 1 OFFSET ?), 'g')"""
 DROP_GARBAGE = "DELETE FROM garbage WHERE queue = ?"
 
 ADD_CLOCK = """INSERT OR IGNORE INTO clocks (boot, shift, last)

@@ -6,6 +6,7 @@ goes on after a reboot where it stopped before.
 """
 
 import ctypes
+import logging
 import math
 import secrets
 import sqlite3
@@ -22,6 +23,7 @@ from sqspipes_mp.brokers.sqlite.transactions import Program, Row, Step, row
 from sqspipes_mp.errors import BrokerError, QueueMissing
 from sqspipes_mp.host.clock import lease_now, lease_now_ns
 
+log = logging.getLogger("sqspipes_mp.brokers.sqlite")
 #: Longest wait of SQLite itself for a lock, milliseconds. Short, because the time of a transaction is read before it.
 _BUSY_TIMEOUT = 100
 #: Boots whose clock shifts the file keeps.
@@ -189,37 +191,45 @@ def as_text(value: str | bytes | None) -> str | None:
 
 
 def prepare(db: sqlite3.Connection, file: str) -> None:
-    """Create the tables in an empty file. Raises ``BrokerError`` for another program's file, or one without WAL."""
-    if is_ours(db, file):
+    """Create the tables in an empty file, and bring older ones up to this layout, in one transaction.
+
+    Raises ``BrokerError`` for another program's file, a newer layout, or a file without WAL.
+    """
+    layout = layout_of(db, file)
+    if layout == sql.LAYOUT:
         return
-    if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+    if not layout and db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
         raise BrokerError(f"SQLite file {file} cannot use WAL. Put it on a local disk, not on a network drive")
     db.execute("BEGIN IMMEDIATE")
     try:
-        if not is_ours(db, file):
-            for statement in sql.TABLES:
-                db.execute(statement)
+        # Another process may have been first.
+        layout = layout_of(db, file)
+        for statement in {0: sql.TABLES, 1: sql.FROM_1}.get(layout, ()):
+            db.execute(statement)
+        if not layout:
             db.execute("INSERT INTO meta VALUES (1, ?, 0, 1)", (secrets.token_hex(8),))
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+    if layout == 1:
+        log.info("SQLite file %s: its layout is %d now; sqspipes_mp 0.1 does not open it any more", file, sql.LAYOUT)
 
 
-def is_ours(db: sqlite3.Connection, file: str) -> bool:
-    """Tell whether the file has our tables (False: it is empty); raise ``BrokerError`` for any other content."""
+def layout_of(db: sqlite3.Connection, file: str) -> int:
+    """Return the layout of the file's tables; 0: it is empty. Raises ``BrokerError`` for any other content."""
     mark, layout, tables = _marks(db)
     if mark == sql.APPLICATION_ID:
-        if layout != sql.LAYOUT:
+        if not 0 < layout <= sql.LAYOUT:
             raise BrokerError(
-                f"SQLite file {file} has layout {layout}, this version of sqspipes_mp reads {sql.LAYOUT}. "
+                f"SQLite file {file} has layout {layout}, this version of sqspipes_mp reads up to {sql.LAYOUT}. "
                 "Finish its messages with the version that made it, or give another path"
             )
-        return True
+        return layout
     if mark or layout or tables:
         raise BrokerError(f"SQLite file {file} belongs to another program. Give a path of its own to the queues")
-    return False
+    return 0
 
 
 def _marks(db: sqlite3.Connection) -> tuple[int, int, int]:

@@ -72,6 +72,11 @@ class Step(IntEnum):
     CREATE = 12
     #: Empty a queue (queue; flag: delete it, too).
     EMPTY = 13
+    #: Record that a value's message ends (place; queue, hop: the value's key; number: of the row in this call; flag:
+    #: whether it is kept; body: the result in JSON, NULL: none). Before the step that deletes or moves the message.
+    END = 14
+    #: Note that the user's keys came (queue).
+    KEYED = 15
 
 
 class Key(IntEnum):
@@ -123,6 +128,17 @@ def row(
 _KEYED = "(l.seq IS NULL OR l.streamed OR NEW.fifo) AND NEW.flag != 3"
 #: The first message of a group that was never received.
 _FIRST_FRESH = "(SELECT seq FROM messages WHERE grp = NEW.id AND receives = 0 ORDER BY seq LIMIT 1)"
+
+
+def _end(view: str) -> str:
+    """Return the trigger of the step END of a program."""
+    return f"""
+CREATE TEMP TRIGGER {view}_end INSTEAD OF INSERT ON {view} WHEN NEW.kind = {Step.END} BEGIN
+    INSERT INTO ends (queue, token, seq, kept, result)
+        SELECT NEW.queue, s.hop, (SELECT next_seq FROM meta) + NEW.number, NEW.flag, s.body
+        FROM leases AS l, staged AS s WHERE l.place = NEW.place AND l.seq IS NOT NULL AND s.rowid = NEW.row;
+END;
+"""  # noqa: S608
 
 
 def _view(view: str, *, finds: bool = False) -> str:
@@ -224,10 +240,15 @@ END;
 {_view("extending", finds=True)}
 {_view("moving", finds=True)}
 {_view("completing", finds=True)}
+{_end("moving")}
+{_end("completing")}
 {_view("taking")}
 {_view("tending")}
 CREATE TEMP TRIGGER source INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.SOURCE} BEGIN
     INSERT INTO leases (place, streamed, fresh) VALUES (NEW.place, 0, 0);
+END;
+CREATE TEMP TRIGGER keyed INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.KEYED} BEGIN
+    UPDATE queues SET keyed_since = NEW.now WHERE id = NEW.queue AND keyed_since IS NULL;
 END;
 CREATE TEMP TRIGGER stream INSTEAD OF INSERT ON completing WHEN NEW.kind = {Step.STREAM} BEGIN
     INSERT OR IGNORE INTO streams (seq, queue) SELECT seq, queue FROM leases WHERE place = NEW.place AND NOT streamed
@@ -344,7 +365,7 @@ END;
 -- A queue is emptied at once, keys included, by a new number; the rows under the old number are garbage.
 CREATE TEMP TRIGGER empty_queue INSTEAD OF INSERT ON tending WHEN NEW.kind = {Step.EMPTY} BEGIN
     UPDATE meta SET generation = generation + 1;
-    UPDATE queues SET id = (SELECT generation FROM meta) WHERE id = NEW.queue AND NOT NEW.flag;
+    UPDATE queues SET id = (SELECT generation FROM meta), keyed_since = NULL WHERE id = NEW.queue AND NOT NEW.flag;
     DELETE FROM queues WHERE id = NEW.queue;
     UPDATE streams SET expires = NEW.now + {WINDOW} WHERE queue = NEW.queue AND expires IS NULL;
     INSERT OR IGNORE INTO garbage (queue) VALUES (NEW.queue);
@@ -358,11 +379,11 @@ FORGET_QUEUE = "INSERT INTO forgetting SELECT queue, hop FROM keys WHERE queue =
 class Program(StrEnum):
     """The programs, each for some kinds of steps: a row costs a check of every trigger of its program."""
 
-    #: FIND, SOURCE, STREAM, OUTPUT, REMOVE, CLOSE.
+    #: FIND, SOURCE, KEYED, STREAM, OUTPUT, END, REMOVE, CLOSE.
     COMPLETE = f"INSERT INTO completing {_FROM}"
     #: FIND, EXTEND, CLOSE.
     EXTEND = f"INSERT INTO extending {_FROM}"
-    #: FIND, DEAD_LETTER, CLOSE.
+    #: FIND, END, DEAD_LETTER, CLOSE.
     MOVE = f"INSERT INTO moving {_FROM}"
     #: TAKE.
     TAKE = f"INSERT INTO taking {_FROM}"

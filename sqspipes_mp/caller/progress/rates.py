@@ -64,7 +64,7 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         reading.name,
         "" if reading.waiting is None else f"{reading.waiting:,}",
-        f"{reading.running}/{reading.room}",
+        "rests" if reading.resting else f"{reading.running}/{reading.room}",
         f"{reading.done:,}",
         f"{reading.failed:,}",
         f"{reading.dead:,}",
@@ -78,7 +78,9 @@ def line(row: Row) -> str:
     """Return a row as part of a line of the log, without figures that are 0 or unknown."""
     reading = row.reading
     parts = [f"{reading.done:,} done", f"{_rate(row.per_second)} per s", f"busy {row.busy:.0%}"]
-    if reading.running:
+    if reading.resting:
+        parts.append("rests")
+    elif reading.running:
         parts.append(f"{reading.running:,} running")
     if reading.waiting:
         parts.append(f"{reading.waiting:,} waiting")

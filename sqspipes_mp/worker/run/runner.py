@@ -5,23 +5,30 @@ The main thread runs one message after the other; in thread mode (``threads``) s
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqspipes_mp.brokers.base import Completion, Output, OutputsRefused
-from sqspipes_mp.errors import HELD, LATE, BrokerError
+from sqspipes_mp.brokers.base import Completion, End, Output, OutputsRefused
+from sqspipes_mp.errors import HELD, LATE, BrokerError, OutputError
 from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED
+from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
+from sqspipes_mp.pipeline.value_ends import KEEP, RESUME, end_of, is_awaited, is_kept
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.parts import Parts
 from sqspipes_mp.worker.send.outgoing import Done, Release
+
+log = logging.getLogger("sqspipes_mp.worker")
 
 #: Seconds that a last attempt's dead letter may take before the run is ended by its error.
 _LETTER_PATIENCE = 5.0
@@ -57,6 +64,8 @@ class Runner:
         self._flush = partial(parts.outbox.wait_carried, _LETTER_PATIENCE)
         self.lifetime = Lifetime(context)
         self._sends = bool(context.stage.outputs)
+        #: Whether nobody but a map that is resumed later would have this stage's results.
+        self._unheard = self._results is None and not self._sends
         #: Marks of the outputs of each running message so far, by its lease (map).
         self._children: dict[int, list[int]] = {}
 
@@ -203,6 +212,7 @@ class Runner:
         message = delivery.message
         products: list[Product] = []
         outputs: list[Output] = []
+        wanted = self._results is not None or (self._unheard and (is_kept(message.meta) or is_awaited(message.meta)))
         index = dropped = 0
         began = time.monotonic_ns()
         while True:
@@ -216,7 +226,7 @@ class Runner:
             if product.output is not None:
                 outputs.append(product.output)
             dropped += product.value is DROPPED or (self._sends and product.output is None)
-            if product.callback is not None or (self._results is not None and product.value is not DROPPED):
+            if product.callback is not None or (wanted and product.value is not DROPPED):
                 products.append(product)
             if len(outputs) >= self._context.connection.batch:
                 began += self._function.aside(delivery, partial(self._send_some, delivery, tuple(outputs)))
@@ -252,16 +262,19 @@ class Runner:
         # json_default=, group=, priority= and pickling have run code of the user's since the call.
         context.check_process()
         blobs = []
+        end = None
+        if KEEP in delivery.message.meta or (self._unheard and RESUME in delivery.message.meta):
+            end = self._end(delivery.message, products, outputs)
         if self._results is not None:
             ident = self._result_id(delivery)
-            kept = [product for product in products if product.value is not DROPPED]
-            blobs = [(f"{ident}/{place}", self._results.pack(item.value)) for place, item in enumerate(kept)]
+            made = [product for product in products if product.value is not DROPPED]
+            blobs = [(f"{ident}/{place}", self._results.pack(item.value)) for place, item in enumerate(made)]
         if dropped:
             context.count(OUTPUTS_DROPPED, dropped)
         if cause := context.leases.finish(delivery.lease):
             raise Late(HELD if cause is Cause.HOLD else LATE)
         received = delivery.received
-        done = Done(Completion(received.handle, tuple(outputs), group=received.group), delivery)
+        done = Done(Completion(received.handle, tuple(outputs), group=received.group, end=end), delivery)
         for product in products:
             if product.callback is not None:
                 done.callbacks += (product.callback,)
@@ -271,6 +284,28 @@ class Runner:
             self._outbox.put(done)
         else:
             self._pass_results(done, blobs)
+
+    def _end(self, message: Message, products: list[Product], outputs: Sequence[Output]) -> End | None:
+        """Return the end of a message whose value a map has fed; None where other messages follow it.
+
+        The products get the results as JSON has them, so that they are the same in each run. Raises ``OutputError``
+        for a result that is no JSON, where the results are kept.
+        """
+        texts: list[str] = []
+        for place, product in enumerate(() if self._sends else products):
+            if product.value is not DROPPED:
+                try:
+                    texts.append(self._products.kept(product.value))
+                except OutputError as error:
+                    if is_kept(message.meta):
+                        raise
+                    log.warning(
+                        "%s: a map that is resumed will not have the result of message %s: %s",
+                        self._context.stage.name, message.id, error,
+                    )  # fmt: skip
+                    continue
+                products[place] = replace(product, value=json.loads(texts[-1]))
+        return None if outputs and not texts else end_of(message, tuple(texts))
 
     def _pass_counted(self, done: Done, blobs: list[tuple[str, bytes]]) -> None:
         """Pass on a message of a ``map``, whose caller is told of each step."""

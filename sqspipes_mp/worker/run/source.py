@@ -17,6 +17,7 @@ from sqspipes_mp.messages.ids import source_parent
 from sqspipes_mp.pipeline.outputs import DROPPED, Product
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.parts import Parts
+from sqspipes_mp.worker.run.rest import Rest
 from sqspipes_mp.worker.send.accepted_calls import SPAN
 from sqspipes_mp.worker.send.outgoing import Done
 from sqspipes_mp.worker.send.policy import decide
@@ -40,6 +41,8 @@ class Source:
         self._results = parts.results
         assert parts.outbox.accepted is not None
         self._accepted = parts.outbox.accepted
+        most = function.task.max_waiting
+        self._rest = None if most is None else Rest(context, most)
         #: Number of the next call. Those before the prefix were accepted before this worker began.
         self._number = self._accepted.prefix
         self._slot = (
@@ -145,7 +148,12 @@ class Source:
             self._send(product)
 
     def _has_room(self) -> bool:
-        """Wait until the next call fits into the window of accepted ones; False: the run ends first."""
+        """Wait until few enough messages wait, and the next call fits into the window of accepted ones.
+
+        False: the run ends first.
+        """
+        if self._rest is not None and not self._rest.over(self._outbox.hurry):
+            return False
         if self._number >= self._accepted.prefix + SPAN:
             self._outbox.hurry()
         return self._accepted.wait_for_room(self._number, self._context.no_more)

@@ -24,6 +24,7 @@ from sqspipes_mp.ipc.statistics import FAILED, FAILED_LATE, LEASES_LOST, REJECTE
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import mark, token
+from sqspipes_mp.pipeline.value_ends import end_of
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
@@ -227,6 +228,7 @@ def letter_of(error: BaseException, delivery: Delivery, context: WorkerContext) 
         failure=failure,
         group=received.group,
         attributes=received.attributes,
+        end=end_of(delivery.message),
     )
 
 

@@ -1,0 +1,118 @@
+"""``Task(max_waiting=)``: a source rests while too many messages wait, and goes on when they are fewer."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqspipes_mp import SQS, Engine, SQLite, Task
+from sqspipes_mp.caller.progress.rates import Pace, cells
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.statistics import BACKLOG, BACKLOG_AT, RESTING
+from sqspipes_mp.ipc.summary import readings
+from sqspipes_mp.keeper import queue_counts
+from sqspipes_mp.worker.run import rest
+from tests.gates import Background, Gate, Log, eventually, present
+
+MOST = 20
+#: Yields before the source waits until they were counted, and in all.
+FIRST, COUNT = 100, 300
+
+
+def numbers(log: Log, counted: Gate):
+    for value in range(COUNT):
+        if value == FIRST:
+            counted.wait()
+        log.note(value)
+        yield value
+
+
+def held(value, gate: Gate):
+    gate.wait()
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count quickly on SQS, too; the keeper is forked."""
+    monkeypatch.setattr(queue_counts, "SELDOM", 0.2)
+    monkeypatch.setattr(queue_counts, "_OFTEN", 0.1)
+    # On a busy machine no count is new.
+    monkeypatch.setattr(rest, "_OLD", 1e9)
+
+
+@pytest.fixture
+def counted(new_gate: Callable[[], Gate]) -> Gate:
+    return new_gate()
+
+
+def engine_on(broker: Any, log: Log, counted: Gate, gate: Gate, **settings: Any) -> Engine:
+    tasks = [Task(numbers, args=(log, counted), max_waiting=MOST), Task(held, args=(gate,))]
+    return Engine(tasks, domain="t", broker=broker, start_method="fork", **settings)
+
+
+def board_of(engine: Engine, counted: Gate) -> Scoreboard:
+    """Return the run's board once too many messages were counted, and let the source go on."""
+    board = eventually(lambda: engine._runs._watch).board
+    eventually(lambda: board.stage(0, BACKLOG) - 1 > MOST, "messages are counted")
+    counted.open()
+    return board
+
+
+@pytest.fixture(params=["sqlite", "sqs"])
+def broker(request: pytest.FixtureRequest, db: Path) -> Any:
+    return SQLite(db) if request.param == "sqlite" else request.getfixturevalue("sqs")
+
+
+def test_it_rests_and_goes_on(broker: SQS | SQLite, log: Log, counted: Gate, new_gate: Callable[[], Gate]) -> None:
+    gate = new_gate()
+    engine = engine_on(broker, log, counted, gate)
+    with Background(engine, only=["numbers", "held"]) as run:
+        board = board_of(engine, counted)
+        eventually(lambda: board.stage(0, RESTING), "the source rests")
+        last = board.stage(0, BACKLOG_AT)
+        eventually(lambda: board.stage(0, BACKLOG_AT) > last + 2e8, "it is counted again")
+        assert len(log.lines()) == FIRST + 1
+        plan = present(engine._runs._watch).plan
+        assert cells(Pace(0.0).observe(1.0, readings(plan, board))[0])[2] == "rests"
+        gate.open()
+        eventually(lambda: len(log.lines()) == COUNT, "the source goes on")
+        eventually(lambda: readings(plan, board)[1].done == COUNT, "all are done")
+        engine.stop()
+    assert log.lines() == list(range(COUNT))
+    assert present(run.summary)["held"].done == COUNT
+
+
+def test_a_drain_ends_a_rest(db: Path, log: Log, counted: Gate) -> None:
+    engine = engine_on(SQLite(db), log, counted, counted)
+    with Background(engine, only="numbers") as run:
+        board = board_of(engine, counted)
+        eventually(lambda: board.stage(0, RESTING), "the source rests where it runs alone")
+        engine.stop()
+    assert present(run.summary).reason == "stopped"
+    # What it had made was sent.
+    assert engine.stats()["held"].visible == len(log.lines())
+
+
+def log_to(path: Path) -> None:
+    logging.basicConfig(filename=path, force=True)
+
+
+def test_an_old_count_lets_nobody_rest(
+    db: Path, log: Log, tmp_path: Path, counted: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    monkeypatch.setattr(rest, "_OLD", -1e9)
+    engine = engine_on(SQLite(db), log, counted, counted, setup=partial(log_to, told))
+    with Background(engine, only="numbers"):
+        board_of(engine, counted)
+        eventually(lambda: len(log.lines()) == COUNT, "the source goes on")
+        engine.stop()
+    assert "goes on though" in told.read_text()
+
+
+def test_map_ignores_it(db: Path) -> None:
+    engine = Engine([Task(abs, name="abs", max_waiting=0)], domain="t", broker=SQLite(db))
+    assert sorted(engine.map(range(50))) == list(range(50))
