@@ -375,7 +375,7 @@ class Refusing:
                 raise RuntimeError("can't start new thread")
             start(thread)
 
-        threading.Thread.start = refusing  # type: ignore[method-assign]
+        threading.Thread.start = refusing  # type: ignore[method-assign, assignment]
 
 
 def test_a_worker_that_can_start_no_thread_is_started_again(
