@@ -17,7 +17,6 @@ from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.brokers.sqlite.session import layout_of
 from sqspipes_mp.errors import BrokerError, ConfigError
 from sqspipes_mp.host import fork_guard as forks
-from sqspipes_mp.pipeline.checks import is_whole
 
 _CURE = "Give the path of a file in an existing, writable folder on a local disk, or None for a temporary file"
 
@@ -39,7 +38,7 @@ class SQLite:
     file: str | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not is_whole(self.mode) or not 0o600 <= self.mode <= 0o777 or self.mode & 0o600 != 0o600:
+        if type(self.mode) is not int or not 0o600 <= self.mode <= 0o777 or self.mode & 0o600 != 0o600:
             allowed = "permissions with which the owner can read and write, such as 0o600 or 0o660"
             raise ConfigError("SQLite(mode)", self.mode, allowed)
         if self.path is None:
