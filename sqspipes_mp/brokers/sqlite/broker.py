@@ -17,7 +17,6 @@ from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.brokers.sqlite.session import is_ours
 from sqspipes_mp.errors import BrokerError, ConfigError
 from sqspipes_mp.host import fork_guard as forks
-from sqspipes_mp.pipeline.checks import is_whole
 
 _CURE = "Give the path of a file in an existing, writable folder on a local disk, or None for a temporary file"
 
@@ -34,12 +33,12 @@ class SQLite:
     path: str | os.PathLike[str] | None = None
     #: Permissions of the file, and of those beside it, where it is made: by default its owner's alone. An existing
     #: file stays as it is.
-    mode: int = 0o600
+    mode: int = field(default=0o600, kw_only=True)
     #: The absolute path, once resolved; a pickle and a forked child have it, too.
     file: str | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not is_whole(self.mode) or not 0o600 <= self.mode <= 0o777 or self.mode & 0o600 != 0o600:
+        if not isinstance(self.mode, int) or not 0o600 <= self.mode <= 0o777 or self.mode & 0o600 != 0o600:
             allowed = "permissions with which the owner can read and write, such as 0o600 or 0o660"
             raise ConfigError("SQLite(mode)", self.mode, allowed)
         if self.path is None:
