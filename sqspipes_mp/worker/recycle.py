@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import random
 import threading
 from collections.abc import Callable
 
 from sqspipes_mp.worker.context import NO_DESCRIPTOR, WorkerContext, no_thread
+
+log = logging.getLogger("sqspipes_mp.worker")
 
 #: A ``max_tasks_per_worker`` from which the limit is drawn a little lower for each worker; a lower one is kept exactly.
 _ROUND = 10
@@ -54,6 +58,8 @@ class Lifetime:
     def failed(self, error: BaseException) -> None:
         """Have this worker replaced after a call's error that says that the process is worn out."""
         if reason := worn_out(error):
+            if not isinstance(error, MemoryError):
+                log.warning("%s (pid %d) is replaced: %s", self._context.stage.name, os.getpid(), reason)
             self.recycle(reason)
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,56 @@ from standin.brokers import sqs_at
 from tests.gates import TIMEOUT, Background, Gate, Log, drain, ended, engine_at, eventually, program, values, waiting
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+class Place:
+    """A port of this machine's where nothing answers, until ``open`` passes its connections on to a server."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        # Bound, so that nobody else gets the port; connections are refused as long as it does not listen.
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._ends: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+
+    def open(self, url: str) -> None:
+        self._socket.listen()
+        self._begin(self._accept, int(url.rpartition(":")[2]))
+
+    def close(self) -> None:
+        for end in [self._socket, *self._ends]:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in [self._socket, *self._ends]:
+            end.close()
+
+    def _accept(self, port: int) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._socket.accept()
+                server = socket.create_connection(("127.0.0.1", port))
+                self._ends += [client, server]
+                self._begin(self._pass_on, client, server)
+                self._begin(self._pass_on, server, client)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def _begin(self, target: Callable[..., None], *args: object) -> None:
+        self._threads.append(threading.Thread(target=target, args=args))
+        self._threads[-1].start()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    SQS().warm()
+    place = Place()
+    yield place
+    place.close()
 
 
 def echo(value: Any) -> Any:
@@ -65,17 +111,16 @@ def echo(value: Any) -> Any:
     ],
     ids=["put", "stats", "dead_letters", "purge", "delete", "map", "run"],
 )
-def test_every_call_ends_with_the_same_words_where_no_queue_service_is(call: Callable[[Engine], object]) -> None:
-    engine = Engine([Task(echo, input=True)], domain="t", broker=sqs_at(f"http://127.0.0.1:{free_port()}"))
+def test_every_call_ends_with_the_same_words_where_no_queue_service_is(
+    place: Place, call: Callable[[Engine], object]
+) -> None:
+    engine = Engine([Task(echo, input=True)], domain="t", broker=sqs_at(place.url))
     with pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1.*Nothing usable answers .*--wait-for-broker"):
         call(engine)
 
 
-def test_put_many_that_was_under_way_is_patient_and_says_so_then_tells_what_was_sent(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(calls, "ATTENDED", 1.0)
-    monkeypatch.setattr(calls, "TOLD_EVERY", 0.3)
+def test_put_many_that_was_under_way_is_patient_then_tells_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "ATTENDED", 0.5)
     SQS().warm()
     with standin() as server:
         engine = Engine([Task(echo, input=True)], domain="t", broker=sqs_at(server.url))
@@ -89,35 +134,30 @@ def test_put_many_that_was_under_way_is_patient_and_says_so_then_tells_what_was_
             engine.put_many(until_the_service_is_gone())
     assert caught.value.sent >= 100
     assert isinstance(caught.value.__cause__, BrokerUnreachable)
-    assert sum("trying again" in record.getMessage() for record in caplog.records) >= 2
 
 
-def test_a_run_waits_for_a_queue_service_that_starts_later(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_start_waits_for_a_queue_service_that_starts_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    SQS().warm()
-    port = free_port()
-    broker = sqs_at(f"http://127.0.0.1:{port}")
-    engine = Engine([Task(echo, input=True)], domain="t", broker=broker)
+    engine = Engine([Task(echo, input=True)], domain="t", broker=sqs_at(place.url), start_method="fork")
     monkeypatch.setenv("SQSPIPES_WAIT_FOR_BROKER", "nan")
     with pytest.raises(ConfigError, match="SQSPIPES_WAIT_FOR_BROKER"):
         engine.run()
     monkeypatch.setenv("SQSPIPES_WAIT_FOR_BROKER", str(TIMEOUT))
-    server: Any = None
+    with standin() as server:
 
-    def start() -> None:
-        nonlocal server
-        eventually(lambda: "waiting for the queue service" in caplog.text, "the wait is told")
-        server = standin(port=port)
-        server.__enter__()
+        def start() -> None:
+            eventually(lambda: "waiting for the queue service" in caplog.text, "the wait is told")
+            place.open(server.url)
 
-    thread = threading.Thread(target=start)
-    thread.start()
-    try:
-        assert list(engine.map([1])) == [1]
-    finally:
-        thread.join()
-        server.__exit__(None, None, None)
+        thread = threading.Thread(target=start)
+        thread.start()
+        try:
+            # A map's survey waits in this process, a run's keeper in its own.
+            results = engine.map([1])
+        finally:
+            thread.join()
+        assert list(results) == [1]
 
 
 LOCKS = """
@@ -133,9 +173,9 @@ def test_a_lock_of_others_is_told_with_its_holder_and_not_waited_for_for_ever(
     db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = engine_at(db, [Task(echo, input=True)])
-    engine.put(1)
     monkeypatch.setattr(sqlite_file, "_PATIENCE", 0.1)
     monkeypatch.setattr(sqlite_file, "ATTENDED", 0.6)
+    engine.put(1)
     (tmp_path / "locks.py").write_text(LOCKS)
     holder = subprocess.Popen(
         [sys.executable, str(tmp_path / "locks.py"), str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -310,7 +350,7 @@ def test_an_engine_works_inside_a_daemonic_process(db: Path, method: str) -> Non
     process = context.Process(target=in_a_daemonic_process, args=(db, told), daemon=True)
     process.start()
     try:
-        assert told.get() == ([2], True)
+        assert told.get() == (True, [2], True)
     finally:
         process.join()
         process.close()
@@ -335,7 +375,7 @@ def leak(n):
 def last(n):
     return None
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
     e = Engine([Task(leak, input=True), Task(last)], broker="sqlite:///leak.db", on_error="retry")
     e.put_many(range(3))
     print(e.run(until="drained", idle=0)["last"].done)
@@ -347,7 +387,8 @@ def test_a_worker_without_descriptors_is_replaced(tmp_path: Path, how: str) -> N
     with program(tmp_path, LEAKS, how) as process:
         code, output, errors = ended(process)
     assert (code, output) == (0, "3\n"), errors
-    assert "is replaced: it had no file descriptor left" in errors
+    # Where the function swallows the error, the worker goes on as long as its connection needs none.
+    assert how == "return" or "is replaced: it had no file descriptor left" in errors
 
 
 def test_a_run_that_needs_too_many_descriptors_is_refused_with_the_figure(
@@ -508,9 +549,8 @@ def test_idle_is_a_second_where_nobody_else_feeds(db: Path) -> None:
     assert plan_run(engine_at(db, [numbers, echo]), "echo", until="drained").idle == 60.0
 
 
-def test_an_idle_that_the_queue_service_makes_longer_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    SQS().warm()
-    broker = sqs_at(f"http://127.0.0.1:{free_port()}")
+def test_an_idle_that_the_queue_service_makes_longer_is_told(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    broker = sqs_at(place.url)
     plan = plan_run(Engine([Task(echo, input=True)], domain="t", broker=broker), until="drained", idle=0)
     with closing(new_board(plan)) as board, closing(broker.open()) as connection:
         DrainWatch(plan, board, connection, lambda: None)
@@ -529,13 +569,14 @@ def test_the_file_and_those_beside_it_are_their_owner_s_alone(tmp_path: Path) ->
             engine = Engine([Task(echo, input=True)], domain="t", broker=SQLite(folder / "q.db", mode=mode))
             assert list(engine.map([1])) == [1]
             engine.put(1)
-            assert {each.name: each.stat().st_mode & 0o777 for each in folder.iterdir()} == dict.fromkeys(
-                ["q.db", "q.db-t.lock"], mode
-            )
+            assert {each.stat().st_mode & 0o777 for each in folder.iterdir()} == {mode}
+            assert {"q.db", "q.db-t.lock", "q.db-wal"} <= {each.name for each in folder.iterdir()}
+            engine.close()
         (tmp_path / "q.db").touch()
         (tmp_path / "q.db").chmod(0o644)
         engine = engine_at(tmp_path / "q.db", [Task(echo, input=True)])
         engine.put(1)
+        engine.close()
         assert (tmp_path / "q.db").stat().st_mode & 0o777 == 0o644
     finally:
         os.umask(old)

@@ -33,12 +33,12 @@ class SQLite:
     path: str | os.PathLike[str] | None = None
     #: Permissions of the file, and of those beside it, where it is made: by default its owner's alone. An existing
     #: file stays as it is.
-    mode: int = 0o600
+    mode: int = field(default=0o600, kw_only=True)
     #: The absolute path, once resolved; a pickle and a forked child have it, too.
     file: str | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if type(self.mode) is not int or not 0o600 <= self.mode <= 0o777 or self.mode & 0o600 != 0o600:
+        if not isinstance(self.mode, int) or not 0o600 <= self.mode <= 0o777 or self.mode & 0o600 != 0o600:
             allowed = "permissions with which the owner can read and write, such as 0o600 or 0o660"
             raise ConfigError("SQLite(mode)", self.mode, allowed)
         if self.path is None:
