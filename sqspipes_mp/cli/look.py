@@ -1,6 +1,6 @@
 """``sqspipes-mp ps, top, stack, stop``: look at running engines and ask them (the command line's process).
 
-What is looked at is found by the registry, and read from the engine's statistics; no code of the user's is imported.
+The registry tells of engines, and their statistics are read; no code of the user's is imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The layout of the statistics memory, and its reader: what may be looked at of a running engine (any process).
+"""The layout of the statistics memory, which other programs may look at, and its reader (any process).
 
 The memory is an anonymous file of its own. Leases, receipt handles, charges and credentials are in another one
 (``scoreboard.py``), which no reader gets. Readers map it read-only. Every field is one aligned word with one writer,

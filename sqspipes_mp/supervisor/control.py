@@ -1,7 +1,7 @@
 """The control socket: orders of people, a line of JSON each, in the supervisor's one wait (supervisor).
 
-A client disturbs nobody: nothing blocks, lines and answers are bounded, and who is silent is cut off. ``orders`` says
-what is done.
+A client disturbs nobody: nothing blocks, lines and answers are bounded, and who is silent is cut off. ``orders`` has
+the orders.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BUDGET = 4096
 _PAUSE = 1.0
 # Without this flag a write to a client that is gone kills a process that has reset SIGPIPE (macOS has no such flag).
 _SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
-#: What each answer says of its reach.
+#: The reach of each order, said in its answer.
 REACH = "this engine, until it ends; other machines go on"
 
 #: Carries an order out: its keys, and where the answer goes, at once or in a later turn.

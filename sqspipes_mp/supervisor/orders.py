@@ -1,4 +1,4 @@
-"""The orders of people: what the control socket's clients may ask of a run, and its Python twins (supervisor).
+"""The orders that clients of the control socket may give, each a method (supervisor).
 
 An order is a JSON object with ``do``, one of the table in ``Orders``. To add one: a method ``_name(order, client)``
 that answers now, or keeps the client and answers in a later turn (``client.answer``, ``client.refuse``), and a line of
@@ -33,7 +33,7 @@ class _Stacks:
 
     client: Client
     ident: object
-    #: When to answer with what has come, monotonic seconds.
+    #: When to answer with the stacks that have come, monotonic seconds.
     until: float
     #: Workers that are still to answer, by ``Child.number``.
     awaited: dict[int, tuple[Slot, Worker]]
@@ -72,7 +72,7 @@ class Orders:
         return min(times, default=math.inf)
 
     def look(self, now: float) -> None:
-        """Answer what is due at ``now`` (monotonic seconds)."""
+        """Give the answers that are due at ``now`` (monotonic seconds)."""
         for stacks in list(self._stacks):
             if stacks.signalled:
                 self._read_dumps(stacks)

@@ -63,20 +63,27 @@ class Registration:
 
         Nobody finds it before ``publish``.
         """
-        problems: list[str] = []
+        refused: list[str] = []
+        entered = None
         for path in candidates():
             try:
                 with forks.postponed():
-                    return cls._enter(path, run, about)
+                    entered = cls._enter(path, run, about)
+                break
             except OSError as error:
-                problems.append(f"{path} ({error.strerror or error})")
-        if problems:
+                # A folder that this user cannot make is not there for this user.
+                if os.path.lexists(path):
+                    refused.append(f"{path} is refused: {error.strerror or error}")
+        if refused or (entered is None and candidates()):
             log.warning(
-                "this run is not registered, so that ps, top and health do not find it: %s. Name a folder of your own: "
-                "%s=FOLDER, or %s=off",
-                "; ".join(problems), VARIABLE, VARIABLE,
+                "%s%s. Name a folder of your own: %s=FOLDER, or %s=off",
+                "".join(f"{one}; " for one in refused),
+                "this run is not registered, so that ps, top and health do not find it"
+                if entered is None
+                else f"this run is registered in {entered.path}",
+                VARIABLE, VARIABLE,
             )  # fmt: skip
-        return None
+        return entered
 
     @classmethod
     def _enter(cls, path: str, run: str, about: str) -> Registration:
@@ -106,8 +113,11 @@ class Registration:
             raise
 
     def publish(self) -> None:
-        """Let readers find the run, whose socket is there by now. Raises ``OSError``."""
-        os.rename(f"{self.run}.new", f"{self.run}.json", src_dir_fd=self.folder, dst_dir_fd=self.folder)
+        """Let readers find the run, once its socket is there."""
+        try:
+            os.rename(f"{self.run}.new", f"{self.run}.json", src_dir_fd=self.folder, dst_dir_fd=self.folder)
+        except OSError as error:
+            log.warning("this run is not registered in %s: %s", self.path, error)
 
     def leave(self) -> None:
         """Remove the run's files."""

@@ -1,4 +1,4 @@
-"""What the supervisor writes into the statistics: beats, readiness, CPU, restarts (supervisor)."""
+"""The supervisor's own statistics: beats, readiness, CPU, restarts (supervisor)."""
 
 from __future__ import annotations
 

@@ -408,3 +408,18 @@ def test_the_verdict_knows_beats_and_readiness_alone() -> None:
     away = _words(SUPERVISOR_BEAT=now, READINESS=1 << 8 | fixed.NO_CONTACT)
     assert verdict(away, now, ["a", "b"]).why == "no word from the broker for 60 s in stage b"
     assert verdict(away, now, ["a"]).live
+
+
+def test_a_squatted_folder_is_told_and_the_next_one_serves(
+    db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("SQSPIPES_RUN_DIR")
+    (tmp_path / "squatted").mkdir()
+    (tmp_path / "squatted").chmod(0o777)
+    places = [str(tmp_path / "none" / "there"), str(tmp_path / "squatted"), str(tmp_path / "own")]
+    monkeypatch.setattr("sqspipes_mp.supervisor.registration.candidates", lambda: places)
+    with caplog.at_level(logging.WARNING, "sqspipes_mp.supervisor"):
+        assert engine_at(db, [source, sink]).run(until="drained", idle=0).reason == "drained"
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "squatted is refused: others may write to it; this run is registered in" in line
+    assert list((tmp_path / "own").iterdir()) == []

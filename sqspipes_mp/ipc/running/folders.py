@@ -1,8 +1,8 @@
 """The registry's folders, and the engines registered there (any process). Light.
 
 Per run there are ``{run id}.json``, which describes it, and ``{run id}.sock``, which takes orders. The supervisor
-holds a lock on the first one for as long as it lives: alive is what is locked. A pid would be no evidence, since
-containers may share a folder.
+holds a lock on the first one for as long as it lives, and the lock alone says that it does. A pid would be no evidence,
+since containers may share a folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def candidates() -> list[str]:
 def open_folder(path: str) -> int:
     """Return a descriptor of a registry's folder. Raises ``OSError``; ``PermissionError``, with why, for an unsafe one.
 
-    What is looked at is what was opened: a folder of the user's own, no link, not writable by others.
+    A safe folder is the user's own, no link, and not writable by others; the opened one is looked at, not its name.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     found = os.fstat(fd)
@@ -62,7 +62,7 @@ class Engine:
         self.folder = folder
         #: The run's id.
         self.run = run
-        #: What the supervisor wrote of it (``supervisor/registration.py``).
+        #: The description that the supervisor wrote (``supervisor/registration.py``).
         self.about = about
 
     def number(self, key: str) -> int:
@@ -95,7 +95,7 @@ def pid_namespace() -> int:
 
 
 def engines() -> list[Engine]:
-    """Return the engines of this user that are alive, the oldest first; remove what dead ones left."""
+    """Return the engines of this user that are alive, the oldest first; remove the files of dead ones."""
     found: list[Engine] = []
     for path in candidates():
         # A folder that is missing, or not safe, registers nobody.
@@ -141,7 +141,7 @@ def _read(path: str, fd: int, name: str) -> Engine | None:
 
 
 def loads(text: str) -> object:
-    """Parse JSON as ``json.loads`` does, whose import is a third of what a health check may cost.
+    """Parse JSON as ``json.loads`` does, whose import is a third of a health check's time.
 
     Raises ``ValueError`` and ``RecursionError``.
     """
