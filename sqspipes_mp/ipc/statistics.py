@@ -111,7 +111,7 @@ CANCELLED = SlotField(_AFTER + 11)
 QUEUE_WAIT_NS = SlotField(_AFTER + 12)
 #: Worker, keeper: when a request to the broker last failed, monotonic nanoseconds; 0: never.
 LAST_TROUBLE = SlotField(_AFTER + 13)
-#: Worker: 1 while it waits for its turn (``interval``) or for the caller.
+#: Worker: 1 while it waits for its turn (``interval``), for the caller, or for a smaller backlog (``max_waiting``).
 RESTS = SlotField(_AFTER + 14)
 #: Worker (meter), keeper: requests to the broker, a word for each of OPERATIONS.
 REQUESTS = SlotField(_AFTER + 16)

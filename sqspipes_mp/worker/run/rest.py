@@ -53,7 +53,8 @@ class Rest:
                 self._told = True
             # Each time: another worker of the source may have begun or ended a rest.
             context.board.set_stage(stage.index, RESTING, 1)
-            context.no_more.wait(_LOOK)
+            with context.resting():
+                context.no_more.wait(_LOOK)
         if began is not None:
             context.board.set_stage(stage.index, RESTING, 0)
             log.debug("%s: goes on after %.1f s", stage.name, time.monotonic() - began)
