@@ -54,6 +54,8 @@ class QueueSpec:
     dead: str | None = None
     #: False for a queue of others, which the engine never creates, purges or deletes.
     owned: bool = True
+    #: Whether workers receive messages of it before they can begin them (``Task(prefetch=)``).
+    ahead: bool = True
     #: Domain of the pipeline that owns the queue; None: unknown, no owner is checked or noted.
     domain: str | None = None
 

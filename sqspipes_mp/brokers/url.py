@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import cast
@@ -23,6 +24,8 @@ VARIABLE = "SQSPIPES_BROKER"
 
 _SQS_FORMS = "sqs://, sqs://REGION or sqs://REGION?endpoint_url=URL"
 _SQLITE_FORMS = "sqlite:///relative.db, sqlite:////absolute.db or sqlite:// (a temporary file)"
+#: An option's name; anything else may be a part of a secret.
+_NAME = re.compile("[a-z_]+")
 #: Methods by which an object counts as a broker.
 _METHODS = ("check", "warm", "open", "describe")
 
@@ -100,7 +103,7 @@ def _sqs(parts: SplitResult, shown: str) -> SQS:
 def _sqlite(parts: SplitResult, shown: str) -> SQLite:
     _options(parts, shown, ())
     if parts.netloc:
-        cure = f"For a relative path write three slashes: sqlite:///{parts.netloc}{parts.path}"
+        cure = f"For a relative path write three slashes: sqlite:///{shown.partition('//')[2]}"
         raise _bad(shown, "sqlite:// without a host: a file of this machine", cure)
     if not parts.path:
         return SQLite(None)
@@ -118,7 +121,8 @@ def _options(parts: SplitResult, shown: str, known: tuple[str, ...]) -> dict[str
             near = get_close_matches(name, known, 1, 0.4)
             allowed = f"one of {', '.join(known)}" if known else f"none: {parts.scheme}:// takes no options"
             cure = f"Did you mean {near[0]}?" if near else f"Everything else goes into code: {_class_of(parts)}(...)"
-            raise ConfigError(f"option of the broker URL {shown}", name, allowed, cure)
+            told = name if _NAME.fullmatch(name) and "@" not in parts.query else "..."
+            raise ConfigError(f"option of the broker URL {shown}", told, allowed, cure)
         if name in options or not value:
             raise ConfigError(f"{name} of the broker URL {shown}", shown_of(value), "given once, with a value", "")
         options[name] = value

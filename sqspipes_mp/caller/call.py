@@ -10,7 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from sqspipes_mp.caller.feed import Feeder
-from sqspipes_mp.errors import ConfigError, Retry, Verdict
+from sqspipes_mp.errors import ConfigError, RemoteError, Retry, Verdict
+from sqspipes_mp.ipc.report.exception_text import message_of, traceback_text
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline.callables import misfit
 from sqspipes_mp.pipeline.current import CurrentMessage, processing
@@ -41,6 +42,7 @@ def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:
     Raises:
         ConfigError: the first function does not take that value.
         OutputError, MessageTooLarge: a value cannot be sent.
+        RemoteError: a function raised ``SystemExit``.
         Exception: a function raised it. A ``Retry`` or ``Reject`` has a note on its meaning in a run.
     """
     plan, message = _begin(pipeline, settings, value)
@@ -52,6 +54,9 @@ def rehearse(pipeline: Pipeline, settings: Settings, value: Any) -> list[Any]:
     except Verdict as verdict:
         verdict.add_note(_meaning(verdict))
         raise
+    except SystemExit as error:
+        # As in a run: a function does not end the caller.
+        raise RemoteError("SystemExit", message_of(error), traceback_text(error)) from error
     return values
 
 

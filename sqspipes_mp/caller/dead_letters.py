@@ -22,6 +22,7 @@ from sqspipes_mp.messages.envelope import clamp_priority, decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import moved_id
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
+from sqspipes_mp.messages.plain import one_line
 from sqspipes_mp.pipeline.foreign_bodies import Read, reader
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 from sqspipes_mp.pipeline.value_ends import end_of_body
@@ -143,7 +144,8 @@ def resolve_ids(known: Collection[str], wanted: Collection[str], hidden: int = 0
     """Return the ids that unique beginnings stand for. Raises ``ConfigError``, naming candidates, for any other."""
     found: set[str] = set()
     for beginning in wanted:
-        fitting = {ident for ident in known if ident.startswith(beginning)} if beginning else set()
+        # As it is shown, too: an id of others may have characters that are shown escaped.
+        fitting = {ident for ident in known if _begins(ident, beginning)} if beginning else set()
         if beginning in fitting:
             fitting = {beginning}
         if len(fitting) != 1:
@@ -162,13 +164,17 @@ def short_ids(ids: Collection[str]) -> dict[str, str]:
     }
 
 
+def _begins(ident: str, beginning: str) -> bool:
+    return ident.startswith(beginning) or one_line(ident, len(ident)).startswith(beginning)
+
+
 def _common(one: str, other: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _unresolved(beginning: str, fitting: set[str], known: Collection[str], hidden: int) -> ConfigError:
     shown = short_ids(known)
-    some = sorted(shown[ident] for ident in fitting or known)
+    some = sorted(one_line(shown[ident], len(ident)) for ident in fitting or known)
     names = ", ".join(some[:_NAMED]) + (f" and {len(some) - _NAMED} more" if len(some) > _NAMED else "")
     cure = f"These begin so: {names}" if fitting else f"There are: {names}" if names else "There are none"
     if hidden and not fitting:

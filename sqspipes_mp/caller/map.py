@@ -27,6 +27,7 @@ from sqspipes_mp.ipc.leases import LEASES
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.report.report import Report, rebuild
 from sqspipes_mp.ipc.statistics import CALL_STARTED, INCARNATION
+from sqspipes_mp.messages.plain import one_line
 
 log = logging.getLogger("sqspipes_mp.engine")
 
@@ -364,7 +365,7 @@ class MapResults(Results[Any]):
                     return
                 if known is None:
                     # Acknowledged, it would be deleted, and nobody would have had it.
-                    self._unknown = self._unknown or str(header["id"]).rpartition("/")[0]
+                    self._unknown = self._unknown or one_line(str(header["id"]).rpartition("/")[0])
                     return
                 # A result that was handed out comes again after its worker's death.
                 self._acknowledge(frame)

@@ -21,6 +21,7 @@ from sqspipes_mp.errors import ConfigError, DecodeError, QueuesNotEmpty, RemoteE
 from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import token
+from sqspipes_mp.messages.plain import lines, one_line
 from sqspipes_mp.pipeline.checks import flag
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, fed
@@ -203,7 +204,9 @@ def _tell_of_earlier(pipeline: Pipeline, connection: KeyedConnection, ledger: Le
 def _dead_error(queue: str, text: str | None) -> RemoteError:
     """Return the error of a value that was dead-lettered before: its text only, as nothing of a queue is unpickled."""
     failure = Failure(error="unknown", text="the reason did not fit") if text is None else parse_failure(text)
-    error = RemoteError(failure.error, failure.text, failure.traceback or failure.stack or failure.text)
+    # Escaped: anybody who may send to the queue has written this.
+    whole = lines(failure.traceback or failure.stack or failure.text)
+    error = RemoteError(one_line(failure.error), one_line(failure.text, len(failure.text)), whole)
     error.add_note(
         f"an earlier run moved it to {queue}: `sqspipes-mp dead list` shows it, `dead redrive` has the next map run it "
         "again, `dead discard` gives it up; map(return_exceptions=True) goes on without it"

@@ -32,6 +32,7 @@ from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import Summary, readings
+from sqspipes_mp.messages.plain import lines
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.child import PASSING, Child, Target
 from sqspipes_mp.supervisor.child import start as start_child
@@ -226,7 +227,7 @@ class Results(Iterator[R]):
             self._summary = outcome.summary
             failure = outcome.report.text if outcome.report is not None else outcome.error
             if failure:
-                log.error("a failure while the iterator was being closed: %s", failure)
+                log.error("a failure while the iterator was being closed: %s", lines(str(failure)))
 
     def __enter__(self) -> Self:
         return self
@@ -284,7 +285,7 @@ class Results(Iterator[R]):
         died = self._child.watch in ready and self._child.channel.fileno() not in ready
         if (died or self._child.channel.eof) and self._outcome is None:
             pid = self._child.pid
-            self._child.kill()
+            # A kill before it has ended would be taken for the cause of its end.
             code = self._finish()
             hint = f". {GUARD}" if self._fresh and not self._greeted else ""
             raise SupervisorLost("(supervisor)", pid, f"{describe_exit(code)}{hint}")
@@ -335,6 +336,9 @@ class Results(Iterator[R]):
             if handler is not None:
                 handler.remove()
         self._ended()
+        if self._sigterm is not None and not self._over.is_set():
+            self._over.set()
+            self._sigterm.hand_on()
         self._over.set()
         return code
 

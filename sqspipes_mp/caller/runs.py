@@ -22,7 +22,7 @@ from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import StageSummary, readings, stage_summaries
 from sqspipes_mp.pipeline.plan import RunPlan
-from sqspipes_mp.supervisor.run import choose_context, new_board, supervise
+from sqspipes_mp.supervisor.run import choose_context, new_board, release, supervise
 from sqspipes_mp.supervisor.stop_requests import Wakeup
 
 
@@ -64,12 +64,15 @@ class Runs:
         watch = self._begin(plan, board)
         try:
             with _drained_at_exit(wakeup, plan.settings.grace):
-                return supervise(plan, broker, board, MAINS, context, wakeup, progress=shown)
+                outcome = supervise(plan, broker, board, MAINS, context, wakeup, progress=shown)
         finally:
             shown.close()
+            release(context)
             self._end(watch)
             self._stoppers.remove(wakeup.stop)
             wakeup.close()
+        wakeup.hand_on(outcome.signal)
+        return outcome
 
     def iterate(
         self,
@@ -101,6 +104,7 @@ class Runs:
 
         def ended() -> None:
             shown.close()
+            release(context)
             stoppers[:] = [stop for stop in stoppers if stop is not stopper]
             self._end(watch)
 
@@ -113,6 +117,7 @@ class Runs:
             )  # fmt: skip
         except BaseException:
             shown.close()
+            release(context)
             self._end(watch)
             raise
         weak = weakref.ref(iteration)

@@ -21,12 +21,13 @@ class Sigterm:
     def __init__(self, stop: Callable[[], None], number: signal.Signals = signal.SIGTERM) -> None:
         self._number = number
         self._stop = weakref.WeakMethod(stop)
-        self._removed = False
+        self._removed = self._came = False
         self._old = signal.signal(number, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         stop = self._stop()
         if stop is not None and not self._removed:
+            self._came = True
             stop()
         elif not isinstance(self._old, Sigterm):
             # ``remove`` could not restore the old handler (wrong thread, or another handler above): restore it now, and
@@ -44,6 +45,16 @@ class Sigterm:
             current: object = signal.getsignal(self._number)
             if current is self:
                 signal.signal(self._number, before)
+
+    def hand_on(self) -> None:
+        """After ``remove``: call the host's own handler, where SIGTERM has come and the host has one.
+
+        It gets None as its frame. Where several iterations were stopped by the signal, the last to end calls it.
+        """
+        before = self._before()
+        if self._came and callable(before) and not isinstance(before, Sigterm):
+            self._came = False
+            before(int(signal.SIGTERM), None)
 
     def _before(self) -> Any:
         old: Any = self._old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -9,8 +10,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from datetime import UTC, datetime
 from logging.handlers import MemoryHandler
+from textwrap import indent
+from typing import Any
+
+from sqspipes_mp.ipc.report.dead_log import DEAD
+from sqspipes_mp.messages.plain import lines
 
 NAME = "sqspipes-mp"
 
@@ -18,6 +25,25 @@ _COLORS = {"WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
 #: Most records held back: more than are logged before the first line.
 _HELD = 10_000
 _NOISY = ("boto3", "botocore", "urllib3")
+
+
+def open_streams() -> None:
+    """Give the process the standard streams that it was started without, and ones that can write every character.
+
+    A descriptor below 3 that is free would become a connection's or a file's, and what a task prints would go there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number: this one.
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (for as long as the process)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Console:
@@ -61,8 +87,8 @@ class Console:
         if self._json:
             self.say(message, logging.ERROR, error)
             return
-        text = "" if error is None else "".join(traceback.format_exception(error))
-        sys.stderr.write(f"{text}{NAME}: error: {message}\n")
+        text = "" if error is None else set_apart("".join(traceback.format_exception(error)))
+        sys.stderr.write(f"{text}{NAME}: error: {lines(message)}\n")
         sys.stderr.flush()
 
 
@@ -73,16 +99,30 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
         self._colored = colored
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
-        text = super().formatMessage(record)
+    def formatException(self, ei: Any) -> str:  # noqa: N802  (logging's name)
+        return set_apart(super().formatException(ei))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's text; a text of others in it may have control characters, which are escaped."""
+        if record.name == DEAD and not record.__dict__.get("untold"):
+            # The dead letter tells the traceback, to those who ask for it.
+            record = copy(record)
+            record.exc_info = record.exc_text = None
+        text = lines(super().format(record))
         color = _COLORS.get(record.levelname) if self._colored else None
         return text.replace(record.levelname, f"{color}{record.levelname}\033[0m", 1) if color else text
+
+
+def set_apart(text: str) -> str:
+    """Return a traceback indented: the exception may quote a message, whose lines would pass for ours."""
+    return indent(lines(text), "  ")
 
 
 class JsonLines(logging.Formatter):
     """One JSON object per line: time (UTC), level, logger, message, pid, and exc where there is an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record's JSON; ``json`` escapes every character that is not ASCII."""
         fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

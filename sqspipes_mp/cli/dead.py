@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from textwrap import indent
 
 from sqspipes_mp.caller.dead_letters import DeadLetter, Moved, discard, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.queues import agreed, engine_of, warn_of_others
 from sqspipes_mp.engine import Engine, every_queue
+from sqspipes_mp.messages.plain import lines, one_line
 
 #: Columns where there is no terminal, and least columns of an error on a narrow one.
 _WIDTH, _LEAST = 200, 20
@@ -110,13 +111,13 @@ def _tell_hidden(count: int) -> None:
 def _table(letters: Sequence[DeadLetter]) -> str:
     ids = short_ids([letter.id for letter in letters])
     rows = [
-        (_safe(ids[letter.id]), letter.stage, _when(letter.failure.failed_at), letter.failure.attempts or "?")
+        (_line(ids[letter.id]), letter.stage, _when(letter.failure.failed_at), letter.failure.attempts or "?")
         for letter in letters
     ]
-    lines = table(("id", "stage", "failed", "attempts"), rows, left=3).splitlines()
-    room = max(_LEAST, shutil.get_terminal_size((_WIDTH, 24)).columns - len(lines[0]) - 2)
+    rows_shown = table(("id", "stage", "failed", "attempts"), rows, left=3).splitlines()
+    room = max(_LEAST, shutil.get_terminal_size((_WIDTH, 24)).columns - len(rows_shown[0]) - 2)
     errors = ["error", *(_cut(_error(letter), room) for letter in letters)]
-    return "\n".join(f"{line}  {error}" for line, error in zip(lines, errors, strict=True))
+    return "\n".join(f"{line}  {error}" for line, error in zip(rows_shown, errors, strict=True))
 
 
 def _whole(letter: DeadLetter) -> str:
@@ -140,11 +141,11 @@ def _whole(letter: DeadLetter) -> str:
         ("traceback", failure.traceback),
         ("stack", failure.stack),
         ("attributes", "\n".join(f"{name}: {_told(value)}" for name, value in letter.attributes.items())),
-        ("body", _pretty(letter.body)),
     )
-    lines = [f"{name:<10}  {_safe(value)}" for name, value in fields if value]
-    lines += [f"\n{name}:\n{_safe(value.rstrip())}" for name, value in blocks if value]
-    return "\n".join(lines)
+    told = [f"{name:<10}  {_line(value)}" for name, value in fields if value]
+    # The body comes last: what another block says cannot pass for it.
+    told += [f"\n{name}:\n{indent(lines(value.rstrip()), '  ')}" for name, value in blocks if value]
+    return "\n".join([*told, f"\nbody:\n{lines(_pretty(letter.body).rstrip())}"])
 
 
 def _plain(letter: DeadLetter) -> dict[str, object]:
@@ -195,16 +196,9 @@ def _pretty(body: str) -> str:
 
 
 def _cut(text: str, room: int) -> str:
-    text = _safe(text)
+    text = _line(text)
     return text if len(text) <= room else f"{text[: room - 3]}..."
 
 
-def _safe(text: str) -> str:
-    """Escape characters that a terminal would obey or cannot show: anybody may have sent a message."""
-    shown = "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
-    encoding = sys.stdout.encoding or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+def _line(text: str) -> str:
+    return one_line(text, len(text))

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from sqspipes_mp import __version__
-from sqspipes_mp.cli.console import NAME, Console
+from sqspipes_mp.cli.console import NAME, Console, open_streams
 from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
 from sqspipes_mp.cli.demo import demo
 from sqspipes_mp.cli.exits import Exit, Stopped, child_note, ending_of
@@ -72,6 +72,7 @@ back to its queue; a second one kills.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. ``argv``: without the program's name; default: the process's."""
+    open_streams()
     with _stopped_by(signal.SIGTERM):
         console = Console()
         try:
@@ -112,8 +113,10 @@ def _without_ours(frames: TracebackType | None) -> TracebackType | None:
 def _stopped_by(number: signal.Signals) -> Iterator[None]:
     """Have a signal raise ``Stopped`` within the block; while an engine runs, the signal is the engine's."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise Stopped
+    def stop(_number: int, frame: FrameType | None) -> None:
+        # Without a frame: the engine has drained for it, and has told so.
+        if frame is not None:
+            raise Stopped
 
     before = signal.signal(number, stop)
     try:

@@ -122,9 +122,12 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
 
     def one(flag: str, allowed: Sequence[str], default: str | None = None) -> Given | None:
         found = _from_flag(flags, flag) or _from_variable(environ, flag)
-        if found and found[0].value not in allowed:
+        if not found:
+            return Given("default", default) if default else None
+        value = found[0].value.lower()
+        if value not in allowed:
             raise Refused(f"{found[0].source} must be {_either(allowed)}, got {found[0].value!r}")
-        return found[0] if found else Given("default", default) if default else None
+        return Given(found[0].source, value)
 
     only = _from_flag(flags, "only") or _split(_from_variable(environ, "only"))
     until, level, form = one("until", UNTIL), one("log-level", LEVELS, "info"), one("log-format", FORMATS, "text")

@@ -73,6 +73,8 @@ def begin(birth: Birth) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # A handler that does nothing, not SIG_IGN: programs that the user's function starts would inherit SIG_IGN.
         signal.signal(number, _ignore)
+        # systemd, for one, signals the whole group: system calls of C code of the user's go on where they can.
+        signal.siginterrupt(number, False)
     for number in (signal.SIGHUP, signal.SIGTSTP):
         if getattr(signal.getsignal(number), "of_the_engine", False):
             signal.signal(number, signal.SIG_DFL)

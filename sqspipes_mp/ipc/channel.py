@@ -37,6 +37,8 @@ EXIT_BOOT = 3
 EXIT_FAULT = 4
 #: The parent is gone.
 EXIT_ORPHAN = 5
+#: Stands for an exit status that nobody could read; no process has it.
+EXIT_UNKNOWN = 1 << 16
 
 _MEANING = {
     EXIT_TASK: "a task or the child itself failed",
@@ -308,13 +310,15 @@ class ParentChannel:
 
 def describe_death(exitcode: int) -> str:
     """Describe the death of a worker that had booted: its exit status is the user's, none of the engine's codes."""
-    return describe_exit(exitcode) if exitcode < 0 else f"exit status {exitcode}"
+    return describe_exit(exitcode) if exitcode < 0 or exitcode == EXIT_UNKNOWN else f"exit status {exitcode}"
 
 
 def describe_exit(exitcode: int) -> str:
     """Describe an exit code in a few words; negative: a signal, as in ``Process.exitcode``."""
     if exitcode == EXIT_OK:
         return "clean exit"
+    if exitcode == EXIT_UNKNOWN:
+        return "exit status unknown"
     if exitcode > 0:
         meaning = _MEANING.get(exitcode)
         return f"exit status {exitcode} ({meaning})" if meaning else f"exit status {exitcode}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import time
@@ -10,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.errors import HELD, LATE, DecodeError
+from sqspipes_mp.errors import HELD, LATE, DecodeError, TaskTimeout, WorkerLost
 from sqspipes_mp.ipc.channel import describe_death
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState
+from sqspipes_mp.ipc.report.dead_log import tell_dead
 from sqspipes_mp.ipc.report.exception_text import short_id
 from sqspipes_mp.messages.attributes import Attribute
 from sqspipes_mp.messages.envelope import decode, envelope
@@ -20,8 +20,6 @@ from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.pipeline.value_ends import end_of_body
-
-log = logging.getLogger("sqspipes_mp.keeper")
 
 _REASON = {
     Cause.TIMEOUT: ("TaskTimeout", LATE),
@@ -74,7 +72,11 @@ def killed_letter(
     assert stage.dead is not None
     text = failure_text(asdict(failure), len(body.encode("utf-8", "surrogatepass")), attributes)
     unsaid = "" if text else f"{NO_ROOM}\n{stack}".rstrip()
-    log.warning("%s: message %s is dead-lettered: %s%s", stage.name, short_id(hop), why, unsaid)
+    lost = TaskTimeout if error == "TaskTimeout" else WorkerLost
+    tell_dead(
+        "%s: message %s is dead-lettered: %s%s", stage.name, short_id(hop), why, unsaid,
+        error=lost(stage.name, pid, why), stage=stage.name, ident=short_id(hop), attempt=lease.charges + 1,
+    )  # fmt: skip
     end = None if isinstance(stage.task.input, str) else end_of_body(body, lease.handle.message_id)
     return DeadLetter(lease.handle, stage.dead, body, hop, text, lease.group, tuple(attributes), end)
 

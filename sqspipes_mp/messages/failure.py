@@ -23,6 +23,8 @@ MAX_FAILURE = MAX_BYTES - MAX_BODY - _OVERHEAD
 _CUTS = (("traceback", 2_000), ("stack", 2_000), ("text", 1_000), ("traceback", 0), ("stack", 0), ("text", 0))
 #: Fields that are left out where shortening is not enough, in this order.
 _LAST = ("host", "pid", "first_seen", "failed_at", "signal", "attempts", "source", "stage")
+#: Numbers of a failure are below this; epoch seconds of the year 9999 are.
+_MOST_NUMBER = 1 << 40
 
 #: Added to the log's text where the message has no room for its reason.
 NO_ROOM = " (its own size or attributes leave no room for the reason, which is told here only)"
@@ -89,7 +91,8 @@ def failure_text(failure: Mapping[str, Any], body_bytes: int, attributes: Sequen
 def parse_failure(text: str) -> Failure:
     """Return the failure that an attribute says. Never raises.
 
-    An unreadable attribute becomes the ``text`` of the failure; a field of another type has its default.
+    An unreadable attribute becomes the ``text`` of the failure; a field of another type, or with an impossible number,
+    has its default.
     """
     try:
         loaded = json.loads(text)
@@ -102,9 +105,14 @@ def parse_failure(text: str) -> Failure:
     found = {
         field.name: loaded[field.name]
         for field in fields(Failure)
-        if isinstance(loaded.get(field.name), kinds.get(field.name, str)) and not isinstance(loaded[field.name], bool)
+        if isinstance(loaded.get(field.name), kinds.get(field.name, str)) and not _odd(loaded[field.name])
     }
     return Failure(**{"error": "unknown", **found})
+
+
+def _odd(value: object) -> bool:
+    """Tell whether a value is no number of a failure: anybody may have sent the message, with any."""
+    return isinstance(value, bool) or (isinstance(value, (int, float)) and not 0 <= value < _MOST_NUMBER)
 
 
 def _plain(value: object, most: int) -> object:

@@ -292,7 +292,8 @@ def _specs(stages: list[Stage], domain: str, fifo: bool, visibility: float) -> t
         for name in reversed(stage.inputs):
             if isinstance(stage.task.input, str):
                 # A queue of others: none of its attributes is set, so it has no dead-letter queue of ours.
-                live.append(QueueSpec(name=name, fifo=name.endswith(".fifo"), visibility=visibility, owned=False))
+                spec = partial(QueueSpec, name=name, fifo=name.endswith(".fifo"), visibility=visibility, owned=False)
+                live.append(spec(ahead=stage.task.prefetch != 0))
             else:
                 live.append(own(name=name, dead=stage.dead))
     return (*dead, *live)

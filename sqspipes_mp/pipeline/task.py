@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias, cast, get_args
+from urllib.parse import unquote
 
 from sqspipes_mp.errors import ConfigError, Reject, Retry
 from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, misfit, task_name
@@ -305,13 +306,21 @@ def _input(field: str, value: object) -> str | Literal[True] | None:
     if value is None or value is True:
         return value
     if isinstance(value, str) and _FOREIGN.fullmatch(value):
-        return value
+        return _address(value)
     raise ConfigError(
         field,
         value,
         "None (a source), True (fed by put and map), or the name, URL or ARN of an existing queue",
         "Leave it out for a source" if value is False or value == "" else "",
     )
+
+
+def _address(queue: str) -> str:
+    """Return the name, URL or ARN of a queue; of a URL of the console, as a browser shows it, the queue's own."""
+    _, console, rest = queue.partition("#/queues/")
+    if console:
+        queue = unquote(rest.partition("/")[0])
+    return queue.rstrip("/") if "://" in queue else queue
 
 
 class EmptyTaskOutput:

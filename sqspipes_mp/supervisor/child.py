@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from sqspipes_mp.ipc.birth import BLOCKED, Birth
-from sqspipes_mp.ipc.channel import ParentChannel
+from sqspipes_mp.ipc.channel import EXIT_UNKNOWN, ParentChannel
+from sqspipes_mp.supervisor.fresh import OwnForkServer, ServedProcess
 
 #: Errors of a start that may pass: too many processes, no memory, too many files.
 PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
@@ -79,7 +80,7 @@ class Child:
         self.close()
         with contextlib.suppress(ValueError):
             self.process.close()
-        return -int(signal.SIGKILL) if code is None else code
+        return EXIT_UNKNOWN if code is None else code
 
     def close(self) -> None:
         """Close the descriptors of the child's that this process has."""
@@ -117,7 +118,8 @@ def start(
         die_with=forked and threading.current_thread() is threading.main_thread(),
     )
     function, args = target(birth)
-    make = _ForkProcess if forked else context.Process
+    served = isinstance(context, OwnForkServer)
+    make = _ForkProcess if forked else ServedProcess if served else context.Process
     process: BaseProcess = make(target=function, args=args, name=name)
     # Else a child of a daemonic process would be daemonic, and the user's function could start no process.
     process.daemon = False
@@ -126,7 +128,8 @@ def start(
     held_back = BLOCKED if context.get_start_method() != "forkserver" else ()
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     try:
-        with _sound_streams(), _allowed_to_start(), sharing_pages():
+        serving = context.starting() if served else contextlib.nullcontext()
+        with _sound_streams(), _allowed_to_start(), sharing_pages(), serving:
             process.start()
     except BaseException:
         ours.close()

@@ -12,7 +12,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.ipc.birth import Assignment, Birth
 from sqspipes_mp.ipc.channel import Kind, describe_death, describe_exit
-from sqspipes_mp.ipc.leases import Cause, LeaseState, LeaseTable, crashed_in
+from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable, crashed_in
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.stack_dump import StackFile
 from sqspipes_mp.ipc.statistics import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE
@@ -65,6 +65,8 @@ class Death:
     text: str
     #: The stack of the worker's call, for people; empty where it is not known.
     stack: str
+    #: The charged message's lease, where it can be read.
+    lease: Lease | None = None
 
 
 class Children:
@@ -178,6 +180,7 @@ class Children:
         known = slot.knows_call
         cause = slot.died()
         charged = cause in _CHARGED and _charges_one(region, cause)
+        lease = _charged_lease(region, cause) if charged else None
         board = self.board
         done = sum(board.get(other.index, DONE) for other in self.slots if other.seat.stage == slot.seat.stage)
         stack = worker.stack.read()
@@ -187,7 +190,7 @@ class Children:
         board.put(slot.index, CALL_STARTED, 0)
         self.tell_keeper(Kind.JUDGE)
         text = _TEXTS.get(cause, describe_death(code) if ready else describe_exit(code))
-        return Death(child.pid, ready, cause, lived, done, charged, text, stack)
+        return Death(child.pid, ready, cause, lived, done, charged, text, stack, lease)
 
     def tell_keeper(self, kind: Kind) -> None:
         """Send the keeper a frame without a header; nothing where no keeper lives."""
@@ -226,9 +229,21 @@ class Children:
         return tuple(fds)
 
 
+def _charged_lease(region: LeaseTable, cause: Cause) -> Lease | None:
+    """Return the lease of the message that is charged with a death."""
+    blamed = region.blamed
+    if blamed is None:
+        return crashed_in(_running(region)) if cause is Cause.CRASH else None
+    lease = region.read(blamed.index, ())
+    return lease if lease is not None and blamed.means(lease) else None
+
+
+def _running(region: LeaseTable) -> list[Lease]:
+    return [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
+
+
 def _charges_one(region: LeaseTable, cause: Cause) -> bool:
     """Tell whether a message is charged with a death: the one to blame for it, or the only one that ran."""
     if cause is not Cause.CRASH:
         return region.blamed is not None
-    running = [lease for lease in region.leases(()) if lease.state is LeaseState.RUNNING]
-    return crashed_in(running) is not None
+    return crashed_in(_running(region)) is not None

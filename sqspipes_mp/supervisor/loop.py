@@ -24,10 +24,11 @@ import time
 from typing import Any, Protocol
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.errors import BootError, RestartLimit, StartFailed, StartRefused
+from sqspipes_mp.errors import BootError, RestartLimit, StartFailed, StartRefused, TaskTimeout, WorkerLost
 from sqspipes_mp.ipc.channel import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.outcome import Outcome
+from sqspipes_mp.ipc.report.dead_log import tell_dead
 from sqspipes_mp.ipc.report.report import Report
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import summarize
@@ -114,8 +115,13 @@ class Supervisor:
             registration = self._register()
             try:
                 self._start_keeper()
-                while not stopping.over:
-                    self._turn()
+                self._turn_until_over()
+            except BaseException as error:
+                # A handler of the host's has raised (SIGALRM's, say). What is held goes back before that goes on.
+                stopping.drain(type(error).__name__)
+                stopping.hasten()
+                self._turn_until_over()
+                raise
             finally:
                 self._children.reap_all()
                 self._control.close()
@@ -139,6 +145,10 @@ class Supervisor:
             self._control.listen(registration)
             registration.publish()
         return registration
+
+    def _turn_until_over(self) -> None:
+        while not self._stopping.over:
+            self._turn()
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -333,7 +343,7 @@ class Supervisor:
         elif not self._stopping.begun:
             self._restart(slot, death)
         elif death.cause is not Cause.CUT:
-            log.warning("%s (pid %d) was lost while draining: %s", slot.name, death.pid, death.text)
+            _tell_lost(slot, death, " while draining: %s", death.text)
 
     def _restart(self, slot: Slot, death: Death) -> None:
         """Plan the successor of a worker that was lost, or stop."""
@@ -342,12 +352,16 @@ class Supervisor:
             time.monotonic(), ready=death.ready, lived=death.lived, done=death.done, charged=death.charged
         )
         if isinstance(decision, GiveUp):
+            if death.ready:
+                _tell_lost(slot, death, ": %s", death.text)
             self._give_up(slot, death, decision)
             return
         slot.plan_start(decision.when)
+        if death.ready:
+            _tell_lost(slot, death, ": %s; restart in %.1f s", death.text, decision.delay)
+            return
         booting = f"failed to boot ({slot.boot_report.type_name})" if slot.boot_report else "died before it was ready"
-        what = f"was lost: {death.text}" if death.ready else f"{booting}: {death.text}"
-        log.warning("%s (pid %d) %s; restart in %.1f s", slot.name, death.pid, what, decision.delay)
+        log.warning("%s (pid %d) %s: %s; restart in %.1f s", slot.name, death.pid, booting, death.text, decision.delay)
 
     def _replace(self, slot: Slot, death: Death) -> None:
         """Start the successor of a worker that left as planned: at once, unless it would have no memory either."""
@@ -373,3 +387,13 @@ class Supervisor:
         """End the run where every worker was a source's, and all sources have ended."""
         if self._plan.until is None and all(slot.finished for slot in self._children.slots):
             self._stopping.drain("ended")
+
+
+def _tell_lost(slot: Slot, death: Death, text: str, *args: object) -> None:
+    """Log the loss of a worker for people and error reporters."""
+    name, lease = slot.stage.name, death.lease
+    error = (TaskTimeout if death.cause is Cause.TIMEOUT else WorkerLost)(name, death.pid, death.text)
+    tell_dead(
+        f"%s (pid %d) was lost{text}", slot.name, death.pid, *args, error=error, stage=name,
+        ident=None if lease is None else lease.handle.message_id, attempt=None if lease is None else lease.charges + 1,
+    )  # fmt: skip

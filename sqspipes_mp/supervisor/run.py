@@ -26,6 +26,7 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.pipeline.ends import describe_end
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.children import Mains
+from sqspipes_mp.supervisor.fresh import OwnForkServer, unloadable
 from sqspipes_mp.supervisor.loop import Supervisor, Ticking
 from sqspipes_mp.supervisor.stop_requests import Wakeup
 
@@ -84,11 +85,13 @@ def supervisor_main(
     begin(birth)
     wakeup = Wakeup()
     channel = ParentChannel(birth.sock, hears=DOWN)
+    context = _context(method)
     try:
-        outcome = supervise(plan, broker, board, mains, multiprocessing.get_context(method), wakeup, channel)
+        outcome = supervise(plan, broker, board, mains, context, wakeup, channel)
         blob = pickle.dumps(outcome)
     finally:
         wakeup.close()
+        release(context)
     birth.sock.setblocking(True)
     # A caller that is gone needs no outcome.
     with contextlib.suppress(ParentGone):
@@ -97,14 +100,14 @@ def supervisor_main(
 
 
 def choose_context(plan: RunPlan, broker: Broker) -> Any:
-    """Return the multiprocessing context that starts the children.
+    """Return the multiprocessing context that starts the children; ``release`` frees it.
 
     Raises ``ConfigError`` where tasks cannot be sent to the fresh processes that ``start_method`` asks for.
     """
     _check_descriptors(plan)
     wanted = plan.settings.start_method
     if wanted is not None:
-        if wanted != "fork" and (problem := _unpicklable(plan, broker)):
+        if wanted != "fork" and (problem := unloadable((plan, broker))):
             raise ConfigError(
                 "Engine(start_method)",
                 wanted,
@@ -116,17 +119,36 @@ def choose_context(plan: RunPlan, broker: Broker) -> Any:
         return _context("spawn")
     others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
     if not others:
+        _chosen.method = "fork"
         return _context("fork")
-    problem = _unpicklable(plan, broker)
-    if problem is None:
-        return _context("forkserver")
-    log.warning(
-        "forking although other threads are alive (%s): a lock one of them holds stays locked in the workers. "
-        "The safe way, forkserver, needs tasks that can be pickled: %s",
-        ", ".join(others[:5]),
-        problem,
-    )
-    return _context("fork")
+    names = ", ".join(others[:5])
+    problem = unloadable((plan, broker))
+    if problem is not None:
+        log.warning(
+            "forking although other threads are alive (%s): a lock one of them holds stays locked in the workers. "
+            "The safe way, forkserver, needs tasks that can be pickled: %s",
+            names,
+            problem,
+        )
+        return _context("fork")
+    if _chosen.method == "fork":
+        log.warning(
+            "the workers of this run are fresh processes (forkserver), those of an earlier run were forked: threads "
+            "are alive by now (%s). What the program has loaded, patched or set since its start is not in them. End "
+            "the threads, or say Engine(start_method=)",
+            names,
+        )
+    _chosen.method = "forkserver"
+    return _context("forkserver")
+
+
+class _Chosen:
+    """The start method that was chosen for the latest run of this program; None: none yet."""
+
+    method: str | None = None
+
+
+_chosen = _Chosen()
 
 
 def _check_descriptors(plan: RunPlan) -> None:
@@ -152,12 +174,9 @@ def _check_descriptors(plan: RunPlan) -> None:
 
 
 def _context(method: str) -> Any:
-    context = multiprocessing.get_context(method)
     if method != "fork":
         _check_folders(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["sqspipes_mp.caller.mains"])
-    return context
+    return OwnForkServer() if method == "forkserver" else multiprocessing.get_context(method)
 
 
 def _check_folders(method: str) -> None:
@@ -180,18 +199,7 @@ def _check_folders(method: str) -> None:
         raise ConfigError("the temporary folder", folder, "short enough for a socket's path (forkserver)", cure)
 
 
-def _unpicklable(plan: RunPlan, broker: Broker) -> str | None:
-    """Return the reason why the tasks cannot be sent to a fresh process; None: they can."""
-    main = sys.modules.get("__main__")
-    file = getattr(main, "__file__", None)
-    if file is None or not Path(file).is_file():
-        # A notebook, python -c, or standard input: a fresh process cannot import functions that were typed there.
-        for stage in plan.pipeline.stages:
-            if getattr(stage.task.method, "__module__", None) == "__main__":
-                return f"task {stage.name!r} is defined in __main__, which is no file; move it into a module"
-    try:
-        pickle.dumps((plan, broker))
-    except Exception as error:
-        # pickle raises any exception that the user's objects raise.
-        return f"{type(error).__name__}: {error}"
-    return None
+def release(context: Any) -> None:
+    """End the forkserver of a context whose processes have ended."""
+    if isinstance(context, OwnForkServer):
+        context.close()

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from sqspipes_mp.ipc.channel import Kind, ParentChannel
 from sqspipes_mp.supervisor.children import Children
@@ -35,6 +36,8 @@ class Wakeup:
         self.reader, self._writer = socket.socketpair()
         self.reader.setblocking(False)
         self._writer.setblocking(False)
+        #: The handlers that ``catching`` has restored.
+        self._old: dict[int, Any] = {}
 
     def stop(self) -> None:
         """Ask for a drain, from any thread."""
@@ -52,6 +55,15 @@ class Wakeup:
         """Return the descriptors of both ends."""
         return self.reader.fileno(), self._writer.fileno()
 
+    def hand_on(self, number: int | None) -> None:
+        """Call the host's own handler of SIGTERM, where that signal has ended the run and the host has one.
+
+        It gets None as its frame.
+        """
+        handler = self._old.get(signal.SIGTERM)
+        if number == signal.SIGTERM and callable(handler):
+            handler(number, None)
+
     def close(self) -> None:
         """Close both ends."""
         self.reader.close()
@@ -61,13 +73,15 @@ class Wakeup:
     def catching(self, numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
         """Turn the signals ``numbers`` into bytes within the block, then restore the old handlers.
 
-        Off the main thread, where Python sets no handler, nothing is changed.
+        A SIGINT that is ignored (in the background of a shell, under nohup) stays ignored. Off the main thread, where
+        Python sets no handler, nothing is changed.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        old = {number: signal.signal(number, _noted) for number in numbers}
+        ours = [n for n in numbers if n is not signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+        old = self._old = {number: signal.signal(number, _noted) for number in ours}
         try:
             yield
         finally:

@@ -16,6 +16,7 @@ from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.report.report import Report
 from sqspipes_mp.ipc.statistics import S_BOOTING, STATE
 from sqspipes_mp.ipc.summary import readings
+from sqspipes_mp.messages.plain import lines
 from sqspipes_mp.supervisor.children import Children
 from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.shutdown import Shutdown, Step
@@ -75,7 +76,7 @@ class Stopping:
             else:
                 self.error = why
         elif isinstance(why, Report):
-            log.error("another failure while stopping: %s", why.text)
+            log.error("another failure while stopping: %s", lines(why.text))
         self.drain("failed")
 
     def drain(self, reason: str) -> None:

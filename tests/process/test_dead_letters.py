@@ -220,6 +220,61 @@ def test_the_log_names_the_id_that_dead_show_takes(db: Path, log: Log, method: C
     assert f"work: message {letter.id[:16]} is dead-lettered" in line
 
 
+class Reporter(logging.Handler):
+    """An error reporter, and a ``setup`` that has it in each process: notes records at ERROR with an exception."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.ERROR)
+        self._log = log
+
+    def __call__(self) -> None:
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.name == "sqspipes_mp.dead":
+            fields = [getattr(record, name) for name in ("stage", "id", "attempt", "reason")]
+            dead = "is dead-lettered" in record.getMessage()
+            self._log.note([dead, record.exc_info[0].__name__, *fields])
+
+
+def ends_badly(value: int) -> None:
+    if value == 1:
+        raise KeyError("one")
+    if value == 2:
+        os._exit(3)
+    threading.Event().wait()
+
+
+def test_dead_letters_lost_workers_and_late_calls_reach_error_reporters(db: Path, log: Log) -> None:
+    # Only the late call has a timeout: on a busy machine any call may outlive one.
+    tasks = [
+        source,
+        Task(ends_badly, name="work", max_attempts=1),
+        Task(ends_badly, name="late", max_attempts=1, timeout=0.5),
+    ]
+    reporter = Reporter(log)
+    engine = engine_at(db, tasks, on_error="retry", setup=reporter, start_method="fork")
+    feed(engine, "work", [1, 2])
+    feed(engine, "late", [3])
+    reporter()
+    try:
+        drain(engine, "work", "late")
+    finally:
+        logging.getLogger().removeHandler(reporter)
+    letters = engine.dead_letters()
+    found = log.lines()
+    kinds = {1: "KeyError", 2: "WorkerLost", 3: "TaskTimeout"}
+    expected = [[True, kinds[letter.value], letter.stage, letter.id[:16], 1, kinds[letter.value]] for letter in letters]
+    assert sorted(line for line in found if line[0]) == sorted(expected)
+    lost = [line for line in found if not line[0]]
+    assert sorted([line[1], *line[4:]] for line in lost) == [
+        ["TaskTimeout", 1, "TaskTimeout"],
+        ["WorkerLost", 1, "WorkerLost"],
+    ]
+    assert sorted(line[2] for line in lost) == ["late", "work"]
+    assert all(line[3] for line in lost)
+
+
 def test_letters_come_by_stage_and_time_and_of_one_stage_if_asked(db: Path) -> None:
     engine = engine_at(db, [source, Task(sink, name="work"), Task(sink, name="last")])
     bury(engine, "last", 1, text="later stage")

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sqspipes_mp import BootError, Engine, RestartLimit, SQLite, Task
+from sqspipes_mp import BootError, Engine, RemoteError, RestartLimit, SQLite, Task
 from tests.gates import (
     Background,
     Gate,
@@ -225,7 +225,7 @@ def init_dies():
     ("init", "kind", "text"),
     [
         (init_raises, CannotBoot, "no model"),
-        (init_exits, SystemExit, "no model"),
+        (init_exits, RemoteError, "SystemExit: no model"),
         (init_dies, BootError, "exit status 7"),
     ],
     ids=["raises", "sys.exit", "os._exit"],

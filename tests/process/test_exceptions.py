@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp import Engine, RemoteError, Task
+from sqspipes_mp import Engine, RemoteError, SQLite, Task
 from tests.gates import charges, engine_at, feed, values, waiting
 
 
@@ -156,8 +156,8 @@ WAYS = pytest.mark.parametrize("through", [run_through, iterate_through], ids=["
         (fail_group, ExceptionGroup, "several"),
         (fail_chain, ValueError, "number 49"),
         (fail_recursion, RecursionError, "maximum recursion depth"),
-        (fail_interrupt, KeyboardInterrupt, "from the function"),
-        (fail_exit, SystemExit, "3"),
+        (fail_interrupt, RemoteError, "KeyboardInterrupt: from the function"),
+        (fail_exit, RemoteError, "SystemExit: 3"),
         (fail_odd, Odd, ""),
         (fail_noted, ValueError, "noted"),
     ],
@@ -281,3 +281,20 @@ def source_that_fails():
 
 def test_a_function_source_that_fails_ends_the_run(db: Path) -> None:
     raised(engine_at(db, [source_that_fails, sink]), lambda engine: engine.run(), NeedsKeyword)
+
+
+def exits_at_two(value: int) -> int:
+    if value == 2:
+        raise SystemExit(3)
+    return value
+
+
+def test_an_exit_ends_neither_a_map_that_returns_exceptions_nor_a_call(db: Path) -> None:
+    engine = Engine([Task(exits_at_two, input=True, max_attempts=1)], domain="t", broker=SQLite(db), on_error="reject")
+    found = list(engine.map([1, 2, 3], return_exceptions=True))
+    assert sorted(value for value in found if isinstance(value, int)) == [1, 3]
+    [error] = [value for value in found if not isinstance(value, int)]
+    assert type(error) is RemoteError
+    assert (error.type_name, error.message) == ("SystemExit", "3")
+    with pytest.raises(RemoteError, match="SystemExit: 3"):
+        engine.call(2)

@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT, ``stop()`` and the grace they leave; what the caller's process looks like afterwards."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -341,3 +342,90 @@ def test_a_program_of_one_file_is_a_pipeline(tmp_path: Path) -> None:
         code, output, _ = ended(process)
     assert (code, output) == (0, "drained\n")
     assert (tmp_path / "program.db").exists()
+
+
+HOST = """
+import sys
+from tests.process.test_shutdown import *
+db, log, gate, how = sys.argv[1:]
+log = Log(log)
+engine = pipeline(db, log, Gate(gate))
+def stopping(number, frame):
+    print("host", signal.Signals(number).name, ends(log) != [], flush=True)
+def alarm(number, frame):
+    raise TimeoutError("host")
+signal.signal(signal.SIGTERM, stopping)
+signal.signal(signal.SIGALRM, alarm)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if how == "iterate":
+    for _ in engine.run(only="work", iterate=True): pass
+    print("over")
+else:
+    end = {"until": "drained", "idle": 0} if how == "drained" else {}
+    print(engine.run(only="work", **end).reason)
+assert signal.getsignal(signal.SIGTERM) is stopping
+assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+"""
+
+
+@pytest.mark.parametrize(("how", "last"), [("run", "SIGTERM"), ("iterate", "over")])
+def test_the_hosts_own_handler_of_sigterm_is_called_after_the_drain(
+    tmp_path: Path, db: Path, log: Log, gate: Gate, how: str, last: str
+) -> None:
+    feed(pipeline(db, log, gate), "work", range(3))
+    with program(tmp_path, HOST, db, log.path, gate.path, how) as process:
+        eventually(lambda: begun(log))
+        process.terminate()
+        gate.open()
+        code, output, errors = ended(process)
+    assert code == 0, errors
+    assert output.split("\n") == ["host SIGTERM True", last, ""]
+
+
+def test_a_sigint_that_was_ignored_stays_ignored(tmp_path: Path, db: Path, log: Log, gate: Gate) -> None:
+    feed(pipeline(db, log, gate), "work", range(3))
+    with program(tmp_path, HOST, db, log.path, gate.path, "drained") as process:
+        eventually(lambda: begun(log))
+        process.send_signal(signal.SIGINT)
+        gate.open()
+        code, output, errors = ended(process)
+    assert (code, output) == (0, "drained\n"), errors
+
+
+def test_an_exception_of_a_handler_of_the_host_gives_back_what_is_held(
+    tmp_path: Path, db: Path, log: Log, gate: Gate
+) -> None:
+    engine = pipeline(db, log, gate)
+    feed(engine, "work", range(20))
+    with program(tmp_path, HOST, db, log.path, gate.path, "run") as process:
+        eventually(lambda: begun(log))
+        process.send_signal(signal.SIGALRM)
+        code, _, errors = ended(process)
+    assert code == 1
+    assert "TimeoutError: host" in errors
+    assert waiting(engine, "work")[1:] == (0, 0)
+    assert sorted([*values(engine, "work"), *ends(log)]) == list(range(20))
+    assert set(charges(engine)) == {0}
+
+
+def reads_in_c(_value: int) -> int:
+    reads, writes = os.pipe()
+    main = threading.get_native_id()
+
+    def signalled() -> None:
+        state = Path(f"/proc/self/task/{main}/stat")
+        # Until the main thread waits in read(2).
+        eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "S")
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.write(writes, b"x")
+
+    thread = threading.Thread(target=signalled)
+    thread.start()
+    got: int = ctypes.CDLL(None).read(reads, ctypes.create_string_buffer(1), 1)
+    thread.join()
+    return got
+
+
+def test_a_signal_to_a_worker_does_not_cut_a_system_call_of_c_code(db: Path) -> None:
+    engine = engine_at(db, [Task(reads_in_c, input=True)], start_method="fork")
+    assert list(engine.map([1] * 5)) == [1] * 5

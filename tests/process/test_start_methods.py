@@ -1,6 +1,11 @@
 """The same promises where children are not forked: forkserver and spawn."""
 
+import importlib.util
+import json
+import multiprocessing.forkserver
 import os
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -8,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp import ConfigError, Engine, Task
-from tests.gates import Gate, Log, drain, ended, engine_at, eventually, feed, program, values, waiting
+from sqspipes_mp import ConfigError, Engine, SQLite, Task
+from sqspipes_mp.host.cpus import cpus
+from sqspipes_mp.supervisor.fresh import unloadable
+from tests.gates import ROOT, TIMEOUT, Gate, Log, drain, ended, engine_at, eventually, feed, program, values, waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("helpers_of_multiprocessing")]
 
@@ -223,3 +230,88 @@ def test_a_program_without_its_guard_is_told_so(tmp_path: Path, db: Path, method
         code, _, errors = ended(process)
     assert code == 1
     assert 'start the engine under if __name__ == "__main__":' in errors.splitlines()[-1]
+
+
+_IN_A_PACKAGE = """
+import threading
+from functools import partial
+from sqspipes_mp import Engine, Task
+from sqspipes_mp.pipeline.plan import Settings
+from sqspipes_mp.supervisor.fresh import unloadable
+def square(n, more=0): return n * n + more
+def ready(): pass
+def judge(error, attempt): return "raise"
+class Number(int): pass
+if __name__ == "__main__":
+    for options in (
+        {"method": square}, {"method": partial(square, more=1)}, {"method": abs, "init": ready},
+        {"method": abs, "exit": ready}, {"method": pow, "args": (Number(2),)}, {"method": abs, "on_error": judge},
+    ):
+        assert unloadable(Task(name="t", input=True, **options)), options
+    assert unloadable(Settings(setup=ready))
+    assert unloadable(Task(abs, input=True)) is None
+    stop = threading.Event()
+    threading.Thread(target=stop.wait, daemon=True).start()
+    print(list(Engine([Task(partial(square, more=1), name="t", input=True)], domain="d", broker="sqlite://").map([3])))
+    stop.set()
+"""
+
+
+@pytest.mark.parametrize("way", ["package", "text"])
+def test_what_a_fresh_process_cannot_load_is_forked(tmp_path: Path, way: str) -> None:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__main__.py").write_text(_IN_A_PACKAGE)
+    how = ["-m", "pkg"] if way == "package" else ["-c", _IN_A_PACKAGE]
+    result = subprocess.run(
+        [sys.executable, *how],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=TIMEOUT,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "[10]\n"
+    assert "forking although other threads are alive" in result.stderr
+    assert "out of memory" not in result.stderr
+
+
+def mode(value: int) -> list[str | None]:
+    return [os.environ.get(name) for name in ("SQSPIPES_TEST_MODE", "OMP_NUM_THREADS")]
+
+
+def test_a_run_with_fresh_processes_has_the_environment_of_its_own_start(
+    db: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: Any = multiprocessing.forkserver._forkserver
+    before = (server._forkserver_pid, server._preload_modules)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("sqspipes_mp.supervisor.run._chosen.method", "fork")
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, name="tqdm_monitor")
+    thread.start()
+    try:
+        for name in ("one", "two"):
+            monkeypatch.setenv("SQSPIPES_TEST_MODE", name)
+            engine = Engine([Task(mode, input=True)], domain="d", broker=SQLite(db))
+            assert list(engine.map([1])) == [[name, str(cpus())]]
+    finally:
+        stop.set()
+        thread.join()
+    # The user's own is left as it was.
+    assert (server._forkserver_pid, server._preload_modules) == before
+    told = [text for text in caplog.messages if "fresh processes (forkserver)" in text]
+    assert len(told) == 1
+    assert "tqdm_monitor" in told[0]
+
+
+def test_a_module_that_is_not_on_the_path_of_a_fresh_process_is_named(tmp_path: Path) -> None:
+    (tmp_path / "only_here.py").write_text("def double(n): return 2 * n\n")
+    spec = importlib.util.spec_from_file_location("only_here", tmp_path / "only_here.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["only_here"] = module
+    try:
+        spec.loader.exec_module(module)
+        assert "only_here" in (unloadable(module.double) or "")
+        assert unloadable((json.dumps, Task(mode, input=True), SQLite("x.db"))) is None
+    finally:
+        del sys.modules["only_here"]

@@ -518,3 +518,16 @@ def test_nothing_is_left_running(folder: Path) -> None:
         process.terminate()
         assert ended(process)[0] == 0
         assert not any(each.is_running() for each in family)
+
+
+def test_standard_streams_that_are_closed_cost_nothing_but_what_they_would_show(cli: Cli, folder: Path) -> None:
+    command = f'"{sys.executable}" -m sqspipes_mp run words:engine --until drained --idle 0 <&- >&- 2>&-'
+    result = subprocess.run(["/bin/sh", "-c", command], cwd=folder, env=environment(), timeout=TIMEOUT, check=False)
+    assert result.returncode == 0
+    assert set(status(cli, "words:engine").values()) == {(0, 0, 0)}
+
+
+def test_streams_that_know_ascii_only_show_the_rest_escaped(cli: Cli, folder: Path) -> None:
+    result = cli("status", "words:anywhere", "--broker", "sqlite:///gr\xf6\xdfe.db", PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "gr\\xf6\\xdfe.db" in result.stdout

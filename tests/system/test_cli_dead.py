@@ -35,7 +35,12 @@ def tell(value):
 def shorts(value):
     raise RuntimeError("x" * 500)
 
+def quotes(value):
+    # As strptime, for one: the exception's text has the value as it is.
+    raise ValueError(value)
+
 db = "sqlite:///w.db"
+quoting = Engine([numbers, quotes], domain="parts", broker=db)
 engine = Engine([numbers, fails, tell], broker=db, on_error="reject")
 two = Engine([numbers, fails, shorts], domain="two", broker=db, on_error="reject")
 temporary = Engine([numbers, fails, tell], domain="parts", broker="sqlite://")
@@ -264,6 +269,56 @@ def test_an_id_that_fits_none_or_several_is_refused_naming_candidates(failed: Cl
     result = failed("dead", verb, "parts:engine", "")
     assert result.returncode == 2
     assert values(failed) == [1, 3, 5]
+
+
+_HOSTILE = """
+import contextlib, json, sys
+from sqspipes_mp.brokers.base import Completion, DeadLetter, Output
+from parts import engine
+forged = "evil\\n2026-01-01 ERROR forged\\r\\x1b[2J\\u202etxt.exe\\u2028"
+body = json.dumps({"meta": {"id": forged}, "value": "\\x1b]0;title\\x07" + forged}, ensure_ascii=False)
+failure = {"error": forged, "text": forged, "traceback": forged + "\\nbody:\\nforged", "host": forged, "signal": forged,
+           "attempts": int("9" * 4000), "pid": int("9" * 4000), "first_seen": int("9" * 4000), "failed_at": 1e308}
+engine.broker.check()
+with contextlib.closing(engine.broker.open()) as connection:
+    connection.ensure(engine.pipeline.queues, create=True)
+    connection.complete([Completion(None, (Output("parts-numbers", body, "one"),))])
+    [found] = connection.receive(["parts-numbers"], 1, 0, 60)
+    if sys.argv[1:]:
+        connection.extend([found.handle], 0)
+    else:
+        letter = DeadLetter(found.handle, "parts-fails--dead", body, "one", json.dumps(failure))
+        connection.dead_letter([letter])
+"""
+
+
+def _harmless(result: subprocess.CompletedProcess[str]) -> None:
+    for stream in (result.stdout, result.stderr):
+        assert all(char.isprintable() or char in "\n\t" for char in stream)
+        assert not any(line.startswith("2026-01-01 ERROR forged") for line in stream.splitlines())
+
+
+def test_what_a_stranger_has_sent_moves_no_cursor_and_forges_no_line(cli: Cli, folder: Path) -> None:
+    subprocess.run([sys.executable, "-c", _HOSTILE], cwd=folder, env=environment(), check=True, timeout=TIMEOUT)
+    listed = cli("dead", "list", "parts:engine")
+    _harmless(listed)
+    assert max(map(len, listed.stdout.splitlines())) <= 200
+    ident = listed.stdout.splitlines()[3].split()[0]
+    assert ident.startswith("evil\\n")
+    shown = cli("dead", "show", "parts:engine", ident)
+    assert shown.returncode == 0
+    _harmless(shown)
+    assert shown.stdout.count("\nbody:\n") == 1
+    assert json.loads(shown.stdout.partition("\nbody:\n")[2].replace("\\x1b", "").replace("\\x07", ""))
+    _harmless(cli("dead", "show", "parts:engine", "nobody"))
+    _harmless(cli("dead", "discard", "parts:engine", "--all", "--yes"))
+
+
+def test_a_message_that_fails_forges_no_line_of_the_log(cli: Cli, folder: Path) -> None:
+    put = [sys.executable, "-c", _HOSTILE, "waiting"]
+    subprocess.run(put, cwd=folder, env=environment(), check=True, timeout=TIMEOUT)
+    for extra in ((), ("--on-error", "reject")):
+        _harmless(cli("run", "parts:quoting", "--until", "drained", "--idle", "0", "--only", "quotes", *extra))
 
 
 # --- redrive, discard ---

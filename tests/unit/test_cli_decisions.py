@@ -73,6 +73,11 @@ def test_a_tasks_traceback_is_shown_and_a_wrong_value_s_is_not() -> None:
 # --- options ---
 
 
+def test_words_of_options_may_be_in_capitals() -> None:
+    found = options({"SQSPIPES_ON_ERROR": "Retry"}, log_level="DEBUG", until="DRAINED")
+    assert (found.log_level, found.until, found.on_error.value) == (logging.DEBUG, "drained", "retry")
+
+
 def options(environ: dict[str, str] | None = None, **flags: Any) -> Any:
     names = ["only", "workers", "broker", "until", "idle", "wait_for_broker"]
     names += ["on_error", "log_level", "log_format", "progress"]

@@ -3,6 +3,8 @@
 import traceback
 from typing import Any
 
+import pytest
+
 from sqspipes_mp.errors import RemoteError
 from sqspipes_mp.ipc.report.exception_text import MAX_MESSAGE, MAX_TEXT
 from sqspipes_mp.ipc.report.packing import MAX_PICKLED
@@ -136,10 +138,29 @@ def test_only_the_culprit_of_a_group_is_replaced(carry):
     assert [type(e) for e in back.exceptions] == [ValueError, RemoteError]
 
 
-def test_base_group_keeps_keyboard_interrupt(carry):
-    back = carry(thrower(BaseExceptionGroup("g", [KeyboardInterrupt(), SystemExit(2)])))
-    assert type(back) is BaseExceptionGroup
-    assert back.exceptions[1].code == 2
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BaseExceptionGroup("g", [KeyboardInterrupt(), SystemExit(2)]),
+        lambda: SystemExit(2),
+        KeyboardInterrupt,
+        lambda: GeneratorExit("g"),
+    ],
+)
+def test_exceptions_that_would_end_the_caller_are_told_by_one_that_does_not(carry, make):
+    back = carry(thrower(make()))
+    assert type(back) is RemoteError
+    assert back.type_name == type(make()).__name__
+    assert back.type_name in str(back)
+    assert "throw" in [frame.name for frame in traceback.extract_tb(back.__traceback__)]
+    assert "line" in back.text
+
+
+def test_such_a_cause_stays_itself(carry):
+    def both():
+        raise ValueError("root") from SystemExit(2)
+
+    assert carry(both).__cause__.code == 2
 
 
 def test_deeply_nested_group_never_kills(carry):

@@ -216,13 +216,6 @@ def test_an_attribute_nested_too_deep_stays_behind(carry):
     assert (type(back), back.code, hasattr(back, "value")) == (Plain, 5, False)
 
 
-@pytest.mark.parametrize("make", [lambda: Plain("object"), lambda: {"a": [1]}, lambda: None])
-def test_an_exit_keeps_its_object(make, carry):
-    back = carry(thrower(SystemExit(make())))
-    assert type(back) is SystemExit
-    assert repr(back.code) == repr(make())
-
-
 def test_an_exit_with_a_lock_is_remote_error(carry):
     back = carry(thrower(SystemExit(threading.Lock())))
     assert type(back) is RemoteError

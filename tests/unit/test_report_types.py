@@ -94,10 +94,6 @@ def test_traceback_has_worker_frames(carry):
         (lambda: ValueError(b"\x00\xff", float("nan"), (1, 2)), []),
         (lambda: ValueError("lone \ud800 surrogate \x00"), []),
         (MemoryError, []),
-        (KeyboardInterrupt, []),
-        (lambda: SystemExit(3), ["code"]),
-        (SystemExit, ["code"]),
-        (lambda: GeneratorExit("g"), []),
         (lambda: StopIteration("v"), ["value"]),
         (
             lambda: subprocess.CalledProcessError(3, ["cmd", "x"], b"out", b"err"),

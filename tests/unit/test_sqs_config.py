@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pickle
 import subprocess
@@ -10,8 +11,9 @@ from typing import Any
 import boto3
 import pytest
 
+from sqspipes_mp.brokers.base import QueueSpec
 from sqspipes_mp.brokers.sqs import SQS
-from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.errors import BrokerError, ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +196,33 @@ def test_check_and_warm_open_no_socket_and_children_share_what_was_loaded() -> N
         print(opened)
     """
     assert fresh(program) == "[]"
+
+
+def test_describe_tells_the_endpoint_that_the_environment_or_a_profile_chooses(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = SQS("us-west-2")
+    broker.check()
+    assert broker.describe() == "SQS (us-west-2)"
+    (bare / "config").write_text(
+        "[default]\nregion = eu-west-1\nservices = mine\n[services mine]\nsqs =\n  endpoint_url = http://127.0.0.1:7\n"
+    )
+    broker = SQS()
+    broker.check()
+    assert broker.describe() == "SQS (eu-west-1 at http://127.0.0.1:7)"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://user:hunter2@127.0.0.1:1")
+    assert SQS("us-west-2").describe() == "SQS (us-west-2 at http://...@127.0.0.1:1)"
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_password_in_the_environments_endpoint_is_shown_nowhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lean: bool
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://user:hunter2@127.0.0.1:1")
+    broker = SQS("us-west-2", access_key="a", secret_key="b", lean=lean)
+    with caplog.at_level("DEBUG", "sqspipes_mp"), contextlib.closing(broker.open()) as connection:
+        monkeypatch.setattr(connection._calls, "pause", lambda *_: True)
+        with pytest.raises(BrokerError) as caught:
+            connection.ensure([QueueSpec(name="q", fifo=False, visibility=30)], create=True)
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "hunter2" not in str(caught.value) + caplog.text + broker.describe()

@@ -4,6 +4,7 @@ import inspect
 import pickle
 from fractions import Fraction
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -403,3 +404,14 @@ def test_callbacks_are_checked():
 def test_empty_output_is_a_class_and_its_instances():
     assert isinstance(EmptyTaskOutput(), EmptyTaskOutput)
     assert isinstance(pickle.loads(pickle.dumps(EmptyTaskOutput())), EmptyTaskOutput)
+
+
+QUEUE = "https://sqs.us-west-2.amazonaws.com/123456789012/uploads.fifo"
+CONSOLE = "https://us-west-2.console.aws.amazon.com/sqs/v3/home?region=us-west-2#/queues/"
+
+
+@pytest.mark.parametrize(
+    "given", [QUEUE, f"{QUEUE}/", f"{CONSOLE}{quote(QUEUE, '')}", f"{CONSOLE}{quote(QUEUE, '')}/x"]
+)
+def test_a_queue_of_others_as_the_console_shows_it_is_that_queue(given: str) -> None:
+    assert Task(resize, input=given).input == QUEUE

@@ -82,6 +82,21 @@ def test_bad_urls_say_the_cure(url: str, cure: str) -> None:
         "sqs://us-west-2?endpoint_url=http://u:hunter2@localhost",
         "sqlite://u:hunter2@host/work.db",
         "redis://u:hunter2@host",
+        *(
+            form.format(f"{mark}hunter2")
+            for mark in "/?#:@[&=% ;"
+            for form in (
+                "sqs://KEYID:x{}@us-west-2",
+                "sqs:KEYID:x{}@us-west-2",
+                "KEYID:x{}@us-west-2",
+                "sqs://us-west-2?endpoint_url=http://u:x{}@localhost",
+                "sqs://us-west-2?endpoint_url=http://a&endpoint_url=http://u:x{}@localhost",
+                "sqlite://u:x{}@host/work.db",
+                "redis://u:x{}@host",
+            )
+        ),
+        "sqs://KEYID:hunter2",
+        "sqs://us-west-2?endpoint_url=http://localhost?token=hunter2",
     ],
 )
 def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:

@@ -303,7 +303,7 @@ def test_proxy_that_refuses_is_an_error_that_shows_no_password(
     with proxy(credentials="user:right") as between:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:wrong@127.0.0.1:{between.port}")
         with opened(secured.url) as connection:
-            fault = connection._calls._once(connection._calls.clients.hot, "ReceiveMessage", {"QueueUrl": "q"})
+            fault = connection._calls._once("ReceiveMessage", {"QueueUrl": "q"})
             with pytest.raises(BrokerError, match="ProxyConnectionError") as caught:
                 connection.ensure([SPEC], create=True)
     assert f"through the proxy 127.0.0.1:{between.port}: " in str(fault)

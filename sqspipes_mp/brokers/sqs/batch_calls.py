@@ -140,7 +140,8 @@ class BatchCalls:
         url = self._queues.find(queue)
         if isinstance(url, Fault):
             return dict.fromkeys(range(len(entries)), url)
-        result = self._calls.attempt(operation, queue, {"QueueUrl": url, "Entries": entries}, worthwhile=worthwhile)
+        params = {"QueueUrl": url, "Entries": entries}
+        result = self._calls.attempt(operation, queue, params, partial(faults_of, entries), worthwhile=worthwhile)
         if isinstance(result, Fault):
             if len(entries) == 1 or result.kind is Kind.TRANSIENT or result.kind in _ABOUT_THE_QUEUE:
                 return dict.fromkeys(range(len(entries)), result)
@@ -151,7 +152,7 @@ class BatchCalls:
                 elif fault := self._batch(operation, queue, [entry], worthwhile):
                     faults[position] = fault[0]
             return faults
-        return faults_of(entries, result)
+        return result
 
     def _wait_after(self, faults: Mapping[int, Fault], operation: str, queue: str, failures: int) -> int:
         """Back off where entries have a transient fault; return the number of such batches in a row."""

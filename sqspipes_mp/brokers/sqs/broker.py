@@ -20,8 +20,9 @@ from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.shown import shown
 from sqspipes_mp.brokers.sqs.calls import Calls, Clients
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
-from sqspipes_mp.brokers.sqs.credentials import adopt, no_credentials, share
-from sqspipes_mp.brokers.sqs.http import Lean
+from sqspipes_mp.brokers.sqs.credentials import adopt, find_credentials, forbid_prompts, no_credentials, share
+from sqspipes_mp.brokers.sqs.faults import CallFailed, Kind, classify_error, no_keys, without_keys
+from sqspipes_mp.brokers.sqs.http import Lean, frozen
 from sqspipes_mp.brokers.sqs.http_fit import log_once, switched_off, target_of
 from sqspipes_mp.brokers.sqs.queues import Making, Queues
 from sqspipes_mp.brokers.sqs.sockets import Sockets
@@ -52,6 +53,8 @@ MAX_RETENTION = 1_209_600
 MAX_TAGS = 50
 
 _REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+#: An endpoint of SQS that its region tells already.
+_USUAL = re.compile(r"https://sqs\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/?")
 _SET_REGION = 'Give one, SQS("us-west-2") or sqs://us-west-2, or set AWS_REGION or AWS_DEFAULT_REGION'
 
 #: botocore's data loader, which has parsed the data of a client; forked children share its memory.
@@ -86,6 +89,8 @@ class SQS:
     lean: bool = True
     #: Seconds from its receive for which a message can be in flight.
     longest_hold: float = field(default=MAX_VISIBILITY, init=False, repr=False)
+    #: Region and endpoint that ``check`` has found; "": not yet.
+    _found: tuple[str, str] = field(default=("", ""), init=False, repr=False)
     _settle: float = field(default=60.0, init=False, repr=False)
     _purge_window: float = field(default=60.0, init=False, repr=False)
 
@@ -114,7 +119,8 @@ class SQS:
         """
         if self.session is None:
             session = _new_session()
-            self._throwaway(session, self._region(session))
+            region = self._region(session)
+            self._found = region, self._throwaway(session, region)
 
     def warm(self) -> None:
         """Parse botocore's data once, for children that are forked later.
@@ -135,24 +141,22 @@ class SQS:
         ``patience``, ``wallet``, ``attended``: see ``Broker.open``. Raises ``ConfigError`` without region or
         credentials.
         """
-        fills = patience is not None
-        if self.session is None:
-            make, region, session = self._from_chain(wallet, fills=fills)
-        else:
-            make, region, session = self._from_user(self.session, wallet, fills=fills)
-        tend = (
-            None if patience is None or wallet is None or session is None else partial(share, session, wallet, patience)
-        )
-        hot = _or_config_error(lambda: make(_config(READ_TIMEOUT, patience)))
-        poll = _or_config_error(lambda: make(_config(POLL_READ_TIMEOUT)))
         sockets = Sockets()
-        for client in (hot, poll):
-            sockets.watch(client)
-        endpoint = str(hot.meta.endpoint_url)
-        loopback = _is_loopback(endpoint)
-        timeout = READ_TIMEOUT if patience is None else patience
-        clients = Clients(hot, poll, region, endpoint, loopback, timeout, POLL_READ_TIMEOUT)
-        calls = Calls(clients, patience, self._lean_path(hot, session, patience, sockets), attended=attended)
+        made = self._make(patience, wallet, sockets)
+
+        def renew() -> tuple[Clients, Lean | None] | None:
+            nonlocal made
+            newer = self._make(patience, wallet, sockets, worn=made.text)
+            if newer.shown in (None, made.shown):
+                return None
+            made = newer
+            return made.clients, made.lean
+
+        def tend() -> None:
+            if patience is not None and wallet is not None and made.session is not None:
+                share(made.session, wallet, patience)
+
+        calls = Calls(made.clients, patience, made.lean, renew, attended=attended)
         making = Making(self.retention, self.kms_key, self.tags or {})
         connection = SqsConnection(calls, Queues(calls, making), tend)
         connection.settle = self._settle
@@ -181,10 +185,17 @@ class SQS:
         """Do nothing: queues of SQS stay."""
 
     def describe(self) -> str:
-        """Return region and endpoint for logs, without secrets."""
-        endpoint = None if self.endpoint_url is None else shown(self.endpoint_url)
-        where = [text for text in (self.region, endpoint) if text]
-        return f"SQS ({' at '.join(where)})" if where else "SQS (region of the environment)"
+        """Return region and endpoint for logs, without secrets.
+
+        Before ``check``, an endpoint of the environment is known and one of a profile is not.
+        """
+        region, endpoint = self._found
+        if not endpoint and os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_SQS") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        where = [self.region or region, shown(self.endpoint_url or endpoint)]
+        if _USUAL.fullmatch(where[1]):
+            where.pop()
+        return f"SQS ({' at '.join(filter(None, where)) or 'region of the environment'})"
 
     def _region(self, session: botocore.session.Session) -> str:
         ambient = _or_config_error(lambda: session.get_config_variable("region"))
@@ -193,8 +204,11 @@ class SQS:
             raise ConfigError("SQS region", None, "an AWS region", _SET_REGION)
         return str(region)
 
-    def _throwaway(self, session: botocore.session.Session, region: str) -> None:
-        """Make a client with dummy credentials and close it: that parses data and checks settings."""
+    def _throwaway(self, session: botocore.session.Session, region: str) -> str:
+        """Make a client with dummy credentials and close it: that parses data and checks settings.
+
+        Returns the endpoint that it would use.
+        """
 
         def make() -> Any:
             return session.create_client(
@@ -206,49 +220,85 @@ class SQS:
                 config=_config(READ_TIMEOUT),
             )
 
-        _or_config_error(make).close()
+        client = _or_config_error(make)
+        client.close()
+        return shown(str(client.meta.endpoint_url))
 
-    def _from_chain(
-        self, wallet: Wallet | None, *, fills: bool
-    ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
-        """Return a maker of clients, the region and the session, for boto3's chain or static credentials."""
-        session = _new_session()
-        region = self._region(session)
-        if wallet is not None and self.access_key is None and (text := wallet.read()) is not None:
-            adopt(session, text, wallet, _new_session, fills=fills)
-        if self.access_key is not None and self.secret_key is not None:
-            session.set_credentials(self.access_key, self.secret_key)
-        if _or_config_error(session.get_credentials) is None:
-            raise self._no_credentials()
+    def _make(self, patience: float | None, wallet: Wallet | None, sockets: Sockets, worn: str | None = None) -> _Made:
+        """Return the clients of this process. ``worn``: a text of the wallet whose credentials are refused.
+
+        Raises ``ConfigError`` without region or credentials, ``AccessDenied`` where credentials cannot be had.
+        """
+        fills = patience is not None
+        text = wallet.read() if wallet is not None and self.access_key is None else None
+        if text == worn:
+            text = None
+        session, core = self._sessions()
+        region = self._region_of(session, core)
+        if core is not None:
+            forbid_prompts(core)
+            if wallet is not None and text is not None:
+                again = _new_session if self.session is None else lambda: self._sessions()[1]
+                adopt(core, text, wallet, again, fills=fills)
+        credentials = self._find(session)
+        keys = partial(frozen, credentials.get_frozen_credentials)
 
         def make(config: botocore.config.Config) -> Any:
-            return session.create_client("sqs", region_name=region, endpoint_url=self.endpoint_url, config=config)
+            new = session.create_client if self.session is None else session.client
+            return _or_config_error(
+                lambda: new("sqs", region_name=region, endpoint_url=self.endpoint_url, config=config)
+            )
 
-        return make, region, session
+        hot, poll = make(_config(READ_TIMEOUT, patience)), make(_config(POLL_READ_TIMEOUT))
+        for client in (hot, poll):
+            sockets.watch(client)
+        endpoint = shown(str(hot.meta.endpoint_url))
+        timeout = READ_TIMEOUT if patience is None else patience
+        clients = Clients(hot, poll, region, endpoint, keys, _is_loopback(endpoint), timeout, POLL_READ_TIMEOUT)
+        return _Made(clients, self._lean_path(hot, core, patience, sockets), core, text)
 
-    def _from_user(
-        self, new_session: Callable[[], boto3.Session], wallet: Wallet | None, *, fills: bool
-    ) -> tuple[Callable[[botocore.config.Config], Any], str, botocore.session.Session]:
-        """Return a maker of clients, the region and the botocore session, for the user's sessions."""
-        session = new_session()
-        if not callable(getattr(session, "client", None)):
+    def _sessions(self) -> tuple[Any, botocore.session.Session | None]:
+        """Return a session that makes clients, the user's or botocore's, and its botocore session.
+
+        A user's session of another class has none that is known: its credentials are not shared, and boto3 makes all
+        calls.
+        """
+        if self.session is None:
+            session = _new_session()
+            if self.access_key is not None and self.secret_key is not None:
+                session.set_credentials(self.access_key, self.secret_key)
+            return session, session
+        try:
+            theirs = self.session()
+        except Exception as error:
+            if (fault := classify_error(error)) is None:
+                raise
+            raise without_keys(
+                no_keys(error) if fault.kind is not Kind.CREDENTIALS else fault, "SQS(session=)"
+            ) from error
+        if not callable(getattr(theirs, "client", None)):
             cure = "Write session=lambda: boto3.Session(profile_name=...)"
-            raise ConfigError("SQS(session=)", type(session).__name__, "a callable returning a boto3.Session", cure)
+            raise ConfigError("SQS(session=)", type(theirs).__name__, "a callable returning a boto3.Session", cure)
+        return theirs, getattr(theirs, "_session", None)
+
+    def _region_of(self, session: Any, core: botocore.session.Session | None) -> str:
+        if self.session is None:
+            assert core is not None
+            return self._region(core)
         region = self.region or session.region_name or os.environ.get("AWS_REGION")
         if not region:
             raise ConfigError("SQS region", None, "an AWS region", f"{_SET_REGION}, or give the session one")
-        # A session of another class has no botocore session that is known: its credentials are not shared, and boto3
-        # makes all calls.
-        core = getattr(session, "_session", None)
-        if wallet is not None and core is not None and (text := wallet.read()) is not None:
-            adopt(core, text, wallet, lambda: getattr(new_session(), "_session", None), fills=fills)
-        if _or_config_error(session.get_credentials) is None:
+        return str(region)
+
+    def _find(self, session: Any) -> Any:
+        """Return a session's credentials. Raises ``ConfigError``, and ``AccessDenied`` where they cannot be had."""
+        try:
+            credentials = _or_config_error(partial(find_credentials, session))
+        except CallFailed as failed:
+            raise without_keys(failed.fault, self.describe()) from failed.__cause__
+        if credentials is None:
             raise self._no_credentials()
-
-        def make(config: botocore.config.Config) -> Any:
-            return session.client("sqs", region_name=region, endpoint_url=self.endpoint_url, config=config)
-
-        return make, region, core
+        return credentials
 
     def _no_credentials(self) -> ConfigError:
         return no_credentials(emulator=self.endpoint_url is not None and _is_loopback(self.endpoint_url))
@@ -259,10 +309,30 @@ class SQS:
             return None
         target = target_of(client, session)
         if isinstance(target, str):
-            log_once("boto3 makes all calls to %s: %s", client.meta.endpoint_url, target)
+            log_once("boto3 makes all calls to %s: %s", shown(client.meta.endpoint_url), target)
             return None
         timeout = CONNECT_TIMEOUT if patience is None else patience
         return Lean(target, connect_timeout=timeout, tries=_tries(patience), opened=sockets.add)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The clients of one process, and their credentials' origin."""
+
+    clients: Clients
+    lean: Lean | None
+    #: The botocore session; None: the user's session has none that is known.
+    session: botocore.session.Session | None
+    #: The wallet's text that the credentials are of; None: they are not the wallet's.
+    text: str | None
+
+    @property
+    def shown(self) -> Any:
+        """The credentials now; None where they cannot be had."""
+        try:
+            return self.clients.keys()
+        except CallFailed:
+            return None
 
 
 def _tries(patience: float | None) -> int:
@@ -357,10 +427,13 @@ def _check_endpoint(url: object) -> None:
 
 
 def _check_keys(access_key: object, secret_key: object) -> None:
-    """Refuse credentials that are no strings, and half a pair."""
+    """Refuse credentials that are no strings, or none that a request can carry, and half a pair."""
     for name, value in (("SQS(access_key=)", access_key), ("SQS(secret_key=)", secret_key)):
         if value is not None and not (isinstance(value, str) and value):
             raise ConfigError(name, type(value).__name__, "a non-empty string or None", "Credentials come in pairs")
+        if isinstance(value, str) and not (value.isascii() and value.isprintable() and " " not in value):
+            cure = "Was it read from a file, or copied, with more than itself? Then strip() it"
+            raise ConfigError(name, "a string", "free of line breaks, white space and non-ASCII characters", cure)
     if (access_key is None) != (secret_key is None):
         name, other = ("access_key", "secret_key") if access_key is None else ("secret_key", "access_key")
         allowed = f"given together with {other}"

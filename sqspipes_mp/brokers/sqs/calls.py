@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sqspipes_mp.brokers.base import ASKED_EVERY, ATTENDED, TOLD_EVERY, Meter
+from sqspipes_mp.brokers.shown import shown
 from sqspipes_mp.brokers.sqs.faults import (
     LONGEST_BACKOFF,
     REFUSED_BACKOFF,
+    CallFailed,
     Fault,
     Kind,
     classify_error,
     counted_as,
     gives_up,
     make_error,
+    malformed_reply,
+    no_keys,
     retry_delay,
 )
-from sqspipes_mp.brokers.sqs.http import OPERATIONS, Lean, Unsure
+from sqspipes_mp.brokers.sqs.http import OPERATIONS, Keys, Lean, TooLong, Unsure
 from sqspipes_mp.brokers.sqs.http_connect import refuses_certificate
 from sqspipes_mp.brokers.sqs.http_fit import log_once
-from sqspipes_mp.errors import BrokerBusy, BrokerError
+from sqspipes_mp.errors import BrokerBusy, BrokerError, SqsPipesError
 from sqspipes_mp.host import descriptors
+
+T = TypeVar("T")
 
 log = logging.getLogger("sqspipes_mp.brokers.sqs")
 
@@ -41,6 +48,8 @@ WARN_EVERY = 60.0
 _IMPATIENT_FAILURES, _ATTENDED_FAILURES = 3, 30
 #: Longest pause of an attended connection between two tries, seconds.
 _ATTENDED_PAUSE = 5.0
+#: Seconds between two looks for other credentials while these are refused or cannot be had.
+RENEW_EVERY = 4.0
 #: Longest wait of a receive, seconds, for which the client with the short read timeout is used.
 SHORT_WAIT = 1
 
@@ -66,6 +75,14 @@ _COUNTED = {
     "ReceiveMessage": "receive",
     "SendMessageBatch": "send",
 }
+#: A URL in botocore's text, up to its closing quotation mark.
+_URL = re.compile(r'https?://[^"]*')
+#: Exceptions of reading a reply of another shape.
+_WRONG_SHAPE = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+
+
+def _as_it_is(reply: dict[str, Any]) -> Any:
+    return reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +96,8 @@ class Clients:
     region: str
     #: URL of the endpoint.
     endpoint: str
+    #: Returns the credentials. Raises ``CallFailed`` where they cannot be had.
+    keys: Callable[[], Keys]
     #: Whether the endpoint is on this machine.
     loopback: bool
     #: Read timeout of ``hot``, seconds.
@@ -102,14 +121,25 @@ class _Trouble:
 class Calls:
     """Makes calls for any thread: tries again, backs off, warns, and gives up where that is right.
 
-    ``patience``, ``attended``: see ``Broker.open``; ``lean``: the lean path, None: boto3 makes all calls.
+    ``patience``, ``attended``: see ``Broker.open``; ``lean``: the lean path, None: boto3 makes all calls. ``renew``
+    looks for other credentials: it returns clients and lean path with them, None where there are none.
     """
 
     def __init__(
-        self, clients: Clients, patience: float | None = None, lean: Lean | None = None, *, attended: bool = False
+        self,
+        clients: Clients,
+        patience: float | None = None,
+        lean: Lean | None = None,
+        renew: Callable[[], tuple[Clients, Lean | None] | None] | None = None,
+        *,
+        attended: bool = False,
     ) -> None:
         self.clients = clients
         self._lean = lean
+        self._renew = renew
+        #: When other credentials may be looked for next, monotonic seconds; held by the thread that looks.
+        self._renew_at = 0.0
+        self._renewing = threading.Lock()
         self._patience = ATTENDED if attended else patience
         self._attended = attended
         self.interrupted = threading.Event()
@@ -127,12 +157,21 @@ class Calls:
         #: Counts requests; None: nobody does.
         self.meter: Meter | None = None
 
-    def __call__(self, operation: str, queue: str, params: Mapping[str, Any], *, boot: bool = False) -> dict[str, Any]:
-        """Make a call; return the reply. Raises the ``BrokerError`` of a fault that no further try cures.
+    def __call__(
+        self,
+        operation: str,
+        queue: str,
+        params: Mapping[str, Any],
+        read: Callable[[dict[str, Any]], T] = _as_it_is,
+        *,
+        boot: bool = False,
+    ) -> T:
+        """Make a call; return what ``read`` makes of the reply.
 
-        ``queue``: for the error's text; ``boot``: an endpoint that does not answer is given up early.
+        Raises the ``BrokerError`` of a fault that no further try cures. ``queue``: for the error's text; ``boot``: an
+        endpoint that does not answer is given up early.
         """
-        result = self.attempt(operation, queue, params, boot=boot)
+        result = self.attempt(operation, queue, params, read, boot=boot)
         if isinstance(result, Fault):
             raise self.error(result, operation, queue)
         return result
@@ -142,11 +181,12 @@ class Calls:
         operation: str,
         queue: str,
         params: Mapping[str, Any],
+        read: Callable[[dict[str, Any]], T] = _as_it_is,
         *,
         boot: bool = False,
         worthwhile: Callable[[], bool] | None = None,
-    ) -> dict[str, Any] | Fault:
-        """Make a call until it succeeds; return the reply, or a fault that no further try cures.
+    ) -> T | Fault:
+        """Make a call until it succeeds; return what ``read`` makes of the reply, or a fault that no further try cures.
 
         ``worthwhile`` is asked before each try but the first; once False, the last fault is returned as a transient
         one. Raises ``BrokerBusy`` after ``patience``, ``BrokerError`` once the connection is closed.
@@ -154,34 +194,35 @@ class Calls:
         trouble = _Trouble(time.monotonic())
         while True:
             self._check_open()
-            result = self._once(self.clients.hot, operation, params)
+            result = self._once(operation, params, read)
             if not isinstance(result, Fault):
                 return result
             if self._count_failure(result, trouble, boot=boot):
                 return result
+            self._look_for_keys(result)
             self._check_patience(result, operation, queue, trouble.since)
             if not self.pause(self.plan_retry(result, operation, queue, trouble.failures), worthwhile):
                 return replace(result, kind=Kind.TRANSIENT)
 
-    def receive(self, queue: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Poll a queue until there is an answer; return its messages.
+    def receive(self, queue: str, params: Mapping[str, Any], read: Callable[[dict[str, Any]], list[T]]) -> list[T]:
+        """Poll a queue until there is an answer; return what ``read`` makes of it.
 
         ``interrupt`` ends the pause between two tries. Raises the ``BrokerError`` of a fault that no further try cures.
         """
-        client = self.clients.hot if params["WaitTimeSeconds"] <= SHORT_WAIT else self.clients.poll
+        long = params["WaitTimeSeconds"] > SHORT_WAIT
         trouble = _Trouble(time.monotonic())
         while not self.interrupted.is_set():
             self._check_open()
-            result = self._once(client, "ReceiveMessage", params)
+            result = self._once("ReceiveMessage", params, read, long=long)
             if not isinstance(result, Fault):
-                messages: list[dict[str, Any]] = result.get("Messages", [])
-                if self.meter is not None and not messages:
+                if self.meter is not None and not result:
                     self.meter.empty()
-                return messages
+                return result
             if _is_full(result):
                 return []
             if self._count_failure(result, trouble):
                 raise self.error(result, "ReceiveMessage", queue)
+            self._look_for_keys(result)
             self._check_patience(result, "ReceiveMessage", queue, trouble.since)
             self.interrupted.wait(self.plan_retry(result, "ReceiveMessage", queue, trouble.failures))
         return []
@@ -198,7 +239,9 @@ class Calls:
             refused = now - min(since, trouble.refused_at)
         # A certificate that was good before may be replaced; one that never was is a wrong setting.
         boot = boot or ((fault.code == _CERTIFICATE or self._attended) and not self._known)
-        return gives_up(fault.kind, trouble.failures, boot=boot, refused=refused, known=self._known)
+        return gives_up(
+            fault.kind, trouble.failures, boot=boot, refused=refused, known=self._known, passes=fault.passes
+        )
 
     def _check_patience(self, fault: Fault, operation: str, queue: str, since: float) -> None:
         """Raise ``BrokerBusy``, or ``BrokerUnreachable`` to those who attend, once the patience is over."""
@@ -218,7 +261,7 @@ class Calls:
         """Return the seconds to wait before another try; log a warning of it, at most one a minute (attended: 10 s)."""
         seconds = min(retry_delay(failures), _ATTENDED_PAUSE if self._attended else LONGEST_BACKOFF)
         self.throttles += fault.throttled
-        if fault.kind is Kind.CREDENTIALS:
+        if fault.kind is Kind.CREDENTIALS and not fault.passes:
             seconds = min(seconds, REFUSED_BACKOFF)
         with self._warning:
             now = time.monotonic()
@@ -265,19 +308,51 @@ class Calls:
         self.interrupted.set()
         self.closed.set()
         self._no_pauses.set()
-        self.clients.hot.close()
-        self.clients.poll.close()
-        if self._lean is not None:
-            self._lean.close()
+        _close(self.clients, self._lean)
 
-    def _once(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any] | Fault:
-        """Make one call, and count it; return the reply or the fault. Other exceptions are bugs and pass through."""
+    def _look_for_keys(self, fault: Fault) -> None:
+        """Look for other credentials after a fault of these: a file may have been rotated, a role's session ended."""
+        if fault.kind is not Kind.CREDENTIALS or self._renew is None or not self._renewing.acquire(blocking=False):
+            return
         try:
-            reply = self._ask(client, operation, params)
+            now = time.monotonic()
+            if now < self._renew_at:
+                return
+            self._renew_at = now + RENEW_EVERY
+            found = self._renew()
+            if found is None:
+                return
+            log.info("other credentials were found for %s", self.clients.endpoint)
+            old, lean = self.clients, self._lean
+            self.clients, self._lean = found
+            _close(old, lean)
+        except (SqsPipesError, CallFailed) as error:
+            log.debug("no other credentials: %s", error)
+        finally:
+            self._renewing.release()
+
+    def _once(
+        self,
+        operation: str,
+        params: Mapping[str, Any],
+        read: Callable[[dict[str, Any]], T] = _as_it_is,
+        *,
+        long: bool = False,
+    ) -> T | Fault:
+        """Make one call; return what ``read`` makes of the reply, or the fault. Other exceptions are bugs and pass."""
+        try:
+            reply = self._ask(operation, params, long=long)
         except Exception as error:
-            fault = classify_error(error)
+            # botocore may look for credentials in the middle of its call.
+            of_others = getattr(error, "operation_name", operation) != operation
+            fault = no_keys(error) if of_others else classify_error(error)
+            if fault is None and _came_of_parsing(error):
+                return malformed_reply(f"{type(error).__name__}: {error}")
             if fault is None:
                 raise
+            if "@" in fault.message:
+                # botocore quotes the URL of the endpoint, of which the environment may have put a password into.
+                fault = replace(fault, message=_URL.sub(lambda url: shown(url[0]), fault.message))
             if fault.kind is Kind.UNREACHABLE and descriptors.none_left():
                 descriptors.relieve()
             if self.meter is not None:
@@ -285,28 +360,58 @@ class Calls:
             if fault.kind is Kind.UNREACHABLE and refuses_certificate(error):
                 return replace(fault, code=_CERTIFICATE)
             return fault
+        try:
+            told = read(reply)
+        except _WRONG_SHAPE as error:
+            return malformed_reply(f"{type(error).__name__}: {error}")
         self._known, self._refused_at = True, None
         if self.meter is not None:
             self.meter.request(_COUNTED.get(operation, "other"), None)
-        return reply
+        return told
 
-    def _ask(self, client: Any, operation: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Make one call by the lean path where it serves the operation, else by boto3; return the reply."""
-        lean = self._lean
+    def _ask(self, operation: str, params: Mapping[str, Any], *, long: bool) -> dict[str, Any]:
+        """Make one call by the lean path where it serves the operation, else by boto3; return the reply.
+
+        ``long``: it is a long poll.
+        """
+        clients, lean = self.clients, self._lean
         if lean is not None and operation in OPERATIONS:
-            timeout = self.clients.poll_timeout if client is self.clients.poll else self.clients.hot_timeout
             try:
-                return lean(operation, params, timeout)
+                return lean(operation, params, clients.poll_timeout if long else clients.hot_timeout)
+            except TooLong:
+                # A receive takes other messages: those of the long reply are visible again when their time is over.
+                pass
             except Unsure as why:
-                log_once("boto3 makes all calls to %s from here on: %s", self.clients.endpoint, str(why))
+                log_once("boto3 makes all calls to %s from here on: %s", clients.endpoint, str(why))
                 self._lean = None
                 lean.close()
+        # Credentials first: an exception out of the call itself is SQS's.
+        clients.keys()
+        client = clients.poll if long else clients.hot
         reply: dict[str, Any] = getattr(client, _METHODS[operation])(**params)
         return reply
 
     def _check_open(self) -> None:
         if self.closed.is_set():
             raise BrokerError(f"the connection to SQS at {self.clients.endpoint} was closed meanwhile")
+
+
+def _came_of_parsing(error: BaseException) -> bool:
+    """Tell whether an exception comes out of botocore's parsers: the reply has another shape than SQS's."""
+    frames = error.__traceback__
+    while frames is not None:
+        if frames.tb_frame.f_globals.get("__name__") == "botocore.parsers":
+            return True
+        frames = frames.tb_next
+    return False
+
+
+def _close(clients: Clients, lean: Lean | None) -> None:
+    """Close the sockets; those in use are closed when their calls end."""
+    clients.hot.close()
+    clients.poll.close()
+    if lean is not None:
+        lean.close()
 
 
 def _is_full(fault: Fault) -> bool:

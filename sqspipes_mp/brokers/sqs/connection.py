@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import (
@@ -31,10 +32,10 @@ from sqspipes_mp.brokers.sqs.calls import Calls
 from sqspipes_mp.brokers.sqs.entries import (
     MAX_ENTRIES,
     Entry,
+    all_received,
     is_fifo,
     of_letter,
     of_output,
-    received,
     shorter,
     visibility,
     waves,
@@ -265,7 +266,7 @@ class SqsConnection:
         if is_fifo(queue):
             # The same id for all tries of one receive: SQS then repeats a lost reply instead of hiding its messages.
             params["ReceiveRequestAttemptId"] = uuid.uuid4().hex
-        return [received(queue, message) for message in self._calls.receive(queue, params)]
+        return self._calls.receive(queue, params, partial(all_received, queue))
 
     def _delete(self, handles: Sequence[Handle], errors: list[BrokerError]) -> list[Handle]:
         """Delete deliveries; return the stale handles. Raises ``errors`` and those of the deletes."""

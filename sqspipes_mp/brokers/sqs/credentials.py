@@ -7,6 +7,7 @@ botocore does by itself.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -19,8 +20,8 @@ from functools import partial
 from typing import Any, cast
 
 from sqspipes_mp.brokers.base import Wallet
-from sqspipes_mp.brokers.sqs.faults import CallFailed, Fault, Kind
-from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.brokers.sqs.faults import CallFailed, Fault, Kind, no_keys, without_keys
+from sqspipes_mp.errors import ConfigError, SqsPipesError
 
 log = logging.getLogger("sqspipes_mp.brokers.sqs")
 
@@ -37,6 +38,8 @@ _JITTER = 60
 _LAST_CALL = 30
 #: Seconds after which a fetch without an answer is given up for a new one.
 _HANGS = 60.0
+#: Seconds without credentials after which that is logged.
+_TELL_AFTER = 10.0
 
 
 def adopt(session: Any, text: str, wallet: Wallet, make_session: Callable[[], Any], *, fills: bool) -> None:
@@ -77,19 +80,69 @@ def no_credentials(*, emulator: bool = False) -> ConfigError:
     return ConfigError("SQS credentials", None, "AWS credentials (boto3 finds none)", f"{_SET_CREDENTIALS}{hint}")
 
 
+def find_credentials(session: Any) -> Any:
+    """Return a session's credentials; None where there are none.
+
+    Raises ``CallFailed`` where they cannot be had, botocore's exceptions for a configuration that is wrong. A service
+    or a credential process without an answer is logged after ``_TELL_AFTER`` seconds.
+    """
+    from botocore import exceptions  # noqa: PLC0415  (see ``broker``)
+
+    told = threading.Timer(_TELL_AFTER, log.warning, ("waiting for credentials: no answer for %g s", _TELL_AFTER))
+    told.daemon = True
+    # Where no thread can be started, nothing is told.
+    with contextlib.suppress(RuntimeError):
+        told.start()
+    try:
+        return session.get_credentials()
+    except json.JSONDecodeError as error:
+        raise CallFailed(no_keys(error)) from error
+    except (
+        exceptions.ConfigNotFound,
+        exceptions.ConfigParseError,
+        exceptions.InvalidConfigError,
+        exceptions.PartialCredentialsError,
+        exceptions.ProfileNotFound,
+        exceptions.UnknownCredentialError,
+        ValueError,
+    ):
+        raise
+    except Exception as error:
+        raise CallFailed(no_keys(error)) from error
+    finally:
+        told.cancel()
+        if told.ident is not None:
+            # A thread that is left over would change the way in which the caller's next run starts its children.
+            told.join()
+
+
+def forbid_prompts(session: Any) -> None:
+    """Have a session raise where a profile asks for a code (MFA): nobody could enter it in a child process."""
+    # Not public in botocore; where it has changed, its own prompt fails for want of a terminal.
+    with contextlib.suppress(Exception):
+        session.get_component("credential_provider").get_provider("assume-role")._prompter = _refuse_prompt
+
+
+def _refuse_prompt(prompt: str) -> str:
+    message = f"the profile asks for a code ({prompt.strip()}), and nobody can enter it here"
+    raise CallFailed(Fault(Kind.CREDENTIALS, "MultiFactorPrompt", message, "the profile's mfa_serial"))
+
+
 def share(session: Any, wallet: Wallet, patience: float) -> None:
     """Put a session's credentials into the wallet if they expire, refreshed when they are due.
 
     Credentials that do not expire are not shared: every process reads them itself. ``patience``: most seconds that a
-    call of this process may take; a refresh takes at most a quarter of it, the first fetch any time. Raises the fetch's
-    exception while the wallet is empty.
+    call of this process may take; a refresh takes at most a quarter of it, the first fetch any time. Raises
+    ``AccessDenied`` for credentials that cannot be had while the wallet is empty.
     """
     try:
         _refresh_beside_calls(session.get_credentials(), patience)
         metadata = _expiring(session)
     except Exception as error:
         if wallet.read() is None:
-            raise
+            if isinstance(error, SqsPipesError):
+                raise
+            raise without_keys(no_keys(error), "SQS") from error
         # The credentials that all processes have may last for minutes yet.
         log.warning("no newer credentials: %s: %.300s", type(error).__name__, error)
         return

@@ -186,19 +186,27 @@ def shorter(seconds: int) -> list[int]:
     return sorted({seconds * 19 // 20, seconds // 2} - {0, seconds}, reverse=True)
 
 
+def all_received(queue: str, reply: Mapping[str, Any]) -> list[Received]:
+    """Return the deliveries of a ReceiveMessage reply. Raises an exception of reading where it is no such reply."""
+    return [received(queue, message) for message in reply.get("Messages") or ()]
+
+
 def received(queue: str, message: Mapping[str, Any]) -> Received:
     """Return the delivery of one message of a ReceiveMessage reply."""
-    attributes = message.get("Attributes", {})
-    told = message.get("MessageAttributes", {})
+    attributes = message.get("Attributes") or {}
+    told = message.get("MessageAttributes") or {}
+    receipt, ident, body = message["ReceiptHandle"], message["MessageId"], message["Body"]
+    if not (type(receipt) is str and type(ident) is str and type(body) is str):
+        raise TypeError("receipt, id and body must be texts")
     return Received(
-        handle=Handle(queue, message["ReceiptHandle"], message["MessageId"]),
-        body=message["Body"],
+        handle=Handle(queue, receipt, ident),
+        body=body,
         # An emulator may not count. A 1 would say "first delivery", and hide every earlier attempt.
         receives=int(attributes.get("ApproximateReceiveCount", 0)),
         charges=0,
-        group=attributes.get("MessageGroupId"),
+        group=_text(attributes.get("MessageGroupId")),
         sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,
-        failure=told.get(FAILURE_ATTRIBUTE, {}).get("StringValue"),
+        failure=_text(told.get(FAILURE_ATTRIBUTE, {}).get("StringValue")),
         attributes=_attributes(told) if told else (),
     )
 
@@ -212,6 +220,10 @@ def _attributes(told: Mapping[str, Mapping[str, Any]]) -> tuple[Attribute, ...]:
     )
 
 
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
 def _value(told: Mapping[str, Any]) -> str | bytes:
     binary = told.get("BinaryValue")
     if binary is None:
@@ -221,13 +233,17 @@ def _value(told: Mapping[str, Any]) -> str | bytes:
 
 
 def faults_of(entries: Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -> dict[int, Fault]:
-    """Return the faults of a batch by position; an entry that the reply does not mention has a transient one."""
+    """Return the faults of a batch by position; an entry that the reply does not mention has a transient one.
+
+    Ids that were not asked about are passed over. Raises an exception of reading where it is no such reply.
+    """
     faults = dict.fromkeys(range(len(entries)), _UNANSWERED)
     position = {entry["Id"]: i for i, entry in enumerate(entries)}
-    for success in reply.get("Successful", ()):
-        del faults[position[success["Id"]]]
-    for failed in reply.get("Failed", ()):
+    for success in reply.get("Successful") or ():
+        faults.pop(position.get(success["Id"], -1), None)
+    for failed in reply.get("Failed") or ():
         code, message = str(failed.get("Code", "Unknown")), str(failed.get("Message", ""))
         kind = classify_code(code, message, sender_fault=bool(failed.get("SenderFault", False)))
-        faults[position[failed["Id"]]] = Fault(kind, code, message)
+        if (place := position.get(failed["Id"])) is not None:
+            faults[place] = Fault(kind, code, message)
     return faults

@@ -7,10 +7,12 @@ by their types. Pure: botocore is imported for its exceptions alone, once an err
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
+from typing import Any
 
 from sqspipes_mp.errors import (
     AccessDenied,
@@ -22,6 +24,7 @@ from sqspipes_mp.errors import (
     QueueMissing,
 )
 from sqspipes_mp.messages.attempts import exponential
+from sqspipes_mp.messages.plain import one_line
 
 #: Shortest and longest wait before another try, seconds. Each of these tries is two of botocore's.
 FIRST_BACKOFF = 0.1
@@ -32,6 +35,10 @@ REFUSED_PATIENCE = 15.0
 UNKNOWN_PATIENCE = 5.0
 #: Longest wait before another try while credentials are refused, seconds.
 REFUSED_BACKOFF = 1.0
+#: Most characters of an exception's text in a fault.
+_MOST_TOLD = 500
+#: Most characters of a fault in a log or an error.
+_MOST_SHOWN = 2000
 
 
 class Kind(Enum):
@@ -39,7 +46,7 @@ class Kind(Enum):
 
     TRANSIENT = "try again, for as long as it takes"
     UNREACHABLE = "no answer, or none of SQS's: try again, but give up early while booting"
-    CREDENTIALS = "the credentials are refused: try again for some seconds, then give up"
+    CREDENTIALS = "no credentials, or refused ones: look for others and try again for some seconds, then give up"
     DENIED = "give up: not allowed"
     MISSING = "give up: no such queue"
     EXISTS = "the queue exists with other attributes"
@@ -56,9 +63,14 @@ class Fault:
     #: SQS's error code, or the name of an exception; for the log and for ``unsendable``.
     code: str
     message: str = ""
+    #: For credentials that could not be had: who gives them out, such as "AssumeRole"; "": SQS itself answered.
+    source: str = ""
+    #: Whether ``source`` may be back by itself: it is waited for as SQS is.
+    passes: bool = False
 
     def __str__(self) -> str:
-        return f"{self.code} ({self.message})" if self.message else self.code
+        told = f"{self.code} ({self.message})" if self.message else self.code
+        return one_line(told, _MOST_SHOWN)
 
     @property
     def throttled(self) -> bool:
@@ -67,7 +79,7 @@ class Fault:
 
 
 class CallFailed(Exception):
-    """A call that failed outside botocore (in ``http`` and ``credentials``), with its fault."""
+    """A call that failed before or beside botocore's request (in ``http`` and ``credentials``), with its fault."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.message or fault.code)
@@ -150,7 +162,18 @@ _UNSENDABLE = frozenset(
     ("InvalidParameterValue", "InvalidParameterValueException", "BatchRequestTooLong", "InvalidMessageContents")
 )
 
-_KMS = "the caller needs kms:Decrypt to receive, and kms:GenerateDataKey as well to send, on the queue's key"
+#: Cures of KMS's refusals by code without prefix (Amazon SQS API Reference, SendMessage, "Errors").
+_KMS = {
+    "AccessDenied": "The caller needs kms:Decrypt to receive, and kms:GenerateDataKey too to send, on the queue's key",
+    "Disabled": "The queue's KMS key is disabled: enable it (aws kms enable-key), or give the queue another key",
+    "InvalidKeyUsage": "The queue's KMS key must be a symmetric one for ENCRYPT_DECRYPT: give the queue such a key",
+    "InvalidState": "The queue's KMS key is being deleted or has no key material: cancel that (aws kms "
+    "cancel-key-deletion, import-key-material), or give the queue another key",
+    "NotFound": "There is no such KMS key in this region and account: check kms_key= and the queue's KmsMasterKeyId",
+    "OptInRequired": "The account is not subscribed to KMS: finish its sign-up",
+}
+#: The action that AWS names in a refusal.
+_ACTION = re.compile(r"not authorized to perform: ([A-Za-z0-9-]+:[A-Za-z0-9*]+)")
 
 
 def classify_code(code: str, message: str = "", *, status: int = 400, sender_fault: bool = True) -> Kind:
@@ -193,7 +216,7 @@ def refusal(fault: Fault, queue: str, size: int) -> MessageError:
     """Return the error of an unsendable message of ``size`` bytes."""
     tried = f"queue {queue!r} refused an output of {size:,} bytes: {fault}"
     if _short(fault.code) == "InvalidMessageContents":
-        return OutputError(f"{tried}. {_cure(fault.code)}")
+        return OutputError(f"{tried}. {_cure(fault, 'SendMessageBatch')}")
     return MessageTooLarge(
         f"{tried}. Most likely the queue's MaximumMessageSize is smaller than that: raise it (up to 1 MiB), or return "
         "less, such as the key of an object stored elsewhere"
@@ -204,20 +227,81 @@ def classify_error(error: BaseException) -> Fault | None:
     """Return the fault of an exception out of a call; None for an exception that is no failed call (a bug, say)."""
     if isinstance(error, CallFailed):
         return error.fault
-    # botocore's ClientError has a response.
+    if (answer := _answer(error)) is not None:
+        return answer
+    kind = _kind_of(error)
+    # What is about credentials is not SQS's either where botocore says so in the middle of its call.
+    if kind in (Kind.CREDENTIALS, Kind.TRANSIENT):
+        return no_keys(error)
+    return None if kind is None else Fault(kind, type(error).__name__, str(error))
+
+
+def _answer(error: BaseException) -> Fault | None:
+    """Return the fault that a service answered with; None: the exception is not botocore's ClientError."""
     response = getattr(error, "response", None)
-    if isinstance(response, dict) and isinstance(response.get("Error"), dict):
-        code = str(response["Error"].get("Code", "Unknown"))
-        message = str(response["Error"].get("Message", ""))
-        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400))
-        return Fault(classify_code(code, message, status=status), code, message)
+    if not isinstance(response, dict) or not isinstance(response.get("Error"), dict):
+        return None
+    code = str(response["Error"].get("Code", "Unknown"))
+    message = str(response["Error"].get("Message", ""))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400))
+    return Fault(classify_code(code, message, status=status), code, message)
+
+
+def no_keys(error: BaseException) -> Fault:
+    """Return the fault of an exception raised while credentials were looked for: never one of SQS itself.
+
+    STS, SSO, a metadata service, a credential process, a file or the user's ``session`` may raise any.
+    """
+    if isinstance(error, CallFailed):
+        return error.fault
+    if (answer := _answer(error)) is not None:
+        source = str(getattr(error, "operation_name", "")) or "the service that gives out credentials"
+        passes = answer.kind is Kind.TRANSIENT
+        return replace(answer, kind=Kind.CREDENTIALS, source=source, passes=passes)
+    passes = _kind_of(error) in (Kind.TRANSIENT, Kind.UNREACHABLE)
+    return Fault(Kind.CREDENTIALS, type(error).__name__, str(error)[:_MOST_TOLD], _giver(error), passes)
+
+
+def _kind_of(error: BaseException) -> Kind | None:
+    """Return the kind of an exception by its type; None: it is none of botocore's or the system's."""
     for kind, classes in _kinds_of_exceptions():
         if isinstance(error, classes):
-            return Fault(kind, type(error).__name__, str(error))
+            return kind
     # botocore says so in words alone (RefreshableCredentials).
     if isinstance(error, RuntimeError) and "refreshed credentials" in str(error):
-        return Fault(Kind.CREDENTIALS, "ExpiredToken", str(error))
+        return Kind.CREDENTIALS
     return None
+
+
+def malformed_reply(text: str) -> Fault:
+    """Return the fault of a reply that cannot be SQS's; ``text`` says why."""
+    return Fault(Kind.UNREACHABLE, "MalformedReply", text)
+
+
+def malformed(keys: Any) -> Fault | None:
+    """Return the fault of credentials that no request can carry, without a part of them; None: they can be sent.
+
+    ``keys``: credentials as botocore freezes them. A signature with such a secret key is wrong, and an exception about
+    such a header shows all of the header.
+    """
+    for name, value in (("access key", keys.access_key), ("secret key", keys.secret_key), ("token", keys.token)):
+        text = str(value or "")
+        if text.isascii() and text.isprintable() and " " not in text:
+            continue
+        found = "a line break" if "\n" in text or "\r" in text else "white space" if text.split() != [text] else ""
+        found = found or "a character that is no printable ASCII"
+        message = f"the {name} has {found}: was it read from a file, or copied, with more than itself?"
+        return Fault(Kind.CREDENTIALS, "MalformedCredentials", message, "the setting that holds them")
+    return None
+
+
+def _giver(error: BaseException) -> str:
+    """Return the name of who gives out credentials, as far as botocore's exception tells it."""
+    told = getattr(error, "kwargs", {})
+    for name in ("provider", "endpoint_url", "profile_name"):
+        if isinstance(told, dict) and told.get(name):
+            return str(told[name])
+    return str(getattr(error, "filename", None) or "the chain of credential providers")
 
 
 @cache
@@ -245,6 +329,7 @@ def _kinds_of_exceptions() -> tuple[tuple[Kind, tuple[type[BaseException], ...]]
     )
     return (
         (Kind.CREDENTIALS, credentials),
+        # Services and commands that give out credentials; they may be back by themselves.
         (Kind.TRANSIENT, (exceptions.CredentialRetrievalError, exceptions.MetadataRetrievalError)),
         (Kind.UNREACHABLE, unreachable),
         (Kind.REFUSED, (exceptions.BotoCoreError,)),
@@ -252,13 +337,22 @@ def _kinds_of_exceptions() -> tuple[tuple[Kind, tuple[type[BaseException], ...]]
 
 
 def gives_up(
-    kind: Kind, failures: int, *, patience: int = 3, boot: bool = False, refused: float = 0.0, known: bool = True
+    kind: Kind,
+    failures: int,
+    *,
+    patience: int = 3,
+    boot: bool = False,
+    refused: float = 0.0,
+    known: bool = True,
+    passes: bool = False,
 ) -> bool:
     """Tell whether a call is to be given up after ``failures`` failures in a row.
 
     ``patience``: failures that an unreachable endpoint is allowed at ``boot``. ``refused``: seconds since the
-    credentials were first refused; ``known``: whether SQS has taken them before.
+    credentials were first refused; ``known``: whether SQS has taken them before; ``passes``: see ``Fault``.
     """
+    if passes:
+        kind = Kind.UNREACHABLE
     match kind:
         case Kind.TRANSIENT:
             return False
@@ -288,8 +382,9 @@ def make_error(fault: Fault, operation: str, queue: str, endpoint: str) -> Broke
             cure = "Create it (create_queues=True), or check the region, the account and sqs:GetQueueUrl"
             return QueueMissing(queue, f"{operation} at {endpoint} answered {fault.code}. {cure}")
         case Kind.DENIED:
-            cure = _KMS if "kms" in fault.code.lower() else f"Allow {action(operation)} on this queue to the caller"
-            return AccessDenied(f"{tried}. {cure}")
+            return AccessDenied(f"{tried}. {_cure(fault, operation)}")
+        case Kind.CREDENTIALS if fault.source:
+            return without_keys(fault, f"{operation} on queue {queue!r} at {endpoint}")
         case Kind.CREDENTIALS:
             return AccessDenied(
                 f"{tried}. Check that the credentials are complete, meant for this endpoint and not expired "
@@ -302,8 +397,33 @@ def make_error(fault: Fault, operation: str, queue: str, endpoint: str) -> Broke
                 "--wait-for-broker SECONDS, run(wait_for_broker=)"
             )
         case _:
-            cure = _KMS if "kms" in fault.code.lower() else _cure(fault.code)
-            return BrokerError(f"{tried}. {cure}")
+            return BrokerError(f"{tried}. {_cure(fault, operation)}")
+
+
+def without_keys(fault: Fault, what: str) -> AccessDenied:
+    """Return the error of credentials that could not be had; ``what``: the call, or the endpoint, they were for."""
+    return AccessDenied(
+        f"no credentials for {what}: {fault.source}: {fault}. This is not SQS's answer: {_cure_of_keys(fault)}, and "
+        "try aws sts get-caller-identity with the same environment"
+    )
+
+
+def _cure_of_keys(fault: Fault) -> str:
+    match fault.code:
+        case "MalformedCredentials":
+            return "correct the value"
+        case "MultiFactorPrompt":
+            return "take a profile that needs no code, or fetch credentials before (aws sts get-session-token)"
+        case "AccessDenied":
+            return f"allow {fault.source} to the caller in its policy and in the role's trust policy"
+        case "NoRegionError":
+            return "STS needs a region of its own: set AWS_REGION and AWS_DEFAULT_REGION, or region in the profile"
+        case _ if fault.passes:
+            return "check that it can be reached from here"
+        case _ if "SSO" in fault.code or "Token" in fault.code or "Login" in fault.code:
+            return "log in again (aws sso login, aws login), or check the token"
+        case _:
+            return "check the profile, the AWS_ variables, and the files and commands they name"
 
 
 def _short(code: str) -> str:
@@ -311,13 +431,28 @@ def _short(code: str) -> str:
     return code.rpartition("#")[2].removeprefix("AWS.SimpleQueueService.")
 
 
-def _cure(code: str) -> str:
-    match _short(code):
+def _cure(fault: Fault, operation: str) -> str:
+    code = _short(fault.code)
+    named = _ACTION.search(fault.message)
+    if code.lower().startswith("kms"):
+        kms = code[3:].removeprefix(".").removesuffix("Exception")
+        return _KMS.get(kms, _KMS["AccessDenied"])
+    if named is not None and named[1].startswith("kms:"):
+        return _KMS["AccessDenied"]
+    match code:
         case "InvalidMessageContents":
             return "The body has characters SQS does not carry (NUL and most control characters): encode them"
         case "InvalidAddress":
             return "The queue's address is not valid at this endpoint: check its URL or ARN, and the region"
         case "BatchRequestTooLong":
             return "Send less at once: a message with its attributes is limited to 1 MiB"
-        case _:
+        case "OptInRequired" | "AccountProblem":
+            return (
+                "The account cannot use SQS there: check its subscription, its standing, and that the region is enabled"
+            )
+        case _ if fault.kind is Kind.DENIED:
+            return f"Allow {named[1] if named else action(operation)} on this queue to the caller"
+        case _ if operation.startswith("SendMessage"):
             return "Retrying cannot help: change what the message says"
+        case _:
+            return "Retrying cannot help"

@@ -37,7 +37,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqspipes_mp.brokers.sqs.faults import CallFailed, Fault, classify_code
+from sqspipes_mp.brokers.sqs.faults import CallFailed, Fault, classify_code, malformed, malformed_reply, no_keys
 from sqspipes_mp.brokers.sqs.http_connect import Connector, Socket, Unreachable
 
 #: The operations that the path makes.
@@ -66,6 +66,8 @@ _PAUSE = 1.0
 #: Most bytes of a reply's head and of its body. Ten messages of 1 MiB in all stay below it with every byte escaped.
 _MOST_HEAD = 64 << 10
 _MOST_BODY = 16 << 20
+#: Most digits of a content-length; int() refuses thousands.
+_MOST_DIGITS = 20
 #: Bytes of one read.
 _CHUNK = 256 << 10
 
@@ -96,8 +98,19 @@ class BadReply(CallFailed):
         self.code, self.status = code, status
 
 
+class Malformed(CallFailed):
+    """The reply cannot be SQS's."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(malformed_reply(text))
+
+
 class Unsure(Exception):
     """Not the ordinary case: this call and all later ones are boto3's."""
+
+
+class TooLong(Unsure):
+    """A reply that is too long for the path: this call is boto3's, later ones are not."""
 
 
 class _Ended(Exception):
@@ -190,8 +203,8 @@ class Lean:
     def __call__(self, operation: str, params: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """Make a call; return the reply. ``timeout``: seconds without a byte after which a try fails.
 
-        Raises ``BadReply``, ``Unreachable``, ``TimedOut``, ``Unsure``, and botocore's exceptions for credentials that
-        it cannot get.
+        Raises ``CallFailed`` (``BadReply``, ``Unreachable``, ``TimedOut``, and itself for credentials that cannot be
+        had) and ``Unsure``.
         """
         body = json.dumps(params, separators=(",", ":"), default=_blob).encode()
         tries = 0
@@ -222,9 +235,8 @@ class Lean:
 
     def _once(self, operation: str, body: bytes, timeout: float) -> dict[str, Any]:
         """Sign and send one request; return its reply."""
-        keys = self._target.keys()
-        shown = keys.access_key + (keys.token or "")
-        if not keys.access_key or not keys.secret_key or not shown.isascii() or not shown.isprintable() or " " in shown:
+        keys = frozen(self._target.keys)
+        if not keys.access_key or not keys.secret_key:
             raise Unsure("the credentials are of an unknown kind")
         head = self._signer.headers(keys, self._authority, operation, body, time.gmtime())
         request = f"{self._first}{head}{self._fields}content-length: {len(body)}\r\n\r\n".encode("ascii")
@@ -292,6 +304,18 @@ class Lean:
                 return
 
 
+def frozen(keys: Callable[[], Keys]) -> Keys:
+    """Return the current credentials. Raises ``CallFailed`` where there are none, or none that a request can carry."""
+    try:
+        found = keys()
+    except Exception as error:
+        raise CallFailed(no_keys(error)) from error
+    shown = f"{found.access_key}{found.secret_key}{found.token or ''}"
+    if not (shown.isascii() and shown.isprintable() and " " not in shown) and (fault := malformed(found)) is not None:
+        raise CallFailed(fault)
+    return found
+
+
 def _blob(value: object) -> str:
     """Return the Base64 of a Binary attribute's bytes, for json.dumps."""
     if isinstance(value, bytes):
@@ -312,7 +336,7 @@ def _may_pass(error: BadReply) -> bool:
 def read_reply(sock: Socket) -> tuple[int, dict[bytes, bytes], bytes]:
     """Read one reply; return its status, its header fields (names in lower case) and its body.
 
-    Raises ``Unsure`` for a reply of another shape, ``TimeoutError`` and other ``OSError``.
+    Raises ``Unsure`` for a reply of another shape, ``Malformed``, ``TimeoutError`` and other ``OSError``.
     """
     data = bytearray()
     while (end := data.find(b"\r\n\r\n")) < 0:
@@ -334,8 +358,10 @@ def read_reply(sock: Socket) -> tuple[int, dict[bytes, bytes], bytes]:
     length = fields.get(b"content-length", b"")
     if b"transfer-encoding" in fields or b"content-encoding" in fields or not length.isdigit():
         raise Unsure("a reply without a plain body of known length")
+    if len(length) > _MOST_DIGITS:
+        raise Malformed(f"a content-length of {len(length)} digits")
     if int(length) > _MOST_BODY:
-        raise Unsure(f"a reply of {int(length)} bytes")
+        raise TooLong(f"a reply of {int(length)} bytes")
     stop = end + 4 + int(length)
     while len(data) < stop:
         _read_more(sock, data)
@@ -353,11 +379,16 @@ def _read_more(sock: Socket, data: bytearray) -> None:
 
 
 def parse_reply(status: int, fields: Mapping[bytes, bytes], content: bytes) -> dict[str, Any]:
-    """Return the JSON object of a reply. Raises ``BadReply`` for an error, ``Unsure`` for any other reply."""
+    """Return the JSON object of a reply.
+
+    Raises ``BadReply`` for an error, ``Malformed`` for JSON without an end, ``Unsure`` for any other reply.
+    """
     try:
         told = json.loads(content or b"{}")
     except ValueError:
         told = None
+    except RecursionError:
+        raise Malformed("JSON that is nested too deeply") from None
     if status == 200 and isinstance(told, dict):
         return told
     if status >= 500 and not isinstance(told, dict):

@@ -12,6 +12,7 @@ import types
 from typing import Any
 from urllib.parse import urlsplit
 
+from sqspipes_mp.brokers.shown import shown
 from sqspipes_mp.brokers.sqs.http import OPERATIONS, Target
 from sqspipes_mp.brokers.sqs.http_connect import Connector, Unknown
 from sqspipes_mp.errors import ConfigError
@@ -83,7 +84,7 @@ def _find_obstacle(client: Any, session: Any) -> str | None:
     config, signer = client.meta.config, client._request_signer
     url = urlsplit(client.meta.endpoint_url)
     if url.scheme not in ("http", "https") or url.path not in ("", "/") or url.query or url.username:
-        return f"the endpoint {client.meta.endpoint_url} has more than a host"
+        return f"the endpoint {shown(client.meta.endpoint_url)} has more than a host"
     if getattr(config, "auth_scheme_preference", None) or session.get_config_variable("auth_scheme_preference"):
         return "auth_scheme_preference is configured"
     if signer.signature_version != "v4" or signer.signing_name != "sqs" or signer._credentials is None:

@@ -5,11 +5,13 @@ Names and values of attributes: Amazon SQS API Reference, CreateQueue and GetQue
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from sqspipes_mp.brokers.base import Depth, QueueSpec, Unwanted
@@ -18,12 +20,15 @@ from sqspipes_mp.brokers.sqs.entries import visibility
 from sqspipes_mp.brokers.sqs.faults import Fault, Kind
 from sqspipes_mp.errors import BrokerError, QueueMissing
 from sqspipes_mp.messages.limits import MAX_BYTES
+from sqspipes_mp.messages.plain import one_line
 
 log = logging.getLogger("sqspipes_mp.brokers.sqs")
 
 #: Receives after which SQS itself moves a message to the dead-letter queue: its highest maxReceiveCount (Amazon SQS API
 #: Reference, SetQueueAttributes, RedrivePolicy).
 MAX_RECEIVES = 1000
+#: Receives below which a queue's redrive may take messages that were never begun: each drain or death may cost one.
+FEW_RECEIVES = 10
 #: Longest long poll, seconds (Amazon SQS API Reference, ReceiveMessage, WaitTimeSeconds).
 MAX_WAIT = 20
 #: Most queues that ``ensure`` asks about at once.
@@ -108,24 +113,39 @@ def differences(want: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
         if name == "RedrivePolicy":
             texts += _redrive_differences(value, actual)
         elif name == "MessageRetentionPeriod":
-            if actual is not None and int(actual) < int(value):
-                texts.append(f"keeps messages {int(actual) / _DAY:.3g} days, not {int(value) / _DAY:.3g}")
+            if actual is not None and _number(actual) < int(value):
+                texts.append(f"keeps messages {_number(actual) / _DAY:.3g} days, not {int(value) / _DAY:.3g}")
         elif actual != value:
             texts.append(f"{name} is {actual}, not {value}")
     size = found.get("MaximumMessageSize")
-    if size is not None and int(size) < MAX_BYTES:
+    if size is not None and _number(size) < MAX_BYTES:
         texts.append(f"MaximumMessageSize is {size} bytes, not {MAX_BYTES}: larger messages are refused")
     return texts
+
+
+def redrive_of(policy: str | None) -> dict[str, Any]:
+    """Return a RedrivePolicy's fields; none where it cannot be read."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(policy or "{}")
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _number(value: object) -> int:
+    """Return a number as SQS tells it; 0 where it is none."""
+    text = str(value)
+    return int(text) if text.isdecimal() and len(text) < 20 else 0
 
 
 def _redrive_differences(want: str, found: str | None) -> list[str]:
     if not found:
         return ["has no RedrivePolicy (backstop of the dead-letter queue)"]
-    ours, theirs = json.loads(want), json.loads(found)
+    ours, theirs = json.loads(want), redrive_of(found)
     texts = []
     if theirs.get("deadLetterTargetArn") != ours["deadLetterTargetArn"]:
         texts.append(f"redrives to {theirs.get('deadLetterTargetArn')}, not {ours['deadLetterTargetArn']}")
-    count = int(theirs.get("maxReceiveCount", 0))
+    count = _number(theirs.get("maxReceiveCount"))
     if count < ours["maxReceiveCount"]:
         texts.append(f"maxReceiveCount is {count}, not {ours['maxReceiveCount']}: SQS itself may dead-letter earlier")
     return texts
@@ -172,9 +192,7 @@ class Queues:
     def depth(self, queue: str) -> Depth:
         """Return the approximate numbers of a queue's messages. Raises ``QueueMissing``."""
         params = {"QueueUrl": self.url(queue), "AttributeNames": list(_COUNTS)}
-        counts = self._calls("GetQueueAttributes", queue, params).get("Attributes", {})
-        visible, in_flight, delayed = (int(counts.get(name, 0)) for name in _COUNTS)
-        return Depth(visible, in_flight, delayed)
+        return self._calls("GetQueueAttributes", queue, params, _depth)
 
     def purge(self, queues: Iterable[str]) -> None:
         """Tell SQS to empty queues; missing ones are fine.
@@ -211,10 +229,10 @@ class Queues:
             params = {"QueueName": where.name}
             if where.account is not None:
                 params["QueueOwnerAWSAccountId"] = where.account
-            result = self._calls.attempt("GetQueueUrl", queue, params, boot=boot, worthwhile=worthwhile)
+            result = self._calls.attempt("GetQueueUrl", queue, params, _url, boot=boot, worthwhile=worthwhile)
             if isinstance(result, Fault):
                 return result
-            url = str(result["QueueUrl"])
+            url = result
         self._urls[queue] = url
         return url
 
@@ -243,6 +261,8 @@ class Queues:
             return self._create(spec)
         if spec.owned:
             self._compare(spec, found)
+        elif spec.ahead:
+            _warn_of_redrive(spec.name, found)
         return False
 
     def _create(self, spec: QueueSpec) -> bool:
@@ -250,9 +270,9 @@ class Queues:
         params: dict[str, object] = {"QueueName": spec.name, "Attributes": self._wanted(spec)}
         if self._making.tags:
             params["tags"] = dict(self._making.tags)
-        result = self._calls.attempt("CreateQueue", spec.name, params, boot=True)
+        result = self._calls.attempt("CreateQueue", spec.name, params, _url, boot=True)
         if not isinstance(result, Fault):
-            self._urls[spec.name] = str(result["QueueUrl"])
+            self._urls[spec.name] = result
             return True
         if result.kind is not Kind.EXISTS:
             raise self._calls.error(result, "CreateQueue", spec.name)
@@ -278,7 +298,7 @@ class Queues:
         if isinstance(url, Fault):
             raise self._calls.error(url, "GetQueueUrl", queue)
         params = {"QueueUrl": url, "AttributeNames": ["All"]}
-        found: dict[str, str] = self._calls("GetQueueAttributes", queue, params, boot=True).get("Attributes", {})
+        found = self._calls("GetQueueAttributes", queue, params, _attributes, boot=True)
         if "QueueArn" in found:
             self._arns[queue] = found["QueueArn"]
         return found
@@ -295,6 +315,36 @@ class Queues:
                     raise
                 self._calls.pause(NEW_QUEUE_WAIT)
         return self._arns[queue]
+
+
+# Readers of replies: each raises an exception of reading where the reply is no such one.
+
+
+def _url(reply: Mapping[str, Any]) -> str:
+    return str.strip(reply["QueueUrl"])
+
+
+def _depth(reply: Mapping[str, Any]) -> Depth:
+    counts = reply.get("Attributes") or {}
+    visible, in_flight, delayed = (int(counts.get(name, 0)) for name in _COUNTS)
+    return Depth(visible, in_flight, delayed)
+
+
+def _attributes(reply: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in (reply.get("Attributes") or {}).items()}
+
+
+def _warn_of_redrive(queue: str, found: Mapping[str, str]) -> None:
+    """Log a warning where the redrive of a queue of others may take messages that were never begun."""
+    policy = redrive_of(found.get("RedrivePolicy"))
+    count = _number(policy.get("maxReceiveCount"))
+    if 0 < count < FEW_RECEIVES:
+        log.warning(
+            "queue %s has a redrive policy of its own: after %d receives SQS moves a message to %s, and a receive "
+            "counts though its message was never begun (it was held ahead, and its worker ended). Set Task(prefetch=0) "
+            "or a maxReceiveCount of %d and more",
+            queue, count, one_line(policy.get("deadLetterTargetArn")), FEW_RECEIVES,
+        )  # fmt: skip
 
 
 def _suspicion(spec: QueueSpec) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqspipes_mp.errors import MessageError
 from sqspipes_mp.ipc.report.exception_state import get
+from sqspipes_mp.messages.plain import one_line
 from sqspipes_mp.messages.shorten import cut_middle
 
 #: Characters of the formatted traceback; more is cut from its middle.
@@ -34,6 +35,11 @@ def message_of(exc: BaseException) -> str:
         return str.__str__(str(exc))
     except BaseException as error:
         return f"<str() raised {type(error).__name__}>"
+
+
+def line_of(exc: BaseException, most: int = 200) -> str:
+    """Return the beginning of ``str(exc)`` for a log line; it may quote a message."""
+    return one_line(message_of(exc), most)
 
 
 def notes_of(exc: BaseException) -> list[str]:
@@ -121,4 +127,4 @@ def cut(text: str, limit: int) -> str:
 
 def short_id(hop: str) -> str:
     """Return the beginning of a message's hop id for a log line; ``sqspipes-mp dead show`` takes it."""
-    return hop[:16].encode("ascii", "backslashreplace").decode()
+    return one_line(hop, 16).encode("ascii", "backslashreplace").decode()

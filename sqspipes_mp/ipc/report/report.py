@@ -89,8 +89,11 @@ def pack_exception(
         return described(name, message, text, None, (left,))
 
 
-def rebuild(report: Report) -> BaseException:
+def rebuild(report: Report) -> Exception:
     """Return the exception as itself, or ``RemoteError`` with the whole text; never imports a module.
+
+    ``SystemExit``, ``KeyboardInterrupt`` and the like are ``RemoteError`` with the worker's frames: as themselves
+    they would end the caller without a word, or pass for its own Ctrl-C.
 
     Loading runs code of the user's classes. The only exception it lets through is KeyboardInterrupt: a Ctrl-C that
     arrives meanwhile is the caller's, and nothing else (``sys.exit()`` included) may take the parent down.
@@ -102,8 +105,9 @@ def rebuild(report: Report) -> BaseException:
         raise
     except BaseException:
         error = None
-    if error is None:
-        error = RemoteError(report.type_name, report.message, report.text)
+    if not isinstance(error, Exception):
+        frames = None if error is None else error.__traceback__
+        error = RemoteError(report.type_name, report.message, report.text).with_traceback(frames)
     booting = [BOOT_NOTE] if report.booting else []
     where = [ChildNote(report.where, booting=report.booting, held=report.held)] if report.where else []
     put_notes(error, [*report.notes, *booting, *where])

@@ -18,6 +18,7 @@ from sqspipes_mp.errors import WrongShape
 from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.exception_text import message_of
 from sqspipes_mp.ipc.statistics import SlotField
+from sqspipes_mp.messages.plain import one_line
 from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.outputs import results_of
 from sqspipes_mp.worker.context import Delivery
@@ -207,4 +208,4 @@ class Batches:
 
 def _words_of(error: BaseException) -> str:
     """Return an error's text for one line of the log, cut between words."""
-    return shorten(message_of(error)[:2000], 300, placeholder=" ...")
+    return one_line(shorten(message_of(error)[:2000], 300, placeholder=" ..."), 300)

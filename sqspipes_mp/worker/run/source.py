@@ -10,7 +10,7 @@ from typing import Any
 
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.ipc.channel import EXIT_TASK, Kind
-from sqspipes_mp.ipc.report.exception_text import message_of
+from sqspipes_mp.ipc.report.exception_text import line_of
 from sqspipes_mp.ipc.statistics import FAILED, FAILED_LATE, FINISHED, INCARNATION, OUTPUTS_DROPPED
 from sqspipes_mp.messages.attempts import backoff
 from sqspipes_mp.messages.ids import source_parent
@@ -197,7 +197,7 @@ class Source:
         if decision.report:
             context.end_run(error)
             return None
-        log.warning("%s: the source failed: %s: %.200s", context.stage.name, type(error).__name__, message_of(error))
+        log.warning("%s: the source failed: %s: %s", context.stage.name, type(error).__name__, line_of(error))
         return decision.delay if decision.action == "retry" else backoff(failures, random.uniform)
 
     def _end_with(self, error: BaseException) -> None:

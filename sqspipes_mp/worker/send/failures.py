@@ -18,7 +18,8 @@ from sqspipes_mp.brokers.base import DeadLetter
 from sqspipes_mp.errors import Reject, TaskTimeout
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
-from sqspipes_mp.ipc.report.exception_text import message_of, short_id, traceback_text
+from sqspipes_mp.ipc.report.dead_log import tell_dead
+from sqspipes_mp.ipc.report.exception_text import line_of, message_of, short_id, traceback_text
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.statistics import FAILED, FAILED_LATE, LEASES_LOST, REJECTED
 from sqspipes_mp.messages.attempts import is_last, pause
@@ -174,7 +175,7 @@ class Failures:
             context.end_run(error)
             self._ready.poke()
         else:
-            log.warning("%s: an output was left out: %.300s", context.stage.name, message_of(error))
+            log.warning("%s: an output was left out: %s", context.stage.name, line_of(error, 300))
 
 
 def decide_on(error: BaseException, delivery: Delivery, context: WorkerContext) -> tuple[Decision, BaseException]:
@@ -213,12 +214,11 @@ def letter_of(error: BaseException, delivery: Delivery, context: WorkerContext) 
     stage = context.stage
     assert stage.dead is not None
     failure = failure_of(error, delivery, stage.name, _stack_of(error, context))
-    log.warning(
-        "%s: message %s is dead-lettered after attempt %d: %s: %.200s%s",
-        stage.name, short_id(delivery.message.parent), delivery.attempt, type(error).__name__, message_of(error),
-        "" if failure else NO_ROOM,
-        # Nothing else will tell.
-        exc_info=None if failure else error,
+    ident = short_id(delivery.message.parent)
+    tell_dead(
+        "%s: message %s is dead-lettered after attempt %d: %s: %s%s",
+        stage.name, ident, delivery.attempt, type(error).__name__, line_of(error), "" if failure else NO_ROOM,
+        error=error, stage=stage.name, ident=ident, attempt=delivery.attempt, untold=failure is None,
     )  # fmt: skip
     return DeadLetter(
         handle=received.handle,
@@ -234,11 +234,15 @@ def letter_of(error: BaseException, delivery: Delivery, context: WorkerContext) 
 
 def log_retry(error: BaseException, delivery: Delivery, context: WorkerContext, delay: float) -> None:
     """Log that a message failed and comes again."""
-    log.info(
-        "%s: message %s failed (%s: %.200s), attempt %d of %d; visible again in %.1f s",
-        context.stage.name, short_id(delivery.message.parent), type(error).__name__, message_of(error),
-        delivery.attempt, context.stage.task.max_attempts, delay,
+    stage, ident = context.stage, short_id(delivery.message.parent)
+    text = "%s: message %s failed (%s: %s), attempt %d of %d; visible again in %.1f s"
+    args = (
+        stage.name, ident, type(error).__name__, line_of(error), delivery.attempt, stage.task.max_attempts, delay
     )  # fmt: skip
+    if isinstance(error, TaskTimeout):
+        tell_dead(text, *args, error=error, stage=stage.name, ident=ident, attempt=delivery.attempt)
+    else:
+        log.info(text, *args)
 
 
 def _stack_of(error: BaseException, context: WorkerContext) -> str:
