@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -295,7 +296,7 @@ def test_a_foreign_layout_is_told_and_its_health_is_read_all_the_same() -> None:
     board.close()
 
 
-@pytest.mark.parametrize("what", ["link", "file", "writable", "foreign"])
+@pytest.mark.parametrize("what", ["link", "file", "socket", "writable", "foreign"])
 def test_an_unsafe_folder_is_refused_with_one_line_and_the_run_goes_on(
     what: str, registry: Path, tmp_path: Path, db: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,6 +305,8 @@ def test_an_unsafe_folder_is_refused_with_one_line_and_the_run_goes_on(
         registry.symlink_to(tmp_path / "other")
     elif what == "file":
         registry.write_text("")
+    elif what == "socket":
+        os.mknod(registry, stat.S_IFSOCK | 0o600)
     else:
         registry.mkdir(mode=0o700)
         if what == "writable":
