@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.errors import HELD, LATE, DecodeError
+from sqspipes_mp.errors import CANCELLED, HELD, LATE, DecodeError
 from sqspipes_mp.ipc.channel import describe_death
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState
 from sqspipes_mp.ipc.report.exception_text import short_id
@@ -24,6 +24,7 @@ from sqspipes_mp.pipeline.value_ends import end_of_body
 log = logging.getLogger("sqspipes_mp.keeper")
 
 _REASON = {
+    Cause.CANCEL: ("Cancelled", CANCELLED),
     Cause.TIMEOUT: ("TaskTimeout", LATE),
     Cause.HOLD: ("TaskTimeout", HELD),
     Cause.MEMORY: ("WorkerLost", "the worker was over its memory limit"),
