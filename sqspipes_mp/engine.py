@@ -259,6 +259,60 @@ class Engine:
         """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
         self._runs.stop()
 
+    def pause(self, name: str) -> None:
+        """Pause a task: no call of it begins from now on.
+
+        Its workers finish their calls, give back what they hold, and receive nothing until ``resume``; the other tasks
+        go on. Like ``resume``, ``scale`` and ``cancel`` it is for the runs of this engine that this process has under
+        way, and any thread but the one in ``run`` may call it.
+
+        Args:
+            name: the task's.
+
+        Raises:
+            ConfigError: no task has this name.
+            OrderRefused: no run under way has the task, or it has just ended.
+        """
+        self._order({"do": "pause"}, name)
+
+    def resume(self, name: str) -> None:
+        """Have a paused task go on; as ``pause``."""
+        self._order({"do": "resume"}, name)
+
+    def scale(self, name: str, workers: int) -> None:
+        """Have so many workers of a task from now on, until the run's end.
+
+        Workers are added, or leave when their message is done. Returns once new workers are ready, or after 10 s.
+
+        Args:
+            name: the task's.
+            workers: 1 up to the room that was reserved at the start: four times the CPUs or the task's workers,
+                whichever is more, at least 32. A generator source has one.
+
+        Raises:
+            ConfigError: no task has this name.
+            OrderRefused: as of ``pause``; too many; or a new worker did not boot, and there are as many as before.
+        """
+        self._order({"do": "scale", "workers": workers}, name)
+
+    def cancel(self, id: str) -> None:
+        """Cancel a running call: its worker is killed, and the message goes to the dead-letter queue as ``Cancelled``.
+
+        Other calls of the worker (``threads``, ``batch``) run again, uncharged. With ``batch`` it is the message's next
+        delivery that moves it.
+
+        Args:
+            id: the hop id of the call's message (``current_message().hop``), or its first characters.
+
+        Raises:
+            OrderRefused: no such call runs, or it ended before its worker could be killed.
+        """
+        self._runs.order({"do": "cancel", "call": id})
+
+    def _order(self, order: Mapping[str, object], name: str) -> None:
+        stage = self._pipeline.stage(name)
+        self._runs.order({**order, "stage": stage.name}, stage.index)
+
     def put(
         self,
         value: V,

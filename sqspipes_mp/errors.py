@@ -22,6 +22,8 @@
     ├── WorkerLost                      a worker process died of something outside Python
     │   ├── TaskTimeout                 its call outlived Task(timeout=), for which it was killed if it did not return
     │   └── SupervisorLost              the supervisor process of iterate=True died
+    ├── Cancelled                       an order has cancelled a call
+    ├── OrderRefused                    pause, resume, scale or cancel could not be carried out
     ├── BootError                       a child process died before it was ready and could not say why
     │   ├── StartRefused                the system lets no worker start (limit of processes, memory, descriptors)
     │   └── StartFailed                 a child could not be started for a reason that does not pass
@@ -42,6 +44,8 @@ from typing import Any, Self
 LATE = "the call outlived the task's timeout"
 #: Why a call failed that had its message until others were about to get it.
 HELD = "the call had its message for nearly as long as SQS lets one be in flight, 12 hours from its receive"
+#: Why a call did not end that an order has cancelled.
+CANCELLED = "the call was cancelled by an order"
 #: What a program needs whose children are fresh processes.
 GUARD = 'With spawn and forkserver a child imports the program again: start the engine under if __name__ == "__main__":'
 
@@ -245,6 +249,20 @@ class TaskTimeout(WorkerLost):
     def __init__(self, stage: str, pid: int, cause: str) -> None:
         super().__init__(stage, pid, cause)
         self.args = (f"stage {stage!r}, worker {pid}: {cause}",)
+
+
+class Cancelled(SqsPipesError):
+    """An order (``engine.cancel``, ``sqspipes-mp cancel``) has cancelled a call: its message is dead-lettered."""
+
+    def __init__(self, stage: str, pid: int, cause: str = CANCELLED) -> None:
+        self.stage = stage
+        self.pid = pid
+        self.cause = cause
+        super().__init__(f"stage {stage!r}, worker {pid}: {cause}")
+
+
+class OrderRefused(SqsPipesError):
+    """``pause``, ``resume``, ``scale`` or ``cancel`` could not be carried out; the text says why."""
 
 
 class SupervisorLost(WorkerLost):

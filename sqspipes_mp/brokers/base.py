@@ -388,10 +388,13 @@ class Connection(Protocol):
         """Keep the wallet up to date. The keeper calls it about every half minute; cheap while nothing is due."""
 
     def interrupt(self) -> None:
-        """Make every receive return soon with the messages it has, from now on; nothing undoes it.
+        """Make every receive return soon with the messages it has, until ``receive_again``.
 
         Any thread may call it. All other methods go on.
         """
+
+    def receive_again(self) -> None:
+        """Undo ``interrupt``."""
 
     def close(self) -> None:
         """Close every socket and file; calls that still run end, or raise ``BrokerError``."""

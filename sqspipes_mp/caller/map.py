@@ -21,12 +21,12 @@ from sqspipes_mp.caller.kept import Kept, Met
 from sqspipes_mp.caller.ledger import Hand, Ledger
 from sqspipes_mp.caller.map_job import Job, cure, known_key, not_kept
 from sqspipes_mp.caller.results import Results, Start
-from sqspipes_mp.errors import MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
+from sqspipes_mp.errors import Cancelled, MapIncomplete, SqsPipesError, TaskTimeout, UnknownResult, WorkerLost
 from sqspipes_mp.ipc.channel import Frame, Kind
 from sqspipes_mp.ipc.leases import LEASES
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.report.report import Report, rebuild
-from sqspipes_mp.ipc.statistics import CALL_STARTED, INCARNATION
+from sqspipes_mp.ipc.statistics import CALL_STARTED, EXPECTED, INCARNATION
 from sqspipes_mp.messages.plain import one_line
 
 log = logging.getLogger("sqspipes_mp.engine")
@@ -78,8 +78,8 @@ class MapResults(Results[Any]):
         self._met: Met | None = None
         self._broker = start.broker
         self._board = start.board
-        self._slots = len(start.plan.seats)
-        self._room = max(_LEAST, _PER_WORKER * self._slots)
+        self._plan = start.plan
+        self._room = max(_LEAST, _PER_WORKER * sum(start.plan.workers.values()))
         self._most_unacknowledged = 0
         if job.ordered:
             sinks = start.plan.workers[start.plan.selected[-1]]
@@ -405,11 +405,15 @@ class MapResults(Results[Any]):
 
         The value that we need will be run by their successors.
         """
-        if any(self._board.get(slot, CALL_STARTED) for slot in range(self._slots)):
+        if any(self._board.get(slot, CALL_STARTED) for slot in self._slots()):
             return
         for child in self._ledger.waiting_on():
             self._child.channel.queue(Kind.LET_GO, {"child": child})
         self._child.channel.flush()
+
+    def _slots(self) -> list[int]:
+        """Return the slots that have had a worker."""
+        return [slot for index in self._plan.selected for slot in self._board.used(index)]
 
     def _look(self) -> None:
         if not self._watching:
@@ -427,7 +431,9 @@ class MapResults(Results[Any]):
         """
         if self._connection is None and not self._job.resumed:
             return
-        replaced = any(self._board.get(slot, INCARNATION) > 1 for slot in range(self._slots))
+        # A worker that was one too many may have died, too, and has no successor.
+        left = any(not self._board.get(slot, EXPECTED) for slot in self._slots())
+        replaced = left or any(self._board.get(slot, INCARNATION) > 1 for slot in self._slots())
         if self._settle > 0 and not replaced:
             return
         self._look()
@@ -474,5 +480,7 @@ def _dead_letter_error(frame: Frame) -> BaseException:
     if frame.blob:
         return rebuild(Report.from_bytes(frame.blob))
     header = frame.header
+    if header["error"] == "Cancelled":
+        return Cancelled(header["stage"], header["worker"])
     kind = TaskTimeout if header["error"] == "TaskTimeout" else WorkerLost
     return kind(header["stage"], header["worker"], header["why"])

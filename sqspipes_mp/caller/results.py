@@ -10,6 +10,7 @@ import os
 import pickle
 import select
 import signal
+import socket
 import threading
 import time
 import weakref
@@ -67,6 +68,8 @@ class Start:
     #: The engine: it removes its temporary files when nothing refers to it any more.
     owner: object
     progress: Progress
+    #: The supervisor's end of the line for orders.
+    orders: socket.socket
 
 
 class Results(Iterator[R]):
@@ -113,7 +116,7 @@ class Results(Iterator[R]):
 
         def target(birth: Birth) -> tuple[Callable[..., None], tuple[Any, ...]]:
             method = context.get_start_method()
-            return supervisor_main, (birth, plan, start.broker, board, start.mains, method, lock)
+            return supervisor_main, (birth, plan, start.broker, board, start.mains, method, start.orders, lock)
 
         with contextlib.nullcontext() if lock is None else lock.bequeathed():
             self._child = _start_supervisor(context, target)

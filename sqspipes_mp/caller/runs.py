@@ -8,16 +8,17 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.caller.order_line import OrderLine
 from sqspipes_mp.caller.progress.progress import Progress, choose
 from sqspipes_mp.caller.progress.rates import Pace
 from sqspipes_mp.caller.results import SLACK, Results, Start
-from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.errors import ConfigError, OrderRefused
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import StageSummary, readings, stage_summaries
@@ -35,6 +36,8 @@ class Runs:
         self._iterations: list[weakref.ref[Results[Any]]] = []
         self._watch: _Watch | None = None
         self._last: tuple[StageSummary, ...] = ()
+        #: The lines to the runs under way.
+        self._lines: list[OrderLine] = []
 
     def check_beside(self, plan: RunPlan) -> None:
         """Raise ``ConfigError`` where an open iterator runs one of the plan's stages.
@@ -62,10 +65,16 @@ class Runs:
         board = new_board(plan)
         plan, shown = _shown(plan, board, progress)
         watch = self._begin(plan, board)
+        line = OrderLine(plan.selected, here=True)
+        self._lines.append(line)
         try:
             with _drained_at_exit(wakeup, plan.settings.grace):
-                outcome = supervise(plan, broker, board, MAINS, context, wakeup, progress=shown)
+                outcome = supervise(
+                    plan, broker, board, MAINS, context, wakeup, progress=shown, orders=line.theirs
+                )  # fmt: skip
         finally:
+            self._hang_up(line)
+            line.theirs.close()
             shown.close()
             release(context)
             self._end(watch)
@@ -101,8 +110,11 @@ class Runs:
         board = new_board(plan)
         plan, shown = _shown(plan, board, progress, total)
         watch = self._begin(plan, board)
+        line = OrderLine(plan.selected, here=False)
+        self._lines.append(line)
 
         def ended() -> None:
+            self._hang_up(line)
             shown.close()
             release(context)
             stoppers[:] = [stop for stop in stoppers if stop is not stopper]
@@ -112,14 +124,18 @@ class Runs:
             iteration = make(
                 Start(
                     plan=plan, broker=broker, board=board, mains=MAINS, context=context,
-                    ended=ended, owner=owner, progress=shown,
+                    ended=ended, owner=owner, progress=shown, orders=line.theirs,
                 )
             )  # fmt: skip
         except BaseException:
+            self._hang_up(line)
             shown.close()
             release(context)
             self._end(watch)
             raise
+        finally:
+            # The supervisor has it.
+            line.theirs.close()
         weak = weakref.ref(iteration)
 
         def stopper() -> None:
@@ -136,6 +152,31 @@ class Runs:
         """Drain every run."""
         for stopper in list(self._stoppers):
             stopper()
+
+    def order(self, order: Mapping[str, object], stage: int | None = None) -> None:
+        """Give an order to the runs under way that have ``stage``; None: to the first that takes it.
+
+        Raises ``OrderRefused``.
+        """
+        lines = [line for line in self._lines if stage is None or stage in line.stages]
+        if not lines:
+            raise OrderRefused(
+                "this process has no run of this engine under way" if stage is None else
+                "this process has no run of this engine under way that has this task"
+            )  # fmt: skip
+        for line in lines:
+            try:
+                line.ask(order)
+            except OrderRefused:
+                if stage is not None or line is lines[-1]:
+                    raise
+            else:
+                if stage is None:
+                    return
+
+    def _hang_up(self, line: OrderLine) -> None:
+        line.close()
+        self._lines.remove(line)
 
     def stages(self) -> tuple[StageSummary, ...]:
         """Return the latest run's figures by stage; empty before the first run."""

@@ -83,10 +83,12 @@ class Kind(IntEnum):
     TAKEN_BACK = 13
     #: A worker's answer to STACK; blob: the text.
     STACK_TOLD = 14
+    #: A worker of a paused stage receives no more. Header ``order``: that of PAUSE.
+    PAUSED = 15
 
     #: A child finishes the messages that it holds, and receives no more.
     DRAIN = 32
-    #: A worker releases the messages that it holds.
+    #: A worker that drains, or is paused, releases the messages that it holds.
     RELEASE = 33
     #: The caller is done with results: it was given each and has asked for the next.
     ACK = 34
@@ -96,7 +98,7 @@ class Kind(IntEnum):
     WATCH = 36
     #: The keeper judges the leases that are left, and leaves.
     QUIT = 37
-    #: A worker leaves for a successor after its message. Header ``reason``.
+    #: A worker leaves after its message: for a successor, or because there are to be fewer. Header ``reason``.
     REPLACE = 38
     #: A worker that is to be replaced leaves without its ACKs: the caller waits for its successor's results.
     LET_GO = 39
@@ -104,6 +106,8 @@ class Kind(IntEnum):
     HASTEN = 40
     #: A worker says where its threads are.
     STACK = 41
+    #: A worker looks on the scoreboard whether its stage is paused. Header ``order``: the order's number.
+    PAUSE = 42
 
 
 #: Kinds that a parent hears.

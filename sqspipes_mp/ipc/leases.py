@@ -184,6 +184,8 @@ class Cause(IntEnum):
     ROOM = 6
     #: Killed: a call had its message for nearly as long as the queue service lets one be in flight.
     HOLD = 7
+    #: Killed: a person cancelled a call.
+    CANCEL = 8
 
 
 #: Causes for which the late call does not count, even where it returns.
@@ -247,6 +249,10 @@ class LeaseTable:
     def blame(self, lease: Lease, cause: Cause) -> None:
         """Mark the call that the worker is about to be killed for; before any step of the kill."""
         self._words[_BLAMED] = lease.generation << 32 | cause << 16 | (lease.index + 1)
+
+    def spare(self) -> None:
+        """Take back the mark: its call is over."""
+        self._words[_BLAMED] = 0
 
     def runs(self, lease: Lease) -> bool:
         """Tell whether a call that was read a moment ago runs still."""

@@ -6,7 +6,10 @@ worker's leases. The board is two anonymous files, which leave no name behind, a
 forkserver and spawn get their descriptors. One is the statistics (``statistics.py``), which others may look at. The
 other is for the engine's processes alone::
 
-    wallet | charge tables (one per slot, one for the keeper) | regions (leases.py)
+    wallet | cancelled messages | charge tables (one per slot, one for the keeper) | regions (leases.py), by stage
+
+A stage has reserved slots and regions beyond those of its workers. Nobody looks at them before they have a worker, so
+that they cost no memory and no time.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ import os
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqspipes_mp.ipc.histogram import BUCKETS, bucket
 from sqspipes_mp.ipc.leases import REGION_BYTES, LeaseTable, body_bytes
@@ -29,21 +32,26 @@ from sqspipes_mp.ipc.shared_text import SharedText
 from sqspipes_mp.ipc.statistics import (
     CALL,
     CALL_STARTED,
+    CANCELS,
     CONTINUED_AT,
     LANE_WORDS,
     LANES,
     NEXT_CALL,
     QUEUE_WAIT_NS,
     QUEUE_WAITS,
+    REGIONS,
     RUN_TIMES,
     S_DRAINING,
     S_READY,
+    SEATS,
     STATE,
     STOOD_STILL,
     HeaderField,
+    RunningCall,
     Shape,
     SlotField,
     StageField,
+    Statistics,
     about_text,
     write_progress,
 )
@@ -56,31 +64,59 @@ _CHARGES = 512
 _CHARGE_BYTES = _CHARGES * _CHARGE.size
 #: A bit of a charge entry's count: the message ran beside others when their worker died, so it runs alone.
 _ALONE = 1 << 63
+#: Bytes of a digest (``leases.id_digest``), and the number of messages that were cancelled last and are remembered.
+_DIGEST, _CANCELLED = 16, 256
 #: Nanoseconds of a turn for each byte that is locked.
 _TURN = 1_000
 #: Bits of a locked byte's offset that are the time; the stage is above them.
 _STAGE_BITS = 52
 
 
+class Block(NamedTuple):
+    """The slots of one stage on the board."""
+
+    #: The stage's index.
+    stage: int
+    slots: int
+    #: Calls that run at once in one worker.
+    calls: int
+    #: Lease regions: one for each living worker, and some whose workers are dead and not judged yet.
+    regions: int
+
+
 class Scoreboard:
     """The mappings and their fields."""
 
-    def __init__(self, fd: int, looks: int, stages: int, slots: int, calls: int, lanes: int) -> None:
+    def __init__(self, fd: int, looks: int, stages: int, blocks: Sequence[Block], lanes: int) -> None:
         """Map the files behind two descriptors; ``looks``: that of the statistics."""
+        slots = sum(block.slots for block in blocks)
         self._fd = fd
         self._looks = looks
-        self._given = (stages, slots, calls, lanes)
+        self._given = (stages, tuple(blocks), lanes)
         self.shape = Shape(stages, slots, lanes)
         self.stages = stages
         self.slots = slots
-        self.regions = 2 * slots + 2
-        self._region_bytes = REGION_BYTES + body_bytes(calls)
+        self._blocks = {block.stage: block for block in blocks}
+        #: The first slot of each stage, and the number of its first region.
+        self._first_slot: dict[int, int] = {}
+        self._first_region: dict[int, int] = {}
         self._stage_at, self._stage_words = self.shape.stage_at, self.shape.stage_words
         self._slot_at, self._slot_words = self.shape.slot_at, self.shape.slot_words
-        self._charges_at = _WALLET_BYTES
+        self._cancelled_at = _WALLET_BYTES
+        self._charges_at = self._cancelled_at + _CANCELLED * _DIGEST
         start = self._charges_at + (slots + 1) * _CHARGE_BYTES
-        self._regions_at = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.size = self._regions_at + self.regions * self._region_bytes
+        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        #: Begin and end of each region.
+        self._places: list[tuple[int, int]] = []
+        slot = 0
+        for block in blocks:
+            self._first_slot[block.stage], self._first_region[block.stage] = slot, len(self._places)
+            slot += block.slots
+            size = REGION_BYTES + body_bytes(block.calls)
+            self._places += [(start + place * size, start + (place + 1) * size) for place in range(block.regions)]
+            start += block.regions * size
+        self.regions = len(self._places)
+        self.size = start
         for each, size in ((fd, self.size), (looks, self.shape.size)):
             if os.fstat(each).st_size < size:
                 os.ftruncate(each, size)
@@ -94,9 +130,21 @@ class Scoreboard:
 
     @classmethod
     def create(cls, stages: int, slots: int, calls: int = 1, lanes: int = 1) -> Scoreboard:
-        """Map a fresh, zeroed board. ``calls``, ``lanes``: calls, and messages, that run at once in one worker."""
-        lanes = max(calls, lanes)
-        board = cls(_anonymous("sqspipes_mp"), _anonymous("sqspipes_mp-statistics"), stages, slots, calls, lanes)
+        """Map a fresh board with all slots in stage 0, each in use; arguments as of ``create_for``, ``Block``."""
+        board = cls.create_for(stages, [Block(0, slots, calls, 2 * slots + 2)], max(calls, lanes))
+        board.set_stage(0, SEATS, slots)
+        return board
+
+    @classmethod
+    def create_for(cls, stages: int, blocks: Sequence[Block], lanes: int) -> Scoreboard:
+        """Map a fresh, zeroed board.
+
+        Args:
+            stages: of the pipeline.
+            blocks: the stages that run here, in their order.
+            lanes: messages that run at once in one worker.
+        """
+        board = cls(_anonymous("sqspipes_mp"), _anonymous("sqspipes_mp-statistics"), stages, blocks, lanes)
         board._looks_view[fixed.RUN_ID * _WORD : (fixed.RUN_ID + 2) * _WORD] = os.urandom(16)
         board.shape.write(board._words)
         _seal(board._looks)
@@ -245,6 +293,15 @@ class Scoreboard:
 
     # -- slots --------------------------------------------------------------------------------------------------
 
+    def used(self, stage: int) -> range:
+        """Return the slots of a stage that have had a worker, or were to have one."""
+        first = self._first_slot[stage]
+        return range(first, first + self.stage(stage, SEATS))
+
+    def stage_of(self, slot: int) -> int:
+        """Return the index of a slot's stage."""
+        return next(stage for stage in reversed(self._first_slot) if slot >= self._first_slot[stage])
+
     def get(self, slot: int, field: SlotField) -> int:
         """Return a word of a slot."""
         return self._words[self._slot_at + slot * self._slot_words + field]
@@ -261,7 +318,7 @@ class Scoreboard:
         """Count a call by its run time."""
         self._words[self._slot_at + slot * self._slot_words + RUN_TIMES + bucket(nanoseconds)] += 1
 
-    def begins(self, slot: int, lane: int, started: int, hop: str, waited: int) -> None:
+    def begins(self, slot: int, lane: int, started: int, hop: str, waited: int, lease: int = -1) -> None:
         """Tell readers of a message's call.
 
         Args:
@@ -271,6 +328,7 @@ class Scoreboard:
             hop: the message's.
             waited: nanoseconds that the message waited in its queue until this call, its first; negative: not its
                 first, or not known.
+            lease: the number of the message's lease.
         """
         words, base = self._words, self._slot_at + slot * self._slot_words
         at = base + LANES + lane * LANE_WORDS
@@ -278,11 +336,19 @@ class Scoreboard:
         # Odd while the lane is written, also where a predecessor was killed in the middle.
         generation = words[at] | 1
         words[at] = generation
-        CALL.pack_into(self._looks_view, (at + 1) * _WORD, started, -1.0, len(raw), 0, 0, raw)
+        CALL.pack_into(self._looks_view, (at + 1) * _WORD, started, -1.0, len(raw), 0, lease + 1, raw)
         words[at] = generation + 1
         if waited >= 0:
             words[base + QUEUE_WAITS + bucket(waited)] += 1
             words[base + QUEUE_WAIT_NS] += waited
+
+    def running(self, slot: int) -> list[RunningCall]:
+        """Return the calls that run in a slot now, without one that changed while it was read."""
+        statistics = Statistics(self._looks_view)
+        try:
+            return statistics.calls(slot)
+        finally:
+            statistics.close()
 
     def progressed(self, slot: int, lane: int, fraction: float, text: str) -> None:
         """Tell readers of the progress of a lane's call: 0 to 1, negative where it is not known."""
@@ -296,9 +362,12 @@ class Scoreboard:
 
     # -- attempts -----------------------------------------------------------------------------------------------
 
-    def charges(self, digest: bytes) -> int:
-        """Return the most failed attempts that a writer has noted of a message; ``digest``: ``leases.id_digest``."""
-        return max(self._charge_entry(writer, digest)[1] & ~_ALONE for writer in range(self.slots + 1))
+    def charges(self, digest: bytes, stage: int = 0) -> int:
+        """Return the most failed attempts that a writer of a stage has noted of a message, or the keeper.
+
+        ``digest``: ``leases.id_digest``.
+        """
+        return max(self._charge_entry(writer, digest)[1] & ~_ALONE for writer in (self.slots, *self.used(stage)))
 
     def charge(self, writer: int, digest: bytes, attempts: int) -> None:
         """Note that a message has failed ``attempts`` times so far; a charge that two processes note counts once.
@@ -314,8 +383,8 @@ class Scoreboard:
         _CHARGE.pack_into(self._map, offset, digest, count | _ALONE)
 
     def isolated(self, digest: bytes) -> bool:
-        """Tell whether a message has to run alone."""
-        return any(self._charge_entry(writer, digest)[1] & _ALONE for writer in range(self.slots + 1))
+        """Tell whether a message has to run alone; the keeper alone says so."""
+        return bool(self._charge_entry(self.slots, digest)[1] & _ALONE)
 
     def forget_charges(self, writer: int, digest: bytes) -> None:
         """Drop ``writer``'s charges of a message that is done."""
@@ -337,6 +406,31 @@ class Scoreboard:
                 spare = offset
         return (spare if spare >= 0 else base + (home % _CHARGES) * _CHARGE.size), 0
 
+    # -- cancelled messages -------------------------------------------------------------------------------------
+
+    def cancel(self, digest: bytes) -> None:
+        """Note that a message's running call is cancelled (supervisor); ``digest``: ``leases.id_digest``."""
+        place = self.header(CANCELS) % _CANCELLED
+        at = self._cancelled_at + place * _DIGEST
+        self._view[at : at + _DIGEST] = digest
+        self.set_header(CANCELS, self.header(CANCELS) + 1)
+
+    def cancelled(self, digest: bytes) -> bool:
+        """Tell whether a message's running call was cancelled."""
+        return self.header(CANCELS) > 0 and self._cancelled_place(digest) is not None
+
+    def forget_cancelled(self, digest: bytes) -> None:
+        """Drop the note that a message was cancelled: it is done, or dead-lettered."""
+        if self.header(CANCELS) and (at := self._cancelled_place(digest)) is not None:
+            self._view[at : at + _DIGEST] = bytes(_DIGEST)
+
+    def _cancelled_place(self, digest: bytes) -> int | None:
+        size = min(self.header(CANCELS), _CANCELLED) * _DIGEST
+        for at in range(self._cancelled_at, self._cancelled_at + size, _DIGEST):
+            if self._view[at : at + _DIGEST] == digest:
+                return at
+        return None
+
     # -- regions ------------------------------------------------------------------------------------------------
 
     def region(self, index: int) -> LeaseTable:
@@ -344,14 +438,22 @@ class Scoreboard:
         known = self._looked_at.get(index)
         if known is not None:
             return known
-        start = self._regions_at + index * self._region_bytes
-        return self._looked_at.setdefault(index, LeaseTable(self._view[start : start + self._region_bytes], index))
+        start, end = self._places[index]
+        return self._looked_at.setdefault(index, LeaseTable(self._view[start:end], index))
 
-    def free_region(self) -> LeaseTable | None:
-        """Return a region without a worker (supervisor); None while the keeper still has to judge every dead one's."""
-        for index in range(self.regions):
-            region = self.region(index)
+    def used_regions(self) -> Iterator[LeaseTable]:
+        """Yield the regions that have had a worker."""
+        for stage, first in self._first_region.items():
+            for index in range(first, first + self.stage(stage, REGIONS)):
+                yield self.region(index)
+
+    def free_region(self, stage: int = 0) -> LeaseTable | None:
+        """Return a stage's region without a worker (supervisor); None while the keeper still has to judge each."""
+        first, used = self._first_region[stage], self.stage(stage, REGIONS)
+        for place in range(self._blocks[stage].regions):
+            region = self.region(first + place)
             if region.free:
+                self.set_stage(stage, REGIONS, max(used, place + 1))
                 return region
         return None
 
@@ -370,5 +472,5 @@ def _seal(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 
-def _attach(fd: Any, looks: Any, stages: int, slots: int, calls: int, lanes: int) -> Scoreboard:
-    return Scoreboard(fd.detach(), looks.detach(), stages, slots, calls, lanes)
+def _attach(fd: Any, looks: Any, stages: int, blocks: Sequence[Block], lanes: int) -> Scoreboard:
+    return Scoreboard(fd.detach(), looks.detach(), stages, blocks, lanes)

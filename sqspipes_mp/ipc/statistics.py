@@ -113,6 +113,8 @@ QUEUE_WAIT_NS = SlotField(_AFTER + 12)
 LAST_TROUBLE = SlotField(_AFTER + 13)
 #: Worker: 1 while it waits for its turn (``interval``), for the caller, or for a smaller backlog (``max_waiting``).
 RESTS = SlotField(_AFTER + 14)
+#: Supervisor: 1 while the slot is to have a worker.
+EXPECTED = SlotField(_AFTER + 15)
 #: Worker (meter), keeper: requests to the broker, a word for each of OPERATIONS.
 REQUESTS = SlotField(_AFTER + 16)
 OPERATIONS = ("receive", "send", "delete", "extend", "count", "other")
@@ -141,6 +143,8 @@ WATCHES_MEMORY = HeaderField(18)
 CONTINUED_AT = HeaderField(19)
 #: Supervisor: nanoseconds that calls begun before CONTINUED_AT have beyond their timeout.
 STOOD_STILL = HeaderField(20)
+#: Supervisor: messages whose running call a person has cancelled.
+CANCELS = HeaderField(21)
 # The creator: the memory's shape.
 _STAGES, _SLOTS, _LANES = HeaderField(24), HeaderField(25), HeaderField(26)
 
@@ -177,6 +181,10 @@ KEEPER_FAILED = StageField(17)
 KILLED_REASONS = ("crash", "timeout", "memory")
 #: Keeper: messages in the dead-letter queue, plus 1; 0: not counted.
 DEAD_LETTERS = StageField(20)
+#: Supervisor: the stage's slots that have had a worker, or were to have one: the first ones.
+SEATS = StageField(21)
+#: Supervisor: lease regions of the stage that have had a worker: the first ones.
+REGIONS = StageField(22)
 #: Keeper: messages that can be received in the queues that a source with max_waiting sends to, plus 1; 0: not counted.
 BACKLOG = StageField(25)
 #: Keeper: when that was counted, monotonic nanoseconds.
@@ -229,7 +237,7 @@ def about_text(view: memoryview) -> SharedText:
 #: The lane's first word: its generation, odd while the lane is written.
 LANES = SlotField(_SLOT_WORDS)
 #: Behind it: when the call began (monotonic ns; 0: none runs), progress (negative: not told), bytes of hop id and text,
-#: hop id; then the progress in the call's own words.
+#: the number of the message's lease plus 1, hop id; then the progress in the call's own words.
 CALL = struct.Struct("<QdHHI64s")
 _CALL_AT = _WORD
 _TEXT_AT = _CALL_AT + CALL.size
@@ -269,6 +277,8 @@ class RunningCall:
     fraction: float | None
     #: The call's own words on its progress.
     text: str
+    #: The number of the message's lease in its worker.
+    lease: int = -1
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -357,7 +367,7 @@ class Statistics:
             raw = bytes(self._view[at * _WORD : (at + LANE_WORDS) * _WORD])
             if generation % 2 or self._words[at] != generation:
                 continue
-            started, fraction, hop_size, text_size, _, hop = CALL.unpack_from(raw, _CALL_AT)
+            started, fraction, hop_size, text_size, lease, hop = CALL.unpack_from(raw, _CALL_AT)
             if not started:
                 return None
             text = raw[_TEXT_AT : _TEXT_AT + min(text_size, _TEXT_BYTES)]
@@ -366,5 +376,6 @@ class Statistics:
                 hop=hop[: min(hop_size, _HOP)].decode("utf-8", "replace"),
                 fraction=fraction if 0 <= fraction <= 1 else None,
                 text=text.decode("utf-8", "replace"),
+                lease=lease - 1,
             )
         return None

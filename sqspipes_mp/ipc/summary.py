@@ -10,9 +10,11 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.statistics import (
     BUSY_NS,
     CALL_STARTED,
+    CANCELLED,
     DEAD,
     DONE,
     FAILED,
+    KEEPER_CANCELLED,
     KEEPER_CHARGED,
     KEEPER_DEAD,
     KEEPER_DONE,
@@ -21,6 +23,7 @@ from sqspipes_mp.ipc.statistics import (
     RETRIED,
     RUNNING,
     WAITING,
+    WANTED,
     SlotField,
 )
 from sqspipes_mp.pipeline.plan import RunPlan
@@ -149,7 +152,7 @@ def stage_summaries(
     """
     found = []
     for order, index in enumerate(plan.selected):
-        slots = _slots(plan, index)
+        slots = board.used(index)
         read = rows[order].reading if rows else _reading(plan, board, index)
         times = board.run_times(slots)
         found.append(
@@ -177,24 +180,21 @@ def readings(plan: RunPlan, board: Scoreboard) -> tuple[Reading, ...]:
 
 
 def _reading(plan: RunPlan, board: Scoreboard, index: int) -> Reading:
-    slots = _slots(plan, index)
+    slots, workers = board.used(index), board.stage(index, WANTED)
     waiting = board.stage(index, WAITING)
     return Reading(
         name=plan.pipeline.stages[index].name,
-        workers=len(slots),
-        room=len(slots) * plan.pipeline.stages[index].task.threads,
+        workers=workers,
+        room=workers * plan.pipeline.stages[index].task.threads,
         waiting=waiting - 1 if waiting else None,
         running=sum(max(1, board.get(slot, RUNNING)) for slot in slots if board.get(slot, CALL_STARTED)),
         done=_total(board, slots, DONE) + board.stage(index, KEEPER_DONE),
         failed=_total(board, slots, FAILED) + board.stage(index, KEEPER_CHARGED) + board.stage(index, KEEPER_DEAD),
-        dead=_total(board, slots, DEAD) + board.stage(index, KEEPER_DEAD),
+        dead=sum(_total(board, slots, field) for field in (DEAD, CANCELLED))
+        + sum(board.stage(index, field) for field in (KEEPER_DEAD, KEEPER_CANCELLED)),
         busy=_total(board, slots, BUSY_NS) / 1e9,
         resting=bool(board.stage(index, RESTING)),
     )
-
-
-def _slots(plan: RunPlan, stage: int) -> list[int]:
-    return [slot for slot, seat in enumerate(plan.seats) if seat.stage == stage]
 
 
 def _total(board: Scoreboard, slots: Sequence[int], field: SlotField) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.errors import HELD, LATE, DecodeError, TaskTimeout, WorkerLost
+from sqspipes_mp.errors import CANCELLED, HELD, LATE, DecodeError, TaskTimeout, WorkerLost
 from sqspipes_mp.ipc.channel import describe_death
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState
 from sqspipes_mp.ipc.report.dead_log import tell_dead
@@ -22,6 +22,7 @@ from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.pipeline.value_ends import end_of_body
 
 _REASON = {
+    Cause.CANCEL: ("Cancelled", CANCELLED),
     Cause.TIMEOUT: ("TaskTimeout", LATE),
     Cause.HOLD: ("TaskTimeout", HELD),
     Cause.MEMORY: ("WorkerLost", "the worker was over its memory limit"),

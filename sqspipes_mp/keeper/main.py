@@ -27,6 +27,7 @@ from sqspipes_mp.ipc.report.report import Report, pack_exception
 from sqspipes_mp.ipc.request_meter import RequestMeter
 from sqspipes_mp.ipc.statistics import (
     KEEPER_BEAT,
+    KEEPER_CANCELLED,
     KEEPER_CHARGED,
     KEEPER_DEAD,
     KEEPER_DONE,
@@ -126,6 +127,9 @@ class Keeper:
         self._connection = connection
         self._channel = channel
         self._queues = assignment.plan.queue_names
+        stages = assignment.plan.pipeline.stages
+        #: The stage of each slot.
+        self._stages = [stages[seat.stage] for seat in assignment.plan.seats]
         self._visibility = assignment.plan.settings.visibility
         self._longest = assignment.broker.longest_hold
         self._rest = min(_LONGEST_REST, self._visibility * _REST_SHARE)
@@ -198,8 +202,7 @@ class Keeper:
         ahead = now - time.monotonic()
         again = now + self._visibility / 4
         due_by_seconds: dict[int, list[tuple[LeaseTable, Lease]]] = {}
-        for index in range(self._board.regions):
-            region = self._board.region(index)
+        for region in self._board.used_regions():
             if region.empty or not region.live:
                 continue
             stage = self._stage(region)
@@ -244,7 +247,7 @@ class Keeper:
         return fresh is not None and fresh.generation == lease.generation and fresh.state == lease.state
 
     def _stage(self, region: LeaseTable) -> Stage:
-        return self._plan.pipeline.stages[self._plan.seats[region.slot].stage]
+        return self._stages[region.slot]
 
     def _count(self, field: HeaderField, amount: int) -> None:
         self._board.set_header(field, self._board.header(field) + amount)
@@ -252,8 +255,7 @@ class Keeper:
     # -- the dead -----------------------------------------------------------------------------------------------
 
     def _judge_dead(self) -> None:
-        for index in range(self._board.regions):
-            region = self._board.region(index)
+        for region in self._board.used_regions():
             if region.to_judge:
                 self._judge(region)
                 region.mark_judged()
@@ -266,6 +268,10 @@ class Keeper:
             # Before any of these messages can be received again.
             self._board.isolate(self._board.slots, id_digest(lease.handle.message_id))
         # On FIFO the message that ran comes first: its group stays closed until it is visible again.
+        for lease in judgement.cancel:
+            self._beat()
+            self._cancel(region, lease, exitcode, pid)
+            region.lose(lease)
         for lease in judgement.charge:
             self._beat()
             self._charge(region, lease, exitcode, pid)
@@ -283,6 +289,27 @@ class Keeper:
                 "%s: %d messages of dead worker %d are back in their queue", stage.name, len(judgement.release), pid
             )
 
+    def _cancel(self, region: LeaseTable, lease: Lease, exitcode: int, pid: int) -> None:
+        """Dead-letter a message whose call was cancelled; without its body its next delivery does."""
+        if self._dead_letter(region, lease, Cause.CANCEL, exitcode, pid):
+            self._board.add_stage(self._stage(region).index, KEEPER_CANCELLED, 1)
+            self._board.forget_cancelled(id_digest(lease.handle.message_id))
+        else:
+            self._connection.extend([lease.handle], 0.0)
+
+    def _dead_letter(self, region: LeaseTable, lease: Lease, cause: Cause, exitcode: int, pid: int) -> bool:
+        """Dead-letter a dead worker's message; False: its body is not known here."""
+        stage, calls = self._stage(region), self._plan.calls_of(self._stage(region).index)
+        body = region.body(lease, calls)
+        if body is None or stage.dead is None:
+            return False
+        if self._plan.counted:
+            self._channel.send(Kind.DEAD_LETTERED, killed_header(stage, lease, body, cause, exitcode, pid))
+        attributes = region.attributes(lease, calls)
+        letter = killed_letter(stage, lease, body, cause, exitcode, pid, region.stack, attributes)
+        self._connection.dead_letter([letter])
+        return True
+
     def _charge(self, region: LeaseTable, lease: Lease, exitcode: int, pid: int) -> None:
         stage = self._stage(region)
         blamed = region.blamed
@@ -290,16 +317,10 @@ class Keeper:
         if lease.state not in _COUNTED:
             self._board.add_stage(stage.index, _KILLED.get(cause, _CRASHED), 1)
         attempt = lease.charges + 1
-        body = region.body(lease, self._plan.calls)
         receives = 0 if self._connection.keeps_charges else lease.receives
         last = is_last(attempt, receives, stage.task.max_attempts, held=cause is Cause.HOLD)
         # A message without its body cannot be moved by hand; its next delivery, which has the body, decides.
-        if last and body is not None and stage.dead is not None:
-            if self._plan.counted:
-                self._channel.send(Kind.DEAD_LETTERED, killed_header(stage, lease, body, cause, exitcode, pid))
-            attributes = region.attributes(lease, self._plan.calls)
-            letter = killed_letter(stage, lease, body, cause, exitcode, pid, region.stack, attributes)
-            self._connection.dead_letter([letter])
+        if last and self._dead_letter(region, lease, cause, exitcode, pid):
             self._board.add_stage(stage.index, KEEPER_DEAD, 1)
             return
         # A keeper that ends here, or finds the broker busy, judges again and notes the same number again.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.errors import BrokerBusy, BrokerError, ConfigError
 from sqspipes_mp.ipc.scoreboard import Scoreboard
-from sqspipes_mp.ipc.statistics import BACKLOG, BACKLOG_AT, COUNT_EVERY, FINISHED, RESTING, WAITING
+from sqspipes_mp.ipc.statistics import BACKLOG, BACKLOG_AT, COUNT_EVERY, FINISHED, PAUSED, RESTING, WAITING
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.source_leftovers import behind_source, finishing_call, finishing_flags
 from sqspipes_mp.pipeline.stages import build
@@ -101,11 +101,15 @@ class DrainWatch:
         self._board = board
         self._connection = connection
         source = plan.source
-        self._sources = [slot for slot, seat in enumerate(plan.seats) if source and seat.stage == source.index]
+        self._sources = [] if source is None else board.used(source.index)
         # The end of another engine's source is not known: then the queues must have been empty for ``idle``, too.
         self._quiet_for = max(connection.settle, 0.0 if self._sources else plan.idle)
         self._empty_since: float | None = None
         self._told = False
+        #: The stage that receives from each queue.
+        self._receivers = {name: index for index in plan.selected for name in plan.inputs[index]}
+        #: Paused stages that were told to hold up the end.
+        self._told_paused: set[int] = set()
         if plan.idle_given and self._quiet_for > plan.idle:
             log.warning(
                 "idle=%g s is %g s here: the queue service's counts may be wrong for so long after the last send",
@@ -137,8 +141,22 @@ class DrainWatch:
         for queue in self._plan.watched:
             self._beat()
             if not self._connection.depth(queue).empty:
+                self._tell_paused(queue)
                 return False
         return True
+
+    def _tell_paused(self, queue: str) -> None:
+        """Say, once for each pause, that the run's end waits for a paused stage."""
+        for stage in list(self._told_paused):
+            if not self._board.stage(stage, PAUSED):
+                self._told_paused.remove(stage)
+        stage = self._receivers.get(queue, -1)
+        if stage >= 0 and stage not in self._told_paused and self._board.stage(stage, PAUSED):
+            self._told_paused.add(stage)
+            name = self._plan.pipeline.stages[stage].name
+            log.warning(
+                "%s is paused, and has messages: the run does not end before it is resumed, and they are done", name
+            )
 
 
 class BacklogCount:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from sqspipes_mp.errors import ConfigError
@@ -23,6 +23,8 @@ IDLE, FED_IDLE = 60.0, 1.0
 Until: TypeAlias = Literal["drained", "stopped"]
 #: Most messages of one running batch that are told to readers.
 _SHOWN = 64
+#: Seats reserved for each stage at least, and for each CPU and each worker of the start: an order may add workers.
+_LEAST_ROOM, _ROOM_FACTOR = 32, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class RunPlan:
     settings: Settings
     #: The stages that run here, in order.
     selected: tuple[int, ...]
-    #: Worker processes of each stage.
+    #: Worker processes of each stage at the start.
     workers: Mapping[int, int]
     #: Positional arguments of each stage's function after the value (a source: all of them).
     args: Mapping[int, tuple[Any, ...]]
@@ -83,13 +85,28 @@ class RunPlan:
     window: int | None = 16
     #: Seconds between the keeper's counts of waiting messages, for progress; None: it counts none.
     count_every: float | None = None
+    #: Worker processes that each stage can have; a stage that is not in it: those of the start.
+    room: Mapping[int, int] = field(default_factory=dict)
     #: The MODULE:ENGINE by which the command line started the run; empty: another program did.
     started_as: str = ""
 
     @property
     def seats(self) -> tuple[Seat, ...]:
-        """The places of all slots; a slot's number is its index here."""
-        return tuple(Seat(stage, index) for stage in self.selected for index in range(self.workers[stage]))
+        """The places of all slots, reserved ones included; a slot's number is its index here."""
+        return tuple(Seat(stage, index) for stage in self.selected for index in range(self.room_of(stage)))
+
+    def room_of(self, stage: int) -> int:
+        """Return the worker processes that a stage can have."""
+        return self.room.get(stage, self.workers[stage])
+
+    def slots(self, stage: int) -> range:
+        """Return the numbers of a stage's slots, reserved ones included."""
+        first = sum(self.room_of(index) for index in self.selected if index < stage)
+        return range(first, first + self.room_of(stage))
+
+    def calls_of(self, stage: int) -> int:
+        """Return the calls that may run at once in one worker of a stage."""
+        return self.pipeline.stages[stage].task.threads
 
     @property
     def first_lease(self) -> float:
@@ -168,11 +185,13 @@ def make_plan(
     """Check ``run``'s arguments against the pipeline. Raises ``ConfigError``."""
     selected = _select(pipeline, only)
     flag("run(iterate)", iterate)
+    counts = _workers(pipeline, selected, workers)
     plan = RunPlan(
         pipeline=pipeline,
         settings=settings,
         selected=selected,
-        workers=_workers(pipeline, selected, workers),
+        workers=counts,
+        room={index: _room(pipeline.stages[index], count) for index, count in counts.items()},
         args=_args(pipeline, selected, args),
         inputs=_bands(pipeline, selected, min_priority, max_priority),
         idle=_default_idle(pipeline, selected) if idle is None else seconds("run(idle)", idle),
@@ -265,6 +284,11 @@ def _workers(pipeline: Pipeline, selected: Sequence[int], workers: object) -> di
             )
         counts[index] = count
     return counts
+
+
+def _room(stage: Stage, workers: int) -> int:
+    """Return the workers that a stage can have; each worker of a generator source would yield it all."""
+    return 1 if stage.ends else max(_LEAST_ROOM, _ROOM_FACTOR * cpus(), _ROOM_FACTOR * workers)
 
 
 def _args(pipeline: Pipeline, selected: Sequence[int], args: object) -> dict[int, tuple[Any, ...]]:

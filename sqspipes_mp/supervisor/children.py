@@ -15,8 +15,19 @@ from sqspipes_mp.ipc.channel import Kind, describe_death, describe_exit
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable, crashed_in
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.stack_dump import StackFile
-from sqspipes_mp.ipc.statistics import CALL_STARTED, DONE, INCARNATION, REGION, S_BOOTING, STATE
-from sqspipes_mp.pipeline.plan import RunPlan
+from sqspipes_mp.ipc.statistics import (
+    CALL_STARTED,
+    DONE,
+    EXPECTED,
+    INCARNATION,
+    REGION,
+    S_BOOTING,
+    SEAT,
+    SEATS,
+    STAGE,
+    STATE,
+)
+from sqspipes_mp.pipeline.plan import RunPlan, Seat
 from sqspipes_mp.supervisor.child import Child, start
 from sqspipes_mp.supervisor.keeper_slot import KeeperSlot
 from sqspipes_mp.supervisor.restart import RestartPolicy
@@ -34,6 +45,7 @@ _TEXTS = {
     Cause.HOLD: "killed: its call had its message for nearly as long as the queue service allows",
     Cause.MEMORY: "killed: memory limit",
     Cause.FULL: "killed: it had most of the container's memory, which was nearly full",
+    Cause.CANCEL: "killed: its call was cancelled by an order",
     Cause.ROOM: "killed to make room: the container's memory was nearly full",
 }
 
@@ -76,11 +88,11 @@ class Children:
         self.plan = plan
         self.board = board
         self.keeper = KeeperSlot()
-        stages = plan.pipeline.stages
-        self.slots = [
-            Slot(index, seat, stages[seat.stage], f"{stages[seat.stage].name}[{seat.index}]")
-            for index, seat in enumerate(plan.seats)
-        ]
+        #: The slots that are to have a worker, or still have one.
+        self.slots: list[Slot] = []
+        for stage in plan.selected:
+            for index in plan.slots(stage)[: plan.workers[stage]]:
+                self.add(stage, index)
         self.policies = {index: RestartPolicy() for index in plan.selected}
         self._broker = broker
         #: The broker's ``longest_hold``.
@@ -89,6 +101,37 @@ class Children:
         self._mains = mains
         #: Descriptors of the supervisor that a forked child closes, beside those of its other children.
         self.own_fds: list[int] = []
+
+    def add(self, stage: int, index: int) -> Slot:
+        """Have a worker expected in a slot of a stage; ``index``: the slot's number."""
+        slot = next((slot for slot in self.slots if slot.index == index), None)
+        if slot is None:
+            seat, whole = Seat(stage, index - self.plan.slots(stage).start), self.plan.pipeline.stages[stage]
+            slot = Slot(index, seat, whole, f"{whole.name}[{seat.index}]")
+            self.slots.append(slot)
+            self.slots.sort(key=lambda each: each.index)
+            board = self.board
+            board.put(index, STAGE, stage + 1)
+            board.put(index, SEAT, seat.index)
+            board.set_stage(stage, SEATS, max(board.stage(stage, SEATS), seat.index + 1))
+        slot.expect(worker=True)
+        self.board.put(index, EXPECTED, 1)
+        return slot
+
+    def retire(self, slot: Slot) -> None:
+        """Have no worker expected in a slot any more."""
+        slot.expect(worker=False)
+        self.board.put(slot.index, EXPECTED, 0)
+        self.drop(slot)
+
+    def drop(self, slot: Slot) -> None:
+        """Forget a slot where no worker is expected, and none is any more."""
+        if not slot.expected and slot.worker is None and slot in self.slots:
+            self.slots.remove(slot)
+
+    def of_stage(self, stage: int) -> list[Slot]:
+        """Return the slots of a stage that are to have a worker, or still have one."""
+        return [slot for slot in self.slots if slot.seat.stage == stage]
 
     @property
     def workers(self) -> list[tuple[Slot, Worker]]:
@@ -109,7 +152,7 @@ class Children:
 
     def unjudged(self) -> bool:
         """Tell whether the keeper still has to judge a dead worker's leases."""
-        return any(self.board.region(index).to_judge for index in range(self.board.regions))
+        return any(region.to_judge for region in self.board.used_regions())
 
     def start_keeper(self, now: float) -> Child:
         """Start a keeper at ``now`` (monotonic seconds); the first one checks the queues. Raises ``OSError``."""
@@ -128,7 +171,7 @@ class Children:
 
         Where no region is free, the start is planned for later, and None is returned.
         """
-        region = self.board.free_region()
+        region = self.board.free_region(slot.seat.stage)
         if region is None:
             slot.plan_start(now + _NO_REGION)
             return None
@@ -182,7 +225,7 @@ class Children:
         charged = cause in _CHARGED and _charges_one(region, cause)
         lease = _charged_lease(region, cause) if charged else None
         board = self.board
-        done = sum(board.get(other.index, DONE) for other in self.slots if other.seat.stage == slot.seat.stage)
+        done = sum(board.get(other, DONE) for other in board.used(slot.seat.stage))
         stack = worker.stack.read()
         worker.stack.close()
         region.mark_dead(cause, code, child.pid, stack.encode(), known=known)
@@ -191,6 +234,10 @@ class Children:
         self.tell_keeper(Kind.JUDGE)
         text = _TEXTS.get(cause, describe_death(code) if ready else describe_exit(code))
         return Death(child.pid, ready, cause, lived, done, charged, text, stack, lease)
+
+    def boots(self, slot: Slot) -> bool:
+        """Tell whether a slot's worker boots, so that it holds nothing; its READY may still be on the way."""
+        return not slot.ready and self.board.get(slot.index, STATE) == S_BOOTING
 
     def tell_keeper(self, kind: Kind) -> None:
         """Send the keeper a frame without a header; nothing where no keeper lives."""

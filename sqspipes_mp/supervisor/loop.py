@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from typing import Any, Protocol
 
@@ -34,14 +35,17 @@ from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import summarize
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.source_leftovers import left_note
+from sqspipes_mp.supervisor.cancelling import Cancelling
 from sqspipes_mp.supervisor.child import PASSING, Child
 from sqspipes_mp.supervisor.children import Children, Death, Mains
 from sqspipes_mp.supervisor.control import Control
 from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.keeper_slot import KeeperSlot, Loss
 from sqspipes_mp.supervisor.orders import Orders
+from sqspipes_mp.supervisor.pausing import Pausing
 from sqspipes_mp.supervisor.registration import Registration, describe
 from sqspipes_mp.supervisor.restart import BOOT_FAILURES, START_PATIENCE, WINDOW, GiveUp, RestartAt, Starts
+from sqspipes_mp.supervisor.scaling import Scaling
 from sqspipes_mp.supervisor.slot import Slot
 from sqspipes_mp.supervisor.stop_requests import Requests, Wakeup
 from sqspipes_mp.supervisor.stopping import Stopping
@@ -52,6 +56,8 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 
 #: Seconds by which a wait ends too late where the whole process was stopped meanwhile.
 _STOPPED = 0.5
+#: Causes of a death that was asked for; where a worker is expected, the next one starts at once.
+_ASKED = frozenset({Cause.CLEAN, Cause.CUT, Cause.CANCEL})
 #: The keeper's key among the starts that the system refused; a worker's is its slot's index.
 _KEEPER = -1
 
@@ -79,6 +85,7 @@ class Supervisor:
         wakeup: Wakeup,
         caller: ParentChannel | None = None,
         progress: Ticking | None = None,
+        orders: socket.socket | None = None,
     ) -> None:
         """Prepare a run; no child is started.
 
@@ -91,6 +98,7 @@ class Supervisor:
             wakeup: turns signals and ``stop()`` into bytes.
             caller: the channel to the process that iterates; None where this process is the caller.
             progress: the display of the run's progress, where this process is the caller.
+            orders: the supervisor's end of the caller's private line for orders; closed at the end.
         """
         self._plan = plan
         self._board = board
@@ -100,8 +108,15 @@ class Supervisor:
         self._stopping = Stopping(self._children, self._events, caller)
         self._requests = Requests(self._children, self._events, self._stopping, wakeup, caller)
         self._vitals = Vitals(self._children)
-        self._orders = Orders(self._children, self._events, self._requests)
+        self._pausing = Pausing(self._children, self._events)
+        self._scaling = Scaling(self._children, self._events, self._stopping, self._start_worker)
+        self._cancelling = Cancelling(self._children)
+        self._orders = Orders(
+            self._children, self._events, self._requests, self._pausing, self._scaling, self._cancelling
+        )
         self._control = Control(self._events, self._orders.carry)
+        if orders is not None:
+            self._control.adopt(orders)
         self._caller = caller
         self._progress = progress
         self._broker = broker
@@ -163,13 +178,15 @@ class Supervisor:
             self._board.stood_still(int(now * 1e9), int((now - began) * 1e9))
         if self._children.keeper.start_due(now):
             self._start_keeper()
-        for slot in self._children.slots:
+        for slot in list(self._children.slots):
             if slot.start_due(now):
                 self._start_worker(slot)
         self._watchdog.look(now)
         self._vitals.look(now, ending=self._stopping.begun)
         self._control.look(now)
         self._orders.look(now)
+        self._pausing.look(now)
+        self._scaling.look(now)
         if self._progress is not None:
             self._progress.tick(now)
         self._stopping.advance(time.monotonic())
@@ -177,7 +194,7 @@ class Supervisor:
     def _deadline(self, now: float) -> float:
         """Return when the wait ends at the latest, monotonic seconds."""
         times = [self._watchdog.deadline(now), self._stopping.deadline(), self._vitals.deadline()]
-        times += [self._control.deadline(), self._orders.deadline()]
+        times += [self._control.deadline(), self._orders.deadline(), self._pausing.deadline(), self._scaling.deadline()]
         starts = [self._children.keeper.restart_at, *(slot.restart_at for slot in self._children.slots)]
         times += [start for start in starts if start is not None]
         if self._progress is not None:
@@ -206,7 +223,8 @@ class Supervisor:
         try:
             child = self._children.start_worker(slot, time.monotonic())
         except OSError as error:
-            self._not_started(slot, slot.index, slot.name, error)
+            if not self._scaling.failed(slot, str(error)):
+                self._not_started(slot, slot.index, slot.name, error)
             return
         if child is not None:
             self._vitals.started(slot, slot.started_at)
@@ -266,7 +284,7 @@ class Supervisor:
         """Start the workers: the engine's first keeper is ready."""
         self._tell_watching(keeper)
         if not self._stopping.begun:
-            for slot in self._children.slots:
+            for slot in list(self._children.slots):
                 self._start_worker(slot)
 
     def _tell_watching(self, keeper: Child) -> None:
@@ -280,6 +298,7 @@ class Supervisor:
             self._children.policies[slot.seat.stage].booted()
             self._watchdog.ready(slot, child)
             self._vitals.changed()
+            self._scaling.ready(slot)
         elif frame.kind is Kind.FAILED and "refused" in frame.header:
             slot.start_refused(str(frame.header["refused"]))
         elif frame.kind is Kind.FAILED and frame.header.get("boot"):
@@ -300,6 +319,8 @@ class Supervisor:
             slot.leaves(time.monotonic())
         elif frame.kind is Kind.STACK_TOLD:
             self._orders.on_stack(child, frame)
+        elif frame.kind is Kind.PAUSED:
+            self._pausing.on_paused(slot.seat.stage, child, frame)
 
     def _pass_on(self, frame: Frame, child: Child) -> None:
         if self._caller is not None:
@@ -327,10 +348,17 @@ class Supervisor:
     def _worker_died(self, slot: Slot) -> None:
         assert slot.worker is not None
         self._vitals.dead(slot, slot.worker)
+        self._cancelling.dead(slot, slot.worker)
+        self._pausing.gone(slot.seat.stage, slot.worker.child)
         death = self._children.reap_worker(slot)
         self._watchdog.gone(slot)
         self._vitals.changed()
-        if death.cause is Cause.CLEAN:
+        if not slot.expected:
+            self._children.drop(slot)
+            if death.cause not in _ASKED:
+                log.warning("%s (pid %d), one too many, was lost: %s", slot.name, death.pid, death.text)
+            return
+        if death.cause in _ASKED:
             if slot.finished:
                 self._maybe_ended()
             elif not self._stopping.begun:
@@ -338,10 +366,13 @@ class Supervisor:
             return
         if death.stack:
             log.warning("%s (pid %d) was doing this:\n%s", slot.name, death.pid, death.stack.rstrip())
-        if slot.refused is not None and not self._stopping.begun:
-            self._refused(slot, slot.index, slot.name, slot.refused)
-        elif not self._stopping.begun:
-            self._restart(slot, death)
+        if not self._stopping.begun:
+            if not death.ready and self._scaling.failed(slot, _reason(slot, death)):
+                return
+            if slot.refused is not None:
+                self._refused(slot, slot.index, slot.name, slot.refused)
+            else:
+                self._restart(slot, death)
         elif death.cause is not Cause.CUT:
             _tell_lost(slot, death, " while draining: %s", death.text)
 
@@ -385,8 +416,13 @@ class Supervisor:
 
     def _maybe_ended(self) -> None:
         """End the run where every worker was a source's, and all sources have ended."""
-        if self._plan.until is None and all(slot.finished for slot in self._children.slots):
+        if self._plan.until is None and all(slot.finished for slot in self._children.slots if slot.expected):
             self._stopping.drain("ended")
+
+
+def _reason(slot: Slot, death: Death) -> str:
+    """Return why a worker did not boot, for people."""
+    return slot.boot_report.type_name if slot.boot_report else death.text
 
 
 def _tell_lost(slot: Slot, death: Death, text: str, *args: object) -> None:

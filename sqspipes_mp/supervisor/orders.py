@@ -16,10 +16,13 @@ from typing import Any
 
 from sqspipes_mp.ipc.channel import Frame, Kind
 from sqspipes_mp.ipc.stack_dump import DUMP
+from sqspipes_mp.supervisor.cancelling import Cancelling
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.children import Children
 from sqspipes_mp.supervisor.control import Client, Refused
 from sqspipes_mp.supervisor.events import Events
+from sqspipes_mp.supervisor.pausing import Pausing
+from sqspipes_mp.supervisor.scaling import Scaling
 from sqspipes_mp.supervisor.slot import LAST_WORDS, Slot, Worker
 from sqspipes_mp.supervisor.stop_requests import Requests
 
@@ -45,14 +48,29 @@ class _Stacks:
 class Orders:
     """Carries orders out."""
 
-    def __init__(self, children: Children, events: Events, requests: Requests) -> None:
+    def __init__(
+        self,
+        children: Children,
+        events: Events,
+        requests: Requests,
+        pausing: Pausing,
+        scaling: Scaling,
+        cancelling: Cancelling,
+    ) -> None:
         self._children = children
         self._events = events
         self._requests = requests
+        self._pausing = pausing
+        self._scaling = scaling
+        self._cancelling = cancelling
         self._table = {
             "statistics": self._statistics,
             "stop": self._stop,
             "stack": self._stack,
+            "pause": self._pause,
+            "resume": self._resume,
+            "scale": self._scale,
+            "cancel": self._cancel,
         }
         self._stacks: list[_Stacks] = []
 
@@ -106,6 +124,33 @@ class Orders:
         self._requests.stop()
         client.answer(order.get("id"))
 
+    def _pause(self, order: dict[str, Any], client: Client) -> None:
+        """Pause ``stage``: its workers finish their calls, give back what they hold, and receive no more."""
+        running = self._pausing.pause(self._stage(order))
+        client.answer(order.get("id"), running=running)
+
+    def _resume(self, order: dict[str, Any], client: Client) -> None:
+        """Have ``stage`` go on."""
+        self._pausing.resume(self._stage(order))
+        client.answer(order.get("id"))
+
+    def _scale(self, order: dict[str, Any], client: Client) -> None:
+        """Have ``workers`` (a number) in ``stage`` from now on."""
+        self._scaling.scale(self._stage(order), order.get("workers"), client, order.get("id"))
+
+    def _cancel(self, order: dict[str, Any], client: Client) -> None:
+        """Cancel the running ``call``, named by its message's hop id."""
+        self._cancelling.cancel(order.get("call"), client, order.get("id"))
+
+    def _stage(self, order: dict[str, Any]) -> int:
+        """Return the index of the order's ``stage``. Raises ``Refused``."""
+        plan = self._children.plan
+        names = {plan.pipeline.stages[index].name: index for index in plan.selected}
+        name = order.get("stage")
+        if not isinstance(name, str) or name not in names:
+            raise Refused(f"stage must be one of {', '.join(names)}")
+        return names[name]
+
     def _stack(self, order: dict[str, Any], client: Client) -> None:
         """Tell where workers are: those of ``stage``, or its ``worker`` (a number); ``signal``: ask by a signal."""
         asked = self._workers(order)
@@ -138,14 +183,11 @@ class Orders:
         return {number for stacks in self._stacks if stacks.signalled for number in stacks.awaited}
 
     def _workers(self, order: dict[str, Any]) -> list[tuple[Slot, Worker]]:
-        name, number = order.get("stage"), order.get("worker")
-        stages = [slot.stage.name for slot in self._children.slots]
-        if name not in stages:
-            raise Refused(f"stage must be one of {', '.join(dict.fromkeys(stages))}")
+        stage, name, number = self._stage(order), order.get("stage"), order.get("worker")
         found = [
             (slot, worker)
             for slot, worker in self._children.workers
-            if slot.stage.name == name and slot.ready and (number is None or slot.seat.index == number)
+            if slot.seat.stage == stage and slot.ready and (number is None or slot.seat.index == number)
         ]
         if not found:
             which = "" if number is None else f" number {number}"

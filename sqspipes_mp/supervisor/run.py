@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 import threading
 from multiprocessing import util
@@ -22,7 +23,8 @@ from sqspipes_mp.ipc.birth import Birth, begin
 from sqspipes_mp.ipc.channel import DOWN, Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.outcome import Outcome
-from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.scoreboard import Block, Scoreboard
+from sqspipes_mp.ipc.statistics import SEATS, WANTED
 from sqspipes_mp.pipeline.ends import describe_end
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.supervisor.children import Mains
@@ -50,6 +52,7 @@ def supervise(
     wakeup: Wakeup,
     caller: ParentChannel | None = None,
     progress: Ticking | None = None,
+    orders: socket.socket | None = None,
 ) -> Outcome:
     """Run the plan to its end in this process; the arguments are those of ``Supervisor``."""
     method = context.get_start_method()
@@ -64,12 +67,21 @@ def supervise(
         else:
             # Fresh processes import the user's module, and numeric libraries with it, before the package's code runs.
             stack.enter_context(environment(plan.numeric_threads))
-        return Supervisor(plan, broker, board, context, mains, wakeup, caller, progress).run()
+        return Supervisor(plan, broker, board, context, mains, wakeup, caller, progress, orders).run()
 
 
 def new_board(plan: RunPlan) -> Scoreboard:
     """Return a fresh scoreboard for a run; the caller makes it, and may read it during the run."""
-    return Scoreboard.create(len(plan.pipeline.stages), len(plan.seats), plan.calls, plan.lanes)
+    blocks = []
+    for index in plan.selected:
+        seats = plan.room_of(index)
+        # A region more for each worker of the start: the keeper may still have to judge its predecessor's.
+        blocks.append(Block(index, seats, plan.calls_of(index), seats + plan.workers[index] + 2))
+    board = Scoreboard.create_for(len(plan.pipeline.stages), blocks, plan.lanes)
+    for index, workers in plan.workers.items():
+        board.set_stage(index, WANTED, workers)
+        board.set_stage(index, SEATS, workers)
+    return board
 
 
 def supervisor_main(
@@ -79,6 +91,7 @@ def supervisor_main(
     board: Scoreboard,
     mains: Mains,
     method: str,
+    orders: socket.socket,
     lock: MapLock | None,  # noqa: ARG001  (held for as long as this process lives)
 ) -> None:
     """Supervise in a process of its own, for a caller that iterates; the last frame holds the outcome."""
@@ -87,7 +100,7 @@ def supervisor_main(
     channel = ParentChannel(birth.sock, hears=DOWN)
     context = _context(method)
     try:
-        outcome = supervise(plan, broker, board, mains, context, wakeup, channel)
+        outcome = supervise(plan, broker, board, mains, context, wakeup, channel, orders=orders)
         blob = pickle.dumps(outcome)
     finally:
         wakeup.close()
@@ -160,7 +173,7 @@ def _check_descriptors(plan: RunPlan) -> None:
     if found is None:
         return
     opened, most = found
-    count = len(plan.seats)
+    count = sum(plan.workers.values())
     needed = opened + _OTHERS + _PER_WORKER * count
     if needed > most:
         room = max(0, (most - opened - _OTHERS) // _PER_WORKER)

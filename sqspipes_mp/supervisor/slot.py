@@ -89,6 +89,8 @@ class Slot:
     stage: Stage
     #: The stage's name with the slot's number in the stage, for people.
     name: str
+    #: Whether the slot is to have a worker.
+    expected: bool = True
     #: The living worker; None between two of them.
     worker: Worker | None = None
     #: When the next worker starts, monotonic seconds; None: no start is planned.
@@ -148,6 +150,14 @@ class Slot:
     def knows_call(self) -> bool:
         """Whether the worker is killed for one call that is known."""
         return self._killed_for_call if self.late is None else self.late.known
+
+    # -- orders -------------------------------------------------------------------------------------------------
+
+    def expect(self, *, worker: bool) -> None:
+        """Have a worker in the slot from now on, or none after the present one, for which no start is planned."""
+        self.expected = worker
+        if not worker:
+            self.restart_at = None
 
     # -- between two workers ------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from sqspipes_mp.errors import SqsPipesError
 from sqspipes_mp.ipc.channel import Kind, ParentChannel
 from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.report.report import Report
-from sqspipes_mp.ipc.statistics import S_BOOTING, STATE
 from sqspipes_mp.ipc.summary import readings
 from sqspipes_mp.messages.plain import lines
 from sqspipes_mp.supervisor.children import Children
@@ -103,8 +102,8 @@ class Stopping:
         for slot in children.slots:
             slot.cancel_start()
         for slot, worker in children.workers:
-            if slot.ready or children.board.get(slot.index, STATE) != S_BOOTING:
-                # READY may still be on the way, and a source may already have sent messages, or even have ended.
+            if not children.boots(slot):
+                # A source may already have sent messages, or even have ended.
                 self._events.tell(worker.child.channel, Kind.DRAIN)
             else:
                 # A booting worker holds nothing, and its init may take long.

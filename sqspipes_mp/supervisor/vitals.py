@@ -17,11 +17,8 @@ from sqspipes_mp.ipc.statistics import (
     RESTART_REASONS,
     RESTARTS,
     RESTS,
-    SEAT,
-    STAGE,
     STARTED,
     SUPERVISOR_BEAT,
-    WANTED,
     StageField,
 )
 from sqspipes_mp.supervisor.children import Children, Death
@@ -49,11 +46,6 @@ class Vitals:
         self._look_at = self._beat_at = 0.0
         #: Nanoseconds of CPU of each slot's former workers.
         self._spent = [0] * board.slots
-        for index, workers in children.plan.workers.items():
-            board.set_stage(index, WANTED, workers)
-        for slot in children.slots:
-            board.put(slot.index, STAGE, slot.seat.stage + 1)
-            board.put(slot.index, SEAT, slot.seat.index)
 
     def deadline(self) -> float:
         """Return when ``look`` is due, monotonic seconds."""
@@ -112,7 +104,7 @@ class Vitals:
 
     def _unready(self, stage: int, now: int) -> int:
         """Return the reason for which a stage is not ready, one of ``fixed.NOT_READY``; 0: it is."""
-        slots = [slot for slot in self._children.slots if slot.seat.stage == stage]
+        slots = self._children.of_stage(stage)
         if self._board.stage(stage, PAUSED) or all(slot.finished for slot in slots):
             return 0
         ready = [slot for slot in slots if slot.worker is not None and slot.ready]

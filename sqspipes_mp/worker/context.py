@@ -16,7 +16,7 @@ from sqspipes_mp.ipc.channel import EXIT_OK, Channel, Kind, ParentGone
 from sqspipes_mp.ipc.leases import LEASES, LeaseState, id_digest
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.request_meter import RequestMeter
-from sqspipes_mp.ipc.statistics import CALL_STARTED, LAST_CONTACT, RESTS, SlotField
+from sqspipes_mp.ipc.statistics import CALL_STARTED, EXPECTED, LAST_CONTACT, PAUSED, RESTS, SlotField
 from sqspipes_mp.messages.envelope import Message
 
 
@@ -70,6 +70,8 @@ class WorkerContext:
         self.full_stop = threading.Event()
         #: Set at a drain and before a planned replacement: nothing more is received.
         self.no_more = threading.Event()
+        #: Set at a drain and while the stage is paused: no call begins.
+        self.hold = threading.Event()
         #: Wakes the intake: there may be room for more messages, or none is wanted any more.
         self.demand = threading.Event()
         #: Set once each worker of this engine has stopped receiving: held messages may be released.
@@ -111,6 +113,7 @@ class WorkerContext:
     def drain(self) -> None:
         """Begin no call and receive nothing from now on."""
         self.full_stop.set()
+        self.hold.set()
         self.stop_receiving()
 
     def recycle(self, reason: str, *, starved: bool = False) -> None:
@@ -120,6 +123,11 @@ class WorkerContext:
         if first:
             self.say(Kind.RECYCLE, {"reason": reason, "starved": starved})
             self.stop_receiving()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the stage is paused, by the board: the order may not be heard while C code keeps the GIL."""
+        return bool(self.board.stage(self.stage.index, PAUSED))
 
     def stop_receiving(self) -> None:
         self.no_more.set()
@@ -175,6 +183,11 @@ class WorkerContext:
         started = self.board.get(self.slot, CALL_STARTED) / 1e9
         return self.long_call_ended >= then or (started > 0 and time.monotonic() - started > seconds)
 
+    def others(self) -> list[int]:
+        """Return the other slots of this worker's stage that are to have a worker."""
+        board, own = self.board, self.slot
+        return [slot for slot in board.used(self.stage.index) if slot != own and board.get(slot, EXPECTED)]
+
     # -- leases -------------------------------------------------------------------------------------------------
 
     @property
@@ -186,7 +199,7 @@ class WorkerContext:
         """Write a lease before its message can run. Returns (lease, failed attempts before, deadline)."""
         failed = received.charges
         if received.receives != 1:
-            failed = max(failed, self.board.charges(id_digest(received.handle.message_id)))
+            failed = max(failed, self.board.charges(id_digest(received.handle.message_id), self.stage.index))
         lease = self._free.pop()
         now, until = lease_now(), leased_at + visibility
         self.leases.write(

@@ -18,7 +18,7 @@ from sqspipes_mp.pipeline.outputs import Products
 from sqspipes_mp.pipeline.task import environment
 from sqspipes_mp.worker.context import NO_DESCRIPTOR, WorkerContext, no_thread
 from sqspipes_mp.worker.fifo_order import GroupOrder
-from sqspipes_mp.worker.ready import Ready
+from sqspipes_mp.worker.pause import Pause
 from sqspipes_mp.worker.receive.intake import Intake
 from sqspipes_mp.worker.run.modes import Mode, mode_of
 from sqspipes_mp.worker.run.parts import Parts
@@ -90,8 +90,10 @@ def _work(context: WorkerContext, mode: Mode) -> None:
     outbox = Outbox(context, ready, order, failures, accepted)
     results = ResultWindow(context, outbox) if plan.sink == stage.index else None
     products = Products(plan, stage)
-    parts = Parts(context, mode.function, ready, order, failures, outbox, products, results)
-    threading.Thread(target=partial(_listen, context, ready, results), name="orders", daemon=True).start()
+    pause = Pause(context, ready, outbox)
+    parts = Parts(context, mode.function, ready, order, failures, outbox, products, pause, results)
+    threading.Thread(target=partial(_listen, parts), name="orders", daemon=True).start()
+    pause.follow()
     context.board.put(context.slot, STATE, S_READY)
     descriptors.keep(partial(_short, context))
     if stage.is_source:
@@ -121,8 +123,9 @@ def _short(context: WorkerContext) -> None:
     context.recycle(NO_DESCRIPTOR)
 
 
-def _listen(context: WorkerContext, ready: Ready, results: ResultWindow | None) -> None:
+def _listen(parts: Parts) -> None:
     """Take the supervisor's orders until its end, which is this worker's, too."""
+    context, ready, results = parts.context, parts.ready, parts.results
     while (frame := context.channel.recv()) is not None:
         if frame.kind is Kind.DRAIN:
             context.drain()
@@ -130,7 +133,11 @@ def _listen(context: WorkerContext, ready: Ready, results: ResultWindow | None) 
             if results is not None:
                 results.wake()
         elif frame.kind is Kind.RELEASE:
-            context.release.set()
+            parts.pause.release()
+            if context.full_stop.is_set():
+                context.release.set()
+        elif frame.kind is Kind.PAUSE:
+            parts.pause.follow(frame.header["order"])
         elif frame.kind is Kind.ACK and results is not None:
             for number in frame.header["numbers"]:
                 results.acknowledge(number)

@@ -20,6 +20,8 @@ class Ready:
         self.callbacks: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        #: Whether the stage is paused: no message is taken to be run.
+        self._halted = False
         #: Messages held below which taking one wakes the intake.
         self.low = 10
         #: Messages that could begin now.
@@ -28,7 +30,8 @@ class Ready:
         self.taken_at = time.monotonic()
 
     def __len__(self) -> int:
-        return len(self._deliveries)
+        """Return how many messages may be taken to be run."""
+        return 0 if self._halted else len(self._deliveries)
 
     @property
     def waiting(self) -> int:
@@ -42,6 +45,18 @@ class Ready:
     def put(self, deliveries: Iterable[Delivery]) -> None:
         with self._changed:
             self._deliveries.extend(deliveries)
+            self._changed.notify_all()
+
+    def put_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Put deliveries that were taken, and not begun, back in front of the others."""
+        with self._changed:
+            self._deliveries.extendleft(reversed(tuple(deliveries)))
+            self._changed.notify_all()
+
+    def halt(self, *, halted: bool) -> None:
+        """Have no message taken to be run, or have them taken again."""
+        with self._changed:
+            self._halted = halted
             self._changed.notify_all()
 
     def put_callback(self, callback: Callable[[], object]) -> None:
@@ -63,7 +78,7 @@ class Ready:
     def take(self) -> Delivery | None:
         """Return the next delivery; None where there is none."""
         with self._changed:
-            if not self._deliveries:
+            if not self._deliveries or self._halted:
                 return None
             # Reset though `wait` may not have been entered: a stale `idle` of 1 has the intake fetch one too many.
             self.idle = 0
@@ -82,7 +97,7 @@ class Ready:
         """Wait for a delivery, a callback, the close, or a poke after which ``give_up`` is true; seconds at most."""
         with self._changed:
             self.idle = self._appetite
-            self._changed.wait_for(lambda: self._deliveries or self.callbacks or self._closed or give_up(), timeout)
+            self._changed.wait_for(lambda: len(self) or self.callbacks or self._closed or give_up(), timeout)
             self.idle = 0
 
     def take_all(self) -> list[Delivery]:

@@ -27,10 +27,8 @@ class Lifetime:
         context.left = None if most is None else drawn(most, random.randrange)
         #: Messages to go on with while another worker of the stage is being replaced; 0: never.
         self._more = 0 if most is None or context.threads > 1 else most // _ROUND
-        stage, seats = context.stage.index, context.assignment.plan.seats
         #: Whether there is a limit to count towards.
         self.counts = most is not None
-        self._others = [slot for slot, seat in enumerate(seats) if seat.stage == stage and slot != context.slot]
 
     def begins(self, count: int) -> None:
         """Take note that ``count`` messages begin."""
@@ -43,7 +41,8 @@ class Lifetime:
         context = self._context
         if context.left is None or context.left > 0:
             return
-        if self._more and self._others and not context.board.leave(context.slot, self._others):
+        others = context.others() if self._more else []
+        if others and not context.board.leave(context.slot, others):
             context.left = self._more
         else:
             self.recycle("max_tasks_per_worker")

@@ -255,8 +255,12 @@ class SQLiteConnection:
         """Do nothing: a file needs no credentials."""
 
     def interrupt(self) -> None:
-        """Make receives return at once from now on; any thread may call it, and it cannot be undone."""
+        """Make receives return at once, until ``receive_again``; any thread may call it."""
         self._waiter.interrupt()
+
+    def receive_again(self) -> None:
+        """Undo ``interrupt``."""
+        self._waiter.receive_again()
 
     def close(self) -> None:
         """Close every descriptor of this process; calls still running end."""

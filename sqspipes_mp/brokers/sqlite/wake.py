@@ -98,7 +98,7 @@ class Waiter:
             bell.ring()
 
     def interrupt(self) -> None:
-        """Wake every ear of this connection, now and from now on."""
+        """Wake every ear of this connection, now and until ``receive_again``."""
         with self._lock:
             # The flag is set before the write: a thread that woke and found it unset would wake again and again.
             first, self.interrupted = not self.interrupted, True
@@ -112,6 +112,13 @@ class Waiter:
         poll = select.poll()
         poll.register(self._pipe[0], select.POLLIN)
         return bool(poll.poll(math.ceil(max(0.0, min(seconds, _LONGEST_POLL)) * 1000)))
+
+    def receive_again(self) -> None:
+        """Undo ``interrupt``."""
+        with self._lock:
+            if self.interrupted and not self._closing:
+                os.read(self._pipe[0], 1)
+                self.interrupted = False
 
     @contextlib.contextmanager
     def ear(self) -> Iterator[Ear]:

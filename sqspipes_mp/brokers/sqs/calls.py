@@ -300,8 +300,12 @@ class Calls:
         return make_error(fault, operation, queue, self.clients.endpoint)
 
     def interrupt(self) -> None:
-        """Make receives return soon, from now on."""
+        """Make receives return soon, until ``receive_again``."""
         self.interrupted.set()
+
+    def receive_again(self) -> None:
+        """Undo ``interrupt``."""
+        self.interrupted.clear()
 
     def close(self) -> None:
         """End all calls and close the sockets."""

@@ -248,6 +248,10 @@ class SqsConnection:
         """Make receives return; a poll in flight ends by itself."""
         self._calls.interrupt()
 
+    def receive_again(self) -> None:
+        """Undo ``interrupt``."""
+        self._calls.receive_again()
+
     def close(self) -> None:
         """Close the sockets."""
         self._calls.close()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.host.clock import lease_now, slept
 from sqspipes_mp.ipc.channel import Kind
+from sqspipes_mp.ipc.leases import id_digest
 from sqspipes_mp.ipc.statistics import LAST_RECEIVE, NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
 from sqspipes_mp.messages.envelope import Message, decode
@@ -54,6 +55,7 @@ class Intake:
         self._ready = parts.ready
         self._failures = parts.failures
         self._outbox = parts.outbox
+        self._pause = parts.pause
         self._lifetime = lifetime
         self._queues = context.assignment.plan.inputs[context.stage.index]
         self._lease = context.assignment.plan.first_lease
@@ -100,6 +102,8 @@ class Intake:
                 if count:
                     self._receive(self._queues, count, LONG_POLL)
                 else:
+                    if self._pause.paused and not self._asked:
+                        self._pause.quiet()
                     context.demand.wait(min(_LONGEST_REST, self._stale_after / 4))
                     context.demand.clear()
                 self._return_stale()
@@ -184,6 +188,10 @@ class Intake:
 
     def _ask(self, *, first: bool = False) -> int:
         context = self._context
+        if context.paused or self._pause.paused:
+            if not self._pause.paused:
+                self._pause.follow()
+            return 0
         idle = self._ready.idle
         if not idle and time.monotonic() - self._ready.taken_at > self._stale_after:
             # Behind a call, a turn or a caller that takes this long, a message would be released again and again, each
@@ -227,6 +235,9 @@ class Intake:
             with self._lock:
                 # Only now, that each message has its lease: else others would count on the same room.
                 self._asked -= count
+            if self._pause.paused:
+                # The leading thread tells that nothing is under way any more.
+                self._context.demand.set()
 
     def _take_in(self, queues: Sequence[str], count: int, wait: float) -> None:
         asked_at, leased_at = time.monotonic(), lease_now()
@@ -265,6 +276,7 @@ class Intake:
             self._run_out(deliveries, short.delivery, others, short.__cause__)
         else:
             self._ready.put(deliveries)
+            self._pause.give_back()
 
     def _came(self, queues: Sequence[str], batch: Sequence[Received], count: int, seconds: float) -> None:
         """Count the end of a receive from any of ``queues``, and learn from its reply."""
@@ -377,7 +389,11 @@ class Intake:
             self._outbox.put(Done(Completion(received.handle), nothing, dropped=True))
             return None
         alone = context.shared and context.is_suspect(received)
-        return Delivery(received, message, lease, failed + 1, until, alone)
+        delivery = Delivery(received, message, lease, failed + 1, until, alone)
+        if received.receives != 1 and context.board.cancelled(id_digest(received.handle.message_id)):
+            self._failures.cancelled(delivery, self._outbox.put)
+            return None
+        return delivery
 
     def _undecoded(self, received: Received, leased_at: float) -> Delivery:
         """Return a delivery that is to be released: with a lease, not decoded."""

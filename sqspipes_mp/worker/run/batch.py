@@ -69,7 +69,7 @@ class BatchQueue(Ready):
         with self._changed:
             self.idle = self._appetite
             self._changed.wait_for(
-                lambda: len(self._deliveries) >= most or self.callbacks or self._closed or give_up(),
+                lambda: len(self) >= most or self.callbacks or self._closed or self._halted or give_up(),
                 max(0.0, until - time.monotonic()),
             )
             self.idle = 0
@@ -84,7 +84,7 @@ class BatchQueue(Ready):
         with self._changed:
             taken: list[Delivery] = []
             self.taken_at = time.monotonic()
-            while self._deliveries and len(taken) < most:
+            while len(self) and len(taken) < most:
                 if self._deliveries[0].alone and taken:
                     break
                 taken.append(self._deliveries.popleft())
@@ -140,8 +140,7 @@ class Batches:
             runner.process(members[0])
             return
         if not self._function.pace(self._parts.outbox.hurry):
-            for member in members:
-                runner.keep(member)
+            runner.keep(*members)
             return
         line = Line(context, runner.hand_back)
         ours = [member for member in members if line.passes(member, self._is_ours)]
@@ -149,8 +148,12 @@ class Batches:
             return
         now = time.monotonic()
         starts = self._function.starts
-        for lane, member in enumerate(ours):
+        for member in ours:
             leases.start_together(member.lease, now)
+        if context.paused:
+            self._parts.pause.not_begun(ours)
+            return
+        for lane, member in enumerate(ours):
             self._function.announce(member, min(lane, len(starts) - 1))
         try:
             results = self._function.call_many([member.message.value for member in ours])
@@ -185,11 +188,11 @@ class Batches:
             context.stage.name, len(members), type(error).__name__, _words_of(error),
         )  # fmt: skip
         self._function.whole = error if isinstance(error, WrongShape) else None
-        for member in members:
-            if context.full_stop.is_set():
-                runner.keep(member)
-            else:
-                line.passes(member, runner.process)
+        for place, member in enumerate(members):
+            if context.hold.is_set() or context.paused:
+                runner.keep(*members[place:])
+                break
+            line.passes(member, runner.process)
         self._function.whole = None
         if isinstance(error, WrongShape):
             # It is no message's fault, so no message's failure tells of it.

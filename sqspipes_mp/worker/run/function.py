@@ -75,7 +75,7 @@ class Function:
     # -- turns --------------------------------------------------------------------------------------------------
 
     def pace(self, idle: Callable[[], None]) -> bool:
-        """Wait for this stage's turn, if it has an interval; False: the run ends first.
+        """Wait for this stage's turn, if it has an interval; False: the run ends, or the stage is paused, first.
 
         ``idle`` is called before a wait in which no message would come to fill a batch.
         """
@@ -86,7 +86,7 @@ class Function:
         if wait > context.connection.linger:
             idle()
         with context.resting():
-            return not (context.no_more if context.stage.is_source else context.full_stop).wait(wait)
+            return not (context.no_more if context.stage.is_source else context.hold).wait(wait)
 
     def _reserve(self) -> int:
         """Take the stage's next turn; return the nanoseconds until then."""
@@ -215,7 +215,7 @@ class Function:
         first = received.receives <= 1 and delivery.attempt == 1 and received.sent_at > 0
         waited = max(0, int((time.time() - received.sent_at) * 1e9)) if first else -1
         self._hops[lane] = message.parent
-        self._board.begins(self._slot, lane, time.monotonic_ns(), message.parent, waited)
+        self._board.begins(self._slot, lane, time.monotonic_ns(), message.parent, waited, delivery.lease)
         set_current(
             CurrentMessage(
                 id=message.id,

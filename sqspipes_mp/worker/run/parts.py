@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqspipes_mp.pipeline.outputs import Products
 from sqspipes_mp.worker.context import WorkerContext
 from sqspipes_mp.worker.fifo_order import GroupOrder
+from sqspipes_mp.worker.pause import Pause
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.run.function import Function
 from sqspipes_mp.worker.send.failures import Failures
@@ -31,6 +32,8 @@ class Parts:
     outbox: Outbox
     #: Makes messages of returned values.
     products: Products
+    #: Follows the orders to pause and to go on.
+    pause: Pause
     #: Streams results to an iterating caller; None without one.
     results: ResultWindow | None
 

@@ -150,10 +150,14 @@ class Runner:
         if function.paced and not function.pace(self._outbox.hurry):
             self.keep(delivery)
             return False
-        if self.lifetime.counts:
-            self.lifetime.begins(1)
         received = delivery.received
         context.leases.start(delivery.lease, time.monotonic(), lane, received.body, received.attributes)
+        # In this order: whoever pauses the stage sees a call that has begun before, or this sees the pause.
+        if context.paused:
+            self._parts.pause.not_begun([delivery])
+            return False
+        if self.lifetime.counts:
+            self.lifetime.begins(1)
         function.announce(delivery, lane)
         try:
             self._finish(delivery, *self._run(delivery))
@@ -377,6 +381,9 @@ class Runner:
         """Release messages that are not to blame for anything."""
         self._failures.hand_back(deliveries, self._outbox.put)
 
-    def keep(self, delivery: Delivery) -> None:
-        """Have a message released at the worker's end."""
-        self._failures.left.append(Release((delivery,), 0.0))
+    def keep(self, *deliveries: Delivery) -> None:
+        """Have messages that were not begun, or whose results nobody took, released at the worker's end or pause."""
+        if self._context.full_stop.is_set():
+            self._failures.left += [Release((delivery,), 0.0) for delivery in deliveries]
+        else:
+            self._parts.pause.not_begun(deliveries)

@@ -73,7 +73,7 @@ class Source:
         context = self._context
         rest, failures, done, idle = 0.0, 0, 0, 0.0
         most = self._function.task.max_tasks_per_worker
-        while not context.no_more.wait(rest) and self._function.pace(self._outbox.hurry) and self._has_room():
+        while not context.no_more.wait(rest) and self._may_call():
             self._parts.run_callbacks()
             try:
                 value = self._function.call()
@@ -119,7 +119,7 @@ class Source:
         while not context.no_more.is_set():
             # A value that was accepted out of order, before this worker began, takes no turn.
             again = self._accepted.has(self._number)
-            if not again and not (self._function.pace(self._outbox.hurry) and self._has_room()):
+            if not again and not self._may_call():
                 return
             self._parts.run_callbacks()
             try:
@@ -146,6 +146,18 @@ class Source:
                 self._end_with(error)
                 return
             self._send(product)
+
+    def _may_call(self) -> bool:
+        """Wait for the next call's turn, for room, and for the end of a pause; False: the run ends first."""
+        context, pause = self._context, self._parts.pause
+        if not (self._function.pace(self._outbox.hurry) and self._has_room()):
+            return False
+        while context.paused and not context.no_more.is_set():
+            pause.follow()
+            with context.resting():
+                self._ready.wait(lambda: not pause.paused or context.no_more.is_set())
+            self._parts.run_callbacks()
+        return not context.no_more.is_set()
 
     def _has_room(self) -> bool:
         """Wait until few enough messages wait, and the next call fits into the window of accepted ones.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from sqspipes_mp.ipc.statistics import CALL_STARTED, RUNNING
 from sqspipes_mp.worker.context import Delivery, WorkerContext
@@ -118,6 +118,13 @@ class GroupQueue(Ready):
                 # Only the next of its group, or one that runs alone, can have waited for this one.
                 self._changed.notify_all()
 
+    def put_back(self, deliveries: Iterable[Delivery]) -> None:
+        with self._changed:
+            taken = tuple(deliveries)
+            if self.left is not None:
+                self.left += len(taken)
+            super().put_back(taken)
+
     def leave(self) -> None:
         """Say that a thread takes no more."""
         with self._changed:
@@ -130,7 +137,7 @@ class GroupQueue(Ready):
             self._changed.wait_for(lambda: self.callbacks or not self.threads)
 
     def _pick(self) -> Delivery | None:
-        if self._alone:
+        if self._alone or self._halted:
             return None
         for place, delivery in enumerate(self._deliveries):
             if self._busy.has(delivery):

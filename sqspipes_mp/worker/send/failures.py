@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.errors import Reject, TaskTimeout
+from sqspipes_mp.errors import Cancelled, Reject, TaskTimeout
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.dead_log import tell_dead
 from sqspipes_mp.ipc.report.exception_text import line_of, message_of, short_id, traceback_text
 from sqspipes_mp.ipc.report.report import pack_exception
-from sqspipes_mp.ipc.statistics import FAILED, FAILED_LATE, LEASES_LOST, REJECTED
+from sqspipes_mp.ipc.statistics import CANCELLED, DEAD, FAILED, FAILED_LATE, LEASES_LOST, REJECTED, SlotField
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import mark, token
@@ -69,6 +69,11 @@ class Failures:
         context.count(FAILED_LATE, 1)
         self._settle(delivery, error, decide_on_late(delivery, context, held=held), carry, flush)
         self.hand_back(self._order.take_waiting(delivery), carry)
+
+    def cancelled(self, delivery: Delivery, carry: Carry) -> None:
+        """Dead-letter a message that came again after its running call was cancelled, with its worker's death."""
+        error = Cancelled(self._context.stage.name, os.getpid())
+        self.dead_letter(delivery, error, carry, counter=CANCELLED)
 
     def refused(self, done: Done, error: BaseException, carry: Carry) -> None:
         """See to a call whose output a queue refuses for good, in the carrier that carries its items at once."""
@@ -152,8 +157,12 @@ class Failures:
         error: BaseException,
         carry: Carry,
         step: tuple[str, int, list[int]] | None = None,
+        counter: SlotField = DEAD,
     ) -> None:
-        """Dead-letter a message with ``error`` as its reason. ``step``: what the caller of ``map`` was told of it."""
+        """Dead-letter a message with ``error`` as its reason, and count it.
+
+        ``step``: what the caller of ``map`` was told of it.
+        """
         context = self._context
         letter = letter_of(error, delivery, context)
         if context.counted:
@@ -165,7 +174,7 @@ class Failures:
             # The children that the caller was told of will never be.
             name, _, children = step
             context.say(Kind.STEP, {}, json.dumps([(name, child, []) for child in children]).encode())
-        carry(Letter(delivery, letter))
+        carry(Letter(delivery, letter, counter))
 
     def _source_refused(self, error: BaseException) -> None:
         """A source has no message to try again: a generator ends with the error, a function as its policy says."""

@@ -17,8 +17,8 @@ from functools import partial
 
 from sqspipes_mp.brokers.base import Completion, Handle, OutputsRefused
 from sqspipes_mp.ipc.channel import Kind
-from sqspipes_mp.ipc.leases import LeaseState
-from sqspipes_mp.ipc.statistics import DEAD, DONE, OUTPUTS_DROPPED, RETRIED, SENT, SlotField
+from sqspipes_mp.ipc.leases import LeaseState, id_digest
+from sqspipes_mp.ipc.statistics import CANCELLED, DONE, OUTPUTS_DROPPED, RETRIED, SENT, SlotField
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.fifo_order import GroupOrder
@@ -313,8 +313,10 @@ class Outbox:
                 context.charge(item.delivery)
             self._mark(item.delivery, LeaseState.CLOSING)
         stale: list[Handle] = context.connection.dead_letter([item.letter])
-        self._closed((item.delivery,), None if stale else DEAD)
+        self._closed((item.delivery,), None if stale else item.counter)
         context.forget_charges(item.delivery)
+        if item.counter == CANCELLED:
+            context.board.forget_cancelled(id_digest(item.delivery.received.handle.message_id))
 
     def _mark(self, delivery: Delivery, state: LeaseState) -> None:
         self._context.leases.set_state(delivery.lease, state)

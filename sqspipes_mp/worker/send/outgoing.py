@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from sqspipes_mp.brokers.base import Completion, DeadLetter
+from sqspipes_mp.ipc.statistics import DEAD, SlotField
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery
 
@@ -46,6 +47,8 @@ class Letter:
 
     delivery: Delivery
     letter: DeadLetter
+    #: The counter of such messages.
+    counter: SlotField = DEAD
 
 
 Item = Done | Release | Letter
