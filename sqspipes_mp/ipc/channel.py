@@ -102,6 +102,8 @@ class Kind(IntEnum):
     HASTEN = 40
     #: A worker says where its threads are.
     STACK = 41
+    #: The keeper counts queues for a while: somebody looks.
+    LOOK = 42
 
 
 #: Kinds that a parent hears.

@@ -11,6 +11,7 @@ from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric_threads import share
 from sqspipes_mp.pipeline.callables import misfit
 from sqspipes_mp.pipeline.checks import flag, is_whole, seconds, whole_number
+from sqspipes_mp.pipeline.http_address import HttpAddress
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline, Stage
 from sqspipes_mp.pipeline.task import OnError, check_workers
 
@@ -83,6 +84,8 @@ class RunPlan:
     window: int | None = 16
     #: Seconds between the keeper's counts of waiting messages, for progress; None: it counts none.
     count_every: float | None = None
+    #: Where the run's HTTP process listens; None: it has none.
+    http: HttpAddress | None = None
     #: The MODULE:ENGINE by which the command line started the run; empty: another program did.
     started_as: str = ""
 

@@ -7,7 +7,7 @@
     wakeup socket  ◀── signals, stop()
     pidfd          ◀── the kernel: it died   worker, keeper
     channel        ◀── READY, FAILED, FAULT, RESULT, STEP, DEAD_LETTERED, STOPPED, ENDED, RECYCLE, BYE; DRAINED (keeper)
-    channel        ──▶ DRAIN, RELEASE, ACK, LET_GO, REPLACE (workers); WATCH, JUDGE, QUIT (keeper)
+    channel        ──▶ DRAIN, RELEASE, ACK, LET_GO, REPLACE (workers); WATCH, JUDGE, LOOK, QUIT (keeper)
     scoreboard     ◀── counters, running calls, leases
 
 The supervisor decides with ``slot``, ``restart`` and ``shutdown``, which are pure. It hears through ``events`` (signals
@@ -24,7 +24,7 @@ import time
 from typing import Any, Protocol
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.errors import BootError, RestartLimit, StartFailed, StartRefused
+from sqspipes_mp.errors import BootError, ConfigError, RestartLimit, StartFailed, StartRefused
 from sqspipes_mp.ipc.channel import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.outcome import Outcome
@@ -37,6 +37,7 @@ from sqspipes_mp.supervisor.child import PASSING, Child
 from sqspipes_mp.supervisor.children import Children, Death, Mains
 from sqspipes_mp.supervisor.control import Control
 from sqspipes_mp.supervisor.events import Events
+from sqspipes_mp.supervisor.http_process import HttpProcess, open_http
 from sqspipes_mp.supervisor.keeper_slot import KeeperSlot, Loss
 from sqspipes_mp.supervisor.orders import Orders
 from sqspipes_mp.supervisor.registration import Registration, describe
@@ -101,6 +102,8 @@ class Supervisor:
         self._vitals = Vitals(self._children)
         self._orders = Orders(self._children, self._events, self._requests)
         self._control = Control(self._events, self._orders.carry)
+        #: None: the run serves no HTTP.
+        self._http: HttpProcess | None = None
         self._caller = caller
         self._progress = progress
         self._broker = broker
@@ -110,14 +113,19 @@ class Supervisor:
     def run(self) -> Outcome:
         """Start every child, watch them, stop them; no child is left, whatever happens."""
         stopping = self._stopping
+        registration = None
         with self._requests.heard():
-            registration = self._register()
             try:
-                self._start_keeper()
+                self._listen()
+                if not stopping.over:
+                    registration = self._register()
+                    self._start_keeper()
                 while not stopping.over:
                     self._turn()
             finally:
                 self._children.reap_all()
+                if self._http is not None:
+                    self._http.close()
                 self._control.close()
                 if registration is not None:
                     registration.leave()
@@ -129,15 +137,26 @@ class Supervisor:
         note = left_note(self._plan) if source is not None and summary[source.name].done else None
         return Outcome(summary, stopping.report, stopping.error, self._requests.signal, note)
 
+    def _listen(self) -> None:
+        """Open the socket of the HTTP process; a run that was to have one, and cannot, is over."""
+        try:
+            self._http = open_http(self._plan.http, self._board, self._events)
+        except ConfigError as error:
+            self._stopping.fail(error)
+            self._stopping.end()
+
     def _register(self) -> Registration | None:
-        """Tell of this run in the statistics and in the registry, and take orders there."""
+        """Tell of this run in the statistics and in the registry, take orders there, and begin to serve HTTP."""
         caller = os.getpid() if self._caller is None else os.getppid()
-        about = json.dumps(describe(self._plan, self._board, self._broker.describe(), caller))
+        http = None if self._http is None else self._http.address
+        about = json.dumps(describe(self._plan, self._board, self._broker.describe(), caller, http))
         self._board.describe(about)
         registration = Registration.enter(self._board.run_id, about)
         if registration is not None:
             self._control.listen(registration)
             registration.publish()
+        if self._http is not None:
+            self._http.begin("" if registration is None else registration.path)
         return registration
 
     def _turn(self) -> None:
@@ -160,6 +179,8 @@ class Supervisor:
         self._vitals.look(now, ending=self._stopping.begun)
         self._control.look(now)
         self._orders.look(now)
+        if self._http is not None:
+            self._http.look(now)
         if self._progress is not None:
             self._progress.tick(now)
         self._stopping.advance(time.monotonic())
@@ -170,6 +191,8 @@ class Supervisor:
         times += [self._control.deadline(), self._orders.deadline()]
         starts = [self._children.keeper.restart_at, *(slot.restart_at for slot in self._children.slots)]
         times += [start for start in starts if start is not None]
+        if self._http is not None:
+            times.append(self._http.deadline())
         if self._progress is not None:
             times.append(self._progress.due)
         return min(times)

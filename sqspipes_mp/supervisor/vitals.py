@@ -68,7 +68,7 @@ class Vitals:
         self._board.set_header(SUPERVISOR_BEAT, int(now * 1e9))
         if now >= self._beat_at:
             for slot, worker in self._children.workers:
-                self._board.put(slot.index, CPU_NS, self._spent[slot.index] + cpu_of(worker.child.pid))
+                self._note_cpu(slot, worker)
             self._look_at = now
             self._beat_at = now + BEAT_EVERY
         if now >= self._look_at:
@@ -85,8 +85,13 @@ class Vitals:
 
     def dead(self, slot: Slot, worker: Worker) -> None:
         """Note the CPU of a worker that is dead and not reaped yet."""
-        self._spent[slot.index] += cpu_of(worker.child.pid)
-        self._board.put(slot.index, CPU_NS, self._spent[slot.index])
+        self._note_cpu(slot, worker)
+        self._spent[slot.index] = self._board.get(slot.index, CPU_NS)
+
+    def _note_cpu(self, slot: Slot, worker: Worker) -> None:
+        # The forkserver reaps its children before this process hears of it; then the latest figure stays.
+        used = self._spent[slot.index] + cpu_of(worker.child.pid)
+        self._board.put(slot.index, CPU_NS, max(used, self._board.get(slot.index, CPU_NS)))
 
     def restarted(self, slot: Slot, death: Death) -> None:
         """Count a worker that another one is to follow, by the reason."""
