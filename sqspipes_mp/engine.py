@@ -58,13 +58,13 @@ class PlanArgs(TypedDict, total=False):
     until: Literal["drained", "stopped"] | None
     idle: float | None
     wait_for_broker: float | None
-    http: str | None
 
 
 class RunArgs(PlanArgs, total=False):
     """Keyword arguments of ``Engine.run`` beside ``only`` and ``iterate``; ``run`` explains them."""
 
     progress: bool | None
+    http: str | None
 
 
 class MapArgs(TypedDict, Generic[V], total=False):
@@ -525,11 +525,12 @@ def connected(engine: Engine) -> AbstractContextManager[Connection]:
     return engine._connection.use(engine.broker)
 
 
-def plan_run(engine: Engine, only: Only = None, *, iterate: bool = False, **options: Unpack[PlanArgs]) -> RunPlan:
+def plan_run(
+    engine: Engine, only: Only = None, *, iterate: bool = False, http: str | None = None, **options: Unpack[PlanArgs]
+) -> RunPlan:
     """Return the plan of ``engine.run`` with these arguments. Raises ``ConfigError``."""
     if options.get("wait_for_broker") is None:
         options["wait_for_broker"] = _wait_of_environment()
-    http = options.pop("http", None)
     plan = make_plan(engine._pipeline, engine._settings, only=only, iterate=iterate, **options)
     return replace(plan, http=http_address(http))
 

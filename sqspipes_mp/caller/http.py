@@ -37,7 +37,9 @@ def http_address(http: str | None, field: str = "run(http)") -> HttpAddress | No
         return None
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise ConfigError(
-            found.field, found.text, f"left out, since {', '.join(missing)} cannot be imported",
+            found.field,
+            found.text,
+            f"left out, since {', '.join(missing)} cannot be imported",
             "To have it: pip install 'sqspipes_mp[http]'",
         )
     _check_token()

@@ -180,7 +180,10 @@ def _add_looking(add: Callable[..., ArgumentParser]) -> None:
     _add_running(add("stop", stop, "Stop a running engine, as SIGTERM does"))
     one = add("serve", serve, "Serve metrics, health and state of running engines over HTTP")
     one.add_argument(
-        "target", metavar="TARGET", nargs="?", help="a domain, a pid, or the MODULE:ENGINE text; default: all engines here"
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        help="a domain, a pid, or the MODULE:ENGINE text; default: all engines here",
     )
     one.add_argument("--http", metavar="HOST:PORT", help="where; default: SQSPIPES_HTTP")
     # Only for the list of commands: __main__ runs it, and loads nothing else.

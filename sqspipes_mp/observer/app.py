@@ -33,7 +33,9 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_NEEDS_TOKEN = "this needs the token: set SQSPIPES_HTTP_TOKEN where the engine runs, and send Authorization: Bearer TOKEN"
+_NEEDS_TOKEN = (
+    "this needs the token: set SQSPIPES_HTTP_TOKEN where the engine runs, and send Authorization: Bearer TOKEN"  # noqa: S105
+)
 
 Answer = Callable[[Request], Awaitable[Response]]
 

@@ -7,6 +7,7 @@ descriptors, and a probe would find no answer. Here such clients lose their plac
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -30,7 +31,8 @@ class BoundedProtocol(H11Protocol):
         self._idle_since = self.loop.time()
         self._check = self.loop.call_later(_SILENCE, self._look)
         if len(self.connections) > MOST:
-            idle: list[Any] = [each for each in self.connections if each is not self and not each.busy]
+            others: Iterable[Any] = self.connections
+            idle = [each for each in others if each is not self and not each.busy]
             if idle:
                 min(idle, key=lambda each: each._idle_since).transport.abort()
             else:

@@ -1,7 +1,7 @@
 """``/metrics``: the statistics of engines as OpenMetrics (the HTTP process).
 
-``METRICS`` is the whole list of names, which are fixed. Labels are the domain, the stage and those named there, never an
-id or a pid. Counters live in the statistics, so they outlive workers; ``Totals`` keeps them from going back.
+``METRICS`` is the whole list of names, which are fixed. Labels are the domain, the stage and those named there, never
+an id or a pid. Counters live in the statistics, so they outlive workers; ``Totals`` keeps them from going back.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ _DOMAIN = ("domain",)
 _COUNTED = "Each machine exports the same count, so use max by (domain, stage), not sum."
 
 METRICS = (
-    Described("sqspipes_messages_total", "counter", "Messages by outcome; each delivery has one.", (*_STAGE, "outcome")),
+    Described(
+        "sqspipes_messages_total", "counter", "Messages by outcome; each delivery has one.", (*_STAGE, "outcome")
+    ),
     Described("sqspipes_call_failures_total", "counter", "Calls that failed.", (*_STAGE, "reason")),
     Described("sqspipes_outputs_total", "counter", "Outputs accepted downstream, or dropped.", (*_STAGE, "outcome")),
     Described("sqspipes_call_duration_seconds", "histogram", "Time of one call of the function.", _STAGE),

@@ -7,7 +7,7 @@ import signal
 import socket
 
 from sqspipes_mp.observer.app import Observer
-from sqspipes_mp.observer.looked import Looked, Registered
+from sqspipes_mp.observer.looked import Registered
 from sqspipes_mp.observer.server import Server, access_to
 
 #: Seconds between two looks into the registry.

@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
         self._over = over
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Take no signal."""
         yield
 
