@@ -45,7 +45,13 @@ def run(flags: Namespace, console: Console) -> Exit:
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
     plan = plan_run(
-        engine, only, workers=workers, until=options.until, idle=options.idle, wait_for_broker=options.wait, http=flags.http
+        engine,
+        only,
+        workers=workers,
+        until=options.until,
+        idle=options.idle,
+        wait_for_broker=options.wait,
+        http=flags.http,
     )
     plan = replace(plan, started_as=flags.target)
     console.finish = finishing_command(behind_source(plan), flags.target, flags.broker)

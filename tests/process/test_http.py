@@ -235,7 +235,10 @@ def counted(value: int, log: Log) -> int:
     return value
 
 
-def test_counters_never_go_back_and_stay_below_the_ledger_while_everything_is_killed(db: Path, log: Log) -> None:
+def test_counters_never_go_back_and_stay_below_the_ledger_while_everything_is_killed(
+    db: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQSPIPES_HTTP_TOKEN", "a token")
     engine = engine_at(db, [source, Task(counted, name="work", args=(log,), workers=2), sink], on_error="retry")
     total, kills = 1200, 6
     feed(engine, "work", list(range(total)))

@@ -75,7 +75,7 @@ def test_a_tasks_traceback_is_shown_and_a_wrong_value_s_is_not() -> None:
 
 def options(environ: dict[str, str] | None = None, **flags: Any) -> Any:
     names = ["only", "workers", "broker", "until", "idle", "wait_for_broker"]
-    names += ["on_error", "log_level", "log_format", "progress"]
+    names += ["on_error", "log_level", "log_format", "progress", "summary_json"]
     return run_options(Namespace(**{**dict.fromkeys(names), **flags}), environ or {})
 
 
