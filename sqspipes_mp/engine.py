@@ -17,6 +17,7 @@ from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.caller.call import NoValue, rehearse
 from sqspipes_mp.caller.dead_letters import DeadLetter, look
 from sqspipes_mp.caller.feed import Feeder, put, put_many
+from sqspipes_mp.caller.http import http_address
 from sqspipes_mp.caller.kept_connection import KeptConnection
 from sqspipes_mp.caller.map import MapResults
 from sqspipes_mp.caller.map_job import plan_job, survey
@@ -63,6 +64,7 @@ class RunArgs(PlanArgs, total=False):
     """Keyword arguments of ``Engine.run`` beside ``only`` and ``iterate``; ``run`` explains them."""
 
     progress: bool | None
+    http: str | None
 
 
 class MapArgs(TypedDict, Generic[V], total=False):
@@ -206,6 +208,7 @@ class Engine:
         idle: float | None = None,
         wait_for_broker: float | None = None,
         progress: bool | None = None,
+        http: str | None = None,
     ) -> Summary | Results[Any]:
         """Run the pipeline, or some of its stages, until stopped, drained, or an exception ends it.
 
@@ -227,6 +230,8 @@ class Engine:
             progress: None: a table of the stages at the foot of the terminal, where stderr is one and ``rich`` is
                 installed (the extra ``progress``); True: elsewhere a line of the log (``sqspipes_mp.progress``, INFO)
                 every 30 s in which something changed; False: nothing.
+            http: "127.0.0.1:8090": serve metrics and health there, from a process of its own (the extra ``http``);
+                ":8090": on every interface. Default: ``SQSPIPES_HTTP``, else none.
 
         Returns:
             Summary; or with ``iterate`` an iterator, closed by leaving its ``with``, ``close()`` or its end.
@@ -250,6 +255,7 @@ class Engine:
             until=until,
             idle=idle,
             wait_for_broker=wait_for_broker,
+            http=http,
         )
         if plan.sink is not None:
             return self._runs.iterate(plan, self._broker_for(plan), self, progress=progress)
@@ -455,6 +461,7 @@ class Engine:
             keep_results=keep_results, source=source, wait_for_broker=_wait_of_environment(),
         )  # fmt: skip
         check_progress("map(progress)", progress)
+        plan = replace(plan, http=http_address(None))
         broker = self._broker_for(plan)
         # A resumed map skips an unknown number of values.
         total = len(values) if isinstance(values, Sized) and not job.resumed else None
@@ -572,16 +579,27 @@ def connected(engine: Engine) -> AbstractContextManager[Connection]:
     return engine._connection.use(engine.broker)
 
 
-def plan_run(engine: Engine, only: Only = None, *, iterate: bool = False, **options: Unpack[PlanArgs]) -> RunPlan:
+def plan_run(
+    engine: Engine, only: Only = None, *, iterate: bool = False, http: str | None = None, **options: Unpack[PlanArgs]
+) -> RunPlan:
     """Return the plan of ``engine.run`` with these arguments. Raises ``ConfigError``."""
     if options.get("wait_for_broker") is None:
         options["wait_for_broker"] = _wait_of_environment()
-    return make_plan(engine._pipeline, engine._settings, only=only, iterate=iterate, **options)
+    plan = make_plan(engine._pipeline, engine._settings, only=only, iterate=iterate, **options)
+    return replace(plan, http=http_address(http))
 
 
-def start_run(engine: Engine, plan: RunPlan, progress: bool | None = None) -> Summary:
-    """Run a plan until it ends; raises as ``engine.run`` does."""
+def start_run(
+    engine: Engine,
+    plan: RunPlan,
+    progress: bool | None = None,
+    *,
+    ended: Callable[[Summary], None] | None = None,
+) -> Summary:
+    """Run a plan until it ends; raises as ``engine.run`` does, after ``ended`` got the summary."""
     outcome = engine._runs.run(plan, engine._broker_for(plan), progress)
+    if ended is not None:
+        ended(outcome.summary)
     if outcome.failed:
         raise outcome.exception()
     return outcome.summary

@@ -19,6 +19,7 @@ from sqspipes_mp.cli.exits import Exit, Stopped, child_note, ending_of
 from sqspipes_mp.cli.look import ps, stack, stop, top
 from sqspipes_mp.cli.queues import delete, purge, status
 from sqspipes_mp.cli.run import FORMATS, LEVELS, POLICIES, UNTIL, run
+from sqspipes_mp.cli.serve import serve
 
 Command = Callable[[Namespace, Console], Exit]
 
@@ -63,7 +64,7 @@ examples:
 
 Each flag also reads its environment variable: SQSPIPES_ONLY, SQSPIPES_WORKERS (both with commas), SQSPIPES_BROKER,
 SQSPIPES_UNTIL, SQSPIPES_IDLE, SQSPIPES_WAIT_FOR_BROKER, SQSPIPES_ON_ERROR, SQSPIPES_LOG_LEVEL, SQSPIPES_LOG_FORMAT,
-SQSPIPES_PROGRESS (on, off).
+SQSPIPES_PROGRESS (on, off), SQSPIPES_HTTP, SQSPIPES_SUMMARY_JSON.
 A flag is stronger than the code, the code than the environment. Ctrl-C and SIGTERM finish what runs and give the rest
 back to its queue; a second one kills.
 
@@ -180,6 +181,14 @@ def _add_looking(add: Callable[..., ArgumentParser]) -> None:
     one.add_argument("--worker", metavar="N", type=int, help="only this worker, by its number in the stage")
     one.add_argument("--signal", action="store_true", help="ask by a signal, for one whose GIL is held in C code")
     _add_running(add("stop", stop, "Stop a running engine, as SIGTERM does"))
+    one = add("serve", serve, "Serve metrics, health and state of running engines over HTTP")
+    one.add_argument(
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        help="a domain, a pid, or the MODULE:ENGINE text; default: all engines here",
+    )
+    one.add_argument("--http", metavar="HOST:PORT", help="where; default: SQSPIPES_HTTP")
     # Only for the list of commands: __main__ runs it, and loads nothing else.
     add("health", lambda _flags, _console: Exit.USAGE, "Tell whether a running engine lives, for probes")
 
@@ -228,6 +237,8 @@ def _add_run(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)}; default: info")
     parser.add_argument("--log-format", metavar="|".join(FORMATS), help="default: text")
+    parser.add_argument("--http", metavar="HOST:PORT", help="serve metrics and health there; :PORT is every interface")
+    parser.add_argument("--summary-json", metavar="PATH", help="write the run's figures here at its end, as JSON")
     _add_progress(parser, "a table of the stages on a terminal, elsewhere a line of the log every 30 s")
 
 

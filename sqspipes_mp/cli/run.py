@@ -8,11 +8,14 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import STOPPED_BY, Exit, Refused
 from sqspipes_mp.cli.loading import load
+from sqspipes_mp.cli.summary_file import check_writable, write_summary
 from sqspipes_mp.engine import override, plan_run, start_run
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.histogram import duration
@@ -41,7 +44,15 @@ def run(flags: Namespace, console: Console) -> Exit:
         override(engine, on_error=policy, weakly=not options.on_error.from_flag)
     only = task_names(options.only, engine.pipeline)
     workers = worker_counts(options.workers, engine.pipeline, only)
-    plan = plan_run(engine, only, workers=workers, until=options.until, idle=options.idle, wait_for_broker=options.wait)
+    plan = plan_run(
+        engine,
+        only,
+        workers=workers,
+        until=options.until,
+        idle=options.idle,
+        wait_for_broker=options.wait,
+        http=flags.http,
+    )
     plan = replace(plan, started_as=flags.target)
     console.finish = finishing_command(behind_source(plan), flags.target, flags.broker)
     with console.held():
@@ -49,8 +60,10 @@ def run(flags: Namespace, console: Console) -> Exit:
         names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
         console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
     summary: Summary | None
+    file = options.summary_json
+    write = None if file is None else partial(write_summary, file, engine.domain)
     try:
-        summary = start_run(engine, plan, options.progress)
+        summary = start_run(engine, plan, options.progress, ended=write)
     except KeyboardInterrupt as interrupt:
         # A KeyboardInterrupt that a task raised has no summary.
         summary = getattr(interrupt, "summary", None)
@@ -115,6 +128,8 @@ class RunOptions:
     log_level: int
     log_format: str
     progress: bool
+    #: Where to write the summary.
+    summary_json: Path | None
 
 
 def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
@@ -147,6 +162,7 @@ def run_options(flags: Namespace, environ: Mapping[str, str]) -> RunOptions:
         log_level=logging.getLevelNamesMapping()[level.value.upper()],
         log_format=form.value,
         progress=progress.value == "on",
+        summary_json=_file(flags, environ),
     )
 
 
@@ -199,6 +215,13 @@ def _seconds(given: Given) -> float:
     if not 0 <= seconds < math.inf:
         raise Refused(f"{given.source} must be a number of seconds from 0, got {given.value!r}")
     return seconds
+
+
+def _file(flags: Namespace, environ: Mapping[str, str]) -> Path | None:
+    for given in _from_flag(flags, "summary-json") or _from_variable(environ, "summary-json"):
+        check_writable(given.source, Path(given.value))
+        return Path(given.value)
+    return None
 
 
 def _stage(given: Given, pipeline: Pipeline, name: str) -> Stage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import signal
@@ -15,14 +14,13 @@ from pathlib import Path
 from types import FrameType
 
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.host.parent import end_with_parent
 from sqspipes_mp.ipc.channel import EXIT_ORPHAN
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.stack_dump import StackFile
 from sqspipes_mp.pipeline.plan import RunPlan, Seat
 from sqspipes_mp.pipeline.stages import Stage
 
-#: prctl(2).
-_PR_SET_PDEATHSIG = 1
 #: Points that a worker adds to its parent's, of 1000 (proc(5), oom_score_adj).
 _OOM_SCORE = 500
 
@@ -110,12 +108,8 @@ def volunteer() -> None:
 
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent's thread ends (Linux); the control socket's end tells too."""
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    # The parent may have died before the call above.
-    if os.getppid() != parent:
+    # The parent may have died before the call.
+    if sys.platform.startswith("linux") and not end_with_parent(parent):
         os._exit(EXIT_ORPHAN)
 
 

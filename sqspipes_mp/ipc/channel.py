@@ -108,6 +108,8 @@ class Kind(IntEnum):
     STACK = 41
     #: A worker looks on the scoreboard whether its stage is paused. Header ``order``: the order's number.
     PAUSE = 42
+    #: The keeper counts queues for a while: somebody looks.
+    LOOK = 43
 
 
 #: Kinds that a parent hears.

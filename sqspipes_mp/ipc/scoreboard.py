@@ -163,6 +163,10 @@ class Scoreboard:
         """The descriptor behind the statistics; it is writable."""
         return self._looks
 
+    def open_statistics(self) -> int:
+        """Return a new descriptor of the statistics, read-only. Raises ``OSError`` on a system without ``/proc``."""
+        return os.open(f"/proc/self/fd/{self._looks}", os.O_RDONLY | os.O_CLOEXEC)
+
     def close(self) -> None:
         """Close descriptors, mappings and regions, once: an error's frames may hold the board for long."""
         fd, self._fd = self._fd, -1

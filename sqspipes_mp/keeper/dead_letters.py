@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.errors import CANCELLED, HELD, LATE, DecodeError, TaskTimeout, WorkerLost
+from sqspipes_mp.errors import CANCELLED, HELD, LATE, Cancelled, DecodeError, TaskTimeout, WorkerLost
 from sqspipes_mp.ipc.channel import describe_death
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState
 from sqspipes_mp.ipc.report.dead_log import tell_dead
@@ -73,7 +73,7 @@ def killed_letter(
     assert stage.dead is not None
     text = failure_text(asdict(failure), len(body.encode("utf-8", "surrogatepass")), attributes)
     unsaid = "" if text else f"{NO_ROOM}\n{stack}".rstrip()
-    lost = TaskTimeout if error == "TaskTimeout" else WorkerLost
+    lost = {"TaskTimeout": TaskTimeout, "Cancelled": Cancelled}.get(error, WorkerLost)
     tell_dead(
         "%s: message %s is dead-lettered: %s%s", stage.name, short_id(hop), why, unsaid,
         error=lost(stage.name, pid, why), stage=stage.name, ident=short_id(hop), attempt=lease.charges + 1,

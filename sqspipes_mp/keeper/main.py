@@ -191,6 +191,8 @@ class Keeper:
                 orphaned()
             elif frame.kind is Kind.WATCH:
                 self._watch = DrainWatch(self._plan, self._board, self._connection, self._beat)
+            elif frame.kind is Kind.LOOK:
+                self._waiting.looked_at(time.monotonic())
             elif frame.kind is Kind.QUIT:
                 self._quit = True
 

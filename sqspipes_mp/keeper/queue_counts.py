@@ -5,13 +5,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from sqspipes_mp.brokers.base import Connection
 from sqspipes_mp.errors import BrokerBusy, BrokerError, ConfigError
 from sqspipes_mp.ipc.scoreboard import Scoreboard
-from sqspipes_mp.ipc.statistics import BACKLOG, BACKLOG_AT, COUNT_EVERY, FINISHED, PAUSED, RESTING, WAITING
+from sqspipes_mp.ipc.statistics import (
+    BACKLOG,
+    BACKLOG_AT,
+    COUNT_EVERY,
+    DEAD_LETTERS,
+    FINISHED,
+    PAUSED,
+    QUEUE_COUNTS,
+    QUEUE_STATES,
+    RESTING,
+    WAITING,
+    StageField,
+)
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.source_leftovers import behind_source, finishing_call, finishing_flags
 from sqspipes_mp.pipeline.stages import build
@@ -20,8 +34,11 @@ log = logging.getLogger("sqspipes_mp.keeper")
 
 #: Seconds between two counts where they are exact, and cost nothing; a source that rests is counted for as often.
 _OFTEN = 1.0
-#: Seconds between two counts for a source that does not rest, where each is a request.
+#: Seconds between two counts for a source that does not rest, and between two rounds for lookers, where each count is a
+#: request.
 SELDOM = 10.0
+#: Seconds of counting after each look, and those for which counts are kept beyond that.
+LOOK, _KEPT = 30.0, 90.0
 #: Seconds between two looks for drained queues: where counts are exact, and the most where they are not.
 LOOK_EVERY, _SLOW_LOOK = 0.1, 5.0
 
@@ -203,47 +220,135 @@ class BacklogCount:
         return now + _OFTEN
 
 
+class _Turn(NamedTuple):
+    """One count of a round."""
+
+    stage: int
+    queue: str
+    #: The queue's level among the stage's inputs; None: it is the dead-letter queue, which only lookers want.
+    priority: int | None
+    #: Whether the queue is the stage's last input.
+    last: bool = False
+
+
 class WaitCount:
-    """Counts one queue at a time, so that no turn of the keeper takes long, and writes each stage's sum."""
+    """Counts one queue at a time, so that no turn of the keeper takes long, and writes what there is in it.
+
+    It counts for the progress display, and for ``LOOK`` seconds after each time that somebody looks. Counts that nobody
+    has asked for in a while are taken back: what was not counted is absent, never 0.
+    """
 
     def __init__(self, plan: RunPlan, board: Scoreboard, connection: Connection, beat: Callable[[], None]) -> None:
         self._board = board
         self._connection = connection
         self._beat = beat
-        #: A round: stage, queue, whether the queue is the stage's last one.
-        self._turns = [
-            (stage, name, name == plan.inputs[stage][-1]) for stage in plan.selected for name in plan.inputs[stage]
-        ]
+        #: Seconds between two rounds for the progress display; None: there is none, or nothing to show.
+        self._shown: float | None = None
+        if plan.count_every is not None and any(plan.inputs[stage] for stage in plan.selected):
+            self._shown = plan.count_every if connection.settle else min(_OFTEN, plan.count_every)
+        self._looked: float = SELDOM if connection.settle else _OFTEN
+        self._looked_until = -math.inf
+        #: A round: each stage's inputs in a row, then its dead-letter queue.
+        self._turns = [turn for stage in plan.selected for turn in _turns_of(plan, stage)]
+        #: The queues of a round without lookers.
+        self._inputs = sum(turn.priority is not None for turn in self._turns)
         self._taken = 0
+        #: Counts of a first round that are left: it is at once, or the display would have holes.
+        self._at_once = self._inputs
         self._sum = 0
-        self._at = math.inf
-        self._pause = 0.0
-        if plan.count_every is not None and self._turns:
-            self._at = 0.0
-            every = plan.count_every if connection.settle else min(_OFTEN, plan.count_every)
-            self._pause = every / len(self._turns)
+        self._at = math.inf if self._shown is None else 0.0
+
+    def looked_at(self, now: float) -> None:
+        """Count for somebody who looks at ``now`` (monotonic seconds), too."""
+        if not self._turns:
+            return
+        if now >= self._looked_until:
+            if now >= self._looked_until + _KEPT:
+                self._forget()
+            self._at_once = len(self._turns)
+            self._at = now
+        self._looked_until = now + LOOK
 
     def look(self, now: float) -> float:
         """Count a queue where that is due, and return when the next is; monotonic seconds. Raises ``BrokerBusy``."""
         if now < self._at:
             return self._at
-        stage, name, last = self._turns[self._taken % len(self._turns)]
-        self._beat()
+        looked = now < self._looked_until
+        if not looked and self._shown is None:
+            self._at = self._looked_until + _KEPT
+            if now >= self._at:
+                self._forget()
+            return self._at
+        turn = self._next(looked=looked)
         try:
-            depth = self._connection.depth(name)
+            self._count(turn)
         except BrokerBusy:
             raise
         except BrokerError as error:
             # A queue is missing, or its count denied. The run needs no count, and its receives tell of a missing queue.
-            log.info("what waits in %s is not counted: %s", name, error)
-            self._board.set_stage(stage, WAITING, 0)
-            self._at = math.inf
+            log.info("what waits in %s is not counted: %s", turn.queue, error)
+            self._stop(turn)
             return self._at
-        self._sum += depth.visible + depth.delayed
-        if last:
-            self._board.set_stage(stage, WAITING, self._sum + 1)
-            self._sum = 0
         self._taken += 1
-        # The first round is at once, or the display would have holes.
-        self._at = now if self._taken < len(self._turns) else now + self._pause
+        self._at_once = max(0, self._at_once - 1)
+        self._at = now if self._at_once else now + self._pause(looked=looked)
         return self._at
+
+    def _next(self, *, looked: bool) -> _Turn:
+        """Return the turn that is due; a dead-letter queue's only where somebody looks."""
+        while True:
+            turn = self._turns[self._taken % len(self._turns)]
+            if looked or turn.priority is not None:
+                return turn
+            self._taken += 1
+
+    def _stop(self, turn: _Turn) -> None:
+        """Count no more; where it is a dead-letter queue that cannot be counted, the others still."""
+        if turn.priority is None:
+            self._turns.remove(turn)
+            self._taken = self._sum = 0
+            return
+        self._forget()
+        self._turns.clear()
+
+    def _pause(self, *, looked: bool) -> float:
+        """Return the seconds until the next queue."""
+        if not looked and self._shown is not None:
+            return self._shown / self._inputs
+        # With jitter: machines that are looked at together do not count together.
+        return self._looked * random.uniform(0.8, 1.2) / len(self._turns)
+
+    def _count(self, turn: _Turn) -> None:
+        self._beat()
+        depth = self._connection.depth(turn.queue)
+        board = self._board
+        if turn.priority is None:
+            board.set_stage(turn.stage, DEAD_LETTERS, depth.visible + depth.in_flight + depth.delayed + 1)
+            return
+        for place, count in enumerate((depth.visible, depth.in_flight, depth.delayed)):
+            board.set_stage(turn.stage, _count_field(turn.priority, place), count + 1)
+        self._sum += depth.visible + depth.delayed
+        if turn.last:
+            board.set_stage(turn.stage, WAITING, self._sum + 1)
+            self._sum = 0
+
+    def _forget(self) -> None:
+        """Take back every count: nobody has looked for long."""
+        self._at = math.inf
+        for turn in self._turns:
+            self._board.set_stage(turn.stage, DEAD_LETTERS, 0)
+            self._board.set_stage(turn.stage, WAITING, 0)
+            for place in range(len(QUEUE_STATES)):
+                self._board.set_stage(turn.stage, _count_field(turn.priority or 0, place), 0)
+
+
+def _turns_of(plan: RunPlan, index: int) -> list[_Turn]:
+    stage, inputs = plan.pipeline.stages[index], plan.inputs[index]
+    turns = [
+        _Turn(index, name, len(stage.inputs) - 1 - stage.inputs.index(name), name == inputs[-1]) for name in inputs
+    ]
+    return turns if stage.dead is None else [*turns, _Turn(index, stage.dead, None)]
+
+
+def _count_field(priority: int, place: int) -> StageField:
+    return StageField(QUEUE_COUNTS + priority * len(QUEUE_STATES) + place)

@@ -11,6 +11,7 @@ from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric_threads import share
 from sqspipes_mp.pipeline.callables import misfit
 from sqspipes_mp.pipeline.checks import flag, is_whole, seconds, whole_number
+from sqspipes_mp.pipeline.http_address import HttpAddress
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline, Stage
 from sqspipes_mp.pipeline.task import OnError, check_workers
 
@@ -87,6 +88,8 @@ class RunPlan:
     count_every: float | None = None
     #: Worker processes that each stage can have; a stage that is not in it: those of the start.
     room: Mapping[int, int] = field(default_factory=dict)
+    #: Where the run's HTTP process listens; None: it has none.
+    http: HttpAddress | None = None
     #: The MODULE:ENGINE by which the command line started the run; empty: another program did.
     started_as: str = ""
 

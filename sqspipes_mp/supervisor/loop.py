@@ -7,7 +7,7 @@
     wakeup socket  ◀── signals, stop()
     pidfd          ◀── the kernel: it died   worker, keeper
     channel        ◀── READY, FAILED, FAULT, RESULT, STEP, DEAD_LETTERED, STOPPED, ENDED, RECYCLE, BYE; DRAINED (keeper)
-    channel        ──▶ DRAIN, RELEASE, ACK, LET_GO, REPLACE (workers); WATCH, JUDGE, QUIT (keeper)
+    channel        ──▶ DRAIN, RELEASE, ACK, LET_GO, REPLACE (workers); WATCH, JUDGE, LOOK, QUIT (keeper)
     scoreboard     ◀── counters, running calls, leases
 
 The supervisor decides with ``slot``, ``restart`` and ``shutdown``, which are pure. It hears through ``events`` (signals
@@ -25,7 +25,15 @@ import time
 from typing import Any, Protocol
 
 from sqspipes_mp.brokers.base import Broker
-from sqspipes_mp.errors import BootError, RestartLimit, StartFailed, StartRefused, TaskTimeout, WorkerLost
+from sqspipes_mp.errors import (
+    BootError,
+    ConfigError,
+    RestartLimit,
+    StartFailed,
+    StartRefused,
+    TaskTimeout,
+    WorkerLost,
+)
 from sqspipes_mp.ipc.channel import Frame, Kind, ParentChannel, describe_exit
 from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.outcome import Outcome
@@ -40,6 +48,7 @@ from sqspipes_mp.supervisor.child import PASSING, Child
 from sqspipes_mp.supervisor.children import Children, Death, Mains
 from sqspipes_mp.supervisor.control import Control
 from sqspipes_mp.supervisor.events import Events
+from sqspipes_mp.supervisor.http_process import HttpProcess, open_http
 from sqspipes_mp.supervisor.keeper_slot import KeeperSlot, Loss
 from sqspipes_mp.supervisor.orders import Orders
 from sqspipes_mp.supervisor.pausing import Pausing
@@ -117,6 +126,8 @@ class Supervisor:
         self._control = Control(self._events, self._orders.carry)
         if orders is not None:
             self._control.adopt(orders)
+        #: None: the run serves no HTTP.
+        self._http: HttpProcess | None = None
         self._caller = caller
         self._progress = progress
         self._broker = broker
@@ -126,10 +137,13 @@ class Supervisor:
     def run(self) -> Outcome:
         """Start every child, watch them, stop them; no child is left, whatever happens."""
         stopping = self._stopping
+        registration = None
         with self._requests.heard():
-            registration = self._register()
             try:
-                self._start_keeper()
+                self._listen()
+                if not stopping.over:
+                    registration = self._register()
+                    self._start_keeper()
                 self._turn_until_over()
             except BaseException as error:
                 # A handler of the host's has raised (SIGALRM's, say). What is held goes back before that goes on.
@@ -139,6 +153,8 @@ class Supervisor:
                 raise
             finally:
                 self._children.reap_all()
+                if self._http is not None:
+                    self._http.close()
                 self._control.close()
                 if registration is not None:
                     registration.leave()
@@ -150,15 +166,26 @@ class Supervisor:
         note = left_note(self._plan) if source is not None and summary[source.name].done else None
         return Outcome(summary, stopping.report, stopping.error, self._requests.signal, note)
 
+    def _listen(self) -> None:
+        """Open the socket of the HTTP process; a run that was to have one, and cannot, is over."""
+        try:
+            self._http = open_http(self._plan.http, self._board, self._events)
+        except ConfigError as error:
+            self._stopping.fail(error)
+            self._stopping.end()
+
     def _register(self) -> Registration | None:
-        """Tell of this run in the statistics and in the registry, and take orders there."""
+        """Tell of this run in the statistics and in the registry, take orders there, and begin to serve HTTP."""
         caller = os.getpid() if self._caller is None else os.getppid()
-        about = json.dumps(describe(self._plan, self._board, self._broker.describe(), caller))
+        http = None if self._http is None else self._http.address
+        about = json.dumps(describe(self._plan, self._board, self._broker.describe(), caller, http))
         self._board.describe(about)
         registration = Registration.enter(self._board.run_id, about)
         if registration is not None:
             self._control.listen(registration)
             registration.publish()
+        if self._http is not None:
+            self._http.begin("" if registration is None else registration.path)
         return registration
 
     def _turn_until_over(self) -> None:
@@ -187,6 +214,8 @@ class Supervisor:
         self._orders.look(now)
         self._pausing.look(now)
         self._scaling.look(now)
+        if self._http is not None:
+            self._http.look(now)
         if self._progress is not None:
             self._progress.tick(now)
         self._stopping.advance(time.monotonic())
@@ -197,6 +226,8 @@ class Supervisor:
         times += [self._control.deadline(), self._orders.deadline(), self._pausing.deadline(), self._scaling.deadline()]
         starts = [self._children.keeper.restart_at, *(slot.restart_at for slot in self._children.slots)]
         times += [start for start in starts if start is not None]
+        if self._http is not None:
+            times.append(self._http.deadline())
         if self._progress is not None:
             times.append(self._progress.due)
         return min(times)

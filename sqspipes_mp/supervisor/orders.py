@@ -65,6 +65,7 @@ class Orders:
         self._cancelling = cancelling
         self._table = {
             "statistics": self._statistics,
+            "look": self._look,
             "stop": self._stop,
             "stack": self._stack,
             "pause": self._pause,
@@ -111,13 +112,18 @@ class Orders:
     def _statistics(self, order: dict[str, Any], client: Client) -> None:
         """Hand out the statistics, read-only: for who cannot open them by the pid, in another pid namespace say."""
         try:
-            fd = os.open(f"/proc/self/fd/{self._children.board.statistics_fd}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._children.board.open_statistics()
         except OSError as error:
             raise Refused(f"this system hands out no read-only descriptor ({error})") from None
         try:
             client.answer(order.get("id"), fd)
         finally:
             os.close(fd)
+
+    def _look(self, order: dict[str, Any], client: Client) -> None:
+        """Have the keeper count the queues for somebody who looks, for 30 s; counts cost requests, which it tells."""
+        self._children.tell_keeper(Kind.LOOK)
+        client.answer(order.get("id"))
 
     def _stop(self, order: dict[str, Any], client: Client) -> None:
         """Drain the run, as a first SIGTERM does; a second order changes nothing."""

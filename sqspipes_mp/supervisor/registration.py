@@ -22,8 +22,8 @@ log = logging.getLogger("sqspipes_mp.supervisor")
 _TRIES = 3
 
 
-def describe(plan: RunPlan, board: Scoreboard, broker: str, caller: int) -> dict[str, object]:
-    """Return a run's description for readers; ``broker``: without secrets, ``caller``: a pid."""
+def describe(plan: RunPlan, board: Scoreboard, broker: str, caller: int, http: str | None) -> dict[str, object]:
+    """Return a run's description for readers; ``broker``: without secrets, ``caller``: a pid, ``http``: its address."""
     return {
         "layout": LAYOUT,
         "run": board.run_id,
@@ -34,6 +34,7 @@ def describe(plan: RunPlan, board: Scoreboard, broker: str, caller: int) -> dict
         "broker": broker,
         "target": plan.started_as,
         "statistics": board.statistics_fd,
+        "http": http,
         "version": importlib.import_module("sqspipes_mp").__version__,
         "python": platform.python_version(),
         "began": int(time.time()),

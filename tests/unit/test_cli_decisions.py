@@ -80,7 +80,7 @@ def test_words_of_options_may_be_in_capitals() -> None:
 
 def options(environ: dict[str, str] | None = None, **flags: Any) -> Any:
     names = ["only", "workers", "broker", "until", "idle", "wait_for_broker"]
-    names += ["on_error", "log_level", "log_format", "progress"]
+    names += ["on_error", "log_level", "log_format", "progress", "summary_json"]
     return run_options(Namespace(**{**dict.fromkeys(names), **flags}), environ or {})
 
 

@@ -77,7 +77,10 @@ def _descriptor(engine: Engine) -> int:
 
 def _sealed(fd: int) -> bool:
     """Tell whether nobody can shrink the memory, which would end this process."""
+    if not hasattr(fcntl, "F_GET_SEALS"):
+        # No other program gets a descriptor there: this one was inherited from the engine.
+        return True
     try:
         return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
-    except (OSError, AttributeError):
+    except OSError:
         return False

@@ -1,0 +1,1 @@
+"""The HTTP process: metrics, health and state of running engines, read from their statistics alone."""
