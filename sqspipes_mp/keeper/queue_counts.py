@@ -123,8 +123,6 @@ class DrainWatch:
         self._quiet_for = max(connection.settle, 0.0 if self._sources else plan.idle)
         self._empty_since: float | None = None
         self._told = False
-        #: The stage that receives from each queue.
-        self._receivers = {name: index for index in plan.selected for name in plan.inputs[index]}
         #: Paused stages that were told to hold up the end.
         self._told_paused: set[int] = set()
         if plan.idle_given and self._quiet_for > plan.idle:
@@ -167,7 +165,8 @@ class DrainWatch:
         for stage in list(self._told_paused):
             if not self._board.stage(stage, PAUSED):
                 self._told_paused.remove(stage)
-        stage = self._receivers.get(queue, -1)
+        inputs = self._plan.inputs
+        stage = next((index for index in self._plan.selected if queue in inputs[index]), -1)
         if stage >= 0 and stage not in self._told_paused and self._board.stage(stage, PAUSED):
             self._told_paused.add(stage)
             name = self._plan.pipeline.stages[stage].name

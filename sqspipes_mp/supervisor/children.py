@@ -20,6 +20,7 @@ from sqspipes_mp.ipc.statistics import (
     DONE,
     EXPECTED,
     INCARNATION,
+    PID,
     REGION,
     S_BOOTING,
     SEAT,
@@ -229,8 +230,10 @@ class Children:
         stack = worker.stack.read()
         worker.stack.close()
         region.mark_dead(cause, code, child.pid, stack.encode(), known=known)
-        # The worker's own field; it is reaped, so the supervisor clears it.
+        # The worker's own fields; it is reaped, so the supervisor clears them.
         board.put(slot.index, CALL_STARTED, 0)
+        if not slot.expected:
+            board.put(slot.index, PID, 0)
         self.tell_keeper(Kind.JUDGE)
         text = _TEXTS.get(cause, describe_death(code) if ready else describe_exit(code))
         return Death(child.pid, ready, cause, lived, done, charged, text, stack, lease)

@@ -39,6 +39,7 @@ from sqspipes_mp.messages.envelope import decode
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import build
+from sqspipes_mp.supervisor.run import new_board
 from sqspipes_mp.worker import context as station_module
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 
@@ -243,6 +244,10 @@ class WatchedBoard:
     def region(self, index: int) -> WatchedRegion:
         return WatchedRegion(self._board.region(index), self._machine, self._puppet)
 
+    def used_regions(self) -> Iterator[WatchedRegion]:
+        for region in self._board.used_regions():
+            yield WatchedRegion(region, self._machine, self._puppet)
+
     def charge(self, writer: int, digest: bytes, attempts: int) -> None:
         self._puppet.point("note")
         ident = next(m.ident for m in self._machine.queue.messages.values() if id_digest(m.ident) == digest)
@@ -377,7 +382,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.patches += [patch.object(module, "LEASES", ENTRIES) for module in (region_module, station_module)]
         for each in self.patches:
             each.start()
-        self.board = Scoreboard.create(len(self.plan.pipeline.stages), 2, self.plan.calls)
+        self.board = new_board(self.plan)
         self.queue = Queue(self.clock, rows=rows)
         self.busy: str | None = None
         self.busy_in_a_row = 0
@@ -465,7 +470,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 continue
             assert lease.state is not LeaseState.SENT or lease.lost, "sent, and not deleted"
             if lease.state in {LeaseState.FAILED, LeaseState.CHARGING} and not message.buried:
-                noted = max(message.charges, self.board.charges(id_digest(message.ident)))
+                noted = max(message.charges, self.board.charges(id_digest(message.ident), self.plan.selected[0]))
                 assert noted > lease.charges or self.clock.now > message.received_at + MAX_VISIBILITY, "not charged"
             if lease.handle.message_id in death.due() and lease.state in CHARGEABLE:
                 assert message.visible_at <= self.clock.now + MOST_BACKOFF
@@ -604,7 +609,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def refill(self, slot: int) -> None:
         if self.seats[slot] is not None or any(worker.slot == slot for worker in self.unreaped):
             return
-        region = self.board.free_region()
+        region = self.board.free_region(self.plan.seats[slot].stage)
         if region is None:
             return
         assert region.index not in self.unjudged, "a region was reused before it was judged"

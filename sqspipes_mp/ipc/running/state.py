@@ -27,6 +27,7 @@ from sqspipes_mp.ipc.statistics import (
     EMPTY_RECEIVES,
     ERROR_KINDS,
     ERRORS,
+    EXPECTED,
     FAILED,
     FAILED_LATE,
     FINISHED,
@@ -108,7 +109,12 @@ class _Reader:
             "engine": self._engine(),
             "broker": self._broker(),
             "stages": stages,
-            "workers": [self._worker(index, slot) for index in self._selected() for slot in self._slots[index]],
+            "workers": [
+                self._worker(index, slot)
+                for index in self._selected()
+                for slot in self._slots[index]
+                if self._lives(slot)
+            ],
         }
         _add_rates(found, since)
         return found
@@ -247,6 +253,10 @@ class _Reader:
         if get(slot, CALL_STARTED):
             return "busy"
         return "resting" if get(slot, RESTS) else "idle"
+
+    def _lives(self, slot: int) -> bool:
+        """Tell whether a slot is to have a worker, or still has one."""
+        return bool(self._statistics.get(slot, EXPECTED) or self._statistics.get(slot, PID))
 
     def _worker(self, index: int, slot: int) -> dict[str, Any]:
         get = self._statistics.get
