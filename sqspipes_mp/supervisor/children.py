@@ -27,6 +27,7 @@ from sqspipes_mp.ipc.statistics import (
     SEATS,
     STAGE,
     STATE,
+    lane_started,
 )
 from sqspipes_mp.pipeline.plan import RunPlan, Seat
 from sqspipes_mp.supervisor.child import Child, start
@@ -232,6 +233,8 @@ class Children:
         region.mark_dead(cause, code, child.pid, stack.encode(), known=known)
         # The worker's own fields; it is reaped, so the supervisor clears them.
         board.put(slot.index, CALL_STARTED, 0)
+        for lane in range(board.shape.lanes):
+            board.put(slot.index, lane_started(lane), 0)
         if not slot.expected:
             board.put(slot.index, PID, 0)
         self.tell_keeper(Kind.JUDGE)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, Cancelled, ConfigError, Engine, OrderRefused, SQLite, Task, current_message
+from sqspipes_mp.caller.dead_letters import redrive
 from sqspipes_mp.ipc.running.asking import Unanswered, ask
 from sqspipes_mp.ipc.running.folders import Engine as Found
 from sqspipes_mp.ipc.running.folders import engines
@@ -393,12 +394,14 @@ def test_a_dead_letter_of_a_cancelled_call_can_be_redriven(db: Path, gate: Gate,
     task = Task(hop_noted, name="work", input=True, args=(gate, log), workers=1)
     engine = Engine([task, Task(sink, name="sink")], domain="t", broker=SQLite(db), on_error="retry")
     engine.put(0)
-    with Background(engine, only="work", until="drained", idle=0) as run:
+    with Background(engine, only="work") as run:
         log.wait_for(1)
         engine.cancel(hop_of(log, 0))
-        (letter,) = eventually(lambda: list(engine.dead_letters()), "it is dead-lettered")
+        eventually(lambda: dead(engine, "work"), "it is dead-lettered")
         gate.open()
-        letter.redrive()
+        redrive(engine.pipeline, engine.broker, None)
+        eventually(lambda: values(engine, "sink"), "it is done")
+        engine.stop()
     assert run.summary["work"].done == 1
 
 
