@@ -54,7 +54,7 @@ def run(file: str, address: str | None, told: Any) -> None:
         others.append(times.user + times.system)
         close(process)
 
-    HttpProcess.close = note  # type: ignore[method-assign]
+    HttpProcess.close = note  # type: ignore[assignment,method-assign]
     before = _cpu()
     engine.run(only="work", until="drained", idle=0, progress=False, http=address)
     told.send(_cpu() - before - sum(others))

@@ -31,8 +31,8 @@ def test_loopback_takes_its_own_names_alone() -> None:
     access = Access("127.0.0.1", None)
     for host in ("localhost", "localhost:80", "127.0.0.1", "127.1.2.3:9", "[::1]", "[::1]:80", " LocalHost:1 "):
         assert access.takes(host), host
+    assert not access.takes(None)
     for host in (
-        None,
         "",
         "x",
         "localhost.",
