@@ -45,8 +45,8 @@ class Access:
             return True
         name = "" if host is None else host.strip().lower()
         if name.startswith("["):
-            name, _, rest = name[1:].partition("]")
-            if rest and not (rest.startswith(":") and rest[1:].isdecimal()):
+            name, closed, rest = name[1:].partition("]")
+            if not closed or (rest and not (rest.startswith(":") and rest[1:].isdecimal())):
                 return False
         else:
             name = name.partition(":")[0]

@@ -30,7 +30,8 @@ def parse_address(field: str, text: object, *, required: bool = True) -> HttpAdd
     bracketed = host.startswith("[") and host.endswith("]")
     name = host[1:-1] if bracketed else host
     number = int(port) if port.isascii() and port.isdecimal() and len(port) <= len(str(_MOST)) else -1
-    if not colon or not 0 <= number <= _MOST or (":" in name) != bracketed or any(map(str.isspace, name)):
+    odd = any(each.isspace() or each in "[]" for each in name)
+    if not colon or not 0 <= number <= _MOST or (":" in name) != bracketed or odd:
         raise ConfigError(
             field, text, 'HOST:PORT, such as "127.0.0.1:8090"', '":8090" is every interface, "[::1]:8090" an IPv6 one'
         )

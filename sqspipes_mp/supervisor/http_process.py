@@ -7,6 +7,8 @@ so that clients wait while the process is started again.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import math
 import os
@@ -136,25 +138,27 @@ class HttpProcess:
             self._events.connect(self._watch, self._died)
 
     def _popen(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        try:
-            statistics = self._board.open_statistics()
-        except OSError:
-            # A system without /proc; the process maps them read-only all the same.
-            statistics = os.dup(self._board.statistics_fd)
-        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-        try:
+        with contextlib.ExitStack() as copies:
+            try:
+                statistics = self._board.open_statistics()
+            except OSError:
+                # A system without /proc; the process maps them read-only all the same.
+                statistics = os.dup(self._board.statistics_fd)
+            copies.callback(os.close, statistics)
+            # Not 0, 1 or 2, which are free where the program has closed its standard streams, and are taken below.
+            given = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (statistics, self._sock.fileno())]
+            for fd in given:
+                copies.callback(os.close, fd)
+            old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+            copies.callback(signal.pthread_sigmask, signal.SIG_SETMASK, old_mask)
             return subprocess.Popen(
                 [
                     os.fsdecode(spawn.get_executable()), "-P", "-c", _program(),
-                    str(statistics), str(self._sock.fileno()), self._board.run_id, self._folder, str(SILENCE),
-                    str(os.getpid()),
+                    *map(str, given), self._board.run_id, self._folder, str(SILENCE), str(os.getpid()),
                 ],
-                env=environment(), pass_fds=(statistics, self._sock.fileno()), process_group=0,
+                env=environment(), pass_fds=given, process_group=0,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
             )  # fmt: skip
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
-            os.close(statistics)
 
     def _died(self) -> None:
         assert self._process is not None

@@ -350,3 +350,45 @@ def test_a_count_that_is_denied_is_not_asked_for_again() -> None:
         assert count.look(1000.0) == float("inf")
         assert len(connection.asked) == 1
         assert waiting() == [None, None, None]
+
+
+def test_queues_are_counted_for_a_while_after_each_look_and_absent_later() -> None:
+    connection = Counted()
+    with counting(None, connection) as (count, waiting):
+        assert count.look(100.0) == float("inf")
+        count.looked_at(200.0)
+        now = 200.0
+        for _ in range(300):
+            now = max(now + 0.001, count.look(now))
+            if now >= 230.0:
+                break
+        # Rounds 10 s apart, give or take a fifth, of two stages with two levels each and three dead-letter queues.
+        queues = len(set(connection.asked))
+        assert queues == 6
+        assert 3 * queues <= len(connection.asked) <= 5 * queues
+        counts = waiting()
+        assert None not in counts[1:]
+        # The counts are kept for those who look again soon.
+        assert count.look(240.0) == 320.0
+        assert waiting() == counts
+        assert count.look(320.0) == float("inf")
+        assert waiting() == [None, None, None]
+        asked = len(connection.asked)
+        assert count.look(400.0) == float("inf")
+        assert len(connection.asked) == asked
+
+
+def test_looks_change_nothing_of_what_the_display_is_counted() -> None:
+    connection = Counted()
+    with counting(10.0, connection) as (count, waiting):
+        now = 100.0
+        count.looked_at(now)
+        while now < 170.0:
+            now = max(now + 0.001, count.look(now))
+        # A round is the display's again.
+        del connection.asked[:]
+        while now < 210.0:
+            now = max(now + 0.001, count.look(now))
+        assert not any(name.endswith("--dead") for name in connection.asked)
+        assert len(connection.asked) == pytest.approx(16, abs=1)
+        assert None not in waiting()[1:]

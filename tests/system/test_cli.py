@@ -531,3 +531,16 @@ def test_streams_that_know_ascii_only_show_the_rest_escaped(cli: Cli, folder: Pa
     result = cli("status", "words:anywhere", "--broker", "sqlite:///gr\xf6\xdfe.db", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, "")
     assert "gr\\xf6\\xdfe.db" in result.stdout
+
+
+def test_the_summary_is_a_file_whole_or_none(folder: Path, cli: Cli) -> None:
+    refused = cli("run", "words:engine", "--summary-json", "no/such/folder/s.json")
+    assert refused.returncode == 2
+    assert "--summary-json must be a file that can be written" in refused.stderr
+    done = cli("run", "words:engine", "--until", "drained", SQSPIPES_SUMMARY_JSON="s.json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads((folder / "s.json").read_text())
+    assert (told["reason"], told["domain"]) == ("drained", "words")
+    assert {stage["name"] for stage in told["stages"]} == {"numbers", "double", "tell"}
+    assert all(stage["done"] > 0 for stage in told["stages"])
+    assert not list(folder.glob(".s.json*"))
