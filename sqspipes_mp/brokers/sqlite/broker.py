@@ -4,16 +4,15 @@ One file holds all queues of a pipeline on one machine, with SQS's semantics. ``
 ``schema`` the tables, ``transactions`` the transactions themselves, ``wake`` the wait without polling.
 """
 
-import contextlib
 import os
 import sqlite3
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqspipes_mp.brokers.base import Wallet
 from sqspipes_mp.brokers.sqlite import folders
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.file import make_file
 from sqspipes_mp.brokers.sqlite.session import layout_of
 from sqspipes_mp.errors import BrokerError, ConfigError
 from sqspipes_mp.host import fork_guard as forks
@@ -73,7 +72,7 @@ class SQLite:
     def lock_file(self, domain: str) -> str | None:
         """Return the path of a lock file beside the database, one for each domain."""
         path = f"{self.file}-{domain}.lock"
-        _make(path, self.mode)
+        make_file(path, self.mode)
         return path
 
     def check(self) -> None:
@@ -99,8 +98,9 @@ class SQLite:
         """
         self.check()
         assert self.file is not None
-        _make(self.file, self.mode)
-        return SQLiteConnection(self.file, durable=not self.temporary, patience=patience, attended=attended)
+        return SQLiteConnection(
+            self.file, durable=not self.temporary, patience=patience, attended=attended, mode=self.mode
+        )
 
     def cleanup(self) -> None:
         """Remove a temporary file and its folder; the user's own file stays."""
@@ -132,17 +132,6 @@ class SQLite:
             ) from error
         _check(file)
         return file
-
-
-def _make(path: str, mode: int) -> None:
-    """Make an empty file with these permissions, where there is none; those who open it tell of what is in the way.
-
-    SQLite gives the files that it makes beside the database the database's permissions.
-    """
-    with contextlib.suppress(OSError):
-        # Not by opening it: closing a descriptor would drop the locks that another thread may have on the file by then.
-        os.mknod(path, stat.S_IFREG | 0o600)
-        Path(path).chmod(mode)
 
 
 def _check(file: str) -> None:

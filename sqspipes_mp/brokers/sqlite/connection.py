@@ -58,9 +58,13 @@ class SQLiteConnection:
     #: A transaction for one message costs about as much as one for ten.
     linger = 0.02
 
-    def __init__(self, file: str, *, durable: bool, patience: float | None = None, attended: bool = False) -> None:
+    def __init__(
+        self, file: str, *, durable: bool, patience: float | None = None, attended: bool = False, mode: int = 0o600
+    ) -> None:
         self._waiter = Waiter(file)
-        self._file = File(file, durable=durable, patience=patience, attended=attended, ring=self._waiter.ring)
+        self._file = File(
+            file, durable=durable, patience=patience, attended=attended, mode=mode, ring=self._waiter.ring
+        )
         self._tidy_at = time.monotonic() + _TIDY_EVERY
         self._warned: set[str] = set()
         #: Counts transactions; None: nobody does.

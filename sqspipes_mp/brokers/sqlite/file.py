@@ -9,10 +9,12 @@ waits for the GIL. A process that finds the file locked waits in C, too (SQLite'
 A commit that gives receivers a message rings the file's bell (see ``bell``).
 """
 
+import contextlib
 import logging
 import os
 import random
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -41,11 +43,22 @@ _COMPLAIN_EVERY = 60.0
 _PATIENCE = 10.0
 
 
+def make_file(path: str, mode: int) -> None:
+    """Make an empty file with these permissions, where there is none; those who open it tell of what is in the way.
+
+    SQLite gives the files that it makes beside the database the database's permissions.
+    """
+    with contextlib.suppress(OSError):
+        # Not by opening it: closing a descriptor would drop the locks that another thread may have on the file by then.
+        os.mknod(path, stat.S_IFREG | 0o600)
+        Path(path).chmod(mode)
+
+
 class File:
     """The file as one process has it open.
 
-    ``durable`` False: commits need not survive a power cut. ``patience``, ``attended``: see ``Broker.open``. ``ring``:
-    wakes the receivers of all processes.
+    ``durable`` False: commits need not survive a power cut. ``patience``, ``attended``: see ``Broker.open``. ``mode``:
+    the file's permissions, where it is made. ``ring``: wakes the receivers of all processes.
     """
 
     def __init__(
@@ -55,9 +68,11 @@ class File:
         durable: bool,
         patience: float | None = None,
         attended: bool = False,
+        mode: int = 0o600,
         ring: Callable[[], None] = lambda: None,
     ) -> None:
         self.file = file
+        self._mode = mode
         self._ring = ring
         #: Longest wait of SQLite itself for a lock, seconds.
         self._lock_patience = patience
@@ -178,6 +193,7 @@ class File:
                 raise BrokerError(f"the connection to {self.file} is closed")
             if self._inherited:
                 raise BrokerError(f"{self.file} was in use by another thread during a fork. Fork before using it")
+            make_file(self.file, self._mode)
             session = Session(self.file, synchronous="NORMAL" if self._durable else "OFF", patience=self._lock_patience)
             try:
                 self._inode = self._log_path.stat().st_ino
