@@ -48,13 +48,13 @@ class Queue:
     dead: str | None
     #: Milliseconds that a message is kept.
     retention: int
-    #: Whether its messages have tenants, who take turns; of a standard queue alone.
-    tenants: bool = False
+    #: Its kind in ``transactions``: 0, 1 for FIFO, 2 for tenants, who take turns on a standard queue.
+    kind: int = 0
 
     @property
-    def kind(self) -> int:
-        """Its kind in ``transactions``: 0, 1 for FIFO, 2 for tenants."""
-        return 2 if self.tenants else int(self.fifo)
+    def tenants(self) -> bool:
+        """Whether its messages have tenants."""
+        return self.kind == 2
 
 
 class Session:
@@ -168,7 +168,7 @@ class Session:
     def _reload(self, generation: int) -> None:
         # The generation was read before the rows. Should the rows be newer, the next comparison reads them again.
         rows = self.db.execute(sql.QUEUES).fetchall()
-        found = [Queue(name, id_, kind == 1, vis, dead, keep, kind == 2) for name, id_, kind, vis, dead, keep in rows]
+        found = [Queue(name, id_, kind == 1, vis, dead, keep, kind) for name, id_, kind, vis, dead, keep in rows]
         self.queues = {queue.name: queue for queue in found}
         self.by_id = {queue.id: queue for queue in found}
         self._due_queries = {}
