@@ -111,6 +111,19 @@ def clear(session: Session) -> bool:
     return True
 
 
+def redate(session: Session, skew: int) -> bool:
+    """Bring forward delayed messages that are due by the wall clock; False when none are left.
+
+    ``skew``: milliseconds of the wall clock beyond the file's, which setting the wall clock does not move.
+    """
+    now = session.now()
+    if session.db.execute(sql.EARLIER, (now, skew, 1)).fetchone() is None:
+        return False
+    session.db.execute(sql.REDATE, (now, skew, now, skew, now, skew, CHUNK))
+    session.db.execute(sqlite_program.READY_TENANTS, (now,))
+    return True
+
+
 def tidy(session: Session) -> None:
     """Remove a bounded number of expired keys and messages, and of rows of emptied queues."""
     session.db.execute(sql.TICK, (session.now(), session.boot))

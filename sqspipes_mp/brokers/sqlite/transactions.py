@@ -439,6 +439,8 @@ END;
 _FROM = f"SELECT kind, place, {', '.join(_NUMBERS)}, rowid, ? FROM staged ORDER BY rowid"  # noqa: S608
 #: Removes keys of a queue, up to a limit: a transaction by itself.
 FORGET_QUEUE = "INSERT INTO forgetting SELECT queue, hop FROM keys WHERE queue = ? LIMIT ?"
+#: Finds when tenants are ready that are not yet: a transaction by itself.
+READY_TENANTS = "INSERT INTO readying SELECT id FROM groups WHERE id < 0 AND ready_at > ?"
 
 
 class Program(StrEnum):
