@@ -275,7 +275,8 @@ def log_retry(error: BaseException, delivery: Delivery, context: WorkerContext, 
     stage, ident = context.stage, short_id(delivery.message.parent)
     text = "%s: message %s failed (%s: %s), attempt %d of %d; visible again in %.1f s"
     args = (
-        stage.name, ident, type(error).__name__, one_line(_told(error), 200), delivery.attempt, stage.task.max_attempts, delay
+        stage.name, ident, type(error).__name__, one_line(_told(error), 200),
+        delivery.attempt, stage.task.max_attempts, delay,
     )  # fmt: skip
     if isinstance(error, TaskTimeout):
         tell_dead(text, *args, error=error, stage=stage.name, ident=ident, attempt=delivery.attempt)
