@@ -52,7 +52,16 @@ if TYPE_CHECKING:
     from sqspipes_mp.messages.envelope import Envelope, envelope
     from sqspipes_mp.messages.failure import Failure
     from sqspipes_mp.pipeline.current import CurrentMessage, current_message
-    from sqspipes_mp.pipeline.task import EmptyTaskOutput, OnError, Policy, Task, TaskCallback, TaskLike, Workers
+    from sqspipes_mp.pipeline.task import (
+        Continue,
+        EmptyTaskOutput,
+        OnError,
+        Policy,
+        Task,
+        TaskCallback,
+        TaskLike,
+        Workers,
+    )
 
 __version__ = "0.1.1"
 
@@ -66,6 +75,7 @@ __all__ = [
     "BrokerUnreachable",
     "Cancelled",
     "ConfigError",
+    "Continue",
     "CurrentMessage",
     "DeadLetter",
     "DecodeError",
@@ -129,7 +139,7 @@ _MODULES = {
     "messages.envelope": "Envelope envelope",
     "messages.failure": "Failure",
     "pipeline.current": "CurrentMessage current_message",
-    "pipeline.task": "EmptyTaskOutput OnError Policy Task TaskCallback TaskLike Workers",
+    "pipeline.task": "Continue EmptyTaskOutput OnError Policy Task TaskCallback TaskLike Workers",
 }
 _HOMES = dict.fromkeys(set(__all__) - {"__version__"}, "errors")
 _HOMES |= {name: module for module, names in _MODULES.items() for name in names.split()}

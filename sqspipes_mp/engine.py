@@ -325,6 +325,7 @@ class Engine:
         *,
         priority: int | Callable[[V], int] = 0,
         group: str | None = None,
+        tenant: str | Callable[[V], object] | None = None,
         delay: float = 0,
         key: Key | Callable[[V], Key] | None = None,
     ) -> str:
@@ -334,7 +335,10 @@ class Engine:
             value: the function's input; the function gets what JSON makes of it.
             priority: 0 to 15, or callable(value), clamped to the first task's levels.
             group: FIFO group; default: the task's ``group``, else one per value.
-            delay: seconds until it can be received, 0 to 900; standard queues only.
+            tenant: a text or callable(value): whose value it is, where tenants take turns (standard queues); default:
+                the task's ``tenant``.
+            delay: seconds until it is due; standard queues only. SQLite: any time; SQS: up to 43,200 (12 hours), and a
+                day less than its retention.
             key: a text, a whole number, or callable(value): the value's id. SQLite drops a value whose key it has
                 seen since the last ``purge()``, a FIFO queue of SQS one whose key it has seen within five minutes.
 
@@ -345,7 +349,16 @@ class Engine:
             ConfigError, OutputError, MessageTooLarge: nothing was sent.
             BrokerError: the queue service refuses.
         """
-        feeder = Feeder(self._pipeline, self._settings, priority=priority, group=group, delay=delay, key=key)
+        feeder = Feeder(
+            self._pipeline,
+            self._settings,
+            priority=priority,
+            group=group,
+            tenant=tenant,
+            delay=delay,
+            key=key,
+            longest_delay=lambda: self.broker.longest_delay,
+        )
         with self._connection.use(self.broker) as connection:
             return put(feeder, connection, value)
 
@@ -355,6 +368,7 @@ class Engine:
         *,
         priority: int | Callable[[V], int] = 0,
         group: str | None = None,
+        tenant: str | Callable[[V], object] | None = None,
         delay: float = 0,
         key: Callable[[V], Key] | None = None,
         progress: Callable[[int], object] | None = None,
@@ -365,7 +379,7 @@ class Engine:
             values: any iterable, read as it is sent, so it may be larger than memory. A value that comes 0.2 s or more
                 after its batch was begun is sent at once, with the batch; fewer values than a batch that came quickly
                 wait for the next value or the end.
-            priority, group, delay, key: as for ``put``; the key must be a callable.
+            priority, group, tenant, delay, key: as for ``put``; the key must be a callable.
             progress: called after each batch with the number of values sent so far.
 
         Returns:
@@ -379,7 +393,15 @@ class Engine:
         if key is not None and not callable(key):
             raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
         feeder = Feeder(
-            self._pipeline, self._settings, priority=priority, group=group, delay=delay, key=key, where="put_many"
+            self._pipeline,
+            self._settings,
+            priority=priority,
+            group=group,
+            tenant=tenant,
+            delay=delay,
+            key=key,
+            longest_delay=lambda: self.broker.longest_delay,
+            where="put_many",
         )
         with self._connection.use(self.broker) as connection:
             return put_many(feeder, connection, values, progress)

@@ -347,13 +347,18 @@ class Retry(Verdict):
     """Make the message visible again after ``delay`` seconds (None: the usual backoff); counts an attempt.
 
     ``delay``: 0 to 43,200 s, SQS's longest visibility timeout (Amazon SQS API Reference, ChangeMessageVisibility).
+    ``charge=False``: no attempt is counted, so it may come again for ever (a rate limit, a service that is down).
+    ``raise Retry(5) from error`` shows the error in logs and dead letters.
     """
 
-    def __init__(self, delay: float | None = None) -> None:
+    def __init__(self, delay: float | None = None, *, charge: bool = True) -> None:
         bad = isinstance(delay, bool) or not isinstance(delay, (int, float, type(None)))
         if bad or (delay is not None and not 0 <= delay <= 43_200):
             raise ConfigError("Retry(delay)", delay, "None or seconds between 0 and 43200 (12 hours)")
+        if not isinstance(charge, bool):
+            raise ConfigError("Retry(charge)", charge, "True or False")
         self.delay = delay
+        self.charge = charge
         super().__init__("retry with the usual backoff" if delay is None else f"retry in {delay:g} s")
 
 

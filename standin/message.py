@@ -75,6 +75,7 @@ class Message:
         """Return the message's record in the ledger."""
         return {
             "id": self.id,
+            "body": self.body,
             "digest": self.md5,
             "group": self.group,
             "dedup": self.dedup,

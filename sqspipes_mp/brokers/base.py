@@ -81,7 +81,7 @@ class Received:
     receives: int
     #: Failed attempts so far, where the connection ``keeps_charges``; else 0.
     charges: int
-    #: FIFO group, at most 128 bytes; None on a standard queue.
+    #: FIFO group, or on a standard queue the tenant or None; at most 128 bytes.
     group: str | None
     #: Time of the send, epoch seconds. Of a dead letter, the send of the original where the service knows it.
     sent_at: float
@@ -101,7 +101,8 @@ class Output:
     body: str
     #: Hop id: the message's deduplication id.
     hop: str
-    #: FIFO group; None: the hop id is the group. Without meaning on a standard queue.
+    #: FIFO group; None: the hop id is the group. On a standard queue the tenant, or None: tenants take turns there,
+    #: without an order, and block nobody.
     group: str | None = None
     #: Seconds until the message can be received; a FIFO queue may ignore them.
     delay: float = 0.0
@@ -139,6 +140,8 @@ class Completion:
 
     #: None: there is no input (a source's call, ``put``). The outputs must survive a power cut once accepted.
     input: Handle | None
+    #: With ``last`` the last output may go to the input's own queue, and takes the input's place: an output that comes
+    #: again is dropped beyond that, where the service does so for the outputs of one input that come in several calls.
     outputs: tuple[Output, ...] = ()
     #: False: later completions bring more outputs of the same input, which is not deleted yet.
     last: bool = True
@@ -462,6 +465,10 @@ class Broker(Protocol):
     @property
     def longest_hold(self) -> float | None:
         """Seconds from its receive for which a message can be kept hidden; None: for ever. SQS: 12 hours."""
+
+    @property
+    def longest_delay(self) -> float | None:
+        """Longest ``put(delay=)``, seconds; None: any."""
 
     def check(self) -> None:
         """Raise ``ConfigError`` for a setting that is wrong as far as it shows without the network.

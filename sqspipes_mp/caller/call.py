@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing
 from enum import Enum
 from typing import Any
 from uuid import uuid4
@@ -12,12 +13,14 @@ from uuid import uuid4
 from sqspipes_mp.caller.feed import Feeder
 from sqspipes_mp.errors import ConfigError, RemoteError, Retry, Verdict
 from sqspipes_mp.ipc.report.exception_text import message_of, traceback_text
+from sqspipes_mp.messages.chain import Chain, continued
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline.callables import misfit
-from sqspipes_mp.pipeline.current import CurrentMessage, processing
-from sqspipes_mp.pipeline.outputs import DROPPED, Built, Products
+from sqspipes_mp.pipeline.current import CurrentMessage, Ending, batch_message, processing
+from sqspipes_mp.pipeline.outputs import DROPPED, Built, Products, Unchanged, same_value
 from sqspipes_mp.pipeline.plan import RunPlan, Settings, make_plan
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
+from sqspipes_mp.pipeline.task import Continue
 
 
 class NoValue(Enum):
@@ -98,26 +101,45 @@ def _pass(plan: RunPlan, stage: Stage, messages: list[Message | None]) -> tuple[
     products = Products(plan, stage)
     with closing(Built(stage.task, plan.args[stage.index])) as function:
         for message in messages:
-            with nullcontext() if message is None or stage.task.batch else processing(_current(stage, message)):
-                parent = uuid4().hex if message is None else message.parent
-                for index, output in enumerate(_outputs(stage, function, message)):
-                    product = products.make(output, message, parent, index)
-                    if product.value is not DROPPED:
-                        values.append(product.value)
-                    if product.output is not None:
-                        following.append(decode(product.output.body, parent))
-                    if product.callback is not None:
-                        product.callback.callback(*product.callback.callback_args)
+            parent = uuid4().hex if message is None else message.parent
+            outputs = function.outputs() if message is None else _outputs(stage, function, products, message)
+            for index, output in enumerate(outputs):
+                product = products.make(output, message, parent, index)
+                if product.value is not DROPPED:
+                    values.append(product.value)
+                if product.output is not None:
+                    following.append(decode(product.output.body, parent))
+                if product.callback is not None:
+                    product.callback.callback(*product.callback.callback_args)
     return values, following
 
 
-def _outputs(stage: Stage, function: Built, message: Message | None) -> Iterable[Any]:
-    if message is None:
-        return function.outputs()
-    return function.outputs([message.value] if stage.task.batch else message.value)
+def _outputs(stage: Stage, function: Built, products: Products, message: Message) -> Iterator[Any]:
+    """Yield the outputs for one message and its continuations; that message is the current one meanwhile."""
+    first, count = message.parent, 0
+    while True:
+        given = same_value(message.value)
+        with processing(_current(stage, message, count)):
+            made: Any = function.outputs([message.value] if stage.task.batch else message.value)
+            if stage.task.is_generator:
+                end = yield from made
+            else:
+                (end,) = made
+                if not isinstance(end, Continue):
+                    yield end
+        if not isinstance(end, Continue):
+            return
+        count += 1
+        _, meta = continued(message, stage.name, Chain(first, 0, count, 0))
+        try:
+            message = decode(products.continuation(end.state, meta, given), message.id)
+        except Unchanged as unchanged:
+            raise unchanged.verdict() from None
 
 
-def _current(stage: Stage, message: Message) -> CurrentMessage:
+def _current(stage: Stage, message: Message, count: int) -> CurrentMessage:
+    if stage.task.batch:
+        return batch_message(math.inf, math.inf, Ending())
     return CurrentMessage(
         id=message.id,
         stage=stage.name,
@@ -126,8 +148,8 @@ def _current(stage: Stage, message: Message) -> CurrentMessage:
         priority=message.priority,
         group=None,
         sent_at=time.time(),
-        deadline=None,
         meta=message.meta,
+        continuation=count,
     )
 
 
@@ -136,4 +158,5 @@ def _meaning(verdict: Verdict) -> str:
     if not isinstance(verdict, Retry):
         return "engine.call has no dead-letter queue: in a run the message would go there"
     when = "after the usual backoff" if verdict.delay is None else f"after {verdict.delay:g} s"
-    return f"engine.call calls each function once: in a run the message would come back {when}, with an attempt charged"
+    charged = "with an attempt charged" if verdict.charge else "without a charge"
+    return f"engine.call calls each function once: in a run the message would come back {when}, {charged}"

@@ -123,7 +123,9 @@ def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> 
     def back(received: Received, letter: DeadLetter) -> Completion:
         # A new deduplication id: SQS would drop the original's as a duplicate, and the delete would lose the message.
         hop = moved_id(letter.id, "redrive", received.handle.message_id)
-        group = (received.group or letter.id) if letter.queue.endswith(".fifo") else None
+        group = received.group
+        if letter.queue.endswith(".fifo"):
+            group = group or letter.id
         output = Output(letter.queue, letter.body, hop, group, attributes=received.attributes)
         return Completion(received.handle, (output,))
 

@@ -6,10 +6,11 @@ else a fresh one, and its hop id derives from the id, so that one key is one mes
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 from sqspipes_mp.brokers.base import Connection, Output
@@ -21,8 +22,17 @@ from sqspipes_mp.pipeline.plan import Settings
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline
 from sqspipes_mp.pipeline.task import Key
 
-#: Longest delay of one message, seconds (Amazon SQS API Reference, SendMessage: DelaySeconds).
+#: Whose value it is.
+Tenant: TypeAlias = str | Callable[[Any], object] | None
+
+log = logging.getLogger("sqspipes_mp.feed")
+
+#: Longest delay of one message at SQS itself, seconds (Amazon SQS API Reference, SendMessage: DelaySeconds).
 MAX_DELAY = 900
+#: Not empty once this process has logged the warning of a long delay.
+_told: list[str] = []
+#: Longest delay of all, seconds.
+_CENTURY = 3.2e9
 #: Least number of values that are checked together before they are sent, in several requests if need be.
 BATCH = 100
 #: Seconds for which a batch waits for values that come slowly.
@@ -48,6 +58,24 @@ class Item:
         return token(self.id)
 
 
+def _check_delay(field: str, delay: float, longest: float) -> None:
+    """Raise ``ConfigError`` for a delay over ``longest``; say once what a long one asks of the stage."""
+    if delay > longest:
+        raise ConfigError(
+            field,
+            delay,
+            f"at most {longest:,.0f} s on these queues: 12 hours, and a day less than SQS(retention=)",
+            "For a later time let a scheduler service send the message (Amazon EventBridge Scheduler), or use SQLite",
+        )
+    if not _told:
+        _told.append(field)
+        log.warning(
+            "%s over %d s: SQS shows the message earlier, and workers put it off until it is due; workers of sqspipes, "
+            "or of sqspipes_mp 0.1, on the same queue would run it at once",
+            field, MAX_DELAY,
+        )  # fmt: skip
+
+
 class Feeder:
     """Makes messages of values for one pipeline's first task.
 
@@ -55,8 +83,10 @@ class Feeder:
         pipeline: its first task must be fed, ``Task(input=True)``.
         priority: 0 to 15, or callable(value) that returns an int; clamped to the first task's levels.
         group: FIFO group, or None for the task's ``group`` or one group per value.
-        delay: seconds until they can be received, 0 to 900; standard queues only.
+        tenant: on standard queues, or callable(value) that returns it; None: the task's ``tenant``.
+        delay: seconds until they are due; standard queues only.
         key: callable(value) or, for one value, a string or int; None: each value is new.
+        longest_delay: returns the broker's ``longest_delay``, seconds; asked for a delay beyond SQS's own alone.
         where: the public method, for the errors' texts.
 
     Raises:
@@ -70,8 +100,10 @@ class Feeder:
         *,
         priority: int | Callable[[Any], int] = 0,
         group: str | None = None,
+        tenant: Tenant = None,
         delay: float = 0,
         key: Key | Callable[[Any], Key] | None = None,
+        longest_delay: Callable[[], float | None] = lambda: MAX_DELAY,
         where: str = "put",
     ) -> None:
         first = pipeline.stages[0]
@@ -93,7 +125,14 @@ class Feeder:
                 raise ConfigError(f"{where}(group)", group, allowed, "Give Engine(..., fifo=True), or drop group")
             if not isinstance(group, str) or not group:
                 raise ConfigError(f"{where}(group)", group, "None or a text")
-        rest = seconds(f"{where}(delay)", delay, most=MAX_DELAY, also=", SQS's longest delay")
+        if tenant is not None and pipeline.fifo:
+            cure = "Give group, or use standard queues"
+            raise ConfigError(f"{where}(tenant)", tenant, "None on FIFO queues, where each message is in a group", cure)
+        if tenant is not None and not (callable(tenant) or (isinstance(tenant, str) and tenant)):
+            raise ConfigError(f"{where}(tenant)", tenant, "None, a text, or callable(value)")
+        rest = seconds(f"{where}(delay)", delay, most=_CENTURY)
+        if rest > MAX_DELAY and (longest := longest_delay()) is not None:
+            _check_delay(f"{where}(delay)", rest, longest)
         if rest and pipeline.fifo:
             raise ConfigError(
                 f"{where}(delay)", delay, "0 on FIFO queues: SQS delays no single message of theirs", "Drop delay"
@@ -109,6 +148,7 @@ class Feeder:
         self._fifo = pipeline.fifo
         self._priority = priority
         self._group = group
+        self._tenant = first.task.tenant if tenant is None else tenant
         self._delay = rest
         self._key = key
         self._where = where
@@ -131,12 +171,18 @@ class Feeder:
         meta = {"priority": level, "id": ident, "hop": hop}
         if self.mark is not None:
             meta[self.mark] = levels[level]
+        if self._delay:
+            # The service may show it earlier, and clocks may be set.
+            meta["not_before"] = time.time() + self._delay
         body = self._encoder.encode(value, meta)
         group = None
         if self._fifo:
             by_task = self._first.task.group
             wanted_group = self._group if self._group is not None or by_task is None else by_task(value)
             group = hop if wanted_group is None else group_name(wanted_group)
+        elif self._tenant is not None:
+            tenant = self._tenant(value) if callable(self._tenant) else self._tenant
+            group = None if tenant is None else group_name(tenant)
         return Item(value, ident, Output(levels[level], body, hop, group, self._delay))
 
     def check(self, connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    worker   before a message's outputs are accepted:            (token, hop, children)   the message is done
+    worker   before a message's outputs are accepted:      (token, hop, children, over)   the message is done
     worker   before the message is dead-lettered; keeper as well: (token, hop), the error  the message is done
     caller   a value is done once each of its messages is
 
@@ -166,13 +166,18 @@ class Ledger:
 
     # -- reports of the workers ---------------------------------------------------------------------------------
 
-    def step(self, name: str, hop: int, children: Iterable[int]) -> None:
-        """Note that a message is done, and its outputs' hops."""
+    def step(self, name: str, hop: int, children: Iterable[int], over: Iterable[int] = ()) -> None:
+        """Note that a message is done, and its outputs' hops.
+
+        ``over``: a child that only an earlier delivery may have announced (a continuation) will not be, or makes
+        nothing that the message has not made.
+        """
         entry = self._open.get(name)
         if entry is not None:
             entry.made.update(children)
             entry.made.add(hop)
             entry.done.add(hop)
+            entry.done.update(over)
             self._close_if_over(entry)
 
     def result(self, frame: Frame) -> bool | None:
@@ -200,14 +205,15 @@ class Ledger:
             else:
                 self._ready.append(Hand(entry, frame))
         if frame.header["last"]:
-            self.step(name, frame.header["hop"], ())
+            self.step(name, frame.header["hop"], frame.header.get("children", ()), frame.header.get("over", ()))
         return True
 
-    def dead_lettered(self, name: str, hop: int, error: BaseException) -> None:
-        """Note that a message was dead-lettered, and its error."""
+    def dead_lettered(self, name: str, hop: int, error: BaseException, over: Iterable[int] = ()) -> None:
+        """Note that a message was dead-lettered, and its error; ``over`` as of ``step``."""
         entry = self._open.get(name)
         if entry is not None:
             entry.done.add(hop)
+            entry.done.update(over)
             entry.made.add(hop)
             self._fail(entry, error)
 

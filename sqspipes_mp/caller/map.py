@@ -371,11 +371,11 @@ class MapResults(Results[Any]):
                 self._acknowledge(frame)
         elif frame.kind is Kind.STEP:
             self._frames += 1
-            for name, hop, children in json.loads(frame.blob):
-                self._ledger.step(name, hop, children)
+            for name, hop, children, over in json.loads(frame.blob):
+                self._ledger.step(name, hop, children, over)
         elif frame.kind is Kind.DEAD_LETTERED:
             self._frames += 1
-            self._ledger.dead_lettered(header["token"], header["hop"], _dead_letter_error(frame))
+            self._ledger.dead_lettered(header["token"], header["hop"], _dead_letter_error(frame), [header["over"]])
         elif frame.kind is Kind.DRAINED:
             self._watching = False
             quiet = self._frames == self._heard_before_watch

@@ -86,7 +86,8 @@ class Kind(IntEnum):
     #: A worker of a paused stage receives no more. Header ``order``: that of PAUSE.
     PAUSED = 15
 
-    #: A child finishes the messages that it holds, and receives no more.
+    #: A child finishes the messages that it holds, and receives no more. Header: to a worker ``until``, monotonic
+    #: seconds at which it is killed; to a supervisor ``reason``.
     DRAIN = 32
     #: A worker that drains, or is paused, releases the messages that it holds.
     RELEASE = 33

@@ -26,6 +26,8 @@ from sqspipes_mp.messages.limits import MAX_BYTES
 _UNEXTENDED = 60.0, 1 / 20
 #: The same for the time at which a call that still has the message is killed, so that the keeper can judge the lease.
 _KILLED = 120.0, 1 / 10
+#: The same for the time from which a call is asked to come to an end.
+_ASKED = 600.0, 1 / 4
 
 
 class LeaseState(IntEnum):
@@ -94,6 +96,11 @@ def killed_at(lease: Lease, longest: float | None) -> float:
 
 def _before_the_end(lease: Lease, longest: float | None, seconds: float, share: float) -> float:
     return math.inf if longest is None else lease.received_at + longest - min(seconds, longest * share)
+
+
+def asked_after(longest: float | None) -> float:
+    """Return the seconds from its receive after which a message's call is to come to an end; infinite: never."""
+    return math.inf if longest is None else longest - min(_ASKED[0], longest * _ASKED[1])
 
 
 def crashed_in(running: Sequence[Lease]) -> Lease | None:

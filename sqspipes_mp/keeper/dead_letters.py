@@ -17,7 +17,7 @@ from sqspipes_mp.ipc.report.exception_text import short_id
 from sqspipes_mp.messages.attributes import Attribute
 from sqspipes_mp.messages.envelope import decode, envelope
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
-from sqspipes_mp.messages.ids import mark, token
+from sqspipes_mp.messages.ids import continued_id, mark, token
 from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.pipeline.value_ends import end_of_body
 
@@ -86,7 +86,9 @@ def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode:
     """Return the header that tells the caller of ``map`` of the dead letter; arguments as of ``killed_letter``."""
     root, hop = _ids(stage, lease, body)
     error, why = _reason(lease, cause, exitcode)
-    return {"token": token(root), "hop": mark(hop), "error": error, "why": why, "stage": stage.name, "worker": pid}
+    over = mark(continued_id(hop, stage.name))
+    told = {"error": error, "why": why, "stage": stage.name, "worker": pid}
+    return {"token": token(root), "hop": mark(hop), "over": over, **told}
 
 
 def _reason(lease: Lease, cause: Cause, exitcode: int) -> tuple[str, str]:

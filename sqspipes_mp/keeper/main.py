@@ -327,6 +327,8 @@ class Keeper:
             return
         # A keeper that ends here, or finds the broker busy, judges again and notes the same number again.
         self._board.charge(self._board.slots, id_digest(lease.handle.message_id), attempt)
-        delay = pause(attempt, lease.group, random.uniform)
+        # A standard queue's group is a tenant, who blocks nobody.
+        group = lease.group if lease.handle.queue.endswith(".fifo") else None
+        delay = pause(attempt, group, random.uniform)
         self._connection.extend([lease.handle], delay, attempts=attempt)
         self._board.add_stage(stage.index, KEEPER_CHARGED, 1)

@@ -187,9 +187,18 @@ class _RefusedError(Exception):
 
 
 def outgoing_meta(message: Message | None, root_id: str, priority: int, hop: str) -> dict[str, Any]:
-    """Return the ``meta`` of an output: the input's, unknown keys included, with the output's priority, id and hop."""
+    """Return the ``meta`` of an output: the input's, unknown keys included, with the output's priority, id and hop.
+
+    The keys that only the input's stage honours (``messages.chain``) stay behind.
+    """
     ours = {"priority": priority, "id": root_id, "hop": hop}
-    return ours if message is None else {**message.meta, **ours}
+    if message is None:
+        return ours
+    meta = {**message.meta, **ours}
+    if "chain" in meta or "not_before" in meta:
+        meta.pop("chain", None)
+        meta.pop("not_before", None)
+    return meta
 
 
 def clamp_priority(priority: object, levels: int) -> int:

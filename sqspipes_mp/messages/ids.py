@@ -18,6 +18,11 @@ def hop_id(parent: str, stage: str, index: int) -> str:
     return sha256(f"{parent}\n{stage}\n{index}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def continued_id(parent: str, stage: str) -> str:
+    """Return the hop id of the message that goes on in ``stage`` in place of the message ``parent``."""
+    return sha256(f"{parent}\n{stage}\ncontinue".encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def moved_id(hop: str, kind: Literal["dead", "redrive"], message_id: str) -> str:
     """Return the deduplication id of a copy on its way to or from a dead-letter queue; it is never the original's."""
     return sha256(f"{hop}\n{kind}\n{message_id}".encode("utf-8", "surrogatepass")).hexdigest()

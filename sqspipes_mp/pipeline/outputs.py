@@ -5,21 +5,23 @@ Workers, ``engine.call`` and ``TaskClient.submit`` all call a function and send 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from sqspipes_mp.brokers.base import Output
-from sqspipes_mp.errors import WrongShape
-from sqspipes_mp.messages.envelope import Encoder, Message, clamp_priority, outgoing_meta
+from sqspipes_mp.errors import OutputError, Retry, WrongShape
+from sqspipes_mp.messages.envelope import Encoder, Message, clamp_priority, load, outgoing_meta
 from sqspipes_mp.messages.ids import group_name, hop_id
 from sqspipes_mp.pipeline.plan import RunPlan
 from sqspipes_mp.pipeline.stages import Stage
-from sqspipes_mp.pipeline.task import EmptyTaskOutput, Task, TaskCallback
+from sqspipes_mp.pipeline.task import Continue, EmptyTaskOutput, Task, TaskCallback
 
 #: The value of a product that is no output.
 DROPPED = object()
+#: Types of the values that are not sent as they are.
+_SPECIAL = (TaskCallback, EmptyTaskOutput, Continue)
 
 
 class Built:
@@ -77,8 +79,7 @@ def results_of(stage: str, count: int, results: object) -> list[Any]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(NamedTuple):
     """One output of a call, as it goes on."""
 
     #: The function's value; ``DROPPED`` for an ``EmptyTaskOutput``.
@@ -87,6 +88,42 @@ class Product:
     output: Output | None
     #: The callback to run after that.
     callback: TaskCallback | None
+    #: The output's number in its call, or in its chain of continuations.
+    number: int
+
+
+class Unchanged(Exception):
+    """A call returned ``Continue`` with the very state that it was given."""
+
+    def verdict(self) -> Retry:
+        """Return the error of a call that may not do so: it is tried again, and charged."""
+        error = Retry()
+        text = (
+            "Continue(state) with the state that the call was given: nothing would ever change. Do a part of the work "
+            "before you look at current_message().stopping, and return a state that tells of it"
+        )
+        error.args = (text,)
+        return error
+
+
+def same_value(value: Any) -> str | None:
+    """Return a JSON value as text, the same for equal values; None for a value that is none."""
+    try:
+        return json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def no_continuation(stage: Stage) -> str | None:
+    """Return why no message of a stage can go on in its own queue, with the cure; None: one can."""
+    if isinstance(stage.task.input, str):
+        return "its queue is others': put a stage before it that hands the value on"
+    if stage.task.group is not None:
+        return (
+            "its FIFO groups promise an order, and later messages of a group would come first: leave group= out, or "
+            "put a stage without it behind this one for the long work"
+        )
+    return None
 
 
 class Products:
@@ -96,6 +133,7 @@ class Products:
         self._stage = stage
         self._name = stage.name
         self._fifo = plan.pipeline.fifo
+        self._grouped = self._fifo or stage.next_tenant is not None
         self._ignore_none = plan.settings.ignore_none
         self._priority = plan.priority
         self._encoder = Encoder(stage.name, plan.settings.json_default)
@@ -107,20 +145,42 @@ class Products:
             value: the output.
             message: the call's input; None for a source.
             parent: the id that hop ids of the call's outputs derive from.
-            index: the output's number in its call, from 0.
+            index: the output's number in its call, or in its chain of continuations, from 0.
 
         Raises:
             OutputError, MessageTooLarge: the value cannot be sent.
             Exception: the user's ``priority``, ``group`` or ``json_default`` raised it.
         """
         callback = None
-        if isinstance(value, TaskCallback):
-            callback, value = value, value.result
-        if value is EmptyTaskOutput or isinstance(value, EmptyTaskOutput):
-            return Product(DROPPED, None, callback)
+        if value is EmptyTaskOutput or isinstance(value, _SPECIAL):
+            if isinstance(value, TaskCallback):
+                callback, value = value, value.result
+            if isinstance(value, Continue):
+                self._refuse()
+            if value is EmptyTaskOutput or isinstance(value, EmptyTaskOutput):
+                return Product(DROPPED, None, callback, index)
         if not self._stage.outputs or (value is None and self._ignore_none):
-            return Product(value, None, callback)
-        return Product(value, self._output(value, message, parent, index), callback)
+            return Product(value, None, callback, index)
+        return Product(value, self._output(value, message, parent, index), callback, index)
+
+    def continuation(self, state: Any, meta: Mapping[str, Any], given: str | None) -> str:
+        """Return the body of a continuation.
+
+        ``given``: the ``same_value`` of the value that the call was given. Raises ``OutputError``,
+        ``MessageTooLarge``, and ``Unchanged``.
+        """
+        if (why := no_continuation(self._stage)) is not None:
+            raise OutputError(f"stage {self._name!r}: Continue(...) is not possible here; {why}")
+        body = self._encoder.encode(state, meta)
+        if same_value(load(body, "the body is not JSON")["value"]) == given:
+            raise Unchanged
+        return body
+
+    def _refuse(self) -> NoReturn:
+        cure = "a source has no message that could go on: let a stage behind it do the long work"
+        if not self._stage.is_source:
+            cure = "return Continue itself, alone; a generator function returns it after its yields"
+        raise OutputError(f"stage {self._name!r}: Continue(...) is no output; {cure}")
 
     def kept(self, result: Any) -> str:
         """Return a result of the last stage in JSON, to be kept. Raises ``OutputError``."""
@@ -135,7 +195,12 @@ class Products:
         level = clamp_priority(wanted, len(stage.outputs))
         hop = hop_id(parent, self._name, index)
         body = self._encoder.encode(value, outgoing_meta(message, message.id if message else hop, level, hop))
-        return Output(stage.outputs[level], body, hop, self._group(value, hop) if self._fifo else None)
+        return Output(stage.outputs[level], body, hop, self._group(value, hop) if self._grouped else None)
 
-    def _group(self, value: Any, hop: str) -> str:
-        return hop if self._stage.next_group is None else group_name(self._stage.next_group(value))
+    def _group(self, value: Any, hop: str) -> str | None:
+        """Return the FIFO group of an output, or its tenant."""
+        if self._fifo:
+            return hop if self._stage.next_group is None else group_name(self._stage.next_group(value))
+        assert self._stage.next_tenant is not None
+        tenant = self._stage.next_tenant(value)
+        return None if tenant is None else group_name(tenant)

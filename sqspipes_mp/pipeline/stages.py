@@ -31,6 +31,8 @@ class Stage:
     dead: str | None
     #: The ``group`` of the task that receives the outputs.
     next_group: Callable[[Any], str] | None
+    #: Its ``tenant``.
+    next_tenant: Callable[[Any], object] | None
 
     @property
     def name(self) -> str:
@@ -177,6 +179,7 @@ def _placed(tasks: list[Task], *, domain: str, fifo: bool, visibility: float) ->
                 outputs=outputs,
                 dead=names.dead(task) if inputs else None,
                 next_group=following.group if following else None,
+                next_tenant=following.tenant if following else None,
             )
         )
         inputs = outputs
@@ -245,6 +248,13 @@ def _check_place(task: Task, position: int, *, fifo: bool) -> None:
             refuse("group", "None for a source: it receives nothing", "Give the group to the task that receives")
         if isinstance(task.input, str):
             refuse("group", f"None with input={task.input!r}: the queue's senders set its groups", "Drop it")
+    if task.tenant is not None:
+        if fifo:
+            refuse("tenant", "None on FIFO queues, where each message is in a group", "Use group=, or standard queues")
+        if is_source:
+            refuse("tenant", "None for a source: it receives nothing", "Give the tenant to the task that receives")
+        if isinstance(task.input, str):
+            refuse("tenant", f"None with input={task.input!r}: the queue's senders set its tenants", "Drop it")
 
 
 def _name_problem(pipeline: Pipeline) -> ConfigError | None:

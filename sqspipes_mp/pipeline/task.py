@@ -73,6 +73,8 @@ class Task:
         max_waiting: sources only: it rests while more messages than this can be received from the queues that it sends
             to (counted each second on SQLite, every 10 s on SQS, so it may go beyond); default: no limit.
         group: callable(value) -> FIFO group of a message that this task receives; FIFO engines only.
+        tenant: callable(value) -> the tenant of a message that this task receives, None for none; standard queues only.
+            Tenants take turns, so that none with many messages starves the others (SQS: fair queues).
         batch: most values of one call, 1 to 128: the method gets a list and returns a list of as many results; an
             exception instance as a result fails that message alone. Default: one value per call, no list.
         batch_wait: seconds to wait for a batch to fill, less than half of the engine's visibility timeout.
@@ -103,6 +105,7 @@ class Task:
     prefetch: int | None
     max_waiting: int | None
     group: Callable[[Any], str] | None
+    tenant: Callable[[Any], object] | None
     batch: int | None
     batch_wait: float
     init_args: tuple[Any, ...]
@@ -131,6 +134,7 @@ class Task:
         prefetch: int | None = None,
         max_waiting: int | None = None,
         group: Callable[[Any], str] | None = None,
+        tenant: Callable[[Any], object] | None = None,
         batch: int | None = None,
         batch_wait: float = 0.5,
         init_args: Sequence[Any] = (),
@@ -175,6 +179,7 @@ class Task:
             "prefetch": optional("prefetch", prefetch, 0),
             "max_waiting": optional("max_waiting", max_waiting, 0),
             "group": hook("group", group),
+            "tenant": hook("tenant", tenant),
             "batch": optional("batch", batch, 1, MOST_AT_ONCE),
             "batch_wait": seconds(field("batch_wait"), batch_wait),
             "init_args": items(field("init_args"), init_args),
@@ -345,6 +350,18 @@ class TaskCallback:
         # sqspipes's default is None.
         given = () if self.callback_args is None else self.callback_args
         object.__setattr__(self, "callback_args", items("TaskCallback.callback_args", given))
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """Return this from a task whose work is not done: ``state`` comes to the task again, as the same value's message.
+
+    ``state`` (JSON) is sent to the task's own input queue, and then the message is deleted. Returned and never raised
+    or yielded; a generator function returns it after its yields, a batch function as one of its results. Not in a
+    source, on a queue of others, or where ``group=`` promises an order: there it is an ``OutputError``.
+    """
+
+    state: Any
 
 
 #: An entry of a task list: a task, its keyword arguments in sqspipes's dict, or just its function.

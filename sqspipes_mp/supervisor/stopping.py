@@ -104,7 +104,7 @@ class Stopping:
         for slot, worker in children.workers:
             if not children.boots(slot):
                 # A source may already have sent messages, or even have ended.
-                self._events.tell(worker.child.channel, Kind.DRAIN)
+                self._events.tell(worker.child.channel, Kind.DRAIN, {"until": self._shutdown.began + grace})
             else:
                 # A booting worker holds nothing, and its init may take long.
                 slot.kill(Cause.CUT)

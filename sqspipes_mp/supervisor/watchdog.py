@@ -44,8 +44,9 @@ _FULL = "the container's memory is %.0f%% full; %s"
 #: The warning before the kill of a call for SQS's limit, with the cure.
 _HELD = (
     "%s (pid %d): a call has had its message for nearly %g h, the longest that SQS lets one be in flight; killing it: "
-    "others would get the message and run it again, for ever. Make its calls shorter (one message for each part of the "
-    "work, or a stage for each step), or use SQLite, which has no such limit"
+    "others would get the message and run it again, for ever. Make its calls shorter (one message for each part of "
+    "the work, or a stage for each step), return Continue(state) from them once current_message().stopping is True, or "
+    "use SQLite, which has no such limit"
 )
 
 

@@ -17,7 +17,9 @@ from sqspipes_mp.ipc.leases import LEASES, LeaseState, id_digest
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.request_meter import RequestMeter
 from sqspipes_mp.ipc.statistics import CALL_STARTED, EXPECTED, LAST_CONTACT, PAUSED, RESTS, SlotField
+from sqspipes_mp.messages.chain import Chain
 from sqspipes_mp.messages.envelope import Message
+from sqspipes_mp.pipeline.current import Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,14 @@ class Delivery:
     until: float
     #: It ran beside others when their worker died: nothing else may run beside it.
     alone: bool = False
+    #: Its place in its chain; None: it is no continuation.
+    chain: Chain | None = None
 
     @property
     def alone_in_group(self) -> bool:
         """Whether the FIFO group has no other message: its name is the message's own hop id, as the engine chose it."""
-        return self.received.group == self.message.parent != self.message.id
+        first = self.message.parent if self.chain is None else self.chain.first
+        return self.received.group == first != self.message.id
 
 
 #: Why a worker is replaced that has no file descriptor left.
@@ -66,6 +71,8 @@ class WorkerContext:
         self.fifo = assignment.plan.pipeline.fifo
         #: Whether the caller of ``map`` counts the messages that come of each value.
         self.counted = assignment.plan.counted
+        #: Says to calls that run whether they are to come to an end.
+        self.ending = Ending(lambda: self.paused)
         #: Set at a drain: no call begins.
         self.full_stop = threading.Event()
         #: Set at a drain and before a planned replacement: nothing more is received.
@@ -112,6 +119,7 @@ class WorkerContext:
 
     def drain(self) -> None:
         """Begin no call and receive nothing from now on."""
+        self.ending.stopping = True
         self.full_stop.set()
         self.hold.set()
         self.stop_receiving()
@@ -121,6 +129,9 @@ class WorkerContext:
         with self._recycling:
             first, self._replaced = not (self._replaced or self.no_more.is_set()), True
         if first:
+            if reason != "max_tasks_per_worker":
+                # Calls that run beside it have no hurry to end for a count of messages.
+                self.ending.stopping = True
             self.say(Kind.RECYCLE, {"reason": reason, "starved": starved})
             self.stop_receiving()
 

@@ -54,7 +54,9 @@ class GroupOrder:
         take for new an output that another worker has sent.
         """
         if not self._context.fifo:
-            return None
+            # A continuation after its lease is lost would be a second chain.
+            going_on = {id(item.completion): item.delivery for item in batch if item.continues}
+            return (lambda each: self._may_go_on(going_on.get(id(each)))) if going_on else None
         items = {id(item.completion): (place, item.delivery) for place, item in enumerate(batch)}
         first_lost: dict[str | None, int] = {}
 
@@ -71,6 +73,9 @@ class GroupOrder:
             return False
 
         return still_ours
+
+    def _may_go_on(self, delivery: Delivery | None) -> bool:
+        return delivery is None or self._context.holds(delivery)
 
 
 class Line:

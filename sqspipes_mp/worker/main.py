@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -128,6 +129,7 @@ def _listen(parts: Parts) -> None:
     context, ready, results = parts.context, parts.ready, parts.results
     while (frame := context.channel.recv()) is not None:
         if frame.kind is Kind.DRAIN:
+            context.ending.until = frame.header.get("until", math.inf)
             context.drain()
             ready.poke()
             if results is not None:
@@ -144,6 +146,8 @@ def _listen(parts: Parts) -> None:
         elif frame.kind is Kind.LET_GO and results is not None:
             results.let_go()
         elif frame.kind is Kind.REPLACE:
+            # For lack of memory: a long call may end early.
+            context.ending.stopping = True
             context.stop_receiving()
             ready.poke()
         elif frame.kind is Kind.STACK:

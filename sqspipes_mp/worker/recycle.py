@@ -15,6 +15,8 @@ log = logging.getLogger("sqspipes_mp.worker")
 
 #: A ``max_tasks_per_worker`` from which the limit is drawn a little lower for each worker; a lower one is kept exactly.
 _ROUND = 10
+#: The reason of a replacement after ``max_tasks_per_worker`` messages.
+MESSAGES = "max_tasks_per_worker"
 
 
 class Lifetime:
@@ -45,7 +47,7 @@ class Lifetime:
         if others and not context.board.leave(context.slot, others):
             context.left = self._more
         else:
-            self.recycle("max_tasks_per_worker")
+            self.recycle(MESSAGES)
 
     def recycle(self, reason: str, *, starved: bool = False) -> None:
         """Have this worker replaced once its running calls have ended.

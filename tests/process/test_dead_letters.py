@@ -100,7 +100,8 @@ class Wrapped:
     def __init__(self, broker: Broker, method: str, instead: Callable[..., Any]) -> None:
         self._broker, self._method, self._instead = broker, method, instead
         self.check, self.warm, self.describe = broker.check, broker.warm, broker.describe
-        self.longest_hold, self.temporary = broker.longest_hold, broker.temporary
+        self.longest_hold, self.longest_delay = broker.longest_hold, broker.longest_delay
+        self.temporary = broker.temporary
         self.remembers_keys, self.exists = broker.remembers_keys, broker.exists
         self.lock_file, self.cleanup = broker.lock_file, broker.cleanup
 

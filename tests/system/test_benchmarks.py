@@ -19,7 +19,7 @@ SCRIPTS = {path.stem: path for path in FOLDER.glob("*.py")} | {
 NAMES = sorted(name for name, path in SCRIPTS.items() if "parse(__doc__, argv" in path.read_text())
 NAMES.remove("harness")
 #: No picture says more than their tables.
-DRAW_NOTHING = {"chaos", "idle", "jobs", "kept", "looking", "put", "under_way"}
+DRAW_NOTHING = {"chains", "chaos", "idle", "jobs", "kept", "looking", "put", "under_way"}
 
 
 def run(*command, cwd=ROOT):

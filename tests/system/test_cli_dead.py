@@ -49,7 +49,7 @@ elsewhere = Engine([numbers, fails, tell], domain="parts")
 class Signalled:
     '''A broker that sends this process a signal once, when it has just received something.'''
 
-    longest_hold, temporary, remembers_keys = None, False, True
+    longest_hold, longest_delay, temporary, remembers_keys = None, None, False, True
 
     def __init__(self, number):
         self.number = number

@@ -50,7 +50,8 @@ class Message:
     due_first: int
     receives: int = 0
     charges: int = 0
-    streamed: bool = False
+    #: Number of the message whose stream this is; None: none.
+    stream: int | None = None
     failure: str | None = None
     ident: str | None = None
 
@@ -100,26 +101,27 @@ class Model:
         self.keys[queue, hop] = key
         return True
 
-    def send(self, output: Output, source: Message | None, again: bool) -> None:
+    def send(self, output: Output, source: Message | None, again: bool) -> Message | None:
         fifo = output.queue.endswith(".fifo")
         key = None
         if source is None:
             key = Key(self.now + (RETENTION if again else WINDOW), None)
-        elif source.streamed:
-            key = Key(None, source.number)
+        elif source.stream is not None:
+            key = Key(None, source.stream)
         elif fifo:
             key = Key(self.now + WINDOW, None)
         if key is None or self.is_new(output.queue, output.hop, key):
-            self.put(output.queue, output.body, output.group or output.hop if fifo else None, output.delay)
+            return self.put(output.queue, output.body, output.group or output.hop if fifo else None, output.delay)
+        return None
 
-    def remove(self, message: Message) -> None:
+    def remove(self, message: Message, *, goes_on: bool = False) -> None:
         self.messages.remove(message)
-        if message.streamed:
-            self.streams[message.number] = self.now + WINDOW
+        if message.stream is not None and not goes_on:
+            self.streams[message.stream] = self.now + WINDOW
 
     def complete(self, completions: list[Completion]) -> list[Handle]:
         stale: list[Handle] = []
-        done = []
+        done: dict[int, tuple[Message, bool]] = {}
         held_up = set()
         for completion in completions:
             source = None
@@ -129,18 +131,23 @@ class Model:
                     lost, _ = self.by_handle[completion.input]
                     if lost in self.messages and lost.group is not None:
                         held_up.add((lost.queue, lost.group))
-                if source is None or source in done or (source.queue, source.group) in held_up:
+                if source is None or source.number in done or (source.queue, source.group) in held_up:
                     stale.append(completion.input)
                     continue
-                if not completion.last and not source.streamed:
-                    source.streamed = True
+                if not completion.last and source.stream is None:
+                    source.stream = source.number
                     self.streams[source.number] = None
+            sent = None
             for output in completion.outputs:
-                self.send(output, source, completion.again)
+                sent = self.send(output, source, completion.again)
             if source is not None and completion.last:
-                done.append(source)
-        for message in done:
-            self.remove(message)
+                # A last output to the input's own queue takes the input's place, and its stream.
+                goes_on = sent is not None and sent.queue == source.queue
+                if goes_on and sent is not None:
+                    sent.stream = source.stream
+                done[source.number] = source, goes_on
+        for message, goes_on in done.values():
+            self.remove(message, goes_on=goes_on)
         return list(dict.fromkeys(stale))
 
     def ready(self, queue: str) -> dict[str | None, list[Message]]:

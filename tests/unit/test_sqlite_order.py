@@ -1,4 +1,5 @@
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,3 +315,21 @@ def test_a_wall_clock_that_jumps_moves_no_lease(path: Path, monkeypatch: pytest.
             assert [message.body for message in other.receive(["in"], 10, 0, 30)] == ["now"]
             assert other.extend([held.handle], 0) == []
             assert [message.body for message in other.receive(["in"], 10, 0, 30)] == ["held"]
+
+
+def test_a_wall_clock_that_is_set_forward_brings_due_messages_forward(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    due = time.time() + 3600
+    body = json.dumps({"meta": {"not_before": due}, "value": 1})
+    with opened(path) as connection:
+        send(connection, "in", body, delay=3600)
+        send(connection, "in", "no JSON", delay=3600)
+        connection.tend()
+        assert connection.depth("in").delayed == 2
+        wall = time.time_ns
+        monkeypatch.setattr("sqspipes_mp.brokers.sqlite.connection.time.time_ns", lambda: wall() + 3_700_000_000_000)
+        connection.tend()
+        (message,) = take(connection, "in")
+        assert message.body == body
+        assert connection.depth("in").delayed == 1

@@ -25,7 +25,9 @@ GROUPS = st.sampled_from([None, "a", "b", "c"])
 
 
 def entries(shapes: Sequence[tuple[int, str | None]]) -> deque[Entry]:
-    return deque(Entry(key, "q", "x" * size, group=group) for key, (size, group) in enumerate(shapes))
+    return deque(
+        Entry(key, "q", "x" * size, dedup=group and str(key), group=group) for key, (size, group) in enumerate(shapes)
+    )
 
 
 @given(st.lists(st.tuples(SIZES, GROUPS), max_size=40))
@@ -68,9 +70,13 @@ def test_size_counts_bytes_and_the_attribute() -> None:
     assert Entry(0, "q", "é", failure="{}").size == 2 + len(FAILURE_ATTRIBUTE) + len("String") + 2
 
 
-def test_standard_output_has_a_delay_and_no_ids() -> None:
-    wire = of_output(0, Output("q", "x", "hop", group="g", delay=1.2)).wire(3)
+def test_standard_output_has_a_delay_a_tenant_and_no_ids() -> None:
+    wire = of_output(0, Output("q", "x", "hop", delay=1.2)).wire(3)
     assert wire == {"Id": "3", "MessageBody": "x", "DelaySeconds": 2}
+    tenants = of_output(0, Output("q", "x", "hop", group="g"))
+    assert tenants.wire(0) == {"Id": "0", "MessageBody": "x", "MessageGroupId": "g"}
+    # Tenants have no order, so many of one may be in a batch.
+    assert len(take_batch(deque([tenants, tenants, tenants]))) == 3
     assert of_output(0, Output("q", "x", "hop", delay=5000)).delay == 900
 
 

@@ -61,6 +61,10 @@ class SQLite:
         """None: a lease in a file can be extended for ever."""
 
     @property
+    def longest_delay(self) -> None:
+        """None: a message is kept for 14 days from when it is due."""
+
+    @property
     def remembers_keys(self) -> bool:
         """True: a key lives until its queue is purged."""
         return True

@@ -4,10 +4,11 @@ Most messages are on standard queues, come once and have few outputs: ``pass_on`
 takes the steps of ``Program.COMPLETE``, one by one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqspipes_mp.brokers.base import Completion, Handle, Output
 from sqspipes_mp.brokers.sqlite.deliveries import end_steps, find_step, found_places
+from sqspipes_mp.brokers.sqlite.queues import with_tenants
 from sqspipes_mp.brokers.sqlite.session import Session
 from sqspipes_mp.brokers.sqlite.transactions import Key, Program, Row, Step, row
 
@@ -66,7 +67,7 @@ def _rows_to_pass(session: Session, completions: Sequence[Completion]) -> list[R
     sent = 0
     for place, completion in enumerate(completions):
         known = completion.last and completion.input and session.receipt(completion.input)
-        if not known or known[0] in seen or known[2].fifo or completion.end is not None:
+        if not known or known[0] in seen or known[2].kind or completion.end is not None:
             return None
         seq, receives, queue = known
         seen.add(seq)
@@ -74,7 +75,7 @@ def _rows_to_pass(session: Session, completions: Sequence[Completion]) -> list[R
             rows.append((place, seq, receives, queue.id, None, 0, 0, None))
         for output in completion.outputs:
             target = session.queues.get(output.queue) or session.queue(output.queue)
-            if target.fifo:
+            if target.kind or output.group is not None:
                 return None
             rows.append((place, seq, receives, queue.id, target.id, int(output.delay * 1000), sent, output.body))
             sent += 1
@@ -83,6 +84,7 @@ def _rows_to_pass(session: Session, completions: Sequence[Completion]) -> list[R
 
 def _run_steps(session: Session, completions: Sequence[Completion]) -> None:
     """Run ``Program.COMPLETE`` over the completions."""
+    _mind_tenants(session, (output for completion in completions for output in completion.outputs))
     rows: list[Row] = []
     sent = 0
     for place, completion in enumerate(completions):
@@ -94,15 +96,17 @@ def _run_steps(session: Session, completions: Sequence[Completion]) -> None:
             if not completion.last:
                 rows.append(row(Step.STREAM, place))
         key = Key.AGAIN if completion.again else Key.WINDOW
+        goes_on = False
         for output in completion.outputs:
-            rows.append(_output_step(session, place, output, sent, key))
+            goes_on = output is completion.outputs[-1] and completion.last and output.queue == (handle and handle.queue)
+            rows.append(_output_step(session, place, output, sent, Key.CONTINUES if goes_on else key))
             sent += 1
         if completion.end is not None:
             ends = end_steps(session, place, completion.end, sent)
             rows += ends
             sent += len(ends)
         if handle is not None and completion.last:
-            rows.append(row(Step.REMOVE, place))
+            rows.append(row(Step.REMOVE, place, flag=goes_on))
     rows.append(row(Step.CLOSE, number=sent))
     session.run(Program.COMPLETE, rows)
 
@@ -112,6 +116,7 @@ def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[in
 
     ``keyed``: the hop ids are remembered until their queue is purged, and only then are any known.
     """
+    _mind_tenants(session, outputs)
     rows: list[Row] = []
     key = Key.FOREVER if keyed else Key.NONE
     if keyed:
@@ -124,6 +129,11 @@ def feed(session: Session, outputs: Sequence[Output], *, keyed: bool) -> list[in
     return [place for place in range(len(outputs)) if place not in fresh]
 
 
+def _mind_tenants(session: Session, outputs: Iterable[Output]) -> None:
+    """Have the tenants of each standard queue take turns that is sent a message with a tenant."""
+    with_tenants(session, [output.queue for output in outputs if output.group is not None])
+
+
 def _output_step(session: Session, place: int, output: Output, number: int, key: Key) -> Row:
     """Return the step that sends an output; ``number``: of the message in this call."""
     queue = session.queue(output.queue)
@@ -131,12 +141,12 @@ def _output_step(session: Session, place: int, output: Output, number: int, key:
         Step.OUTPUT,
         place,
         queue=queue.id,
-        fifo=queue.fifo,
+        fifo=queue.kind,
         flag=key,
         millis=int(output.delay * 1000) if output.delay else 0,
         number=number,
         hop=output.hop,
         # SQS refuses a FIFO message without a group. Here it gets a group of its own: its hop id.
-        grp=(output.group or output.hop) if queue.fifo else None,
+        grp=(output.group or output.hop) if queue.fifo else output.group or "" if queue.tenants else None,
         body=output.body,
     )

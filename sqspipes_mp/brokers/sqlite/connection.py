@@ -35,6 +35,8 @@ log = logging.getLogger("sqspipes_mp.brokers.sqlite")
 _MOST = 2 << 20
 #: Seconds between two rounds of deleting expired rows, in each process that completes messages.
 _TIDY_EVERY = 10.0
+#: Milliseconds between the wall clock and the file's from which one of them was set.
+_SET = 1_000
 #: Seconds to wait before the next try when a message was due and another process took it first.
 _OUTRUN = 0.001
 #: Longest wait of a receive between two tries, seconds. A sender that cannot get the GIL announces its commit late, and
@@ -67,6 +69,8 @@ class SQLiteConnection:
         )
         self._tidy_at = time.monotonic() + _TIDY_EVERY
         self._warned: set[str] = set()
+        #: Milliseconds of the wall clock beyond the file's at the last ``tend``; None before the first.
+        self._skew: int | None = None
         #: Counts transactions; None: nobody does.
         self._meter: Meter | None = None
 
@@ -256,7 +260,12 @@ class SQLiteConnection:
         self._clear()
 
     def tend(self) -> None:
-        """Do nothing: a file needs no credentials."""
+        """Bring delayed messages forward where the wall clock was set forward: their due times are its."""
+        skew = self._file.read(lambda session: time.time_ns() // 1_000_000 - session.now())
+        if self._skew is None or abs(skew - self._skew) > _SET:
+            self._skew = skew
+            while self._file.write(lambda session: sqlite_queues.redate(session, skew), ring=True):
+                pass
 
     def interrupt(self) -> None:
         """Make receives return at once, until ``receive_again``; any thread may call it."""

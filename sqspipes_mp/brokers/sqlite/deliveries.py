@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from sqspipes_mp.brokers.base import DeadLetter, End, Handle, Received
+from sqspipes_mp.brokers.sqlite.queues import with_tenants
 from sqspipes_mp.brokers.sqlite.session import Session, as_text
 from sqspipes_mp.brokers.sqlite.transactions import Program, Row, Step, row
 from sqspipes_mp.messages.ids import moved_id
@@ -32,11 +33,11 @@ def take_messages(session: Session, names: Sequence[str], limit: int, visibility
             row(
                 Step.TAKE,
                 queue=queue.id,
-                fifo=queue.fifo,
+                fifo=queue.kind,
                 millis=int(visibility * 1000),
                 number=limit,
                 seq=dead.id if dead else None,
-                receives=bool(dead and dead.fifo),
+                receives=dead.kind if dead else 0,
             )
         )
     now = session.run(Program.TAKE, rows)
@@ -108,6 +109,7 @@ def extend(session: Session, handles: Sequence[Handle], seconds: float, *, attem
 
 def dead_letter(session: Session, letters: Sequence[DeadLetter]) -> list[Handle]:
     """Move deliveries to their dead-letter queues; returns the stale handles."""
+    with_tenants(session, [each.queue for each in letters if each.group is not None])
     rows: list[Row] = []
     number = len(letters)
     for place, letter in enumerate(letters):
@@ -123,10 +125,10 @@ def dead_letter(session: Session, letters: Sequence[DeadLetter]) -> list[Handle]
                 Step.DEAD_LETTER,
                 place,
                 queue=dead.id,
-                fifo=dead.fifo,
+                fifo=dead.kind,
                 number=place,
                 hop=hop,
-                grp=letter.group or hop,
+                grp=(letter.group or "") if dead.tenants else letter.group or hop,
                 # Another sender's id may hold lone surrogates, which SQLite does not store.
                 origin=letter.hop.encode("utf-8", "backslashreplace").decode(),
                 source=letter.handle.queue,

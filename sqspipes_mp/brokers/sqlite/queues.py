@@ -1,6 +1,6 @@
 """Queues in the file: create, compare, count, purge, delete; and the removal of expired rows (any process)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqspipes_mp.brokers.base import Depth, QueueSpec
 from sqspipes_mp.brokers.sqlite import schema as sql
@@ -38,6 +38,15 @@ def create(session: Session, specs: Sequence[QueueSpec]) -> None:
         rows.append(row(Step.CREATE, hop=spec.name, grp=spec.dead, body=spec.visibility, fifo=spec.fifo))
     if rows:
         session.run(Program.TEND, [*rows, row(Step.CLOSE)])
+
+
+def with_tenants(session: Session, names: Iterable[str]) -> None:
+    """Have the messages of standard queues take turns by tenant from now on."""
+    plain = [queue for queue in map(session.queue, dict.fromkeys(names)) if not queue.kind]
+    if plain:
+        session.db.execute(sql.CREATE_TENANT)
+        session.run(Program.TEND, [*(row(Step.TENANTS, queue=queue.id) for queue in plain), row(Step.CLOSE)])
+        session.refresh()
 
 
 def differences(session: Session, spec: QueueSpec) -> list[str]:
@@ -99,6 +108,19 @@ def clear(session: Session) -> bool:
         return True
     # No program adds rows under a number that no queue has.
     session.db.execute(sql.DROP_GARBAGE, (queue,))
+    return True
+
+
+def redate(session: Session, skew: int) -> bool:
+    """Bring forward delayed messages that are due by the wall clock; False when none are left.
+
+    ``skew``: milliseconds of the wall clock beyond the file's, which setting the wall clock does not move.
+    """
+    now = session.now()
+    if session.db.execute(sql.EARLIER, (now, skew, 1)).fetchone() is None:
+        return False
+    session.db.execute(sql.REDATE, (now, skew, now, skew, now, skew, CHUNK))
+    session.db.execute(sqlite_program.READY_TENANTS, (now,))
     return True
 
 

@@ -6,7 +6,8 @@ Statements that change messages, or several tables at once, are in ``transaction
 ``messages``  one row per message; ``receives`` numbers its deliveries, so ``seq`` and ``receives`` are its receipt.
               ``sent_at``: the start of its retention: the send, the end of its delay, or the move to a dead-letter
               queue. ``first_sent_at``: the send, where that is another moment (else NULL).
-``groups``    one row per FIFO group that has messages: the time from which it may be received, and its oldest message.
+``groups``    one row per FIFO group that has messages: the time from which it may be received, and its oldest message;
+              and one per tenant that has messages, see ``transactions``.
 ``keys``      accepted hop ids. A key lives until ``expires``, or as long as its ``stream`` lives.
 ``streams``   inputs whose outputs come in several calls. A stream lives until its input is deleted, then until
               ``expires``.
@@ -79,6 +80,16 @@ TABLES = (
 
 GENERATION = "SELECT generation FROM meta"
 QUEUES = "SELECT name, id, fifo, visibility, dead, retention FROM queues"
+
+#: Finds a tenant's messages; made with the first queue that has tenants.
+CREATE_TENANT = "CREATE INDEX IF NOT EXISTS tenant ON messages (grp, visible_at, receives) WHERE grp < 0"
+
+# Messages never received that the wall clock has due earlier than the file's. Due times are in their bodies.
+_due = "CAST(json_extract(m.body, '$.meta.not_before') * 1000 - ? AS INTEGER)"
+EARLIER = f"""SELECT m.seq FROM queues AS q CROSS JOIN messages AS m ON m.queue = q.id AND m.visible_at > ?
+    WHERE m.receives = 0 AND m.first_sent_at IS NOT NULL AND json_valid(m.body)
+        AND json_type(m.body, '$.meta.not_before') IN ('integer', 'real') AND {_due} < m.visible_at - 1000 LIMIT ?"""
+REDATE = f"""UPDATE messages AS m SET visible_at = max(?, {_due}), sent_at = max(?, {_due}) WHERE seq IN ({EARLIER})"""
 
 # The earliest moment at which a queue has a message to receive.
 DUE_STANDARD = "SELECT min(visible_at) FROM messages WHERE queue = ?"

@@ -48,6 +48,13 @@ class Queue:
     dead: str | None
     #: Milliseconds that a message is kept.
     retention: int
+    #: Its kind in ``transactions``: 0, 1 for FIFO, 2 for tenants, who take turns on a standard queue.
+    kind: int = 0
+
+    @property
+    def tenants(self) -> bool:
+        """Whether its messages have tenants."""
+        return self.kind == 2
 
 
 class Session:
@@ -154,14 +161,14 @@ class Session:
         self.refresh()
         queues = [self.queue(name) for name in names]
         parts = ["(SELECT generation FROM meta)"]
-        parts += [f"({sql.DUE_FIFO if queue.fifo else sql.DUE_STANDARD})" for queue in queues]
+        parts += [f"({sql.DUE_FIFO if queue.kind else sql.DUE_STANDARD})" for queue in queues]
         self._due_queries[names] = "SELECT " + ", ".join(parts), [queue.id for queue in queues]
         return self._due_queries[names]
 
     def _reload(self, generation: int) -> None:
         # The generation was read before the rows. Should the rows be newer, the next comparison reads them again.
         rows = self.db.execute(sql.QUEUES).fetchall()
-        found = [Queue(name, id_, bool(fifo), vis, dead, keep) for name, id_, fifo, vis, dead, keep in rows]
+        found = [Queue(name, id_, kind == 1, vis, dead, keep, kind) for name, id_, kind, vis, dead, keep in rows]
         self.queues = {queue.name: queue for queue in found}
         self.by_id = {queue.id: queue for queue in found}
         self._due_queries = {}

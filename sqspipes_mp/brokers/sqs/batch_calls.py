@@ -77,13 +77,13 @@ class BatchCalls:
                 unsent.update(entry.key for entry, _ in refused)
                 # Tried again before later entries of their groups. Later entries of a refused one's group are not sent.
                 pending.extendleft(reversed(again))
-                lost = {entry.group for entry, _ in refused} - {None}
+                lost = {entry.line for entry, _ in refused} - {None}
                 if any(fault.kind in _ABOUT_THE_QUEUE for _, fault in refused):
                     unsent.update(entry.key for entry in pending)
                     break
                 if lost:
-                    unsent.update(entry.key for entry in pending if entry.group in lost)
-                    pending = deque(entry for entry in pending if entry.group not in lost)
+                    unsent.update(entry.key for entry in pending if entry.line in lost)
+                    pending = deque(entry for entry in pending if entry.line not in lost)
                 failures = self._wait_after(faults, "SendMessageBatch", queue, failures)
         return Sent(unsent, errors, unsendables)
 

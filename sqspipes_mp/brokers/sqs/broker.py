@@ -21,6 +21,7 @@ from sqspipes_mp.brokers.shown import shown
 from sqspipes_mp.brokers.sqs.calls import Calls, Clients
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.brokers.sqs.credentials import adopt, find_credentials, forbid_prompts, no_credentials, share
+from sqspipes_mp.brokers.sqs.entries import MAX_DELAY
 from sqspipes_mp.brokers.sqs.faults import CallFailed, Kind, classify_error, no_keys, without_keys
 from sqspipes_mp.brokers.sqs.http import Lean, frozen
 from sqspipes_mp.brokers.sqs.http_fit import log_once, switched_off, target_of
@@ -111,6 +112,11 @@ class SQS:
         self.tags = _checked_tags(self.tags)
         if not isinstance(self.lean, bool):
             raise ConfigError("SQS(lean=)", self.lean, "True or False", "Leave it out: lean=False is for comparing")
+
+    @property
+    def longest_delay(self) -> float:
+        """12 hours, and a day less than the retention; SQS's own delay always."""
+        return max(float(MAX_DELAY), min(MAX_VISIBILITY, self.retention - 86_400.0))
 
     def check(self) -> None:
         """Check region, profile and endpoint without a request. Raises ``ConfigError``.

@@ -42,13 +42,18 @@ class Entry:
     body: str
     #: MessageDeduplicationId; None on a standard queue.
     dedup: str | None = None
-    #: MessageGroupId; None on a standard queue.
+    #: MessageGroupId; on a standard queue the tenant (Amazon SQS Developer Guide, "Amazon SQS fair queues"), or None.
     group: str | None = None
     #: DelaySeconds.
     delay: int = 0
     #: Text of the failure attribute; None: there is none.
     failure: str | None = None
     attributes: tuple[Attribute, ...] = ()
+
+    @property
+    def line(self) -> str | None:
+        """The FIFO group, in which entries keep their order; None on a standard queue."""
+        return None if self.dedup is None else self.group
 
     @property
     def size(self) -> int:
@@ -93,7 +98,7 @@ def of_output(key: int, output: Output) -> Entry:
         group = output.group or output.hop
         return Entry(key, output.queue, output.body, output.hop, group, attributes=output.attributes)
     delay = min(MAX_DELAY, math.ceil(output.delay))
-    return Entry(key, output.queue, output.body, delay=delay, attributes=output.attributes)
+    return Entry(key, output.queue, output.body, group=output.group, delay=delay, attributes=output.attributes)
 
 
 def of_letter(key: int, letter: DeadLetter) -> Entry:
@@ -102,7 +107,9 @@ def of_letter(key: int, letter: DeadLetter) -> Entry:
     Its deduplication id is its own: SQS would accept and then drop a copy with the original's.
     """
     if not is_fifo(letter.queue):
-        return Entry(key, letter.queue, letter.body, failure=letter.failure, attributes=letter.attributes)
+        return Entry(
+            key, letter.queue, letter.body, group=letter.group, failure=letter.failure, attributes=letter.attributes
+        )
     dedup = moved_id(letter.hop, "dead", letter.handle.message_id)
     # A hop id of the engine can be a group; another sender's id may have characters, or a length, that SQS refuses.
     ours = letter.hop.isascii() and letter.hop.isalnum() and len(letter.hop) <= len(dedup)
@@ -129,7 +136,7 @@ def take_batch(pending: deque[Entry]) -> list[Entry]:
     room = MAX_BYTES
     while pending and len(batch) < MAX_ENTRIES and len(passed) < LOOK_AHEAD:
         entry = pending.popleft()
-        if entry.group is not None and entry.group in groups:
+        if entry.line is not None and entry.line in groups:
             passed.append(entry)
             continue
         size = entry.size
@@ -138,8 +145,8 @@ def take_batch(pending: deque[Entry]) -> list[Entry]:
             break
         room -= size
         batch.append(entry)
-        if entry.group is not None:
-            groups.add(entry.group)
+        if entry.line is not None:
+            groups.add(entry.line)
     pending.extendleft(reversed(passed))
     return batch
 
@@ -153,7 +160,7 @@ def waves(entries: Iterable[Entry], at_once: int) -> Iterator[list[list[Entry]]]
             groups: set[str] = set()
             while pending and len(wave) < at_once:
                 batch = take_batch(pending)
-                members = {entry.group for entry in batch if entry.group is not None}
+                members = {entry.line for entry in batch if entry.line is not None}
                 if not groups.isdisjoint(members):
                     pending.extendleft(reversed(batch))
                     break

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from sqspipes_mp.brokers.base import Completion, Received
 from sqspipes_mp.host.clock import lease_now, slept
@@ -15,6 +16,7 @@ from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import id_digest
 from sqspipes_mp.ipc.statistics import LAST_RECEIVE, NOTHING_TOLD, ONE_GROUP_TOLD, RECEIVED
 from sqspipes_mp.messages.attempts import ONE_GROUP, ONE_GROUP_BACKOFF, is_last, pause
+from sqspipes_mp.messages.chain import chain_of
 from sqspipes_mp.messages.envelope import Message, decode
 from sqspipes_mp.pipeline.foreign_bodies import reader
 from sqspipes_mp.worker.context import Delivery
@@ -22,6 +24,7 @@ from sqspipes_mp.worker.receive.prefetch import LONG, another, ask, depth
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.request_limit import Limit
 from sqspipes_mp.worker.run.parts import Parts
+from sqspipes_mp.worker.send.continuing import early, is_fifo, put_off
 from sqspipes_mp.worker.send.outgoing import Done, Release
 
 log = logging.getLogger("sqspipes_mp.worker")
@@ -32,6 +35,8 @@ LONG_POLL = 20.0
 _EXTRA_POLL = 1.0
 #: Messages of a receive from which more wait in the queue.
 _FULL = 10
+#: Seconds before its due time from which a message may run: the clocks of two machines differ.
+_EARLY = 1.0
 #: Longest wait for demand, seconds. Bounds the cost of a ``demand.set()`` that falls between the look and the wait.
 _LONGEST_REST = 1.0
 
@@ -360,7 +365,7 @@ class Intake:
             reason.__cause__ = error
             self._failures.dead_letter(one, reason, self._outbox.put)
         else:
-            delay = pause(delivery, received.group, random.uniform)
+            delay = pause(delivery, received.group if self._context.fifo else None, random.uniform)
             log.warning(
                 "%s: there was no memory to decode message %s (%d characters, delivery number %d); it is visible again "
                 "in %.1f s, and this worker is replaced",
@@ -393,7 +398,18 @@ class Intake:
         if received.receives != 1 and context.board.cancelled(id_digest(received.handle.message_id)):
             self._failures.cancelled(delivery, self._outbox.put)
             return None
-        return delivery
+        if "chain" not in message.meta and "not_before" not in message.meta:
+            return delivery
+        return self._in_time(replace(delivery, chain=chain_of(message, context.stage.name)))
+
+    def _in_time(self, delivery: Delivery) -> Delivery | None:
+        """Return a message that may have to wait; None: it is too early, and has gone back uncharged."""
+        rest = early(delivery, self._context)
+        if rest <= _EARLY:
+            return delivery
+        # In flight it would count towards a limit of SQS, 120,000. In a FIFO queue no single message can be delayed.
+        self._outbox.put(Release((delivery,), rest) if is_fifo(delivery) else put_off(delivery, rest))
+        return None
 
     def _undecoded(self, received: Received, leased_at: float) -> Delivery:
         """Return a delivery that is to be released: with a lease, not decoded."""

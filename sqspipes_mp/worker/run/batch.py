@@ -7,6 +7,7 @@ after a death each runs alone at its next delivery. A failure of the one that ru
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.exception_text import message_of
 from sqspipes_mp.ipc.statistics import SlotField
 from sqspipes_mp.messages.plain import one_line
-from sqspipes_mp.pipeline.current import set_current
+from sqspipes_mp.pipeline.current import batch_message, set_current
 from sqspipes_mp.pipeline.outputs import results_of
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.fifo_order import Line
@@ -56,9 +57,16 @@ class BatchFunction(Function):
         return result
 
     def announce(self, delivery: Delivery, lane: int) -> None:
-        """Tell readers alone: of several messages that run at once none is the current one."""
+        """Announce one message of a batch to readers, and a batch of it alone to the function."""
         super().announce(delivery, lane)
-        set_current(None)
+        self.announce_all([delivery])
+
+    def announce_all(self, members: list[Delivery]) -> None:
+        """Announce a batch: ``current_message()`` tells when it is to end, and nothing of its messages."""
+        timeout = self.task.timeout
+        late_at = math.inf if timeout is None else time.monotonic() + timeout
+        full_at = min(member.until for member in members) + self._full_after
+        set_current(batch_message(late_at, full_at, self._context.ending))
 
 
 class BatchQueue(Ready):
@@ -155,9 +163,11 @@ class Batches:
             return
         for lane, member in enumerate(ours):
             self._function.announce(member, min(lane, len(starts) - 1))
+        self._function.announce_all(ours)
         try:
             results = self._function.call_many([member.message.value for member in ours])
         except BaseException as error:
+            set_current(None)
             # SystemExit and KeyboardInterrupt of the user's code are its failures, too.
             for member in ours:
                 leases.set_state(member.lease, LeaseState.HELD)
@@ -165,6 +175,7 @@ class Batches:
             self._one_by_one(ours, line, error)
             return
         self._hide(starts[: len(ours)])
+        set_current(None)
         runner.lifetime.begins(len(ours))
         for member, result in zip(ours, results, strict=True):
             line.passes(member, partial(runner.settle, value=result))

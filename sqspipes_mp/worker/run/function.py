@@ -15,6 +15,7 @@ from typing import Any
 from sqspipes_mp.errors import LATE
 from sqspipes_mp.host.memory import open_memory
 from sqspipes_mp.ipc.channel import EXIT_TASK
+from sqspipes_mp.ipc.leases import asked_after
 from sqspipes_mp.ipc.statistics import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCHES_MEMORY, lane_started
 from sqspipes_mp.messages.attributes import values_of
 from sqspipes_mp.pipeline.current import CurrentMessage, put_off, set_current
@@ -42,8 +43,8 @@ class Function:
     """The stage's function, built for this worker."""
 
     def __init__(self, context: WorkerContext) -> None:
-        task = context.stage.task
-        self._args = context.assignment.plan.args[context.stage.index]
+        task, plan = context.stage.task, context.assignment.plan
+        self._args = plan.args[context.stage.index]
         self._built = Built(task, self._args, context.check_process)
         self._method = self._built.method
         self._context = context
@@ -54,8 +55,10 @@ class Function:
         self._line = context.channel.fileno()
         self._line_inode = os.fstat(self._line).st_ino
         #: Nanoseconds after which a call may have kept a reply of the queue service unread for too long.
-        self._long = context.assignment.plan.first_lease / 4 * 1e9
+        self._long = plan.first_lease / 4 * 1e9
         self._limit = math.inf if task.timeout is None else task.timeout * 1e9
+        #: Seconds from the end of a message's first lease until its call is to come to an end.
+        self._full_after = asked_after(context.assignment.broker.longest_hold) - plan.first_lease
         self._memory = open_memory() if context.board.header(WATCHES_MEMORY) else None
         #: Whether calls of the stage wait for their turn.
         self.paced = callable(task.interval) or task.interval > 0
@@ -225,10 +228,13 @@ class Function:
                 priority=message.priority,
                 group=received.group,
                 sent_at=received.sent_at,
-                deadline=None if timeout is None else time.monotonic() + timeout,
                 meta=message.meta,
                 attributes=values_of(received.attributes) if received.attributes else _NO_ATTRIBUTES,
                 _tell=self._tells[lane],
+                continuation=0 if delivery.chain is None else delivery.chain.count,
+                _late_at=math.inf if timeout is None else time.monotonic() + timeout,
+                _full_at=delivery.until + self._full_after,
+                _ending=self._context.ending,
             )
         )
 

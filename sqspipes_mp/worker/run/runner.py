@@ -9,7 +9,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,14 +17,16 @@ from sqspipes_mp.errors import HELD, LATE, BrokerError, OutputError
 from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED
 from sqspipes_mp.messages.envelope import Message
-from sqspipes_mp.messages.ids import mark, token
+from sqspipes_mp.messages.ids import continued_id, mark, token
 from sqspipes_mp.pipeline.current import set_current
-from sqspipes_mp.pipeline.outputs import DROPPED, Product
+from sqspipes_mp.pipeline.outputs import DROPPED, Product, Unchanged
+from sqspipes_mp.pipeline.task import Continue
 from sqspipes_mp.pipeline.value_ends import KEEP, RESUME, end_of, is_awaited, is_kept
 from sqspipes_mp.worker.context import Delivery
 from sqspipes_mp.worker.recycle import Lifetime
 from sqspipes_mp.worker.run.function import Late
 from sqspipes_mp.worker.run.parts import Parts
+from sqspipes_mp.worker.send.continuing import continuation, first_hop
 from sqspipes_mp.worker.send.outgoing import Done, Release
 
 log = logging.getLogger("sqspipes_mp.worker")
@@ -46,6 +47,11 @@ class _Behind(Exception):
 
 class _Faulted(Exception):
     """The broker refuses for good; this worker ends, and the keeper releases its messages."""
+
+
+#: Made by a call: the products with a result or a callback, the outputs to send, the number of drops, and whether the
+#: last output continues the message.
+Made = tuple[list[Product], Sequence[Output], int, bool]
 
 
 class Runner:
@@ -190,8 +196,8 @@ class Runner:
             # Each exception of the user's code, SystemExit and KeyboardInterrupt too, is the message's failure.
             self.failed(delivery, error)
 
-    def _run(self, delivery: Delivery) -> tuple[list[Product], Sequence[Output], int]:
-        """Call the function. Returns the products with a result or a callback, the outputs to send, and the drops."""
+    def _run(self, delivery: Delivery) -> Made:
+        """Call the function. Returns what it made."""
         if self._context.counted:
             self._children[delivery.lease] = []
         message = delivery.message
@@ -204,28 +210,42 @@ class Runner:
                 self._function.ended()
         return self._single(delivery, value)
 
-    def _single(self, delivery: Delivery, value: Any) -> tuple[list[Product], Sequence[Output], int]:
-        message = delivery.message
-        product = self._products.make(value, message, message.parent, 0)
+    def _single(self, delivery: Delivery, value: Any) -> Made:
+        message, chain = delivery.message, delivery.chain
+        if isinstance(value, Continue):
+            yielded = 0 if chain is None else chain.yielded
+            return [], (continuation(delivery, self._context, self._products, value.state, yielded),), 0, True
+        if chain is None:
+            product = self._products.make(value, message, message.parent, 0)
+        else:
+            product = self._products.make(value, message, chain.first, chain.yielded)
         if product.output is None:
-            return [product], (), int(self._sends or product.value is DROPPED)
-        return [product], (product.output,), 0
+            return [product], (), int(self._sends or product.value is DROPPED), False
+        return [product], (product.output,), 0, False
 
-    def _stream(self, delivery: Delivery, generator: Any) -> tuple[list[Product], Sequence[Output], int]:
+    def _stream(self, delivery: Delivery, generator: Any) -> Made:
         """Send a generator's outputs as they come, in batches; the input stays until the last was accepted."""
-        message = delivery.message
+        message, parent = delivery.message, first_hop(delivery)
         products: list[Product] = []
         outputs: list[Output] = []
         wanted = self._results is not None or (self._unheard and (is_kept(message.meta) or is_awaited(message.meta)))
-        index = dropped = 0
+        # Outputs are numbered over a whole chain: a call that runs again may continue at another place.
+        index = 0 if delivery.chain is None else delivery.chain.yielded
+        dropped = 0
         began = time.monotonic_ns()
         while True:
             try:
                 value = self._function.next_of(generator, began)
-            except StopIteration:
+            except StopIteration as end:
                 self._function.took(began)
-                return products, outputs, dropped
-            product = self._products.make(value, message, message.parent, index)
+                if not isinstance(end.value, Continue):
+                    return products, outputs, dropped, False
+                going_on = continuation(delivery, self._context, self._products, end.value.state, index)
+                if outputs:
+                    # Accepted first: once the continuation is sent, this call is never made again.
+                    self._function.aside(delivery, partial(self._send_some, delivery, tuple(outputs)))
+                return products, (going_on,), dropped, True
+            product = self._products.make(value, message, parent, index)
             index += 1
             if product.output is not None:
                 outputs.append(product.output)
@@ -260,7 +280,9 @@ class Runner:
             raise _LeaseLost
         self._note_children(delivery, outputs)
 
-    def _finish(self, delivery: Delivery, products: list[Product], outputs: Sequence[Output], dropped: int) -> None:
+    def _finish(
+        self, delivery: Delivery, products: list[Product], outputs: Sequence[Output], dropped: int, continues: bool
+    ) -> None:
         """Mark a message done, and pass its outputs and results on. Raises ``Late``, and the errors of pickling."""
         context = self._context
         # json_default=, group=, priority= and pickling have run code of the user's since the call.
@@ -272,13 +294,15 @@ class Runner:
         if self._results is not None:
             ident = self._result_id(delivery)
             made = [product for product in products if product.value is not DROPPED]
-            blobs = [(f"{ident}/{place}", self._results.pack(item.value)) for place, item in enumerate(made)]
+            blobs = [(f"{ident}/{item.number}", self._results.pack(item.value)) for item in made]
         if dropped:
             context.count(OUTPUTS_DROPPED, dropped)
         if cause := context.leases.finish(delivery.lease):
             raise Late(HELD if cause is Cause.HOLD else LATE)
         received = delivery.received
         done = Done(Completion(received.handle, tuple(outputs), group=received.group, end=end), delivery)
+        if continues:
+            done.continues = True
         for product in products:
             if product.callback is not None:
                 done.callbacks += (product.callback,)
@@ -308,7 +332,7 @@ class Runner:
                         self._context.stage.name, message.id, error,
                     )  # fmt: skip
                     continue
-                products[place] = replace(product, value=json.loads(texts[-1]))
+                products[place] = product._replace(value=json.loads(texts[-1]))
         return None if outputs and not texts else end_of(message, tuple(texts))
 
     def _pass_counted(self, done: Done, blobs: list[tuple[str, bytes]]) -> None:
@@ -318,10 +342,14 @@ class Runner:
         self._note_children(delivery, done.completion.outputs)
         children = self._children.pop(delivery.lease)
         name, hop = token(message.id), mark(message.parent)
+        over: list[int] = []
+        if delivery.received.receives != 1 and not done.continues:
+            # An earlier delivery may have announced a continuation. Its worker died, and this one makes all the rest.
+            over = [mark(continued_id(message.parent, self._context.stage.name))]
         if blobs:
-            self._pass_results(done, blobs, {"token": name, "hop": hop})
+            self._pass_results(done, blobs, {"token": name, "hop": hop, "children": children, "over": over})
             return
-        done.step = (name, hop, children)
+        done.step = (name, hop, children, over)
         if self._results is None:
             self._outbox.put(done)
         else:
@@ -347,7 +375,7 @@ class Runner:
         """
         received = delivery.received
         vouched = self._context.connection.keeps_charges or received.handle.queue.endswith(".fifo")
-        return delivery.message.parent if vouched or self._context.counted else received.handle.message_id
+        return first_hop(delivery) if vouched or self._context.counted else received.handle.message_id
 
     def _note_children(self, delivery: Delivery, outputs: Sequence[Output]) -> None:
         if self._context.counted:
@@ -370,6 +398,12 @@ class Runner:
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         """See to a message whose call raised."""
+        if isinstance(error, Unchanged):
+            if self._context.ending.asks():
+                # It was asked to end, and had nothing to show yet.
+                self.hand_back([delivery])
+                return
+            error = error.verdict()
         self._failures.failed(delivery, error, self._outbox.put, self._flush)
         self.lifetime.failed(error)
 

@@ -15,27 +15,31 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from sqspipes_mp.brokers.base import DeadLetter
-from sqspipes_mp.errors import Cancelled, Reject, TaskTimeout
+from sqspipes_mp.errors import Cancelled, Reject, TaskTimeout, Verdict
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.dead_log import tell_dead
 from sqspipes_mp.ipc.report.exception_text import line_of, message_of, short_id, traceback_text
 from sqspipes_mp.ipc.report.report import pack_exception
-from sqspipes_mp.ipc.statistics import CANCELLED, DEAD, FAILED, FAILED_LATE, LEASES_LOST, REJECTED, SlotField
+from sqspipes_mp.ipc.statistics import CANCELLED, DEAD, FAILED, FAILED_LATE, LEASES_LOST, REJECTED, RETRIED, SlotField
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
-from sqspipes_mp.messages.ids import mark, token
+from sqspipes_mp.messages.ids import continued_id, mark, token
+from sqspipes_mp.messages.plain import one_line
 from sqspipes_mp.pipeline.value_ends import end_of
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
-from sqspipes_mp.worker.send.outgoing import Done, Letter, Release
+from sqspipes_mp.worker.send.continuing import is_fifo, refusal, sent_anew
+from sqspipes_mp.worker.send.outgoing import Done, Item, Letter, Release, Step
 from sqspipes_mp.worker.send.policy import Decision, decide
 
 log = logging.getLogger("sqspipes_mp.worker")
 
+#: Deliveries from which a message that comes again uncharged is sent anew.
+RENEWED_AT = 20
 #: Takes an item on its way: ``Outbox.put``, or, in a carrier, the carrying itself.
-Carry = Callable[[Release | Letter], None]
+Carry = Callable[[Item], None]
 
 
 class Failures:
@@ -131,14 +135,16 @@ class Failures:
         decision: Decision,
         carry: Carry,
         flush: Callable[[], None],
-        step: tuple[str, int, list[int]] | None = None,
+        step: Step | None = None,
     ) -> None:
         context = self._context
         context.check_process()
         context.count(FAILED, 1)
         # The call is over: a worker that dies from here on has this failure charged, and no crash.
-        context.leases.set_state(delivery.lease, LeaseState.FAILED)
-        if decision.action == "dead":
+        context.leases.set_state(delivery.lease, LeaseState.FAILED if decision.charge else LeaseState.DONE)
+        if not decision.charge:
+            self._again(delivery, error, decision.delay, carry)
+        elif decision.action == "dead":
             self.dead_letter(delivery, error, carry, step)
             if decision.report and not context.full_stop.is_set():
                 # Without grace the report is this worker's end, and the letter would not say why.
@@ -151,12 +157,23 @@ class Failures:
             context.end_run(error, short_id(delivery.message.parent))
             self._ready.poke()
 
+    def _again(self, delivery: Delivery, error: BaseException, delay: float, carry: Carry) -> None:
+        """Have a message come again without a charge."""
+        context = self._context
+        log_retry(error, delivery, context, delay)
+        context.count(RETRIED, 1)
+        if delivery.received.receives < RENEWED_AT:
+            self._release(Release((delivery,), delay), carry)
+        else:
+            # Each delivery counts towards SQS's limit and ours, a new message's from 1 again.
+            carry(sent_anew(delivery, context, delay))
+
     def dead_letter(
         self,
         delivery: Delivery,
         error: BaseException,
         carry: Carry,
-        step: tuple[str, int, list[int]] | None = None,
+        step: Step | None = None,
         counter: SlotField = DEAD,
     ) -> None:
         """Dead-letter a message with ``error`` as its reason, and count it.
@@ -168,12 +185,15 @@ class Failures:
         if context.counted:
             ident = short_id(delivery.message.parent)
             report = pack_exception(error, stage=context.stage.name, pid=os.getpid(), message_id=ident)
-            header: dict[str, object] = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
+            parent = delivery.message.parent
+            # Had an earlier delivery gone on, this one would not be here.
+            over = mark(continued_id(parent, context.stage.name))
+            header: dict[str, object] = {"token": token(delivery.message.id), "hop": mark(parent), "over": over}
             context.say(Kind.DEAD_LETTERED, header, report.to_bytes())
         if step is not None:
             # The children that the caller was told of will never be.
-            name, _, children = step
-            context.say(Kind.STEP, {}, json.dumps([(name, child, []) for child in children]).encode())
+            name, _, children, _ = step
+            context.say(Kind.STEP, {}, json.dumps([(name, child, [], []) for child in children]).encode())
         carry(Letter(delivery, letter, counter))
 
     def _source_refused(self, error: BaseException) -> None:
@@ -190,15 +210,23 @@ class Failures:
 def decide_on(error: BaseException, delivery: Delivery, context: WorkerContext) -> tuple[Decision, BaseException]:
     """Return what becomes of a message that failed with ``error``, by its stage's policy, and the error to report."""
     task = context.stage.task
-    return decide(
+    stuck = refusal(delivery, context) if delivery.received.receives >= RENEWED_AT else None
+    decision, error = decide(
         error,
         attempt=delivery.attempt,
         receives=_receives(delivery, context),
         max_attempts=task.max_attempts,
         on_error=context.on_error,
-        group=delivery.received.group,
+        group=delivery.received.group if is_fifo(delivery) else None,
         jitter=random.uniform,
+        may_go_on=stuck is None,
     )
+    if decision.stuck:
+        log.warning(
+            "%s: message %s has come %d times, and Retry(charge=False) is charged from now on: %s",
+            context.stage.name, short_id(delivery.message.parent), delivery.received.receives, stuck,
+        )  # fmt: skip
+    return decision, error
 
 
 def decide_on_late(delivery: Delivery, context: WorkerContext, *, held: bool) -> Decision:
@@ -208,7 +236,8 @@ def decide_on_late(delivery: Delivery, context: WorkerContext, *, held: bool) ->
     """
     if is_last(delivery.attempt, _receives(delivery, context), context.stage.task.max_attempts, held=held):
         return Decision("dead")
-    return Decision("retry", pause(delivery.attempt, delivery.received.group, random.uniform))
+    group = delivery.received.group if is_fifo(delivery) else None
+    return Decision("retry", pause(delivery.attempt, group, random.uniform))
 
 
 def _receives(delivery: Delivery, context: WorkerContext) -> int:
@@ -246,12 +275,20 @@ def log_retry(error: BaseException, delivery: Delivery, context: WorkerContext, 
     stage, ident = context.stage, short_id(delivery.message.parent)
     text = "%s: message %s failed (%s: %s), attempt %d of %d; visible again in %.1f s"
     args = (
-        stage.name, ident, type(error).__name__, line_of(error), delivery.attempt, stage.task.max_attempts, delay
+        stage.name, ident, type(error).__name__, one_line(_told(error), 200),
+        delivery.attempt, stage.task.max_attempts, delay,
     )  # fmt: skip
     if isinstance(error, TaskTimeout):
         tell_dead(text, *args, error=error, stage=stage.name, ident=ident, attempt=delivery.attempt)
     else:
         log.info(text, *args)
+
+
+def _told(error: BaseException) -> str:
+    """Return an error's text; of ``raise Retry(...) from error`` with the error's."""
+    cause = error.__cause__ if isinstance(error, Verdict) else None
+    said = message_of(error)
+    return said if cause is None else f"{said}, from {type(cause).__name__}: {message_of(cause)}"
 
 
 def _stack_of(error: BaseException, context: WorkerContext) -> str:
@@ -266,7 +303,7 @@ def failure_of(error: BaseException, delivery: Delivery, stage: str, stack: str 
     received = delivery.received
     failure = Failure(
         error=type(error).__qualname__,
-        text=message_of(error),
+        text=_told(error),
         traceback=traceback_text(error),
         stage=stage,
         attempts=delivery.attempt,

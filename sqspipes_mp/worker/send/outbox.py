@@ -240,6 +240,8 @@ class Outbox:
                     self.accepted.add(item.call)
                 if item.end is not None:
                     self.accepted.end(item.end)
+            if item.anew:
+                continue
             done += item.end is None and not item.dropped
             sent += len(item.completion.outputs)
             dropped += item.dropped
@@ -284,9 +286,11 @@ class Outbox:
             self._complete(again)
         return completed
 
-    def _carry_one(self, item: Release | Letter) -> None:
+    def _carry_one(self, item: Item) -> None:
         if isinstance(item, Release):
             self._release(item)
+        elif isinstance(item, Done):
+            self._complete([item])
         else:
             self._dead_letter(item)
 

@@ -10,6 +10,9 @@ from sqspipes_mp.ipc.statistics import DEAD, SlotField
 from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery
 
+#: See ``Done.step``.
+Step = tuple[str, int, list[int], list[int]]
+
 
 @dataclass(slots=True)
 class Done:
@@ -25,8 +28,13 @@ class Done:
     end: int | None = None
     #: There was no call: ``decode`` returned None.
     dropped: bool = False
-    #: Told to the caller of ``map`` before the outputs are sent: token of the value, marks of message and children.
-    step: tuple[str, int, list[int]] | None = None
+    #: The message goes on in its own queue: the last output takes its place, and is sent only while its lease is held.
+    continues: bool = False
+    #: The message is sent anew, and no call is done.
+    anew: bool = False
+    #: Told to the caller of ``map`` before the outputs are sent: token of the value, marks of the message, of its
+    #: children, and of children of an earlier delivery that will not be.
+    step: Step | None = None
     #: When it was put, monotonic seconds.
     at: float = field(default_factory=time.monotonic)
 

@@ -12,11 +12,17 @@ from sqspipes_mp.messages.attempts import is_last, pause
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``action``: "retry" (visible again in ``delay`` seconds) or "dead". ``report``: the run ends with the error."""
+    """The fate of a message that failed."""
 
+    #: "retry": visible again in ``delay`` seconds; "dead".
     action: str
     delay: float = 0.0
+    #: Whether the run ends with the error.
     report: bool = False
+    #: Whether the attempt counts.
+    charge: bool = True
+    #: Whether it counts though ``Retry(charge=False)`` asked for none.
+    stuck: bool = False
 
 
 def decide(
@@ -28,6 +34,7 @@ def decide(
     on_error: Any,
     group: str | None,
     jitter: Callable[[float, float], float],
+    may_go_on: bool = True,
 ) -> tuple[Decision, BaseException]:
     """Return the decision and the error to report, which is another one where ``on_error`` itself is at fault.
 
@@ -39,6 +46,7 @@ def decide(
         on_error: "raise", "retry", "reject", or a callable(exception, attempt) -> one of these or a ``Retry``.
         group: the message's FIFO group.
         jitter: ``random.uniform``.
+        may_go_on: whether ``Retry(charge=False)`` may be one.
     """
     last = is_last(attempt, receives, max_attempts)
     policy: Any = error
@@ -53,11 +61,14 @@ def decide(
                 policy, error = "raise", fault
     if isinstance(policy, Reject) or policy == "reject":
         return Decision("dead"), error
+    free = isinstance(policy, Retry) and not policy.charge
+    if free and may_go_on:
+        return Decision("retry", pause(attempt, group, jitter, policy.delay), charge=False), error
     if isinstance(policy, Retry) or policy == "retry":
         if last:
-            return Decision("dead"), error
+            return Decision("dead", stuck=free), error
         asked = policy.delay if isinstance(policy, Retry) else None
-        return Decision("retry", pause(attempt, group, jitter, asked)), error
+        return Decision("retry", pause(attempt, group, jitter, asked), stuck=free), error
     if policy != "raise":
         wrong = ConfigError(
             "on_error(exception, attempt)", policy, '"raise", "retry", "reject", Retry(...) or Reject(...)'
