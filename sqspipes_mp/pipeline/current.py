@@ -34,8 +34,6 @@ class CurrentMessage:
     meta: Mapping[str, Any]
     #: Message attributes that the sender set, in a queue of others (``Task(input=NAME)``) on SQS; bytes for a Binary.
     attributes: Mapping[str, str | bytes] = field(default_factory=dict)
-    #: Takes progress to readers of the engine's statistics; None: nobody reads it.
-    _tell: Callable[[str, float, str], object] | None = field(default=None, repr=False, compare=False)
 
     def progress(self, fraction: float | None = None, text: str = "") -> None:
         """Tell those who look at the engine (``sqspipes-mp top``) how far this call is.
@@ -44,8 +42,18 @@ class CurrentMessage:
             fraction: 0 to 1; beyond, the nearer one counts. None: not known.
             text: the same in words; about 160 bytes of it are shown.
         """
-        if self._tell is not None:
-            self._tell(self.hop, -1.0 if fraction is None else min(1.0, max(0.0, fraction)), text)
+        if _readers is not None:
+            _readers(self.hop, -1.0 if fraction is None else min(1.0, max(0.0, fraction)), text)
+
+
+#: Takes a call's progress, by its hop, to readers of the engine's statistics; None: this process is no worker.
+_readers: Callable[[str, float, str], object] | None = None
+
+
+def tell_progress_to(readers: Callable[[str, float, str], object]) -> None:
+    """Have ``progress`` tell ``readers`` in this process (worker)."""
+    global _readers  # noqa: PLW0603  (a process is one worker)
+    _readers = readers
 
 
 _current: ContextVar[CurrentMessage | None] = ContextVar("sqspipes_mp_current", default=None)
