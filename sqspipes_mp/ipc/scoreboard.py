@@ -322,7 +322,7 @@ class Scoreboard:
         """Count a call by its run time."""
         self._words[self._slot_at + slot * self._slot_words + RUN_TIMES + bucket(nanoseconds)] += 1
 
-    def begins(self, slot: int, lane: int, started: int, hop: str, waited: int, lease: int = -1) -> None:
+    def begins(self, slot: int, lane: int, started: int, hop: str, waited: int | None, lease: int = -1) -> None:
         """Tell readers of a message's call.
 
         Args:
@@ -330,21 +330,25 @@ class Scoreboard:
             lane: the call's number among those that run at once; only the thread that runs it writes there.
             started: when the call begins, monotonic nanoseconds.
             hop: the message's.
-            waited: nanoseconds that the message waited in its queue until this call, its first; negative: not its
-                first, or not known.
+            waited: nanoseconds that the message waited in its queue until this call, its first; negative where clocks
+                differ, which counts as 0. None: not its first call, or not known.
             lease: the number of the message's lease.
         """
         words, base = self._words, self._slot_at + slot * self._slot_words
         at = base + LANES + lane * LANE_WORDS
-        raw = hop.encode("utf-8", "replace")
+        try:
+            raw = hop.encode()
+        except UnicodeEncodeError:
+            raw = hop.encode("utf-8", "replace")
         # Odd while the lane is written, also where a predecessor was killed in the middle.
         generation = words[at] | 1
         words[at] = generation
         CALL.pack_into(self._looks_view, (at + 1) * _WORD, started, -1.0, len(raw), 0, lease + 1, raw)
         words[at] = generation + 1
-        if waited >= 0:
+        if waited is not None:
             words[base + QUEUE_WAITS + bucket(waited)] += 1
-            words[base + QUEUE_WAIT_NS] += waited
+            if waited > 0:
+                words[base + QUEUE_WAIT_NS] += waited
 
     def running(self, slot: int) -> list[RunningCall]:
         """Return the calls that run in a slot now, without one that changed while it was read."""

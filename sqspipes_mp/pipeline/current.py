@@ -59,8 +59,6 @@ class CurrentMessage:
     #: When the message will soon have been in flight for as long as the queue service allows, seconds of ``lease_now``.
     _full_at: float = field(default=math.inf, repr=False, compare=False)
     _ending: Ending = field(default_factory=Ending, repr=False, compare=False)
-    #: Takes progress to readers of the engine's statistics; None: nobody reads it.
-    _tell: Callable[[str, float, str], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def deadline(self) -> float | None:
@@ -86,8 +84,18 @@ class CurrentMessage:
             fraction: 0 to 1; beyond, the nearer one counts. None: not known.
             text: the same in words; about 160 bytes of it are shown.
         """
-        if self._tell is not None:
-            self._tell(self.hop, -1.0 if fraction is None else min(1.0, max(0.0, fraction)), text)
+        if _readers is not None:
+            _readers(self.hop, -1.0 if fraction is None else min(1.0, max(0.0, fraction)), text)
+
+
+#: Takes a call's progress, by its hop, to readers of the engine's statistics; None: this process is no worker.
+_readers: Callable[[str, float, str], object] | None = None
+
+
+def tell_progress_to(readers: Callable[[str, float, str], object]) -> None:
+    """Have ``progress`` tell ``readers`` in this process (worker)."""
+    global _readers  # noqa: PLW0603  (a process is one worker)
+    _readers = readers
 
 
 class _CurrentBatch(CurrentMessage):

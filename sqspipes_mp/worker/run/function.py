@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +17,7 @@ from sqspipes_mp.ipc.channel import EXIT_TASK
 from sqspipes_mp.ipc.leases import asked_after
 from sqspipes_mp.ipc.statistics import BUSY_NS, CALL_MEMORY, CALL_STARTED, WATCHES_MEMORY, lane_started
 from sqspipes_mp.messages.attributes import values_of
-from sqspipes_mp.pipeline.current import CurrentMessage, put_off, set_current
+from sqspipes_mp.pipeline.current import CurrentMessage, put_off, set_current, tell_progress_to
 from sqspipes_mp.pipeline.outputs import Built
 from sqspipes_mp.pipeline.task import Task, interval_seconds
 from sqspipes_mp.worker.context import Delivery, WorkerContext
@@ -67,9 +66,9 @@ class Function:
         lanes = context.board.shape.lanes
         #: The fields with the starts of the calls that run in the lanes; 0 there ends a call for readers.
         self.starts = [lane_started(lane) for lane in range(lanes)]
-        #: Of each lane: the newest message's hop, and the taker of its progress.
+        #: The hop of each lane's newest message.
         self._hops = [""] * lanes
-        self._tells = [partial(self._progressed, lane) for lane in range(lanes)]
+        tell_progress_to(self._progressed)
 
     @property
     def task(self) -> Task:
@@ -216,7 +215,7 @@ class Function:
         received, message = delivery.received, delivery.message
         timeout = self._task.timeout
         first = received.receives <= 1 and delivery.attempt == 1 and received.sent_at > 0
-        waited = max(0, int((time.time() - received.sent_at) * 1e9)) if first else -1
+        waited = int((time.time() - received.sent_at) * 1e9) if first else None
         self._hops[lane] = message.parent
         self._board.begins(self._slot, lane, time.monotonic_ns(), message.parent, waited, delivery.lease)
         set_current(
@@ -230,7 +229,6 @@ class Function:
                 sent_at=received.sent_at,
                 meta=message.meta,
                 attributes=values_of(received.attributes) if received.attributes else _NO_ATTRIBUTES,
-                _tell=self._tells[lane],
                 continuation=0 if delivery.chain is None else delivery.chain.count,
                 _late_at=math.inf if timeout is None else time.monotonic() + timeout,
                 _full_at=delivery.until + self._full_after,
@@ -238,10 +236,10 @@ class Function:
             )
         )
 
-    def _progressed(self, lane: int, hop: str, fraction: float, text: str) -> None:
-        """Tell readers of a call's progress, unless another message runs in its lane by now."""
-        if self._hops[lane] == hop:
-            self._board.progressed(self._slot, lane, fraction, text)
+    def _progressed(self, hop: str, fraction: float, text: str) -> None:
+        """Tell readers of a call's progress, unless another message runs in its lane meanwhile."""
+        if hop in self._hops:
+            self._board.progressed(self._slot, self._hops.index(hop), fraction, text)
 
     def finish(self) -> None:
         """Run the class's ``close`` and the task's ``exit``, after the last message of a clean end."""
