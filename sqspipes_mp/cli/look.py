@@ -5,7 +5,9 @@ The registry tells of engines, and their statistics are read; no code of the use
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 import sys
 import threading
 from argparse import Namespace
@@ -15,7 +17,8 @@ from typing import Any
 
 from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
-from sqspipes_mp.cli.state_text import long_time, state_text
+from sqspipes_mp.cli.top.cells import long_time
+from sqspipes_mp.cli.top.plain import state_text
 from sqspipes_mp.ipc.running.asking import Unanswered, ask
 from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, candidates, engines, matches
 from sqspipes_mp.ipc.running.memory import Gone, open_memory
@@ -134,8 +137,11 @@ def _or_dash(value: object) -> str:
 # -- top --------------------------------------------------------------------------------------------------------------
 
 
-def top(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each command)
-    """Show an engine's stages and workers: once, or again and again until Ctrl-C or its end."""
+def top(flags: Namespace, console: Console) -> Exit:
+    """Show an engine's stages and workers: live on a terminal, else once, or again and again until its end."""
+    live = not (flags.once or flags.json) and sys.stdin.isatty() and sys.stdout.isatty()
+    if live and _has_textual(console):
+        return _live(flags.target)
     engine = find(flags.target)
     try:
         with _opened(engine) as statistics:
@@ -146,7 +152,7 @@ def top(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each c
                 if flags.json:
                     print(json.dumps(seen))
                 else:
-                    print(f"{_CLEAR if sys.stdout.isatty() and not flags.once else ''}{state_text(seen)}", flush=True)
+                    _print_state(seen, redrawn=sys.stdout.isatty() and not flags.once)
                 if flags.once or flags.json:
                     return Exit.DONE
                 _rest(_REFRESH)
@@ -155,6 +161,35 @@ def top(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each c
                     return Exit.DONE
     except (Gone, ForeignLayout) as error:
         raise Refused(str(error), Exit.FAILED) from None
+
+
+def _print_state(seen: dict[str, Any], *, redrawn: bool) -> None:
+    # Without a terminal: as wide as a mail or a ticket shows it.
+    size = shutil.get_terminal_size((119, 0))
+    text = state_text(seen, size.columns, size.lines if redrawn else 0)
+    print(f"{_CLEAR if redrawn else ''}{text}", flush=True)
+
+
+def _has_textual(console: Console) -> bool:
+    if importlib.util.find_spec("textual") is not None:
+        return True
+    console.say("with pip install 'sqspipes_mp[top]' this view takes keys and orders")
+    return False
+
+
+def _live(target: str | None) -> Exit:
+    """Show the live view, which waits for an engine where none runs yet."""
+    from sqspipes_mp.cli.top.app import Top  # noqa: PLC0415  (an extra, which takes long to load)
+    from sqspipes_mp.cli.top.watch import Watch  # noqa: PLC0415
+
+    if engines():
+        find(target)
+    watch = Watch(target)
+    try:
+        Top(watch).run()
+    finally:
+        watch.close()
+    return Exit.DONE
 
 
 # -- orders -----------------------------------------------------------------------------------------------------------

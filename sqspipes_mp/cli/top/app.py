@@ -1,0 +1,337 @@
+"""``sqspipes-mp top``, live, on Textual (the command line's process).
+
+The event loop draws. Threads look at the engine and send orders, since a supervisor that stands still answers nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from rich.text import Text
+from textual import events
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.coordinate import Coordinate
+from textual.widgets import DataTable, Static
+
+from sqspipes_mp.cli.top.columns import LEGEND, STAGES, WORKERS, Column, Fit, Placed, in_order, oldest, worker_name
+from sqspipes_mp.cli.top.notes import notes
+from sqspipes_mp.cli.top.plain import head_lines
+from sqspipes_mp.cli.top.screens import LongText, Question
+from sqspipes_mp.cli.top.watch import Seen, Watch
+from sqspipes_mp.ipc.running.asking import Unanswered, ask
+from sqspipes_mp.messages.plain import lines, one_line
+
+T = TypeVar("T")
+Values = Mapping[str, Any]
+
+#: Seconds between two looks.
+_REFRESH = 1.0
+#: Notes shown at once.
+_NOTES = 4
+#: Lines of a terminal below which the notes are left out.
+_LOW = 14
+_TONES = {"": "", "warn": "yellow", "bad": "bold red", "dim": "dim"}
+_KEYS = "s stack  p pause  +- workers  c cancel  S stop  ? help  q quit"
+_HELP = (
+    ("up down, tab", "choose a stage or a worker"),
+    ("s", "where the chosen worker is, or all of the chosen stage"),
+    ("p", "pause the stage: its workers finish their calls and receive no more; once more: go on"),
+    ("+ -", "one worker of the stage more, or fewer"),
+    ("c", "cancel the oldest call of the chosen worker: it is killed, the message dead-lettered (asks)"),
+    ("S", "stop the engine, as SIGTERM does (asks)"),
+    ("q", "leave; the engine goes on"),
+)
+
+
+class Rows(DataTable[Text]):
+    """A table that follows its rows by their names, and hands the cursor on at its ends."""
+
+    def __init__(self, columns: Sequence[Column], name_of: Callable[[Values], str], ident: str) -> None:
+        super().__init__(id=ident, cursor_type="row", cell_padding=0, zebra_stripes=False)
+        self._fit, self._name_of = Fit(columns), name_of
+        self._placed: list[Placed] = []
+        self._names: list[str] = []
+        self._shown: dict[str, list[Text]] = {}
+        self.values: dict[str, Values] = {}
+
+    @property
+    def chosen(self) -> Values | None:
+        """The row under the cursor."""
+        return self.values[self._names[self.cursor_row]] if 0 <= self.cursor_row < len(self._names) else None
+
+    def show(self, rows: Sequence[Values], width: int) -> None:
+        """Show rows in ``width`` columns of the terminal; cells that are as before stay untouched."""
+        gap = 2 if width >= 100 else 1
+        placed = self._fit.place(rows, width, gap)
+        names = [self._name_of(row) for row in rows]
+        self.values = dict(zip(names, rows, strict=True))
+        shown = {name: [_drawn(each, row, gap) for each in placed] for name, row in self.values.items()}
+        if placed == self._placed and names == self._names:
+            for row, name in enumerate(names):
+                for column, (old, new) in enumerate(zip(self._shown[name], shown[name], strict=True)):
+                    if old != new or old.style != new.style:
+                        self.update_cell_at(Coordinate(row, column), new)
+        else:
+            self._rebuild(placed, names, shown, gap)
+        self._shown = shown
+
+    def _rebuild(self, placed: list[Placed], names: list[str], shown: dict[str, list[Text]], gap: int) -> None:
+        chosen = self._names[self.cursor_row] if 0 < self.cursor_row < len(self._names) else None
+        scrolled = self.scroll_y
+        self.clear(columns=placed != self._placed)
+        if placed != self._placed:
+            for each in placed:
+                head = Text(each.pad(each.column.head) + " " * gap, style="dim")
+                self.add_column(head, width=each.width + gap, key=each.column.head)
+        for name in names:
+            self.add_row(*shown[name], key=name)
+        self._placed, self._names = placed, names
+        if chosen in names:
+            self.move_cursor(row=names.index(chosen), animate=False, scroll=False)
+        self.scroll_to(y=scrolled, animate=False)
+
+    def action_cursor_down(self) -> None:
+        if self.cursor_row >= len(self._names) - 1:
+            self.screen.focus_next(Rows)
+        else:
+            super().action_cursor_down()
+
+    def action_cursor_up(self) -> None:
+        if self.cursor_row <= 0:
+            self.screen.focus_previous(Rows)
+        else:
+            super().action_cursor_up()
+
+
+class Top(App[None]):
+    """The live view."""
+
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q,ctrl+c", "quit", priority=False),
+        Binding("ctrl+z", "suspend_process"),
+        Binding("s", "stack"),
+        Binding("p", "pause"),
+        Binding("plus,equals_sign", "scale(1)"),
+        Binding("minus", "scale(-1)"),
+        Binding("c", "cancel"),
+        Binding("S", "stop"),
+        Binding("question_mark,h", "help"),
+    ]
+    CSS = """
+    #head { height: auto; max-height: 3; }
+    #stages { height: auto; max-height: 40%; margin-top: 1; }
+    #workers { height: 1fr; min-height: 3; margin-top: 1; scrollbar-size-vertical: 1; }
+    #notes { height: auto; max-height: 30%; margin-top: 1; }
+    #answer { height: auto; max-height: 3; }
+    #keys { height: 1; }
+    Rows { scrollbar-size-horizontal: 0; overflow-x: hidden; }
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(ansi_color=True)
+        self._watch = watch
+        self._seen = Seen(None)
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="head")
+        yield Rows(STAGES, lambda stage: stage["name"], "stages")
+        yield Rows(WORKERS, worker_name, "workers")
+        yield Static(id="notes")
+        yield Static(id="answer")
+        yield Static(Text(_KEYS, style="dim", no_wrap=True, overflow="ellipsis"), id="keys")
+
+    def on_mount(self) -> None:
+        self.theme = "ansi-dark"
+        self.query_one("#workers").focus()
+        self.run_worker(self._look_again_and_again())
+
+    def on_resize(self, _event: events.Resize) -> None:
+        self._draw()
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            self._seen = await _in_thread(self._watch.look)
+            self._draw()
+            await asyncio.sleep(_REFRESH)
+
+    # -- drawing ------------------------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        seen, state = self._seen, self._seen.state
+        parts: list[tuple[str, str]] = []
+        if state is not None:
+            first, second = head_lines(state)
+            parts += [(first, "bold"), (second, _TONES["" if state["engine"]["live"] or seen.ended else "bad"])]
+        if seen.ended and state is not None:
+            parts[1] = f"pid {state['engine']['pid']} HAS ENDED; these are its last numbers", _TONES["bad"]
+        if seen.why:
+            parts.append((one_line(seen.why), "yellow"))
+        if not parts:
+            parts = [("looking for an engine", "dim")]
+        self._put("#head", Text("\n", no_wrap=True, overflow="ellipsis").join(Text(*part) for part in parts))
+        # A column is the scrollbar's.
+        width = self.size.width - 1
+        self._rows("#stages").show(state["stages"] if state is not None else (), width)
+        self._rows("#workers").show(in_order(state["workers"]) if state is not None else (), width)
+        told = notes(state, keys=True) if state is not None and not seen.ended else []
+        more = [("dim", f"and {len(told) - _NOTES} more")] if len(told) > _NOTES else []
+        self.query_one("#notes").display = bool(told) and self.size.height >= _LOW
+        self._put("#notes", Text("\n").join(Text(text, _TONES[tone]) for tone, text in told[:_NOTES] + more))
+
+    def _put(self, name: str, text: Text) -> None:
+        self.screen_stack[0].query_one(name, Static).update(text)
+
+    def _rows(self, name: str) -> Rows:
+        return self.screen_stack[0].query_one(name, Rows)
+
+    def _answer(self, text: str, tone: str = "") -> None:
+        self._put("#answer", Text(one_line(text, 500), _TONES[tone]))
+
+    # -- choosing -----------------------------------------------------------------------------------------------
+
+    @property
+    def _worker(self) -> Values | None:
+        """The chosen worker; None where a stage is chosen."""
+        return None if self._rows("#stages").has_focus else self._rows("#workers").chosen
+
+    @property
+    def _stage(self) -> Values | None:
+        """The chosen stage, or the chosen worker's."""
+        worker, stages = self._worker, self._rows("#stages")
+        return stages.chosen if worker is None else stages.values.get(worker["stage"])
+
+    # -- orders -------------------------------------------------------------------------------------------------
+
+    async def _ask(self, told: str, order: Mapping[str, object]) -> dict[str, Any] | None:
+        """Send an order, and tell its end; None: refused, or no answer."""
+        engine = self._watch.engine
+        if engine is None:
+            self._answer("no engine runs", "bad")
+            return None
+        self._answer(f"{told} …", "dim")
+        try:
+            answer = await _in_thread(lambda: ask(engine, order))
+        except Unanswered as error:
+            self._answer(f"{told}: {error}", "bad")
+            return None
+        self._answer(f"{told}: {answer['reach']}")
+        return answer
+
+    def action_pause(self) -> None:
+        if (stage := self._stage) is not None:
+            do, told = ("resume", "goes on") if stage["paused"] else ("pause", "paused")
+            self.run_worker(self._ask(f"{stage['name']} {told}", {"do": do, "stage": stage["name"]}))
+
+    def action_scale(self, more: int) -> None:
+        if (stage := self._stage) is not None:
+            wanted = stage["wanted"] + more
+            order = {"do": "scale", "stage": stage["name"], "workers": wanted}
+            self.run_worker(self._ask(f"{stage['name']}: {wanted} workers", order))
+
+    def action_cancel(self) -> None:
+        worker = self._worker
+        call = oldest(worker) if worker is not None else None
+        if worker is None or call is None:
+            self._answer("choose a worker with a running call first", "warn")
+            return
+        ident = call["id"]
+        question = Question(
+            f"Cancel the call of {worker_name(worker)}, which runs for {call['age']:.0f} s?\nMessage {one_line(ident)}",
+            "Its worker is killed and replaced; the message becomes a dead letter. No other message is charged.",
+        )
+
+        def on_answer(yes: bool | None) -> None:
+            if yes:
+                self.run_worker(self._ask(f"call {one_line(ident)[:12]} cancelled", {"do": "cancel", "call": ident}))
+
+        self.push_screen(question, on_answer)
+
+    def action_stop(self) -> None:
+        engine = self._watch.engine
+        if engine is None:
+            self._answer("no engine runs", "bad")
+            return
+        question = Question(
+            f"Stop {one_line(engine.text('domain'))} (pid {engine.number('pid')})?",
+            "As SIGTERM does: running calls end first, what is held goes back to its queue.",
+        )
+
+        def on_answer(yes: bool | None) -> None:
+            if yes:
+                self.run_worker(self._ask("stopping", {"do": "stop"}))
+
+        self.push_screen(question, on_answer)
+
+    async def action_stack(self) -> None:
+        self.run_worker(self._show_stacks())
+
+    async def _show_stacks(self) -> None:
+        stage, worker = self._stage, self._worker
+        if stage is None:
+            return
+        number = None if worker is None else worker["worker"]
+        name = stage["name"] if worker is None else worker_name(worker)
+        # Never by a signal, which may make a sleeping call return early.
+        answer = await self._ask(f"stacks of {name}", {"do": "stack", "stage": stage["name"], "worker": number})
+        if answer is None:
+            return
+        text = Text()
+        for each in answer["stacks"]:
+            text.append(f"{worker_name(each)} (pid {each['pid']})\n", "bold")
+            text.append(f"{lines(each['stack'].rstrip())}\n\n")
+        for each in answer["silent"]:
+            text.append(f"{worker_name(each)} (pid {each['pid']})\n", "bold")
+            text.append(
+                "no answer: it gets no CPU, or C code keeps its GIL; a signal asks it all the same:\n"
+                f"sqspipes-mp stack --stage {stage['name']} --worker {each['worker']} --signal\n\n",
+                "yellow",
+            )
+        text.rstrip()
+        self.push_screen(LongText(text))
+
+    def action_help(self) -> None:
+        text = Text()
+        for heading, pairs in (("Keys", _HELP), ("Columns", LEGEND)):
+            text.append(f"{heading}\n", "bold")
+            for name, meaning in pairs:
+                text.append(f"  {name:<14} ", "bold")
+                text.append(f"{meaning}\n")
+        self.push_screen(LongText(text))
+
+
+def _drawn(placed: Placed, row: Values, gap: int) -> Text:
+    cell = placed.column.cell(row)
+    return Text(placed.pad(cell.text) + " " * gap, style=_TONES[cell.tone], no_wrap=True)
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Return a function's value, made by a thread that the program's end does not wait for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            outcome: tuple[T | None, Exception | None] = function(), None
+        except Exception as error:
+            outcome = None, error
+        try:
+            loop.call_soon_threadsafe(settle, *outcome)
+        except RuntimeError:
+            # The program has ended meanwhile.
+            return
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future

@@ -1,0 +1,109 @@
+"""Values as short texts for a table's cells. Pure (the command line's process)."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+from sqspipes_mp.messages.plain import one_line
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell's text, without characters that would steer a terminal, and its tone."""
+
+    text: str
+    #: "": as any other. "warn", "bad": to be seen first. "dim": of no interest now.
+    tone: str = ""
+
+
+def text(value: str, tone: str = "") -> Cell:
+    """Return a text of others as a cell; it may come from a queue."""
+    return Cell(one_line(value), tone)
+
+
+def number(value: float | None, tone: str = "") -> Cell:
+    """Return a whole number; None: a dash. ``tone``: of a value that is not 0."""
+    if value is None:
+        return Cell("-", "dim")
+    return Cell(f"{value:,.0f}", tone if value else "")
+
+
+def rate(value: float | None, tone: str = "") -> Cell:
+    """Return a number per second; None: a dash. ``tone``: of a value that is not 0."""
+    if value is None:
+        return Cell("-", "dim")
+    return Cell(f"{value:,.1f}" if value < 1000 else f"{value:,.0f}", tone if value else "")
+
+
+def share(value: float | None, tone: str = "") -> Cell:
+    """Return a share of 1 as a percentage; None: a dash."""
+    return Cell("-", "dim") if value is None else Cell(f"{value:.0%}", tone)
+
+
+def memory(size: int | None) -> Cell:
+    """Return bytes as mebibytes; None: a dash."""
+    return Cell("-", "dim") if size is None else Cell(f"{size / _MIB:,.0f}M")
+
+
+def time(seconds: float | None, tone: str = "") -> Cell:
+    """Return a time in at most six characters below ten years; None: a dash."""
+    return Cell("-", "dim") if seconds is None else Cell(short_time(seconds), tone)
+
+
+def short_time(seconds: float) -> str:
+    """Return a time with its unit: "15us", "450ms", "9.9s", "42s", "3m04s", "2h05m", "3d04h", "364d"."""
+    if seconds < 0.000_999_5:
+        return f"{seconds * 1e6:.0f}us" if seconds else "0s"
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.0f}ms"
+    if seconds < 59.5:
+        return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours}h{minutes:02}m"
+    return f"{hours // 24}d{hours % 24:02}h" if hours < 2400 else f"{hours // 24}d"
+
+
+def long_time(seconds: float | None) -> str:
+    """Return a time in its two largest units, for a line of prose; None: a dash."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def width_of(shown: str) -> int:
+    """Return the columns of a terminal that a text takes."""
+    if shown.isascii():
+        return len(shown)
+    return sum(_width(char) for char in shown)
+
+
+def cut(shown: str, width: int) -> str:
+    """Return a text in at most ``width`` columns of a terminal; one that is cut ends in "…"."""
+    if width_of(shown) <= width:
+        return shown
+    kept, left = "", width - 1
+    for char in shown:
+        left -= _width(char)
+        if left < 0:
+            break
+        kept += char
+    return f"{kept}…" if width > 0 else ""
+
+
+def _width(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

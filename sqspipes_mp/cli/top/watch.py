@@ -1,0 +1,115 @@
+"""Watches one engine; where it has ended, the next one that is meant (the command line's process)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqspipes_mp.ipc.running.asking import Unanswered, ask
+from sqspipes_mp.ipc.running.folders import Engine, engines, matches
+from sqspipes_mp.ipc.running.memory import Gone, Memory, open_memory
+from sqspipes_mp.ipc.running.state import state
+from sqspipes_mp.ipc.statistics import ForeignLayout, Statistics
+
+#: Seconds over which rates are made: long enough that a rate does not jump, short enough to be now.
+_WINDOW = 3.0
+#: Seconds between two orders to count the queues; the engine counts for 30 s after each.
+_LOOK_EVERY = 10.0
+#: Seconds that such an order may take; a supervisor that stands still answers none.
+_LOOK_PATIENCE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look."""
+
+    #: None: no engine was ever seen.
+    state: Mapping[str, Any] | None
+    #: Whether the engine has ended; the state is its last one.
+    ended: bool = False
+    #: Why there is nothing newer to see; "": there is.
+    why: str = ""
+
+
+class Watch:
+    """The engine that a person watches. One thread looks."""
+
+    def __init__(self, target: str | None) -> None:
+        """``target``: as of ``folders.matches``; None: the only engine here."""
+        self._target = target
+        self._domain = ""
+        self.engine: Engine | None = None
+        self._memory: Memory | None = None
+        self._statistics: Statistics | None = None
+        self._earlier: deque[Mapping[str, Any]] = deque()
+        self._last: Mapping[str, Any] | None = None
+        self._looked_at = -_LOOK_EVERY
+
+    def look(self) -> Seen:
+        """Look at the engine now, or at the next one that has begun."""
+        alive = engines()
+        if self.engine is not None and all(each.run != self.engine.run for each in alive):
+            self._end()
+        if self.engine is None:
+            problem = self._begin(alive)
+            if problem:
+                return Seen(self._last, ended=self._last is not None, why=problem)
+        self._ask_to_count()
+        self._last = self._read()
+        return Seen(self._last)
+
+    def close(self) -> None:
+        """Let go of the statistics."""
+        if self._statistics is not None:
+            self._statistics.close()
+        if self._memory is not None:
+            self._memory.close()
+        self.engine = self._statistics = self._memory = None
+
+    def _begin(self, alive: list[Engine]) -> str:
+        """Open the engine that is meant; return the reason where there is none."""
+        meant = [each for each in alive if self._target is None or matches(each, self._target)]
+        if self._domain:
+            # The next run of the same pipeline, by whatever name the first one was meant.
+            meant = [each for each in alive if each.text("domain") == self._domain] or meant
+        if not meant:
+            return f"waiting for an engine{f' {self._target}' if self._target else ''}"
+        if len(meant) > 1 and not self._domain:
+            return "several engines run here: name one by its domain or pid (sqspipes-mp ps)"
+        try:
+            self._memory = open_memory(meant[0])
+            self._statistics = Statistics(self._memory.view)
+        except (Gone, ForeignLayout) as error:
+            self.close()
+            return f"{meant[0].text('domain')} (pid {meant[0].number('pid')}): {error}"
+        self.engine, self._domain = meant[0], meant[0].text("domain")
+        self._earlier.clear()
+        self._looked_at = -_LOOK_EVERY
+        return ""
+
+    def _end(self) -> None:
+        """Keep the last state of an engine that has ended; the memory outlives it."""
+        self._last = self._read()
+        self.close()
+
+    def _read(self) -> Mapping[str, Any]:
+        assert self._statistics is not None
+        assert self.engine is not None
+        since = self._earlier[0] if self._earlier else None
+        now = state(self._statistics, here=self.engine.here, since=since)
+        self._earlier.append(now)
+        while len(self._earlier) > 1 and now["at"] - self._earlier[1]["at"] >= _WINDOW:
+            self._earlier.popleft()
+        return now
+
+    def _ask_to_count(self) -> None:
+        now = time.monotonic()
+        if self.engine is not None and now - self._looked_at >= _LOOK_EVERY:
+            self._looked_at = now
+            # One that does not answer is looked at all the same; its counts are old.
+            with contextlib.suppress(Unanswered):
+                ask(self.engine, {"do": "look"}, _LOOK_PATIENCE)
