@@ -9,7 +9,6 @@ import pytest
 
 from sqspipes_mp import SQLite, Task
 from sqspipes_mp.ipc.running import fixed
-from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.statistics import (
     CALL_STARTED,
     CPU_NS,
@@ -19,10 +18,12 @@ from sqspipes_mp.ipc.statistics import (
     READINESS,
     RESTS,
     SUPERVISOR_BEAT,
+    SlotField,
 )
 from sqspipes_mp.pipeline.plan import Settings, make_plan
 from sqspipes_mp.pipeline.stages import build
 from sqspipes_mp.supervisor.children import Children
+from sqspipes_mp.supervisor.run import new_board
 from sqspipes_mp.supervisor.slot import Slot, Worker
 from sqspipes_mp.supervisor.vitals import Vitals
 
@@ -50,7 +51,7 @@ class Bench:
     def __init__(self) -> None:
         pipeline = build([Task(source), Task(work, workers=2)], domain="t", fifo=False, visibility=60.0)
         plan = make_plan(pipeline, Settings())
-        self.board = Scoreboard.create(2, 3)
+        self.board = new_board(plan)
         nothing: Any = None
         self.children = Children(plan, SQLite("unused.db"), self.board, nothing, nothing)
         self.vitals = Vitals(self.children)
@@ -65,6 +66,9 @@ class Bench:
 
     def slot(self, index: int) -> Slot:
         return self.children.slots[index]
+
+    def put(self, index: int, field: SlotField, value: int) -> None:
+        self.board.put(self.slot(index).index, field, value)
 
     def readiness(self, now: float) -> int:
         """Return READINESS as of ``now``, seconds."""
@@ -98,23 +102,23 @@ def test_a_stage_without_contact_is_ready_while_all_its_workers_are_busy_or_wait
     away = 1 << 8 | fixed.NO_CONTACT
     assert bench.readiness(60.0) == fixed.READY
     assert bench.readiness(62.0) == away
-    board.put(1, CALL_STARTED, 5 * SECOND)
+    bench.put(1, CALL_STARTED, 5 * SECOND)
     assert bench.readiness(999.0) == away
-    board.put(2, RESTS, 1)
+    bench.put(2, RESTS, 1)
     assert bench.readiness(999.0) == fixed.READY
-    board.put(2, RESTS, 0)
-    board.put(2, LAST_CONTACT, 990 * SECOND)
+    bench.put(2, RESTS, 0)
+    bench.put(2, LAST_CONTACT, 990 * SECOND)
     assert bench.readiness(999.0) == fixed.READY
-    board.put(2, LAST_CONTACT, 0)
+    bench.put(2, LAST_CONTACT, 0)
     board.set_stage(1, PAUSED, 1)
     assert bench.readiness(999.0) == fixed.READY
 
 
 def test_a_source_that_asks_nothing_is_ready_and_one_that_is_not_answered_is_not(bench: Bench) -> None:
     bench.start(0, 1)
-    bench.board.put(1, CALL_STARTED, SECOND)
+    bench.put(1, CALL_STARTED, SECOND)
     assert bench.readiness(999.0) == fixed.READY
-    bench.board.put(0, LAST_TROUBLE, 900 * SECOND)
+    bench.put(0, LAST_TROUBLE, 900 * SECOND)
     assert bench.readiness(999.0) == 0 << 8 | fixed.NO_CONTACT
     bench.slot(0).source_ended()
     bench.slot(0).leaves(999.0)
