@@ -213,7 +213,7 @@ def test_the_end_waits_for_a_paused_stage_and_says_so_and_a_stop_reaches_it(
         eventually(lambda: ask(found, {"do": "pause", "stage": "sink"})["ok"], "paused")
         eventually(lambda: waiting(engine, "sink") == (4, 0, 0), "the outputs wait")
         first = eventually(lambda: _pid_of(engine, "sink"), "its worker runs")
-        kill(first)
+        kill(present(first))
         eventually(lambda: _pid_of(engine, "sink") not in {None, first}, "a successor runs")
         eventually(told, "the keeper says why")
         assert waiting(engine, "sink") == (4, 0, 0)

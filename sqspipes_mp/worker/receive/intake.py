@@ -290,7 +290,7 @@ class Intake:
             if len(batch) == count:
                 self._round_trip += (seconds - self._round_trip) / 8
             if batch:
-                size = sum(len(received.body) for received in batch)
+                size = sum(map(len, [received.body for received in batch]))
                 self._reply = size if self._reply is None else self._reply + (size - self._reply) // 4
             self._context.backlog = len(batch) >= _FULL
             level = batch[0].handle.queue if batch else queues[-1]

@@ -15,7 +15,7 @@ from typing import Any
 from sqspipes_mp.brokers.base import Completion, End, Output, OutputsRefused
 from sqspipes_mp.errors import HELD, LATE, BrokerError, OutputError
 from sqspipes_mp.ipc.leases import Cause, LeaseState
-from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED
+from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED, PAUSED
 from sqspipes_mp.messages.envelope import Message
 from sqspipes_mp.messages.ids import continued_id, mark, token
 from sqspipes_mp.pipeline.current import set_current
@@ -159,7 +159,7 @@ class Runner:
         received = delivery.received
         context.leases.start(delivery.lease, time.monotonic(), lane, received.body, received.attributes)
         # In this order: whoever pauses the stage sees a call that has begun before, or this sees the pause.
-        if context.paused:
+        if context.board.stage(context.stage.index, PAUSED):
             self._parts.pause.not_begun([delivery])
             return False
         if self.lifetime.counts:
