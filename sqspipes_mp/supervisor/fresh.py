@@ -1,4 +1,4 @@
-"""Fresh processes by a forkserver of the run's own, and the question whether they can load the tasks (supervisor).
+"""Fresh processes by a forkserver of ours, and the question whether they can load the tasks (supervisor).
 
 multiprocessing has one forkserver for a whole program. It keeps the environment of its first use, and belongs to the
 user: its preloaded modules are not ours to choose.
@@ -6,6 +6,7 @@ user: its preloaded modules are not ours to choose.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -31,20 +32,70 @@ _PRELOAD = ["sqspipes_mp.caller.mains"]
 _starting = threading.local()
 
 
-class OwnForkServer(ForkServerContext):
-    """A context whose children come from a forkserver of its own, which starts with the first of them.
-
-    They have the environment of that moment.
-    """
+class _Server(ForkServer):
+    """A forkserver, which starts with its first child; its children have the environment of this moment."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._server = ForkServer()
-        self._server.set_forkserver_preload(_PRELOAD)
+        self.set_forkserver_preload(_PRELOAD)
+        self._environment = dict(os.environ)
+        self._owner = os.getpid()
+
+    @property
+    def fits(self) -> bool:
+        """Whether its children have the environment of now."""
+        return self._owner == os.getpid() and self._environment == os.environ
+
+    def end(self) -> None:
+        """End the server, whose children have all ended."""
+        # A process that the user's function has left behind would keep the server alive.
+        pid = getattr(self, "_forkserver_pid", None)
+        if pid is not None and self._owner == os.getpid():
+            os.kill(pid, signal.SIGKILL)
+            self._stop()  # type: ignore[attr-defined]
+
+
+class _Spare:
+    """The server of the latest run that has ended: a start takes longer than many a run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._server: _Server | None = None
+
+    def take(self) -> _Server:
+        """Return the spare server where it fits, else a new one."""
+        with self._lock:
+            server, self._server = self._server, None
+        if server is not None and server.fits:
+            return server
+        if server is not None:
+            server.end()
+        return _Server()
+
+    def put(self, server: _Server | None) -> None:
+        """Keep a server in place of the one kept, which ends."""
+        with self._lock:
+            former, self._server = self._server, server
+        if former is not None:
+            former.end()
+
+
+_spare = _Spare()
+atexit.register(_spare.put, None)
+
+
+class OwnForkServer(ForkServerContext):
+    """A context whose children come from a forkserver that no other context has meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._server: _Server | None = None
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
-        """Have processes that this thread starts in the block come from this server."""
+        """Have processes that this thread starts in the block come from this context's server."""
+        if self._server is None:
+            self._server = _spare.take()
         _starting.server = self._server
         try:
             yield
@@ -52,12 +103,10 @@ class OwnForkServer(ForkServerContext):
             del _starting.server
 
     def close(self) -> None:
-        """End the server, whose children have all ended."""
-        # A process that the user's function has left behind would keep the server alive.
-        pid = getattr(self._server, "_forkserver_pid", None)
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-            self._server._stop()  # type: ignore[attr-defined]
+        """Leave the server, whose children have all ended, to the next run."""
+        server, self._server = self._server, None
+        if server is not None:
+            _spare.put(server)
 
 
 class ServedProcess(ForkServerProcess):
