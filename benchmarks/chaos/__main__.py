@@ -2,9 +2,10 @@
 
 Two programs share three stages and 20,000 items. Twice a second something happens, by seeded dice: a worker is
 SIGKILLed or stopped for a while, a keeper is killed or stopped, a whole program is stopped, killed or asked to end, and
-started again; a stage is paused for a while, or gets more or fewer workers (not with ``--no-orders``). On SQS's wire (the stand-in, ``standin/``) 2 % of the requests are throttled, 1 % are reset, 1 %
-lose their reply, 2 % of the batches' entries fail, and 1 % of the deliveries on standard queues come twice. Twelve
-items are poison. Afterwards the queues decide; a broken rule makes the exit status 1.
+started again; a stage is paused for a while, or gets more or fewer workers (not with ``--no-orders``). On SQS's wire
+(the stand-in, ``standin/``) 2 % of the requests are throttled, 1 % are reset, 1 % lose their reply, 2 % of the batches'
+entries fail, and 1 % of the deliveries on standard queues come twice. Twelve items are poison. Afterwards the queues
+decide; a broken rule makes the exit status 1.
 
 Runs from a checkout only: the suite runs the same storm for some seconds, too.
 """
