@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, Cancelled, ConfigError, Engine, OrderRefused, SQLite, Task, current_message
+from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.caller.dead_letters import redrive
 from sqspipes_mp.ipc.running.asking import Unanswered, ask
 from sqspipes_mp.ipc.running.folders import Engine as Found
@@ -450,3 +452,71 @@ def test_an_order_over_the_socket_says_its_reach_and_why_it_is_refused(db: Path,
             with pytest.raises(Unanswered, match=why):
                 ask(found, order)
         gate.open()
+
+
+# -- all of it, under load --------------------------------------------------------------------------------------------
+
+
+def step(value: int) -> int:
+    sum(range(20_000))
+    return value
+
+
+def steps(batch: list[int]) -> list[int]:
+    return [step(value) for value in batch]
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "fifo"])
+def test_a_storm_of_orders_loses_and_doubles_nothing(broker: str, db: Path, request: pytest.FixtureRequest) -> None:
+    fifo = broker == "fifo"
+    queues: SQS | SQLite = request.getfixturevalue("sqs") if fifo else SQLite(db)
+    # Each has one attempt: a charge would be the end of any other than the cancelled.
+    tasks = [
+        Task(step, name="one", input=True, workers=2, max_attempts=1),
+        Task(step, name="two", threads=3, workers=1, max_attempts=1),
+        Task(steps, name="three", batch=4, batch_wait=0.01, workers=1, max_attempts=1),
+        Task(sink, name="sink"),
+    ]
+    engine = Engine(tasks, domain="t", broker=queues, on_error="retry", fifo=fifo)
+    dice, cancelled = random.Random(5), 0
+    stages = ("one", "two", "three")
+    with Background(engine, only=stages) as run:
+        look = seen(engine)
+        eventually(lambda: all(stage["ready"] for stage in look()["stages"]), "all have booted")
+        engine.put_many(range(200))
+        for _ in range(30):
+            what = dice.choice(("pause", "resume", "scale", "cancel", "cancel"))
+            stage = dice.choice(stages)
+            ids = [call["id"] for worker in look()["workers"] for call in worker["calls"]]
+            with contextlib.suppress(OrderRefused):
+                if what == "scale":
+                    engine.scale(stage, dice.randint(1, 3))
+                elif what != "cancel":
+                    getattr(engine, what)(stage)
+                elif ids:
+                    engine.cancel(dice.choice(ids))
+                    cancelled += 1
+        for stage in stages:
+            engine.resume(stage)
+        eventually(lambda: _accounted(engine) == 200, "each is at the end, or dead-lettered")
+        engine.stop()
+    letters = [json.loads(letter.body)["value"] for letter in engine.dead_letters()]
+    assert {letter.failure.error for letter in engine.dead_letters()} <= {"Cancelled"}
+    assert len(letters) == cancelled
+    (queue,) = engine.pipeline.stage("sink").inputs
+    assert sorted([*letters, *_received(queues, queue)]) == list(range(200))
+    assert run.summary.dead == cancelled
+
+
+def _accounted(engine: Engine) -> int:
+    stats = engine.stats()
+    return stats["sink"].visible + sum(stats[name].dead for name in ("one", "two", "three"))
+
+
+def _received(broker: SQS | SQLite, queue: str) -> list[int]:
+    found: list[int] = []
+    with contextlib.closing(broker.open()) as connection:
+        while batch := connection.receive([queue], 10, 0.5, 3600.0):
+            found += [json.loads(each.body)["value"] for each in batch]
+            connection.complete([Completion(each.handle) for each in batch])
+    return found
