@@ -16,6 +16,7 @@ import pytest
 from sqspipes_mp import SQS, Cancelled, ConfigError, Engine, OrderRefused, SQLite, Task, current_message
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.caller.dead_letters import redrive
+from sqspipes_mp.cli.main import main
 from sqspipes_mp.ipc.running.asking import Unanswered, ask
 from sqspipes_mp.ipc.running.folders import Engine as Found
 from sqspipes_mp.ipc.running.folders import engines
@@ -452,6 +453,34 @@ def test_an_order_over_the_socket_says_its_reach_and_why_it_is_refused(db: Path,
             with pytest.raises(Unanswered, match=why):
                 ask(found, order)
         gate.open()
+
+
+def test_orders_on_the_command_line(db: Path, gate: Gate, log: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task(hop_noted, name="work", input=True, args=(gate, log), workers=1)
+    engine = Engine([task, Task(sink, name="sink")], domain="t", broker=SQLite(db), on_error="retry")
+    engine.put(0)
+    with Background(engine, only="work") as run:
+        log.wait_for(1)
+        for order, said in (
+            (["pause", "--stage", "work"], "work is paused; calls that run still: 1"),
+            (["resume", "t", "--stage", "work"], "work goes on"),
+            (["scale", "work=2"], "work: 2 workers, 1 before"),
+            (["cancel", "t", hop_of(log, 0)[:12]], "is cancelled"),
+        ):
+            assert main(order) == 0
+            text = capsys.readouterr().err
+            assert said in text
+            assert "other machines go on" in text
+        for order, code, why in (
+            (["scale", "work"], 2, "NAME=N"),
+            (["scale", "work=0"], 1, "pause it instead"),
+            (["cancel", "0000"], 1, "no call 0000 runs here"),
+            (["pause", "--stage", "none"], 1, "stage must be one of work"),
+        ):
+            assert main(order) == code
+            assert why in capsys.readouterr().err
+        assert main(["stop"]) == 0
+    assert (run.summary.reason, run.summary.dead) == ("stopped", 1)
 
 
 # -- all of it, under load --------------------------------------------------------------------------------------------
