@@ -2,9 +2,10 @@
 
 Two programs share three stages and 20,000 items. Twice a second something happens, by seeded dice: a worker is
 SIGKILLed or stopped for a while, a keeper is killed or stopped, a whole program is stopped, killed or asked to end, and
-started again. On SQS's wire (the stand-in, ``standin/``) 2 % of the requests are throttled, 1 % are reset, 1 %
-lose their reply, 2 % of the batches' entries fail, and 1 % of the deliveries on standard queues come twice. Twelve
-items are poison. Afterwards the queues decide; a broken rule makes the exit status 1.
+started again; a stage is paused for a while, or gets more or fewer workers (not with ``--no-orders``). On SQS's wire
+(the stand-in, ``standin/``) 2 % of the requests are throttled, 1 % are reset, 1 % lose their reply, 2 % of the batches'
+entries fail, and 1 % of the deliveries on standard queues come twice. Twelve items are poison. Afterwards the queues
+decide; a broken rule makes the exit status 1.
 
 Runs from a checkout only: the suite runs the same storm for some seconds, too.
 """
@@ -30,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken = False
     for broker in options.broker or (BROKERS[:1] if options.quick else BROKERS):
         weather = Weather(
-            broker=broker, items=options.items, seed=options.seed, most=options.turns, latency=options.latency
+            broker=broker,
+            items=options.items,
+            seed=options.seed,
+            most=options.turns,
+            latency=options.latency,
+            orders=options.orders,
         )
         if options.quick:
             weather = Weather(broker=broker, items=100, poison=2, seed=options.seed, visibility=2.0, most=4)
@@ -51,6 +57,7 @@ def _extra(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1, help="of the dice: the same troubles, not the same instants")
     parser.add_argument("--latency", type=float, default=0.0, metavar="MS", help="of the stand-in (default: 0)")
+    parser.add_argument("--no-orders", action="store_false", dest="orders", help="neither pause nor resize stages")
     parser.add_argument("--turns", type=int, default=500, help="hits after which nothing is killed any more")
 
 

@@ -23,6 +23,8 @@ from benchmarks.chaos.pipeline import POISON, STAGES, engine
 from benchmarks.chaos.verdict import Verdict, feed, items, judge, underway
 from benchmarks.watching import ROOT, Log, alive, children, eventually
 from sqspipes_mp import SQS, SQLite
+from sqspipes_mp.ipc.running.asking import Unanswered, ask
+from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, engines
 from standin import StandIn, standin
 
 #: What goes wrong at the stand-in.
@@ -36,6 +38,10 @@ _TROUBLES = {
     "keeper stopped": 4,
     "program stopped": 3,
 }
+#: Orders that may come beside them, with weights.
+_ORDERS = {"stage paused": 8, "stage resized": 8}
+#: Most workers that an order asks for, and seconds that its answer may take: it is carried out all the same.
+_MOST_WORKERS, _PATIENCE = 4, 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,8 @@ class Weather:
     kinds: tuple[str, ...] = POISON
     #: Milliseconds before each reply of the stand-in.
     latency: float = 0.0
+    #: Whether stages are paused and resized, too.
+    orders: bool = True
 
 
 @dataclass(slots=True)
@@ -105,6 +113,9 @@ class Storm:
         self._folder = folder
         self._broker = broker
         self._stopped: list[tuple[float, list[int]]] = []
+        #: Stages that are paused, and until when.
+        self._paused: list[tuple[float, Engine, str]] = []
+        self._troubles = _TROUBLES | (_ORDERS if weather.orders else {})
         self._first = deque(weather.first)
         self._programs = [self._start() for _ in range(weather.programs)]
 
@@ -126,7 +137,7 @@ class Storm:
                 return
             self._first.popleft()
         else:
-            [what] = self.dice.choices(list(_TROUBLES), list(_TROUBLES.values()))
+            [what] = self.dice.choices(list(self._troubles), list(self._troubles.values()))
             if self.dice.random() < self.weather.every / self.weather.restart:
                 what = "supervisor asked to stop" if self.dice.random() < 0.3 else "supervisor killed"
             self._do(what, program, now)
@@ -141,6 +152,8 @@ class Storm:
                     return False
                 self._end(what, program)
                 return True
+            case ["stage", how]:
+                return self._order(what, how, program, now)
             case ["program", _]:
                 # As a laptop that is closed: all leases end while it sleeps, and then it goes on where it was.
                 pids = [program.process.pid, *(child.pid for child in keeper + workers)]
@@ -154,8 +167,27 @@ class Storm:
                 return self._hit(what, pid) if how == "killed" else self._stop(what, [pid], now)
         raise ValueError(what)
 
+    def _order(self, what: str, how: str, program: Program, now: float) -> bool:
+        """Give one of the program's stages an order, over the socket."""
+        running = next((each for each in engines() if each.number("pid") == program.process.pid), None)
+        if running is None:
+            return False
+        stage = self.dice.choice(STAGES)
+        if how == "paused":
+            order: dict[str, object] = {"do": "pause", "stage": stage}
+            self._paused.append((now + self.dice.uniform(0.1, self.weather.visibility), running, stage))
+        else:
+            order = {"do": "scale", "stage": stage, "workers": self.dice.randint(1, _MOST_WORKERS)}
+        _ask(running, order)
+        self.done[what] += 1
+        return True
+
     def wake(self, now: float) -> None:
-        """Let go on what has been stopped for long enough."""
+        """Let go on what has been stopped or paused for long enough."""
+        for until, running, stage in self._paused:
+            if until <= now:
+                _ask(running, {"do": "resume", "stage": stage})
+        self._paused = [entry for entry in self._paused if entry[0] > now]
         for until, pids in self._stopped:
             if until <= now:
                 for pid in pids:
@@ -255,6 +287,26 @@ class Storm:
                 _signal(child.pid, signal.SIGKILL)
 
 
+def _ask(engine: Engine, order: dict[str, object]) -> None:
+    """Give an order to an engine that may stand still, or be gone."""
+    with contextlib.suppress(Unanswered):
+        ask(engine, order, _PATIENCE)
+
+
+@contextlib.contextmanager
+def _registry(folder: Path) -> Iterator[None]:
+    """Have the storm's programs register where this process finds them, and nobody else."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(folder / "registry")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
 def _score(pid: int) -> int | None:
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
@@ -285,7 +337,7 @@ def storm(weather: Weather, folder: Path, say: Callable[[str], object] = lambda 
     values = items(weather.items, weather.poison, weather.kinds)
     clock = time.monotonic
     pause = threading.Event().wait
-    with _broker(weather, folder) as (text, broker, server):
+    with _registry(folder), _broker(weather, folder) as (text, broker, server):
         made = engine(broker, fifo=weather.broker == "fifo", visibility=weather.visibility, pids=Log(os.devnull))
         feed(made, values)
         if server is not None:

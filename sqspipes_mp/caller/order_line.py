@@ -7,6 +7,7 @@ takes it for a client of its control socket.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Collection, Mapping
@@ -14,7 +15,6 @@ from typing import Any
 
 from sqspipes_mp.errors import OrderRefused
 from sqspipes_mp.host import fork_guard as forks
-from sqspipes_mp.ipc.running.asking import Unanswered, exchange
 
 #: Seconds that an answer may take; that of ``scale`` waits a while for workers to boot.
 _PATIENCE = 30.0
@@ -30,6 +30,8 @@ class OrderLine:
         self._ours.settimeout(_PATIENCE)
         self._supervises = threading.get_ident() if here else None
         self._lock = threading.Lock()
+        self._number = 0
+        self._read = bytearray()
         forks.protect(self)
 
     def ask(self, order: Mapping[str, object]) -> dict[str, Any]:
@@ -37,12 +39,28 @@ class OrderLine:
         if threading.get_ident() == self._supervises:
             raise OrderRefused("this thread runs the engine, and cannot wait for it; give orders from another one")
         with self._lock:
+            self._number += 1
             try:
-                answer, _ = exchange(self._ours, order)
-            except Unanswered as why:
-                raise OrderRefused(str(why)) from None
+                self._ours.sendall(json.dumps({**order, "id": self._number}).encode() + b"\n")
+                # An earlier order may have been given up before its answer came.
+                while (answer := self._answer()).get("id") != self._number:
+                    pass
             except OSError as error:
                 raise OrderRefused(f"the run does not answer, or has ended: {error}") from None
+        if answer.get("ok") is not True:
+            raise OrderRefused(str(answer.get("error")))
+        return answer
+
+    def _answer(self) -> dict[str, Any]:
+        """Return the next answer. Raises ``OSError``."""
+        while (end := self._read.find(b"\n")) < 0:
+            data = self._ours.recv(1 << 16)
+            if not data:
+                raise ConnectionResetError("it ended before it answered")
+            self._read += data
+        line = bytes(self._read[: end + 1])
+        del self._read[: end + 1]
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:

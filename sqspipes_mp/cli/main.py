@@ -20,6 +20,7 @@ from sqspipes_mp.cli.look import ps, stack, stop, top
 from sqspipes_mp.cli.queues import delete, purge, status
 from sqspipes_mp.cli.run import FORMATS, LEVELS, POLICIES, UNTIL, run
 from sqspipes_mp.cli.serve import serve
+from sqspipes_mp.cli.steer import cancel, pause, resume, scale
 
 Command = Callable[[Namespace, Console], Exit]
 
@@ -180,6 +181,19 @@ def _add_looking(add: Callable[..., ArgumentParser]) -> None:
     one.add_argument("--stage", metavar="NAME", required=True, help="the task")
     one.add_argument("--worker", metavar="N", type=int, help="only this worker, by its number in the stage")
     one.add_argument("--signal", action="store_true", help="ask by a signal, for one whose GIL is held in C code")
+    for name, command, text in (
+        ("pause", pause, "Pause a task of a running engine: no call of it begins until it is resumed"),
+        ("resume", resume, "Have a paused task go on"),
+    ):
+        one = add(name, command, text)
+        _add_running(one)
+        one.add_argument("--stage", metavar="NAME", required=True, help="the task")
+    one = add("scale", scale, "Change the number of a task's workers until the running engine ends")
+    _add_running(one)
+    one.add_argument("workers", metavar="NAME=N", help="the task, and how many from now on; to have none, pause it")
+    one = add("cancel", cancel, "Kill the worker of a running call, and dead-letter its message as Cancelled")
+    _add_running(one)
+    one.add_argument("id", metavar="ID", help="of the call's message, as top --json shows it, or the beginning of it")
     _add_running(add("stop", stop, "Stop a running engine, as SIGTERM does"))
     one = add("serve", serve, "Serve metrics, health and state of running engines over HTTP")
     one.add_argument(

@@ -302,10 +302,6 @@ class Scoreboard:
         first = self._first_slot[stage]
         return range(first, first + self.stage(stage, SEATS))
 
-    def stage_of(self, slot: int) -> int:
-        """Return the index of a slot's stage."""
-        return next(stage for stage in reversed(self._first_slot) if slot >= self._first_slot[stage])
-
     def get(self, slot: int, field: SlotField) -> int:
         """Return a word of a slot."""
         return self._words[self._slot_at + slot * self._slot_words + field]

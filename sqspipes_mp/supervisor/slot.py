@@ -11,6 +11,7 @@
     READY          call_is_late             LATE, until call_came_back
     READY          leaves                   LEAVING
     with a worker  kill                     KILLED; with a late call it stays LATE
+    any            expect (no worker)       as before; no start is planned, and none after its worker's death
     with a worker  died                     EMPTY; FINISHED where the source has ended and its worker left
 """
 

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, Cancelled, ConfigError, Engine, OrderRefused, SQLite, Task, current_message
+from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.caller.dead_letters import redrive
+from sqspipes_mp.cli.main import main
 from sqspipes_mp.ipc.running.asking import Unanswered, ask
 from sqspipes_mp.ipc.running.folders import Engine as Found
 from sqspipes_mp.ipc.running.folders import engines
@@ -36,7 +39,11 @@ def work(value: int, gate: Gate, log: Log) -> int:
 
 
 def many(batch: list[int], gate: Gate, log: Log) -> list[int]:
-    return [work(value, gate, log) for value in batch]
+    for value in batch:
+        log.note(value)
+    if min(batch) < 10:
+        gate.wait()
+    return batch
 
 
 def in_c(value: int, gate: Gate, log: Log) -> int:
@@ -124,24 +131,21 @@ def test_a_paused_stage_begins_nothing_and_gives_all_back(
 ) -> None:
     queues: SQS | SQLite = request.getfixturevalue("sqs") if broker == "sqs" else SQLite(db)
     engine = engine_of(queues, mode, gate, log, workers=2)
-    engine.put_many([0, *range(10, 160)])
+    held = list(range(2 if mode == "plain" else 6))
+    engine.put_many(held)
     with Background(engine, only="work", until="drained", idle=0) as run:
-        eventually(lambda: 0 in begun(log), "the held call runs")
+        eventually(lambda: sorted(begun(log)) == held, "each worker has all the calls that it runs at once")
+        engine.put_many(range(10, 110))
         engine.pause("work")
         engine.pause("work")
-        before = begun(log)
-        held = len(before) - the_stage(engine)["done"]
         assert the_stage(engine)["paused"]
-        # What waited, or was held beside the calls that run, is back in the queue; sooner or later nothing else is out.
         gate.open()
-        eventually(lambda: waiting(engine, "work")[1] == 0, "all is given back")
-        assert begun(log) == before, f"{held} ran"
+        eventually(lambda: waiting(engine, "work") == (100, 0, 0), "the calls end, and all else is given back")
+        assert begun(log) == collections.Counter(held)
         assert the_stage(engine)["running"] == 0
-        left = waiting(engine, "work")
-        assert sum(left) == 151 - len(before)
         engine.resume("work")
-    assert begun(log) == collections.Counter([0, *range(10, 160)])
-    assert run.summary["work"].done == 151
+    assert begun(log) == collections.Counter([*held, *range(10, 110)])
+    assert run.summary["work"].done == len(held) + 100
     assert run.summary["work"].dead == run.summary["work"].failed == 0
 
 
@@ -212,8 +216,8 @@ def test_the_end_waits_for_a_paused_stage_and_says_so_and_a_stop_reaches_it(
         # By the socket, as the command line does; a restart finds the stage paused.
         eventually(lambda: ask(found, {"do": "pause", "stage": "sink"})["ok"], "paused")
         eventually(lambda: waiting(engine, "sink") == (4, 0, 0), "the outputs wait")
-        first = eventually(lambda: _pid_of(engine, "sink"), "its worker runs")
-        kill(present(first))
+        first = present(eventually(lambda: _pid_of(engine, "sink"), "its worker runs"))
+        kill(first)
         eventually(lambda: _pid_of(engine, "sink") not in {None, first}, "a successor runs")
         eventually(told, "the keeper says why")
         assert waiting(engine, "sink") == (4, 0, 0)
@@ -449,3 +453,99 @@ def test_an_order_over_the_socket_says_its_reach_and_why_it_is_refused(db: Path,
             with pytest.raises(Unanswered, match=why):
                 ask(found, order)
         gate.open()
+
+
+def test_orders_on_the_command_line(db: Path, gate: Gate, log: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task(hop_noted, name="work", input=True, args=(gate, log), workers=1)
+    engine = Engine([task, Task(sink, name="sink")], domain="t", broker=SQLite(db), on_error="retry")
+    engine.put(0)
+    with Background(engine, only="work") as run:
+        log.wait_for(1)
+        for order, said in (
+            (["pause", "--stage", "work"], "work is paused; calls that run still: 1"),
+            (["resume", "t", "--stage", "work"], "work goes on"),
+            (["scale", "work=2"], "work: 2 workers, 1 before"),
+            (["cancel", "t", hop_of(log, 0)[:12]], "is cancelled"),
+        ):
+            assert main(order) == 0
+            text = capsys.readouterr().err
+            assert said in text
+            assert "other machines go on" in text
+        for order, code, why in (
+            (["scale", "work"], 2, "NAME=N"),
+            (["scale", "work=0"], 1, "pause it instead"),
+            (["cancel", "0000"], 1, "no call 0000 runs here"),
+            (["pause", "--stage", "none"], 1, "stage must be one of work"),
+        ):
+            assert main(order) == code
+            assert why in capsys.readouterr().err
+        assert main(["stop"]) == 0
+    assert (run.summary.reason, run.summary.dead) == ("stopped", 1)
+
+
+# -- all of it, under load --------------------------------------------------------------------------------------------
+
+
+def step(value: int) -> int:
+    sum(range(20_000))
+    return value
+
+
+def steps(batch: list[int]) -> list[int]:
+    return [step(value) for value in batch]
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "fifo"])
+def test_a_storm_of_orders_loses_and_doubles_nothing(broker: str, db: Path, request: pytest.FixtureRequest) -> None:
+    fifo = broker == "fifo"
+    queues: SQS | SQLite = request.getfixturevalue("sqs") if fifo else SQLite(db)
+    # Each has one attempt: a charge would be the end of any other than the cancelled.
+    tasks = [
+        Task(step, name="one", input=True, workers=2, max_attempts=1),
+        Task(step, name="two", threads=3, workers=1, max_attempts=1),
+        Task(steps, name="three", batch=4, batch_wait=0.01, workers=1, max_attempts=1),
+        Task(sink, name="sink"),
+    ]
+    engine = Engine(tasks, domain="t", broker=queues, on_error="retry", fifo=fifo)
+    dice, cancelled = random.Random(5), 0
+    stages = ("one", "two", "three")
+    with Background(engine, only=stages) as run:
+        look = seen(engine)
+        eventually(lambda: all(stage["ready"] for stage in look()["stages"]), "all have booted")
+        engine.put_many(range(200))
+        for _ in range(30):
+            what = dice.choice(("pause", "resume", "scale", "cancel", "cancel"))
+            stage = dice.choice(stages)
+            ids = [call["id"] for worker in look()["workers"] for call in worker["calls"]]
+            with contextlib.suppress(OrderRefused):
+                if what == "scale":
+                    engine.scale(stage, dice.randint(1, 3))
+                elif what != "cancel":
+                    getattr(engine, what)(stage)
+                elif ids:
+                    engine.cancel(dice.choice(ids))
+                    cancelled += 1
+        for stage in stages:
+            engine.resume(stage)
+        eventually(lambda: _accounted(engine) == 200, "each is at the end, or dead-lettered")
+        engine.stop()
+    letters = [json.loads(letter.body)["value"] for letter in engine.dead_letters()]
+    assert {letter.failure.error for letter in engine.dead_letters()} <= {"Cancelled"}
+    assert len(letters) == cancelled
+    (queue,) = engine.pipeline.stage("sink").inputs
+    assert sorted([*letters, *_received(queues, queue)]) == list(range(200))
+    assert run.summary.dead == cancelled
+
+
+def _accounted(engine: Engine) -> int:
+    stats = engine.stats()
+    return stats["sink"].visible + sum(stats[name].dead for name in ("one", "two", "three"))
+
+
+def _received(broker: SQS | SQLite, queue: str) -> list[int]:
+    found: list[int] = []
+    with contextlib.closing(broker.open()) as connection:
+        while batch := connection.receive([queue], 10, 0.5, 3600.0):
+            found += [json.loads(each.body)["value"] for each in batch]
+            connection.complete([Completion(each.handle) for each in batch])
+    return found

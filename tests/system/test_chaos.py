@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.chaos import Weather, storm
 
-#: Each kind of process killed, each stopped; two more turns are the dice's.
+#: Each kind of process killed, each stopped, each order given; two more turns are the dice's.
 FIRST = (
     "worker killed",
     "keeper killed",
@@ -14,6 +14,8 @@ FIRST = (
     "worker stopped",
     "keeper stopped",
     "program stopped",
+    "stage paused",
+    "stage resized",
 )
 
 
@@ -31,7 +33,7 @@ def test_a_storm_loses_and_doubles_nothing(tmp_path: Path, broker: str) -> None:
         visibility=2.0,
         every=0.25,
         restart=2.0,
-        most=8,
+        most=10,
         first=FIRST,
         backoff=0.2,
     )

@@ -177,7 +177,7 @@ def test_a_lost_lease_is_somebody_elses():
 
 def test_waiting_for_queues_to_settle_is_said_once(caplog):
     depths = {"in": Depth(1, 0, 0)}
-    plan: Any = SimpleNamespace(source=None, selected=(), idle=60.0, idle_given=False, watched=("in",))
+    plan: Any = SimpleNamespace(source=None, selected=(), inputs={}, idle=60.0, idle_given=False, watched=("in",))
     unused: Any = None
     watch = DrainWatch(plan, unused, SimpleNamespace(settle=0.0, depth=depths.get), lambda: None)
     with caplog.at_level("INFO", "sqspipes_mp.keeper"):

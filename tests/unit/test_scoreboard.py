@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.ipc.leases import LEASES, Blame, Cause, LeaseState, id_digest
-from sqspipes_mp.ipc.scoreboard import Scoreboard
-from sqspipes_mp.ipc.statistics import DONE, NEXT_CALL, S_READY, STATE
+from sqspipes_mp.ipc.scoreboard import Block, Scoreboard
+from sqspipes_mp.ipc.statistics import DONE, NEXT_CALL, S_READY, SEATS, STATE
 from tests.gates import present
 
 
@@ -291,4 +291,34 @@ def test_more_charged_messages_than_fit_never_raise():
     for n in range(3000):
         board.charge(0, id_digest(str(n)), 1)
     assert board.charges(id_digest("2999")) == 1
+    board.close()
+
+
+def test_reserved_seats_cost_neither_memory_nor_looks():
+    blocks = [Block(0, 640, 1, 650), Block(2, 640, 128, 650)]
+    board = Scoreboard.create_for(3, blocks, 128)
+    assert (board.slots, list(board.used(2)), list(board.used_regions())) == (1280, [], [])
+    for stage, slot in ((0, 0), (2, 640)):
+        board.set_stage(stage, SEATS, 1)
+        present(board.free_region(stage)).assign(slot)
+    assert [region.slot for region in board.used_regions()] == [0, 640]
+    assert present(board.free_region(2)).index == present(board.free_region(0)).index + 650
+    board.charge(640, id_digest("m"), 2)
+    assert (board.charges(id_digest("m"), 2), board.charges(id_digest("m"), 0)) == (2, 0)
+    # Of 60 GB of leases and bodies only the pages of those in use have memory.
+    assert board.size > 50 << 30
+    assert os.fstat(board.fileno()).st_blocks * 512 < 1 << 20
+    board.close()
+
+
+def test_the_newest_cancelled_messages_are_remembered_until_they_are_dealt_with():
+    board = Scoreboard.create(1, 1)
+    digests = [id_digest(f"{number}") for number in range(300)]
+    assert not board.cancelled(digests[0])
+    for digest in digests:
+        board.cancel(digest)
+    assert [board.cancelled(digest) for digest in digests] == [False] * 44 + [True] * 256
+    board.forget_cancelled(digests[299])
+    board.forget_cancelled(digests[0])
+    assert [board.cancelled(digest) for digest in digests[297:]] == [True, True, False]
     board.close()

@@ -27,7 +27,7 @@ class Unanswered(Exception):
 def ask(engine: Engine, order: Mapping[str, object], patience: float = PATIENCE) -> dict[str, Any]:
     """Return the answer to an order. Raises ``Unanswered``; ``patience``: seconds."""
     with _connected(engine, patience) as sock:
-        answer, fds = exchange(sock, order)
+        answer, fds = _exchange(sock, order)
     for fd in fds:
         os.close(fd)
     return answer
@@ -36,7 +36,7 @@ def ask(engine: Engine, order: Mapping[str, object], patience: float = PATIENCE)
 def ask_for_statistics(engine: Engine, patience: float = PATIENCE) -> int:
     """Return a read-only descriptor of the engine's statistics, which is the caller's to close."""
     with _connected(engine, patience) as sock:
-        _, fds = exchange(sock, {"do": "statistics"})
+        _, fds = _exchange(sock, {"do": "statistics"})
     if not fds:
         raise Unanswered("the engine sent no statistics")
     for fd in fds[1:]:
@@ -69,8 +69,7 @@ def socket_path(folder: int, path: str, run: str) -> str:
     return f"{link if os.path.exists(link) else path}/{run}.sock"
 
 
-def exchange(sock: socket.socket, order: Mapping[str, object]) -> tuple[dict[str, Any], list[int]]:
-    """Send an order over a connected socket; return the answer and the descriptors with it. Raises ``Unanswered``."""
+def _exchange(sock: socket.socket, order: Mapping[str, object]) -> tuple[dict[str, Any], list[int]]:
     sock.sendall(json.dumps({"id": 1, **order}).encode() + b"\n")
     raw, fds = bytearray(), []
     while not raw.endswith(b"\n") and len(raw) < _MOST:
