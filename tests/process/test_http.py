@@ -182,7 +182,7 @@ def test_another_host_is_refused_and_other_interfaces_see_metrics_and_health_alo
         server = served()
         for path in ("/metrics", "/livez", "/readyz"):
             assert server.ask(path, Host="somewhere.example")[0] in {200, 503}, path
-        for path in ("/", "/api/state"):
+        for path in ("/", "/page.js", "/api/state"):
             status, _, text = server.ask(path, Host="somewhere.example")
             assert (status, "SQSPIPES_HTTP_TOKEN" in text) == (403, True)
         assert server.ask("/api/order", "POST", b'{"do": "stop"}')[0] == 401
