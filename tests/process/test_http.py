@@ -261,8 +261,9 @@ def test_counters_never_go_back_and_stay_below_the_ledger_while_everything_is_ki
             log.wait_for(min(total, 100 * (number + 1)))
             look(server)
             state = json.loads(server.ask("/api/state", Authorization="Bearer a token")[2])
-            workers = {worker["pid"] for worker in state["workers"]}
-            others = {each.pid for each in children() if not is_observer(each)} - workers
+            ours = {each.pid for each in children() if not is_observer(each)}
+            workers = {worker["pid"] for worker in state["workers"]} & ours
+            others = ours - workers
             # A keeper that was killed five times before it was ready would end the run.
             victims = others if number % 3 == 1 else workers
             for pid in sorted(victims)[:1]:
@@ -296,6 +297,8 @@ def test_workers_in_c_code_that_keep_the_gil_are_live_and_ready(db: Path, log: L
     with Background(engine, only="work", http="127.0.0.1:0") as run:
         log.wait_for(2)
         server = served()
+        # The supervisor may not have heard yet that they are ready.
+        eventually(lambda: server.status("/readyz") == 200, "it is ready")
         while (seen := server.json("/api/state"))["stages"][0]["running"] == 2:
             assert (server.status("/livez"), server.status("/readyz")) == (200, 200)
             assert seen["stages"][0]["oldest_call"] > 0
@@ -463,6 +466,8 @@ def test_a_process_that_dies_is_started_again_and_its_last_words_are_logged(
         server = served()
         (first,) = observers()
         kill(first.pid)
+        # It may accept until the kernel has ended it.
+        eventually(lambda: first.pid not in {each.pid for each in observers()}, "it is dead")
         # The socket is the supervisor's, so nobody is turned away meanwhile.
         assert server.status("/livez") == 200
         (second,) = observers()
