@@ -125,6 +125,10 @@ def test_it_tells_numbers_to_all_and_everything_to_who_has_the_token(
         eventually(lambda: server.status("/readyz") == 200, "it is ready")
         assert server.json("/healthz")["why"] == "every stage is ready"
 
+        for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+            status, headers, _ = server.ask(path)
+            assert (status, headers["content-type"].partition(";")[0]) == (200, kind)
+
         seen = server.json("/api/state")
         (worker,) = seen["workers"]
         (call,) = worker["calls"]
