@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and report."""
     options = parse(__doc__, argv)
     report = Report("looking", options)
-    count = 2_000 if options.quick else 40_000
+    count = 2_000 if options.quick else 200_000
     rounds = options.rounds if options.quick or options.rounds != 5 else _PAIRS
     with tempfile.TemporaryDirectory(prefix="sqspipes-mp-bench-") as folder:
         os.environ["SQSPIPES_RUN_DIR"] = str(Path(folder) / "registry")

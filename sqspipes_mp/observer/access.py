@@ -39,6 +39,11 @@ class Access:
         self.loopback = _is_loopback(host)
         self._token = None if token is None else token.encode()
 
+    @property
+    def shows_page(self) -> bool:
+        """Whether the page is served, which asks for a token where it needs one."""
+        return self.loopback or self._token is not None
+
     def takes(self, host: str | None) -> bool:
         """Tell whether requests with this Host header are answered; None: the request has none."""
         if not self.loopback:

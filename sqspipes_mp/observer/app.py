@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -37,7 +39,12 @@ _NEEDS_TOKEN = (
     "this needs the token: set SQSPIPES_HTTP_TOKEN where the engine runs, and send Authorization: Bearer TOKEN"  # noqa: S105
 )
 
-Answer = Callable[[Request], Awaitable[Response]]
+#: The page's files and their types, by their paths.
+_PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 
 
 class Observer:
@@ -59,7 +66,8 @@ class Observer:
         return _Guarded(
             Starlette(
                 routes=[
-                    Route("/", self._index),
+                    *(Route(path, self._page) for path in _PAGE),
+                    Route("/favicon.ico", self._nothing),
                     Route("/metrics", self._metrics),
                     Route("/livez", self._live),
                     Route("/healthz", self._live),
@@ -98,11 +106,15 @@ class Observer:
 
     # -- for people ---------------------------------------------------------------------------------------------
 
-    async def _index(self, request: Request) -> Response:
-        """Name what there is; the page will be here."""
-        if (why := self._denied(request)) is not None:
-            return why
-        return _json({"paths": ["/metrics", "/livez", "/readyz", "/api/state"]})
+    async def _page(self, request: Request) -> Response:
+        """Give a file of the page, which holds nothing of any engine; its script asks for the state."""
+        if not self._access.shows_page:
+            return _refused(403, _NEEDS_TOKEN)
+        name, kind = _PAGE[request.url.path]
+        return Response(_page_file(name), media_type=kind)
+
+    async def _nothing(self, _: Request) -> Response:
+        return Response(status_code=204)
 
     async def _state(self, request: Request) -> Response:
         """Give one engine's state; ``?engine=`` names it where there are several, as a TARGET of the command line."""
@@ -216,6 +228,11 @@ async def _body(request: Request) -> bytes:
         if len(found) > _ORDER:
             raise ValueError(f"more than {_ORDER} bytes")
     return bytes(found)
+
+
+@functools.cache
+def _page_file(name: str) -> bytes:
+    return (Path(__file__).parent / "page" / name).read_bytes()
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 #: Seconds for which an answer is used again, so that a flood of requests costs little more than one.
 FRESH = 0.5
+#: Answers that are kept at once; their keys come from requests.
+_ANSWERS = 8
 #: Seconds beyond which an earlier state is too old to make a rate of now.
 _SINCE = 60.0
 #: Seconds between two orders to count the queues for who looks; the engine counts for 30 s after each.
@@ -37,6 +39,8 @@ class Fresh:
             found: T = self._kept[key][1]
             return found
         made = make()
+        if len(self._kept) >= _ANSWERS:
+            self._kept.clear()
         self._kept[key] = now, made
         return made
 
