@@ -4,7 +4,11 @@
 queues; see README.rst.
 """
 
+import sys
 from importlib import import_module
+
+if sys.platform == "win32":
+    raise ImportError("sqspipes_mp runs on Linux and macOS: on Windows run your program in WSL2 or in a container")
 
 # The name is known to type checkers; typing itself takes as long to load as a health check may.
 TYPE_CHECKING = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
 
 from sqspipes_mp.ipc.histogram import duration, percentile
 from sqspipes_mp.ipc.scoreboard import Scoreboard
@@ -124,6 +125,16 @@ class Summary:
             if stage.name == name:
                 return stage
         raise KeyError(name)
+
+    if not TYPE_CHECKING:
+        # Type checkers refuse the loop by themselves, as long as there is no such method.
+
+        def __iter__(self) -> NoReturn:
+            """Refuse: the loop was meant for the outputs."""
+            raise TypeError(
+                "a Summary is not iterable: run() returns it at the end of the run. For the outputs of the last task "
+                "write run(iterate=True), for one stage's figures summary[name] or summary.stages"
+            )
 
     def __str__(self) -> str:
         return f"{self.reason} after {self.seconds:.1f} s: {'; '.join(map(str, self.stages))}"

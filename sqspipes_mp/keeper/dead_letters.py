@@ -13,11 +13,11 @@ from sqspipes_mp.errors import CANCELLED, HELD, LATE, Cancelled, DecodeError, Ta
 from sqspipes_mp.ipc.channel import describe_death
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState
 from sqspipes_mp.ipc.report.dead_log import tell_dead
-from sqspipes_mp.ipc.report.exception_text import short_id
 from sqspipes_mp.messages.attributes import Attribute
 from sqspipes_mp.messages.envelope import decode, envelope
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import continued_id, mark, token
+from sqspipes_mp.messages.told import short_id
 from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.pipeline.value_ends import end_of_body
 

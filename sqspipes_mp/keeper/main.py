@@ -20,6 +20,7 @@ from sqspipes_mp.brokers.base import Completion, Connection, count_requests
 from sqspipes_mp.brokers.waiting import once_reachable
 from sqspipes_mp.errors import BrokerBusy, SqsPipesError
 from sqspipes_mp.host.clock import lease_now
+from sqspipes_mp.host.title import set_title
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable, id_digest
@@ -67,6 +68,7 @@ def keeper_main(assignment: Assignment, *, boots: bool) -> None:
     begin(assignment.birth)
     channel = Channel(assignment.birth.sock)
     plan = assignment.plan
+    set_title(plan.pipeline.domain, "keeper")
     assignment.board.set_header(KEEPER_BEAT, time.monotonic_ns())
     try:
         if plan.settings.setup is not None:

@@ -13,7 +13,7 @@ from sqspipes_mp.pipeline.callables import misfit
 from sqspipes_mp.pipeline.checks import flag, is_whole, seconds, whole_number
 from sqspipes_mp.pipeline.http_address import HttpAddress
 from sqspipes_mp.pipeline.stages import MAX_PRIORITY, Pipeline, Stage
-from sqspipes_mp.pipeline.task import OnError, check_workers
+from sqspipes_mp.pipeline.task import OnError, Task, check_workers
 
 #: Longest visibility timeout of a receive, seconds: messages of a lost reply come back after it. The keeper extends it.
 FIRST_LEASE = 15.0
@@ -306,6 +306,8 @@ def _args(pipeline: Pipeline, selected: Sequence[int], args: object) -> dict[int
         bound[index] = tuple(value)
         if pipeline.stages[index].is_source:
             _check_source(pipeline.stages[index], bound[index])
+        else:
+            _check_receiver(pipeline.stages[index], bound[index])
     return bound
 
 
@@ -320,6 +322,28 @@ def _check_source(stage: Stage, args: tuple[Any, ...]) -> None:
             "It is the first task and has no input, so it is a source, called without a value. Give it args=, or write "
             f"Task({stage.name}, input=True) and feed it with put, or use map",
         )
+
+
+def _check_receiver(stage: Stage, args: tuple[Any, ...]) -> None:
+    """Raise ``ConfigError`` where a function does not take a value and its arguments."""
+    task = stage.task
+    problem = misfit(task.method, (None, *args), task.kwargs)
+    if problem is not None:
+        value = "the list of values" if task.batch else "the value"
+        raise ConfigError(
+            f"the arguments of task {stage.name!r}",
+            args,
+            f"what its function takes after {value} ({problem})",
+            f"Each call is {_call_text(task)}. Give the missing ones by args= or kwargs=, or drop those that are too "
+            "many",
+        )
+
+
+def _call_text(task: Task) -> str:
+    """Return how a task's function is called, for people."""
+    value = "values" if task.batch else "value"
+    keywords = "".join(f", {name}=..." for name in task.kwargs or ())
+    return f"{task.name}({value}, *args{keywords})"
 
 
 def _bands(pipeline: Pipeline, selected: Sequence[int], low: object, high: object) -> dict[int, tuple[str, ...]]:

@@ -19,6 +19,7 @@ from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.host import descriptors
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.numeric_threads import environment, prepare
+from sqspipes_mp.host.title import set_title
 from sqspipes_mp.ipc.birth import Birth, begin
 from sqspipes_mp.ipc.channel import DOWN, Channel, Kind, ParentChannel, ParentGone
 from sqspipes_mp.ipc.map_lock import MapLock
@@ -96,6 +97,7 @@ def supervisor_main(
 ) -> None:
     """Supervise in a process of its own, for a caller that iterates; the last frame holds the outcome."""
     begin(birth)
+    set_title(plan.pipeline.domain, "supervisor")
     wakeup = Wakeup()
     channel = ParentChannel(birth.sock, hears=DOWN)
     context = _context(method)

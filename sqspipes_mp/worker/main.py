@@ -11,6 +11,7 @@ from functools import partial
 
 from sqspipes_mp.host import descriptors
 from sqspipes_mp.host.numeric_threads import limit_threads, reseed
+from sqspipes_mp.host.title import set_title
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
 from sqspipes_mp.ipc.report.report import pack_exception
@@ -42,6 +43,8 @@ _POLL_GRACE = 2.0
 def worker_main(assignment: Assignment) -> None:
     """Run one worker; returns when it has ended cleanly, exits otherwise."""
     begin(assignment.birth)
+    assert assignment.seat is not None
+    set_title(assignment.plan.pipeline.domain, f"{assignment.stage.name}/{assignment.seat.index}")
     volunteer()
     sys.setswitchinterval(_SWITCH)
     if assignment.stack is not None:
@@ -53,7 +56,6 @@ def worker_main(assignment: Assignment) -> None:
     board.put(slot, STATE, S_BOOTING)
     try:
         settings, pid = assignment.plan.settings, os.getpid()
-        assert assignment.seat is not None
         os.environ.update(environment(assignment.stage.task, assignment.seat.index))
         limit_threads(assignment.plan.numeric_threads)
         reseed()

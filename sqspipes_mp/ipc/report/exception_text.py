@@ -123,8 +123,3 @@ def cut(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     return cut_middle(text, 2 * (limit // 2 - 40), " ... (cut: {whole} characters in all) ... ")
-
-
-def short_id(hop: str) -> str:
-    """Return the beginning of a message's hop id for a log line; ``sqspipes-mp dead show`` takes it."""
-    return one_line(hop, 16).encode("ascii", "backslashreplace").decode()

@@ -19,13 +19,14 @@ from sqspipes_mp.errors import Cancelled, Reject, TaskTimeout, Verdict
 from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import LeaseState
 from sqspipes_mp.ipc.report.dead_log import tell_dead
-from sqspipes_mp.ipc.report.exception_text import line_of, message_of, short_id, traceback_text
+from sqspipes_mp.ipc.report.exception_text import line_of, message_of, traceback_text
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.statistics import CANCELLED, DEAD, FAILED, FAILED_LATE, LEASES_LOST, REJECTED, RETRIED, SlotField
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
 from sqspipes_mp.messages.ids import continued_id, mark, token
 from sqspipes_mp.messages.plain import one_line
+from sqspipes_mp.messages.told import short_id, tell
 from sqspipes_mp.pipeline.value_ends import end_of
 from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.fifo_order import GroupOrder
@@ -154,7 +155,7 @@ class Failures:
                 log_retry(error, delivery, context, decision.delay)
             self._release(Release((delivery,), decision.delay, charge=True), carry, later=decision.report)
         if decision.report:
-            context.end_run(error, short_id(delivery.message.parent))
+            context.end_run(error, tell(delivery.message))
             self._ready.poke()
 
     def _again(self, delivery: Delivery, error: BaseException, delay: float, carry: Carry) -> None:
@@ -183,8 +184,7 @@ class Failures:
         context = self._context
         letter = letter_of(error, delivery, context)
         if context.counted:
-            ident = short_id(delivery.message.parent)
-            report = pack_exception(error, stage=context.stage.name, pid=os.getpid(), message_id=ident)
+            report = pack_exception(error, stage=context.stage.name, pid=os.getpid(), message_id=tell(delivery.message))
             parent = delivery.message.parent
             # Had an earlier delivery gone on, this one would not be here.
             over = mark(continued_id(parent, context.stage.name))
@@ -255,7 +255,8 @@ def letter_of(error: BaseException, delivery: Delivery, context: WorkerContext) 
     ident = short_id(delivery.message.parent)
     tell_dead(
         "%s: message %s is dead-lettered after attempt %d: %s: %s%s",
-        stage.name, ident, delivery.attempt, type(error).__name__, line_of(error), "" if failure else NO_ROOM,
+        stage.name, tell(delivery.message), delivery.attempt, type(error).__name__, line_of(error),
+        "" if failure else NO_ROOM,
         error=error, stage=stage.name, ident=ident, attempt=delivery.attempt, untold=failure is None,
     )  # fmt: skip
     return DeadLetter(
@@ -275,7 +276,7 @@ def log_retry(error: BaseException, delivery: Delivery, context: WorkerContext, 
     stage, ident = context.stage, short_id(delivery.message.parent)
     text = "%s: message %s failed (%s: %s), attempt %d of %d; visible again in %.1f s"
     args = (
-        stage.name, ident, type(error).__name__, one_line(_told(error), 200),
+        stage.name, tell(delivery.message), type(error).__name__, one_line(_told(error), 200),
         delivery.attempt, stage.task.max_attempts, delay,
     )  # fmt: skip
     if isinstance(error, TaskTimeout):
