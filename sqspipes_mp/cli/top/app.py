@@ -35,7 +35,7 @@ _NOTES = 4
 #: Lines of a terminal below which the notes are left out.
 _LOW = 14
 _TONES = {"": "", "warn": "yellow", "bad": "bold red", "dim": "dim"}
-_KEYS = "s stack  p pause  +- workers  c cancel  S stop  ? help  q quit"
+_KEYS = ("s stack", "p pause", "+- workers", "c cancel", "S stop", "? help", "q quit")
 _HELP = (
     ("up down, tab", "choose a stage or a worker"),
     ("s", "where the chosen worker is, or all of the chosen stage"),
@@ -56,7 +56,11 @@ class Rows(DataTable[Text]):
         self._placed: list[Placed] = []
         self._names: list[str] = []
         self._shown: dict[str, list[Text]] = {}
+        #: The rows as they are shown, by their names.
         self.values: dict[str, Values] = {}
+        #: The tables that the cursor goes on to.
+        self.above: Rows | None = None
+        self.below: Rows | None = None
 
     @property
     def chosen(self) -> Values | None:
@@ -95,16 +99,28 @@ class Rows(DataTable[Text]):
         self.scroll_to(y=scrolled, animate=False)
 
     def action_cursor_down(self) -> None:
-        if self.cursor_row >= len(self._names) - 1:
-            self.screen.focus_next(Rows)
+        if self.below is not None and self.cursor_row >= len(self._names) - 1:
+            self.below.enter(0)
         else:
             super().action_cursor_down()
 
     def action_cursor_up(self) -> None:
-        if self.cursor_row <= 0:
-            self.screen.focus_previous(Rows)
+        if self.above is not None and self.cursor_row <= 0:
+            self.above.enter(len(self.above.values) - 1)
         else:
             super().action_cursor_up()
+
+    def on_focus(self) -> None:
+        self.cursor_foreground_priority = "css"
+
+    def on_blur(self) -> None:
+        # The row that is not the cursor any more keeps its cells' tones.
+        self.cursor_foreground_priority = "renderable"
+
+    def enter(self, row: int) -> None:
+        """Take the cursor."""
+        self.focus()
+        self.move_cursor(row=row, animate=False)
 
 
 class Top(App[None]):
@@ -130,6 +146,7 @@ class Top(App[None]):
     #answer { height: auto; max-height: 3; }
     #keys { height: 1; }
     Rows { scrollbar-size-horizontal: 0; overflow-x: hidden; }
+    Rows > .datatable--header { background: ansi_default; color: ansi_default; text-style: bold; }
     """
 
     def __init__(self, watch: Watch) -> None:
@@ -143,11 +160,13 @@ class Top(App[None]):
         yield Rows(WORKERS, worker_name, "workers")
         yield Static(id="notes")
         yield Static(id="answer")
-        yield Static(Text(_KEYS, style="dim", no_wrap=True, overflow="ellipsis"), id="keys")
+        yield Static(id="keys")
 
     def on_mount(self) -> None:
         self.theme = "ansi-dark"
-        self.query_one("#workers").focus()
+        stages, workers = self._rows("#stages"), self._rows("#workers")
+        stages.below, workers.above = workers, stages
+        workers.focus()
         self.run_worker(self._look_again_and_again())
 
     def on_resize(self, _event: events.Resize) -> None:
@@ -182,6 +201,8 @@ class Top(App[None]):
         more = [("dim", f"and {len(told) - _NOTES} more")] if len(told) > _NOTES else []
         self.query_one("#notes").display = bool(told) and self.size.height >= _LOW
         self._put("#notes", Text("\n").join(Text(text, _TONES[tone]) for tone, text in told[:_NOTES] + more))
+
+        self._put("#keys", Text(("  " if width >= 80 else " ").join(_KEYS), style="dim", no_wrap=True))
 
     def _put(self, name: str, text: Text) -> None:
         self.screen_stack[0].query_one(name, Static).update(text)

@@ -211,7 +211,7 @@ WORKERS = (
     Column("pid", lambda worker: Cell(str(worker["pid"] or "-")), 5),
     Column("state", _state, 1, least=7),
     Column("for", _age, 2),
-    Column("done%", _fraction, 3),
+    Column("call%", _fraction, 3),
     Column("memory", _cell(cells.memory, "memory"), 6),
     Column("cpu", _cell(cells.share, "cpu"), 7),
     Column("done", _cell(cells.number, "done"), 9),
