@@ -6,6 +6,7 @@ The event loop draws. Threads look at the engine and send orders, since a superv
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -73,7 +74,10 @@ class Rows(DataTable[Text]):
         placed = self._fit.place(rows, width, gap)
         names = [self._name_of(row) for row in rows]
         self.values = dict(zip(names, rows, strict=True))
-        shown = {name: [_drawn(each, row, gap) for each in placed] for name, row in self.values.items()}
+        shown = {
+            name: [_drawn(each, row, gap * (each is not placed[-1])) for each in placed]
+            for name, row in self.values.items()
+        }
         if placed == self._placed and names == self._names:
             for row, name in enumerate(names):
                 for column, (old, new) in enumerate(zip(self._shown[name], shown[name], strict=True)):
@@ -89,8 +93,9 @@ class Rows(DataTable[Text]):
         self.clear(columns=placed != self._placed)
         if placed != self._placed:
             for each in placed:
-                head = Text(each.pad(each.column.head) + " " * gap, style="dim")
-                self.add_column(head, width=each.width + gap, key=each.column.head)
+                space = gap * (each is not placed[-1])
+                head = Text(each.pad(each.column.head) + " " * space, style="dim")
+                self.add_column(head, width=each.width + space, key=each.column.head)
         for name in names:
             self.add_row(*shown[name], key=name)
         self._placed, self._names = placed, names
@@ -139,13 +144,15 @@ class Top(App[None]):
         Binding("question_mark,h", "help"),
     ]
     CSS = """
+    Screen { overflow: hidden; }
     #head { height: auto; max-height: 3; }
+    #head, #keys { text-wrap: nowrap; text-overflow: ellipsis; }
     #stages { height: auto; max-height: 40%; margin-top: 1; }
-    #workers { height: 1fr; min-height: 3; margin-top: 1; scrollbar-size-vertical: 1; }
+    #workers { height: 1fr; min-height: 3; margin-top: 1; }
     #notes { height: auto; max-height: 30%; margin-top: 1; }
     #answer { height: auto; max-height: 3; }
-    #keys { height: 1; }
-    Rows { scrollbar-size-horizontal: 0; overflow-x: hidden; }
+    #keys { height: 1; dock: bottom; }
+    Rows { scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0; overflow-x: hidden; }
     Rows > .datatable--header { background: ansi_default; color: ansi_default; text-style: bold; }
     """
 
@@ -164,6 +171,7 @@ class Top(App[None]):
 
     def on_mount(self) -> None:
         self.theme = "ansi-dark"
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit)
         stages, workers = self._rows("#stages"), self._rows("#workers")
         stages.below, workers.above = workers, stages
         workers.focus()
@@ -192,7 +200,7 @@ class Top(App[None]):
             parts.append((one_line(seen.why), "yellow"))
         if not parts:
             parts = [("looking for an engine", "dim")]
-        self._put("#head", Text("\n", no_wrap=True, overflow="ellipsis").join(Text(*part) for part in parts))
+        self._put("#head", Text("\n").join(Text(*part) for part in parts))
         # A column is the scrollbar's.
         width = self.size.width - 1
         self._rows("#stages").show(state["stages"] if state is not None else (), width)
@@ -202,7 +210,7 @@ class Top(App[None]):
         self.query_one("#notes").display = bool(told) and self.size.height >= _LOW
         self._put("#notes", Text("\n").join(Text(text, _TONES[tone]) for tone, text in told[:_NOTES] + more))
 
-        self._put("#keys", Text(("  " if width >= 80 else " ").join(_KEYS), style="dim", no_wrap=True))
+        self._put("#keys", Text(("  " if width >= 80 else " ").join(_KEYS), style="dim"))
 
     def _put(self, name: str, text: Text) -> None:
         self.screen_stack[0].query_one(name, Static).update(text)

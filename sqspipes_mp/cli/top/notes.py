@@ -11,6 +11,9 @@ from sqspipes_mp.messages.plain import one_line
 
 Values = Mapping[str, Any]
 
+#: Busy share from which a stage is short of workers.
+_SHORT = 0.8
+
 
 def notes(state: Values, *, keys: bool) -> list[tuple[str, str]]:
     """Return (tone, sentence) pairs on a state, the gravest first; ``keys``: whether a cure may be a key of ``top``."""
@@ -58,7 +61,9 @@ def _failures(state: Values, stage: Values, _keys: bool) -> Iterator[tuple[str, 
         told.append(f"{stage['failed']:,} of {stage['failed'] + stage['done']:,} calls failed ({reasons}){again}")
     if dead:
         target = one_line(state["engine"]["target"] or "MODULE:ENGINE")
-        told.append(f"{dead:,} dead letter{'s' if dead > 1 else ''}: sqspipes-mp dead list {target} --stage {stage['name']}")
+        told.append(
+            f"{dead:,} dead letter{'s' if dead > 1 else ''}: sqspipes-mp dead list {target} --stage {stage['name']}"
+        )
     if told:
         yield "bad", f"{stage['name']}: {'; '.join(told)}{'' if dead else ': the log says why'}"
 
@@ -70,7 +75,7 @@ def _paused(_state: Values, stage: Values, keys: bool) -> Iterator[tuple[str, st
 
 
 def _bottleneck(_state: Values, stage: Values, keys: bool) -> Iterator[tuple[str, str]]:
-    if not stage["bottleneck"] or stage["paused"]:
+    if not stage["bottleneck"] or stage["busy"] < _SHORT:
         return
     if not stage["waiting"]:
         # More of a generator there cannot be, and a queue that is empty needs no more workers.
