@@ -19,6 +19,7 @@ from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.top.cells import long_time
 from sqspipes_mp.cli.top.plain import state_text
+from sqspipes_mp.cli.top.watch import Seen, Watch
 from sqspipes_mp.ipc.running.asking import Unanswered, ask
 from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, candidates, engines, matches
 from sqspipes_mp.ipc.running.memory import Gone, open_memory
@@ -31,6 +32,8 @@ _SAMPLE = 1.0
 _REFRESH = 2.0
 #: Moves a terminal's cursor to its first line, and clears the rest.
 _CLEAR = "\033[H\033[J"
+#: The last line of a screen that takes no keys.
+_EXTRA = "Ctrl-C ends; for keys: pip install 'sqspipes_mp[top]'"
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------
@@ -137,50 +140,47 @@ def _or_dash(value: object) -> str:
 # -- top --------------------------------------------------------------------------------------------------------------
 
 
-def top(flags: Namespace, console: Console) -> Exit:
+def top(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each command)
     """Show an engine's stages and workers: live on a terminal, else once, or again and again until its end."""
-    live = not (flags.once or flags.json) and sys.stdin.isatty() and sys.stdout.isatty()
-    if live and _has_textual(console):
+    once = flags.once or flags.json
+    if not once and sys.stdin.isatty() and sys.stdout.isatty() and importlib.util.find_spec("textual") is not None:
         return _live(flags.target)
-    engine = find(flags.target)
+    watch = Watch(str(find(flags.target).number("pid")))
     try:
-        with _opened(engine) as statistics:
-            seen = state(statistics, here=engine.here)
-            _rest(_SAMPLE)
-            while True:
-                seen = state(statistics, here=engine.here, since=seen)
-                if flags.json:
-                    print(json.dumps(seen))
-                else:
-                    _print_state(seen, redrawn=sys.stdout.isatty() and not flags.once)
-                if flags.once or flags.json:
-                    return Exit.DONE
-                _rest(_REFRESH)
-                if not any(each.run == engine.run for each in engines()):
-                    print("the engine has ended")
-                    return Exit.DONE
-    except (Gone, ForeignLayout) as error:
-        raise Refused(str(error), Exit.FAILED) from None
+        _look(watch)
+        _rest(_SAMPLE)
+        while not (seen := _look(watch)).ended:
+            if flags.json:
+                print(json.dumps(seen.state))
+            else:
+                _print_state(seen, redrawn=sys.stdout.isatty() and not once)
+            if once:
+                return Exit.DONE
+            _rest(_REFRESH)
+    finally:
+        watch.close()
+    print("the engine has ended")
+    return Exit.FAILED if once else Exit.DONE
 
 
-def _print_state(seen: dict[str, Any], *, redrawn: bool) -> None:
+def _look(watch: Watch) -> Seen:
+    seen = watch.look()
+    if seen.state is None:
+        raise Refused(seen.why, Exit.FAILED)
+    return seen
+
+
+def _print_state(seen: Seen, *, redrawn: bool) -> None:
+    assert seen.state is not None
     # Without a terminal: as wide as a mail or a ticket shows it.
     size = shutil.get_terminal_size((119, 0))
-    text = state_text(seen, size.columns, size.lines if redrawn else 0)
-    print(f"{_CLEAR if redrawn else ''}{text}", flush=True)
-
-
-def _has_textual(console: Console) -> bool:
-    if importlib.util.find_spec("textual") is not None:
-        return True
-    console.say("with pip install 'sqspipes_mp[top]' this view takes keys and orders")
-    return False
+    text = state_text(seen.state, size.columns, size.lines - 1 if redrawn else 0)
+    print(f"{_CLEAR}{text}\n{_EXTRA}" if redrawn else text, end="" if redrawn else "\n", flush=True)
 
 
 def _live(target: str | None) -> Exit:
     """Show the live view, which waits for an engine where none runs yet."""
     from sqspipes_mp.cli.top.app import Top  # noqa: PLC0415  (an extra, which takes long to load)
-    from sqspipes_mp.cli.top.watch import Watch  # noqa: PLC0415
 
     if engines():
         find(target)

@@ -6,6 +6,7 @@ The event loop draws. Threads look at the engine and send orders, since a superv
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -35,7 +36,7 @@ _NOTES = 4
 #: Lines of a terminal below which the notes are left out.
 _LOW = 14
 _TONES = {"": "", "warn": "yellow", "bad": "bold red", "dim": "dim"}
-_KEYS = "s stack  p pause  +- workers  c cancel  S stop  ? help  q quit"
+_KEYS = ("s stack", "p pause", "+- workers", "c cancel", "S stop", "? help", "q quit")
 _HELP = (
     ("up down, tab", "choose a stage or a worker"),
     ("s", "where the chosen worker is, or all of the chosen stage"),
@@ -56,7 +57,11 @@ class Rows(DataTable[Text]):
         self._placed: list[Placed] = []
         self._names: list[str] = []
         self._shown: dict[str, list[Text]] = {}
+        #: The rows as they are shown, by their names.
         self.values: dict[str, Values] = {}
+        #: The tables that the cursor goes on to.
+        self.above: Rows | None = None
+        self.below: Rows | None = None
 
     @property
     def chosen(self) -> Values | None:
@@ -69,7 +74,10 @@ class Rows(DataTable[Text]):
         placed = self._fit.place(rows, width, gap)
         names = [self._name_of(row) for row in rows]
         self.values = dict(zip(names, rows, strict=True))
-        shown = {name: [_drawn(each, row, gap) for each in placed] for name, row in self.values.items()}
+        shown = {
+            name: [_drawn(each, row, gap * (each is not placed[-1])) for each in placed]
+            for name, row in self.values.items()
+        }
         if placed == self._placed and names == self._names:
             for row, name in enumerate(names):
                 for column, (old, new) in enumerate(zip(self._shown[name], shown[name], strict=True)):
@@ -85,8 +93,9 @@ class Rows(DataTable[Text]):
         self.clear(columns=placed != self._placed)
         if placed != self._placed:
             for each in placed:
-                head = Text(each.pad(each.column.head) + " " * gap, style="dim")
-                self.add_column(head, width=each.width + gap, key=each.column.head)
+                space = gap * (each is not placed[-1])
+                head = Text(each.pad(each.column.head) + " " * space, style="dim")
+                self.add_column(head, width=each.width + space, key=each.column.head)
         for name in names:
             self.add_row(*shown[name], key=name)
         self._placed, self._names = placed, names
@@ -95,16 +104,28 @@ class Rows(DataTable[Text]):
         self.scroll_to(y=scrolled, animate=False)
 
     def action_cursor_down(self) -> None:
-        if self.cursor_row >= len(self._names) - 1:
-            self.screen.focus_next(Rows)
+        if self.below is not None and self.cursor_row >= len(self._names) - 1:
+            self.below.enter(0)
         else:
             super().action_cursor_down()
 
     def action_cursor_up(self) -> None:
-        if self.cursor_row <= 0:
-            self.screen.focus_previous(Rows)
+        if self.above is not None and self.cursor_row <= 0:
+            self.above.enter(len(self.above.values) - 1)
         else:
             super().action_cursor_up()
+
+    def on_focus(self) -> None:
+        self.cursor_foreground_priority = "css"
+
+    def on_blur(self) -> None:
+        # The row that is not the cursor any more keeps its cells' tones.
+        self.cursor_foreground_priority = "renderable"
+
+    def enter(self, row: int) -> None:
+        """Take the cursor."""
+        self.focus()
+        self.move_cursor(row=row, animate=False)
 
 
 class Top(App[None]):
@@ -123,13 +144,16 @@ class Top(App[None]):
         Binding("question_mark,h", "help"),
     ]
     CSS = """
+    Screen { overflow: hidden; }
     #head { height: auto; max-height: 3; }
+    #head, #keys { text-wrap: nowrap; text-overflow: ellipsis; }
     #stages { height: auto; max-height: 40%; margin-top: 1; }
-    #workers { height: 1fr; min-height: 3; margin-top: 1; scrollbar-size-vertical: 1; }
+    #workers { height: 1fr; min-height: 3; margin-top: 1; }
     #notes { height: auto; max-height: 30%; margin-top: 1; }
     #answer { height: auto; max-height: 3; }
-    #keys { height: 1; }
-    Rows { scrollbar-size-horizontal: 0; overflow-x: hidden; }
+    #keys { height: 1; dock: bottom; }
+    Rows { scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0; overflow-x: hidden; }
+    Rows > .datatable--header { background: ansi_default; color: ansi_default; text-style: bold; }
     """
 
     def __init__(self, watch: Watch) -> None:
@@ -143,11 +167,14 @@ class Top(App[None]):
         yield Rows(WORKERS, worker_name, "workers")
         yield Static(id="notes")
         yield Static(id="answer")
-        yield Static(Text(_KEYS, style="dim", no_wrap=True, overflow="ellipsis"), id="keys")
+        yield Static(id="keys")
 
     def on_mount(self) -> None:
         self.theme = "ansi-dark"
-        self.query_one("#workers").focus()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit)
+        stages, workers = self._rows("#stages"), self._rows("#workers")
+        stages.below, workers.above = workers, stages
+        workers.focus()
         self.run_worker(self._look_again_and_again())
 
     def on_resize(self, _event: events.Resize) -> None:
@@ -173,7 +200,7 @@ class Top(App[None]):
             parts.append((one_line(seen.why), "yellow"))
         if not parts:
             parts = [("looking for an engine", "dim")]
-        self._put("#head", Text("\n", no_wrap=True, overflow="ellipsis").join(Text(*part) for part in parts))
+        self._put("#head", Text("\n").join(Text(*part) for part in parts))
         # A column is the scrollbar's.
         width = self.size.width - 1
         self._rows("#stages").show(state["stages"] if state is not None else (), width)
@@ -182,6 +209,8 @@ class Top(App[None]):
         more = [("dim", f"and {len(told) - _NOTES} more")] if len(told) > _NOTES else []
         self.query_one("#notes").display = bool(told) and self.size.height >= _LOW
         self._put("#notes", Text("\n").join(Text(text, _TONES[tone]) for tone, text in told[:_NOTES] + more))
+
+        self._put("#keys", Text(("  " if width >= 80 else " ").join(_KEYS), style="dim"))
 
     def _put(self, name: str, text: Text) -> None:
         self.screen_stack[0].query_one(name, Static).update(text)

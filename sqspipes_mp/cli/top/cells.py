@@ -90,17 +90,21 @@ def width_of(shown: str) -> int:
     return sum(_width(char) for char in shown)
 
 
-def cut(shown: str, width: int) -> str:
-    """Return a text in at most ``width`` columns of a terminal; one that is cut ends in "…"."""
+def cut(shown: str, width: int, tail: int = 0) -> str:
+    """Return a text in at most ``width`` columns of a terminal, "…" where it is cut; its ``tail`` last ones stay."""
     if width_of(shown) <= width:
         return shown
-    kept, left = "", width - 1
+    end = shown[-tail:] if tail else ""
+    room = width - width_of(end) - 1
+    if room < 0:
+        return cut(shown, width) if tail else ""
+    kept = ""
     for char in shown:
-        left -= _width(char)
-        if left < 0:
+        room -= _width(char)
+        if room < 0:
             break
         kept += char
-    return f"{kept}…" if width > 0 else ""
+    return f"{kept}…{end}"
 
 
 def _width(char: str) -> int:

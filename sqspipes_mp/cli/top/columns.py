@@ -30,6 +30,8 @@ class Column:
     rank: int
     #: Least width of a text, which may be cut; 0: a number.
     least: int = 0
+    #: Characters at a text's end that a cut leaves, a worker's number say.
+    tail: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Placed:
     def pad(self, shown: str) -> str:
         """Return a text in exactly this width: texts to the left, numbers to the right."""
         if self.column.least:
-            shown = cells.cut(shown, self.width)
+            shown = cells.cut(shown, self.width, self.column.tail)
         space = " " * max(0, self.width - cells.width_of(shown))
         return f"{shown}{space}" if self.column.least else f"{space}{shown}"
 
@@ -138,7 +140,7 @@ def _cell(make: Callable[..., Cell], key: str, *inner: str, tone: str = "") -> C
 
 
 STAGES = (
-    Column("stage", lambda stage: cells.text(stage["name"]), 0, least=8),
+    Column("stage", lambda stage: cells.text(stage["name"]), 0, least=8, tail=3),
     Column("workers", _workers, 1),
     Column("running", _cell(cells.number, "running"), 9),
     Column("waiting", _cell(cells.number, "waiting"), 2),
@@ -207,15 +209,15 @@ def _age(worker: Values) -> Cell:
 _short_age = _cell(cells.time, "call_age")
 
 WORKERS = (
-    Column("worker", lambda worker: cells.text(worker_name(worker)), 0, least=8),
+    Column("worker", lambda worker: cells.text(worker_name(worker)), 0, least=8, tail=5),
     Column("pid", lambda worker: Cell(str(worker["pid"] or "-")), 5),
     Column("state", _state, 1, least=7),
     Column("for", _age, 2),
-    Column("done%", _fraction, 3),
+    Column("call%", _fraction, 3),
     Column("memory", _cell(cells.memory, "memory"), 6),
     Column("cpu", _cell(cells.share, "cpu"), 7),
     Column("done", _cell(cells.number, "done"), 9),
     Column("restarts", _cell(cells.number, "restarts", tone="warn"), 8),
-    Column("message", _call, 4, least=_ID),
+    Column("message", _call, 4, least=_ID, tail=5),
     Column("progress", _telling, 10, least=8),
 )

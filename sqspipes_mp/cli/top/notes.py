@@ -11,6 +11,9 @@ from sqspipes_mp.messages.plain import one_line
 
 Values = Mapping[str, Any]
 
+#: Busy share from which a stage is short of workers.
+_SHORT = 0.8
+
 
 def notes(state: Values, *, keys: bool) -> list[tuple[str, str]]:
     """Return (tone, sentence) pairs on a state, the gravest first; ``keys``: whether a cure may be a key of ``top``."""
@@ -54,11 +57,13 @@ def _failures(state: Values, stage: Values, _keys: bool) -> Iterator[tuple[str, 
     dead = max(stage["dead_letters"] or 0, stage["dead_lettered"])
     told = []
     if stage["failed"]:
-        of = stage["failed"] + stage["done"]
-        told.append(f"{stage['failed']:,} of {of:,} calls failed ({reasons}), {stage['retried']:,} were tried again")
+        again = f", {stage['retried']:,} were tried again" if stage["retried"] else ""
+        told.append(f"{stage['failed']:,} of {stage['failed'] + stage['done']:,} calls failed ({reasons}){again}")
     if dead:
         target = one_line(state["engine"]["target"] or "MODULE:ENGINE")
-        told.append(f"{dead:,} dead letters: sqspipes-mp dead list {target} --stage {stage['name']}")
+        told.append(
+            f"{dead:,} dead letter{'s' if dead > 1 else ''}: sqspipes-mp dead list {target} --stage {stage['name']}"
+        )
     if told:
         yield "bad", f"{stage['name']}: {'; '.join(told)}{'' if dead else ': the log says why'}"
 
@@ -70,7 +75,11 @@ def _paused(_state: Values, stage: Values, keys: bool) -> Iterator[tuple[str, st
 
 
 def _bottleneck(_state: Values, stage: Values, keys: bool) -> Iterator[tuple[str, str]]:
-    if stage["bottleneck"] and not stage["paused"]:
-        waiting = "" if stage["waiting"] is None else f", {stage['waiting']:,} wait"
-        cure = "+ gives it a worker" if keys else f"sqspipes-mp scale {stage['name']}={stage['wanted'] + 1}"
-        yield "warn", f"{stage['name']} is the bottleneck ({stage['busy']:.0%} busy{waiting}): {cure}"
+    if not stage["bottleneck"] or stage["busy"] < _SHORT:
+        return
+    if not stage["waiting"]:
+        # More of a generator there cannot be, and a queue that is empty needs no more workers.
+        yield "", f"{stage['name']} is the bottleneck ({stage['busy']:.0%} busy): the other stages wait for it"
+        return
+    cure = "+ gives it a worker" if keys else f"sqspipes-mp scale {stage['name']}={stage['wanted'] + 1}"
+    yield "warn", f"{stage['name']} is the bottleneck ({stage['busy']:.0%} busy, {stage['waiting']:,} wait): {cure}"

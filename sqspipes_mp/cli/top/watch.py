@@ -77,7 +77,8 @@ class Watch:
             # The next run of the same pipeline, by whatever name the first one was meant.
             meant = [each for each in alive if each.text("domain") == self._domain] or meant
         if not meant:
-            return f"waiting for an engine{f' {self._target}' if self._target else ''}"
+            name = self._domain or self._target
+            return f"waiting for {f'a run of {name}' if name else 'an engine'} to begin here"
         if len(meant) > 1 and not self._domain:
             return "several engines run here: name one by its domain or pid (sqspipes-mp ps)"
         try:

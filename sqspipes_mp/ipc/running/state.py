@@ -324,9 +324,12 @@ def _cpu_share(one: Mapping[str, Any], old: Mapping[str, Any] | None, seconds: f
 
 
 def _mark_bottleneck(stages: list[dict[str, Any]]) -> None:
-    """Mark the busiest of the stages that work is waiting for, where it is busy most of the time."""
+    """Mark the busiest of the stages that work is waiting for, where it is busy most of the time.
+
+    A stage whose waiting messages are not counted, a source say, is marked only where none of the others is.
+    """
     for stage in stages:
         stage["bottleneck"] = False
     busy = [stage for stage in stages if (stage["busy"] or 0.0) >= 0.5 and stage["waiting"] != 0]
     if busy:
-        max(busy, key=lambda stage: stage["busy"])["bottleneck"] = True
+        max(busy, key=lambda stage: (stage["waiting"] is not None, stage["busy"]))["bottleneck"] = True

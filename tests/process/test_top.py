@@ -1,0 +1,270 @@
+"""``top``, live: what a person sees of another program's engine, and does to it.
+
+Textual's pilot does what a person would; a few tests have a real pseudo-terminal.
+"""
+
+import asyncio
+import fcntl
+import html
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.gates import ROOT, Gate, Log
+
+pytest.importorskip("textual", reason="the extra 'top' is not installed")
+
+from sqspipes_mp.cli.top import app as live
+from sqspipes_mp.cli.top.app import Top
+from sqspipes_mp.cli.top.watch import Watch
+
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
+
+#: Guards against a deadlock only, seconds.
+PATIENCE = float(os.environ.get("PAT", "90"))
+
+PIPE = """
+import sys
+from sqspipes_mp import Engine, SQLite, Task, current_message
+from tests.gates import Gate, Log
+gate, log = Gate(sys.argv[-2]), Log(sys.argv[-1])
+
+def work(value):
+    current_message().progress(0.25, "\\x1b[31m[bold]quarter of \\u202e" + value)
+    log.note(value)
+    if value == "bad":
+        raise ValueError(value)
+    gate.wait()
+
+engine = Engine([Task(work, input=True, workers=2, max_attempts=1)], domain="shop", broker=SQLite("w.db"),
+                on_error="retry")
+
+if __name__ == "__main__":
+    engine.put_many(sys.argv[1].split(","))
+    engine.run()
+"""
+
+
+@pytest.fixture(autouse=True)
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQSPIPES_RUN_DIR", str(tmp_path / "registry"))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(live, "_REFRESH", 0.05)
+
+
+@contextmanager
+def running(folder: Path, gate: Gate, log: Log, values: str) -> Iterator["subprocess.Popen[bytes]"]:
+    (folder / "words.py").write_text(PIPE)
+    with ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "words.py", values, gate.path, log.path],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        stack.callback(process.kill)
+        log.wait_for(values.count(",") + 1)
+        yield process
+
+
+def screen(pilot: "Pilot[None]") -> str:
+    """Return the text that is shown, without its line ends."""
+    drawn = pilot.app.export_screenshot().partition("</defs>")[2]
+    return html.unescape(re.sub(r"<[^>]*>", "", drawn)).replace("\xa0", " ")
+
+
+async def shows(pilot: "Pilot[None]", *texts: str) -> None:
+    until = time.monotonic() + PATIENCE
+    while any(text not in screen(pilot) for text in texts):
+        assert time.monotonic() < until, f"{texts} is not on the screen: {screen(pilot)}"
+        await asyncio.sleep(0.05)
+
+
+def piloted(does: Callable[["Pilot[None]"], Coroutine[Any, Any, None]], width: int = 80, height: int = 30) -> None:
+    """Run ``top`` without a terminal, and do something with it."""
+    watch = Watch(None)
+
+    async def run() -> None:
+        async with Top(watch).run_test(size=(width, height)) as pilot:
+            await does(pilot)
+
+    asyncio.run(run())
+    watch.close()
+
+
+def test_a_person_sees_the_engine_and_gives_orders(tmp_path: Path, gate: Gate, log: Log) -> None:
+    async def does(pilot: "Pilot[None]") -> None:
+        await shows(pilot, "shop on SQLite", "every stage is ready", "2/2", "25%", "work[1]", "1 dead letter")
+        # Texts of a message are text, neither markup nor a terminal's orders.
+        await pilot.resize_terminal(140, 30)
+        await shows(pilot, r"\x1b[31m[bold]quarter of \u202e")
+        await pilot.press("p")
+        await shows(pilot, "work paused: this engine", "work is paused: p has it go on")
+        await pilot.press("p")
+        await shows(pilot, "work goes on: this engine")
+        await pilot.press("plus")
+        await shows(pilot, "work: 3 workers: this engine", "3/3")
+        await pilot.press("minus")
+        await shows(pilot, "work: 2 workers: this engine", "2/2")
+        await pilot.press("s")
+        await shows(pilot, "gate.wait()", "work[0] (pid ")
+        await pilot.press("q", "question_mark")
+        await shows(pilot, "share of the workers")
+        await pilot.press("escape", "down")
+        # Nothing but y is a yes.
+        await pilot.press("c")
+        await shows(pilot, "Cancel the call of work[1]")
+        await pilot.press("enter", "up", "c")
+        await shows(pilot, "Cancel the call of work[0]")
+        await pilot.press("y")
+        await shows(pilot, "cancelled: this engine", "2 dead letters")
+        await pilot.press("up", "S")
+        await shows(pilot, "Stop shop (pid ")
+        await pilot.press("n")
+        assert process.poll() is None
+        await pilot.press("S", "y")
+        await shows(pilot, "stopping: this engine")
+        gate.open()
+        await shows(pilot, "HAS ENDED", "waiting for a run of shop")
+
+    with running(tmp_path, gate, log, "bad,one,two") as process:
+        piloted(does)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_run_begins_while_somebody_watches_ends_and_the_next_one_is_shown(
+    tmp_path: Path, gate: Gate, log: Log
+) -> None:
+    async def does(pilot: "Pilot[None]") -> None:
+        await shows(pilot, "waiting for an engine to begin here")
+        await pilot.press("s", "p", "plus", "c", "S", "down", "up", "up")
+        await shows(pilot, "no engine runs")
+        for values in ("one,two", "three,four"):
+            with running(tmp_path, gate, log, values) as process:
+                await shows(pilot, f"pid {process.pid}, up", "25%")
+                process.kill()
+                await shows(pilot, f"pid {process.pid} HAS ENDED", "waiting for a run of shop")
+            os.truncate(log.path, 0)
+        await pilot.press("q")
+
+    piloted(does, 60, 24)
+
+
+def test_a_supervisor_that_stands_still_is_shown_and_does_not_stop_the_screen(
+    tmp_path: Path, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqspipes_mp.ipc.running.asking.PATIENCE", 0.2)
+
+    async def does(pilot: "Pilot[None]") -> None:
+        await shows(pilot, "work[1]")
+        process.send_signal(signal.SIGSTOP)
+        await pilot.press("p", "question_mark")
+        await shows(pilot, "share of the workers")
+
+    with running(tmp_path, gate, log, "one,two") as process:
+        try:
+            piloted(does)
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+
+# -- a real pseudo-terminal -------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A program in a pseudo-terminal."""
+
+    def __init__(self, code: str, columns: int = 80, lines: int = 24) -> None:
+        self.master, self.slave = pty.openpty()
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.before = termios.tcgetattr(self.slave)
+        self.out = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True,
+        )  # fmt: skip
+
+    def read_until(self, text: bytes) -> None:
+        until = time.monotonic() + PATIENCE
+        while text not in self.out:
+            assert time.monotonic() < until, self.out
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.out += os.read(self.master, 1 << 16)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.master, keys)
+
+    def end(self) -> int:
+        """Return the exit code, once the program has ended and left the terminal as it was."""
+        until = time.monotonic() + PATIENCE
+        while (code := self.process.poll()) is None:
+            assert time.monotonic() < until, self.out
+            if select.select([self.master], [], [], 0.05)[0]:
+                self.out += os.read(self.master, 1 << 16)
+        assert termios.tcgetattr(self.slave) == self.before
+        return code
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+TOP = "import sys; from sqspipes_mp.cli.main import main; sys.exit(main(['top', *sys.argv[1:]]))"
+
+
+@contextmanager
+def terminal(code: str) -> Iterator[Terminal]:
+    made = Terminal(code)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("leave", ["q", "ctrl-c", "SIGTERM"])
+def test_a_real_terminal_is_left_as_it_was(leave: str, tmp_path: Path, gate: Gate, log: Log) -> None:
+    with ExitStack() as stack:
+        if leave == "q":
+            stack.enter_context(running(tmp_path, gate, log, "one,two"))
+        top = stack.enter_context(terminal(TOP))
+        top.read_until(b"work[1]" if leave == "q" else b"waiting for")
+        if leave == "SIGTERM":
+            top.process.send_signal(signal.SIGTERM)
+        else:
+            top.type(b"q" if leave == "q" else b"\x03")
+        assert top.end() == 0
+        top.read_until(b"\x1b[?1049l")
+        assert b"Traceback" not in top.out
+
+
+def test_without_textual_it_is_plain_text_that_is_drawn_again(tmp_path: Path, gate: Gate, log: Log) -> None:
+    with (
+        running(tmp_path, gate, log, "one,two") as process,
+        terminal(f"import sys; sys.modules['textual'] = None; {TOP}") as top,
+    ):
+        top.read_until(b"pip install 'sqspipes_mp[top]'")
+        top.out = top.out[-20:]
+        top.read_until(b"\x1b[H\x1b[J")
+        gate.open()
+        process.send_signal(signal.SIGTERM)
+        top.read_until(b"the engine has ended")
+        assert top.end() == 0
