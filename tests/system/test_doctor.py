@@ -23,14 +23,15 @@ from sqspipes_mp.cli.doctor import cost
 from sqspipes_mp.cli.doctor.command import diagnose
 from sqspipes_mp.cli.doctor.facts import Facts, Machine, Place
 from sqspipes_mp.cli.doctor.findings import Level
-from sqspipes_mp.cli.doctor.gather import gather, machine, place_of
+from sqspipes_mp.cli.doctor.gather import gather, machine, place_of, running
 from sqspipes_mp.cli.main import main
 from sqspipes_mp.engine import plan_run
 from standin import StandIn
 from standin.asking import connect
 from standin.brokers import sqs_at
-from tests.gates import ROOT, Background, drain, engine_at, eventually
+from tests.gates import ROOT, Background, engine_at, eventually
 
+UNSHARE = shutil.which("unshare") or ""
 GIB = 1 << 30
 #: A machine without trouble.
 SOUND = Machine(
@@ -54,6 +55,11 @@ def waits(value: object) -> object:
 
 def refuses(value: object) -> object:
     raise Reject(f"not {value}")
+
+
+def finish(engine: Engine) -> None:
+    engine.run(until="drained", idle=0.0)
+    engine.close()
 
 
 def plan_of(engine: Engine, **options: Any) -> Any:
@@ -124,7 +130,7 @@ def test_it_is_silent_where_all_is_well(db: Path) -> None:
     assert troubles(facts_of(engine)) == {}
     assert not db.exists()
     engine.put(1)
-    drain(engine)
+    finish(engine)
     assert troubles(facts_of(engine)) == {}
 
 
@@ -151,8 +157,8 @@ def test_it_changes_no_file(cli: Cli) -> None:
 
 def test_a_full_disk_in_memory(cli: Cli) -> None:
     """In a mount namespace of its own, where the file is on a tmpfs of one MiB."""
-    if shutil.which("unshare") is None or subprocess.run(
-        ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    if not UNSHARE or subprocess.run(
+        [UNSHARE, "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
     ).returncode:  # fmt: skip
         pytest.skip("no file system can be mounted here")
     target = cli.write(
@@ -160,7 +166,7 @@ def test_a_full_disk_in_memory(cli: Cli) -> None:
     )
     script = f"mount -t tmpfs -o size=1m none /mnt && exec {sys.executable} -m sqspipes_mp doctor --json {target}"
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script],
+        [UNSHARE, "-rm", "sh", "-c", script],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT},
     )  # fmt: skip
     levels = {one["check"]: one["level"] for one in json.loads(done.stdout)["findings"]}
@@ -169,7 +175,7 @@ def test_a_full_disk_in_memory(cli: Cli) -> None:
 
 def test_a_disk_without_room_for_files(db: Path) -> None:
     place = Place(folder="/q", kind="ext4", free=10 * GIB, free_files=0)
-    assert troubles(facts_of(engine_at(db, [work]), place=place)) == {"disk": "fail"}
+    assert troubles(facts_of(engine_at(db, [Task(work, input=True)]), place=place)) == {"disk": "fail"}
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
@@ -178,11 +184,14 @@ def test_a_network_file_system(db: Path, kind: str) -> None:
     mounts = f"1 0 0:1 / / rw - ext4 /dev/sda rw\n2 1 0:2 / {folder} rw - {kind} host:/export rw\n"
     found = place_of(str(db.parent), {"/proc/self/mountinfo": mounts}.get)
     assert found.kind == kind
-    assert troubles(facts_of(engine_at(db, [work]), place=replace(found, free=10 * GIB)))["file"] == "fail"
+    assert (
+        troubles(facts_of(engine_at(db, [Task(work, input=True)]), place=replace(found, free=10 * GIB)))["file"]
+        == "fail"
+    )
 
 
 def test_a_temporary_file() -> None:
-    assert troubles(facts_of(Engine([work], domain="t", broker=SQLite()))) == {"file": "warn"}
+    assert troubles(facts_of(Engine([Task(work, input=True)], domain="t", broker=SQLite()))) == {"file": "warn"}
 
 
 def test_a_lambda_under_forkserver(cli: Cli) -> None:
@@ -207,7 +216,10 @@ def test_threads_that_the_import_starts(cli: Cli) -> None:
 
 def test_a_system_without_fork(db: Path) -> None:
     other = replace(SOUND, system="darwin", unloadable="PicklingError: a lambda")
-    assert troubles(facts_of(engine_at(db, [work]), machine=other)) == {"python": "warn", "start method": "fail"}
+    assert troubles(facts_of(engine_at(db, [Task(work, input=True)]), machine=other)) == {
+        "python": "warn",
+        "start method": "fail",
+    }
 
 
 def cgroups(**files: str) -> Callable[[str], str | None]:
@@ -286,15 +298,15 @@ def pipeline(sqs: StandIn, *tasks: Any, **settings: Any) -> Engine:
 def test_sqs_is_only_asked(sqs: StandIn) -> None:
     engine = pipeline(sqs)
     assert troubles(facts_of(engine)) == {}
-    assert set(sqs.ledger()["operations"]) == {"GetQueueUrl"}
+    assert set(sqs.ledger()["requests"]) == {"GetQueueUrl"}
     engine.put(1)
-    drain(engine)
+    finish(engine)
     sqs._ask("reset", {})
     found = facts_of(engine)
     assert troubles(found) == {}
     assert "testing" not in repr(found.examined)
     assert found.examined.credentials == "explicit"
-    assert set(sqs.ledger()["operations"]) <= {"GetQueueUrl", "GetQueueAttributes"}
+    assert set(sqs.ledger()["requests"]) <= {"GetQueueUrl", "GetQueueAttributes"}
 
 
 def test_a_clock_that_is_off(sqs: StandIn) -> None:
@@ -342,7 +354,6 @@ def test_missing_queues_that_are_not_to_be_created(sqs: StandIn) -> None:
 
 
 def test_refused_credentials_and_none(sqs: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    sqs.plan("GetQueueUrl", "denied") if False else None
     sqs.keys(key="another")
     try:
         refused = facts_of(pipeline(sqs))
@@ -354,9 +365,9 @@ def test_refused_credentials_and_none(sqs: StandIn, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
-    none = Engine([work], domain="t", broker=f"sqs://us-east-1?endpoint_url={sqs.url}")
+    none = Engine([Task(work, input=True)], domain="t", broker=f"sqs://us-east-1?endpoint_url={sqs.url}")
     assert troubles(facts_of(none)) == {"queue service": "fail"}
-    nowhere = Engine([work], domain="t", broker="sqs://")
+    nowhere = Engine([Task(work, input=True)], domain="t", broker="sqs://")
     assert troubles(facts_of(nowhere)) == {"queue service": "fail"}
 
 
@@ -371,8 +382,7 @@ def test_dead_letters_that_wait(cli: Cli) -> None:
     target = cli.write('engine = Engine([Task(len, name="refuses", input=True)], domain="t", broker="sqlite:///t.db")')
     engine = engine_at(cli.folder / "t.db", [Task(refuses, input=True)])
     engine.put(1)
-    drain(engine)
-    engine.close()
+    finish(engine)
     assert cli.found(target)["dead letters"] == "warn"
 
 
@@ -382,18 +392,17 @@ def test_dead_letters_that_wait(cli: Cli) -> None:
 def test_a_stage_whose_calls_wait_would_gain_from_threads(db: Path) -> None:
     engine = engine_at(db, [Task(waits, input=True)])
     engine.put_many(list(range(25)))
-    with Background(engine.run) as background:
-        eventually(lambda: engine.stats().stages[0].visible == 0 and _done(engine) >= 25, "all calls are done")
+    with Background(engine):
+        eventually(lambda: _done() >= 25, "all calls are done")
         found = facts_of(engine)
         engine.stop()
-        background.join()
     told = {one.check: one for one in diagnose(found) if one.level is not Level.OK}
     assert set(told) == {"threads"}
     assert "threads=" in told["threads"].cure
 
 
-def _done(engine: Engine) -> int:
-    state = gather("", plan_of(engine), engine.broker).state
+def _done() -> int:
+    state = running("t")
     return 0 if state is None else int(state["stages"][0]["done"])
 
 
@@ -458,7 +467,7 @@ def test_the_policy_is_exactly_what_a_run_asks_for(cli: Cli, sqs: StandIn) -> No
     )
     code, text = cli.ask(target, "--iam")
     assert code == 0
-    assert not sqs.ledger()["operations"]
+    assert not sqs.ledger()["requests"]
     every = {"t--input", "t-first", "t-first--dead", "t-second--dead"}
     rights = granted(text)
     assert rights["sqs:GetQueueUrl"] == rights["sqs:GetQueueAttributes"] == every
@@ -471,9 +480,8 @@ def test_the_policy_is_exactly_what_a_run_asks_for(cli: Cli, sqs: StandIn) -> No
 
     engine = pipeline(sqs, Task(work, input=True), Task(refuses))
     engine.put(1)
-    drain(engine)
-    engine.close()
-    used = {f"sqs:{name.removesuffix('Batch')}" for name in sqs.ledger()["operations"]}
+    finish(engine)
+    used = {f"sqs:{name.removesuffix('Batch')}" for name in sqs.ledger()["requests"]}
     assert used <= set(made)
 
 

@@ -97,9 +97,10 @@ def as_text(cost: Cost) -> str:
         if cost.measured
         else f"assumed: no engine of this pipeline that has done {_LEAST_DONE:,} messages runs here"
     )
+    hops, million = cost.hops, cost.requests_per_million
     lines = [
         f"requests per message and hop: {cost.per_hop:.2f} ({how})",
-        f"1,000,000 messages, {cost.hops} hops: {cost.requests_per_million:,.0f} requests, {cost.usd_per_million:,.2f} USD",
+        f"1,000,000 messages, {hops} hops: {million:,.0f} requests, {cost.usd_per_million:.2f} USD",
         f"workers that are always idle: {cost.usd_idle_month:,.2f} USD a month at most",
     ]
     if cost.empty is not None:
