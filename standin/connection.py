@@ -129,7 +129,8 @@ class Connection(asyncio.Protocol):
         number = self._service.count(call.operation)
         number.bytes_out += len(body)
         head = (
-            f"HTTP/1.1 {first}\r\nx-amzn-RequestId: r-{number.requests}\r\n{_JSON}Content-Length: {len(body)}\r\n\r\n"
+            f"HTTP/1.1 {first}\r\nx-amzn-RequestId: r-{number.requests}\r\nDate: {self._service.clock.date()}\r\n"
+            f"{_JSON}Content-Length: {len(body)}\r\n\r\n"
         )
         data = head.encode() + body
         if call.fate.delay:

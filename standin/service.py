@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from random import Random
 from typing import Any
 
@@ -35,6 +36,10 @@ class LoopClock:
 
     def now_ms(self) -> int:
         return int((time.time() + self.offset) * 1000)
+
+    def date(self) -> str:
+        """Return the time as HTTP writes it."""
+        return formatdate(time.time() + self.offset, usegmt=True)
 
     def call_at(self, when: float, do: Callable[[], None]) -> Timer:
         return self.call_later(max(0.0, when - self.now()), do)

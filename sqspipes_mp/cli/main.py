@@ -15,6 +15,8 @@ from sqspipes_mp import __version__
 from sqspipes_mp.cli.console import NAME, Console, open_streams
 from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
 from sqspipes_mp.cli.demo import demo
+from sqspipes_mp.cli.doctor.command import EPILOG as DOCTOR_EPILOG
+from sqspipes_mp.cli.doctor.command import add_flags, doctor
 from sqspipes_mp.cli.exits import Exit, Stopped, child_note, ending_of
 from sqspipes_mp.cli.look import ps, stack, stop, top
 from sqspipes_mp.cli.queues import delete, purge, status
@@ -165,6 +167,9 @@ def _parser() -> ArgumentParser:
         )
     )
     _add_looking(add)
+    one = add("doctor", doctor, "Tell what is wrong, or will be: machine, queues, rights, cost", DOCTOR_EPILOG)
+    add_flags(one)
+    _add_target(one)
     _add_demo(add("demo", demo, "Measure the standard library of this Python: a pipeline that ends by itself"))
     return parser
 

@@ -166,6 +166,11 @@ class _Chosen:
 _chosen = _Chosen()
 
 
+def descriptors_needed(workers: int) -> int:
+    """Return the descriptors that a supervisor opens for a run with so many workers."""
+    return _OTHERS + _PER_WORKER * workers
+
+
 def _check_descriptors(plan: RunPlan) -> None:
     """Raise ``ConfigError`` where a run needs more descriptors than this process may have.
 
@@ -176,7 +181,7 @@ def _check_descriptors(plan: RunPlan) -> None:
         return
     opened, most = found
     count = sum(plan.workers.values())
-    needed = opened + _OTHERS + _PER_WORKER * count
+    needed = opened + descriptors_needed(count)
     if needed > most:
         room = max(0, (most - opened - _OTHERS) // _PER_WORKER)
         raise ConfigError(

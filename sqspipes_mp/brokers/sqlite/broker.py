@@ -6,12 +6,15 @@ One file holds all queues of a pipeline on one machine, with SQS's semantics. ``
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqspipes_mp.brokers.base import Wallet
+from sqspipes_mp.brokers.base import QueueSpec, Wallet
+from sqspipes_mp.brokers.examined import Examined, ExaminedQueue
 from sqspipes_mp.brokers.sqlite import folders
 from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
+from sqspipes_mp.brokers.sqlite.examine import examine_file
 from sqspipes_mp.brokers.sqlite.file import make_file
 from sqspipes_mp.brokers.sqlite.session import layout_of
 from sqspipes_mp.errors import BrokerError, ConfigError
@@ -105,6 +108,17 @@ class SQLite:
         return SQLiteConnection(
             self.file, durable=not self.temporary, patience=patience, attended=attended, mode=self.mode
         )
+
+    def examine(self, queues: Sequence[QueueSpec]) -> Examined:
+        """Look at the file, and change nothing."""
+        if self.path is None:
+            return Examined(service="sqlite", queues=tuple(ExaminedQueue(spec=spec, exists=False) for spec in queues))
+        try:
+            self.check()
+        except ConfigError as error:
+            return Examined(service="sqlite", trouble=str(error))
+        assert self.file is not None
+        return examine_file(self.file, queues)
 
     def cleanup(self) -> None:
         """Remove a temporary file and its folder; the user's own file stays."""

@@ -6,28 +6,33 @@ the functions that need it: naming ``SQS`` must not cost the 110 ms of its impor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from sqspipes_mp.brokers.base import Wallet
+from sqspipes_mp.brokers.base import QueueSpec, Wallet
+from sqspipes_mp.brokers.examined import Examined
+from sqspipes_mp.brokers.rights import Use
 from sqspipes_mp.brokers.shown import shown
 from sqspipes_mp.brokers.sqs.calls import Calls, Clients
 from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.brokers.sqs.credentials import adopt, find_credentials, forbid_prompts, no_credentials, share
 from sqspipes_mp.brokers.sqs.entries import MAX_DELAY
+from sqspipes_mp.brokers.sqs.examine import PATIENCE, examine_queues, watch_clock
 from sqspipes_mp.brokers.sqs.faults import CallFailed, Kind, classify_error, no_keys, without_keys
 from sqspipes_mp.brokers.sqs.http import Lean, frozen
 from sqspipes_mp.brokers.sqs.http_fit import log_once, switched_off, target_of
+from sqspipes_mp.brokers.sqs.iam import make_policy
 from sqspipes_mp.brokers.sqs.queues import Making, Queues
 from sqspipes_mp.brokers.sqs.sockets import Sockets
-from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.errors import BrokerError, ConfigError
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 
 if TYPE_CHECKING:
@@ -168,6 +173,28 @@ class SQS:
         connection.settle = self._settle
         connection.purge_window = self._purge_window
         return connection
+
+    def examine(self, queues: Sequence[QueueSpec]) -> Examined:
+        """Ask SQS about itself and these queues, and change nothing."""
+        found = Examined(service="sqs", region=self.describe())
+        try:
+            self.check()
+            credentials = self._find(self._sessions()[0])
+            # The source that botocore tells of: "env", "iam-role", "assume-role", "sso" and others.
+            source = str(getattr(credentials, "method", "") or "SQS(session=)")
+            found = replace(found, region=self.describe(), credentials=source)
+            with contextlib.closing(self.open(patience=PATIENCE)) as connection:
+                ahead = watch_clock(connection._calls)
+                asked = examine_queues(connection._queues, queues)
+                return replace(found, queues=asked, clock_ahead=ahead())
+        except (ConfigError, BrokerError) as error:
+            return replace(found, trouble=str(error))
+
+    def policy(self, uses: Sequence[Use], *, create: bool) -> dict[str, Any]:
+        """Return the IAM policy of a run; makes no request. Raises ``ConfigError`` as ``check``."""
+        self.check()
+        region = self.region or self._found[0] or "*"
+        return make_policy(uses, region=region, create=create, tagged=bool(self.tags), kms_key=self.kms_key)
 
     @property
     def temporary(self) -> bool:

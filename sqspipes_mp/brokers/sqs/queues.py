@@ -38,7 +38,8 @@ NEW_QUEUE_WAIT = 1.0
 
 _DAY = 86_400
 
-_COUNTS = (
+#: The attributes that count a queue's messages.
+COUNTS = (
     "ApproximateNumberOfMessages",
     "ApproximateNumberOfMessagesNotVisible",
     "ApproximateNumberOfMessagesDelayed",
@@ -113,12 +114,12 @@ def differences(want: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
         if name == "RedrivePolicy":
             texts += _redrive_differences(value, actual)
         elif name == "MessageRetentionPeriod":
-            if actual is not None and _number(actual) < int(value):
-                texts.append(f"keeps messages {_number(actual) / _DAY:.3g} days, not {int(value) / _DAY:.3g}")
+            if actual is not None and whole_number(actual) < int(value):
+                texts.append(f"keeps messages {whole_number(actual) / _DAY:.3g} days, not {int(value) / _DAY:.3g}")
         elif actual != value:
             texts.append(f"{name} is {actual}, not {value}")
     size = found.get("MaximumMessageSize")
-    if size is not None and _number(size) < MAX_BYTES:
+    if size is not None and whole_number(size) < MAX_BYTES:
         texts.append(f"MaximumMessageSize is {size} bytes, not {MAX_BYTES}: larger messages are refused")
     return texts
 
@@ -132,7 +133,7 @@ def redrive_of(policy: str | None) -> dict[str, Any]:
     return {}
 
 
-def _number(value: object) -> int:
+def whole_number(value: object) -> int:
     """Return a number as SQS tells it; 0 where it is none."""
     text = str(value)
     return int(text) if text.isdecimal() and len(text) < 20 else 0
@@ -145,7 +146,7 @@ def _redrive_differences(want: str, found: str | None) -> list[str]:
     texts = []
     if theirs.get("deadLetterTargetArn") != ours["deadLetterTargetArn"]:
         texts.append(f"redrives to {theirs.get('deadLetterTargetArn')}, not {ours['deadLetterTargetArn']}")
-    count = _number(theirs.get("maxReceiveCount"))
+    count = whole_number(theirs.get("maxReceiveCount"))
     if count < ours["maxReceiveCount"]:
         texts.append(f"maxReceiveCount is {count}, not {ours['maxReceiveCount']}: SQS itself may dead-letter earlier")
     return texts
@@ -191,7 +192,7 @@ class Queues:
 
     def depth(self, queue: str) -> Depth:
         """Return the approximate numbers of a queue's messages. Raises ``QueueMissing``."""
-        params = {"QueueUrl": self.url(queue), "AttributeNames": list(_COUNTS)}
+        params = {"QueueUrl": self.url(queue), "AttributeNames": list(COUNTS)}
         return self._calls("GetQueueAttributes", queue, params, _depth)
 
     def purge(self, queues: Iterable[str]) -> None:
@@ -249,7 +250,7 @@ class Queues:
     def _ensure(self, spec: QueueSpec, *, create: bool) -> bool:
         """Create or check one queue; tell whether it was created."""
         try:
-            found = self._attributes(spec.name)
+            found = self.attributes(spec.name)
         except QueueMissing:
             self._urls.pop(spec.name, None)
             if not spec.owned:
@@ -267,7 +268,7 @@ class Queues:
 
     def _create(self, spec: QueueSpec) -> bool:
         """Create a queue; tell whether it was created here, and not by somebody else at the same time."""
-        params: dict[str, object] = {"QueueName": spec.name, "Attributes": self._wanted(spec)}
+        params: dict[str, object] = {"QueueName": spec.name, "Attributes": self._complete(spec)}
         if self._making.tags:
             params["tags"] = dict(self._making.tags)
         result = self._calls.attempt("CreateQueue", spec.name, params, _url, boot=True)
@@ -277,22 +278,29 @@ class Queues:
         if result.kind is not Kind.EXISTS:
             raise self._calls.error(result, "CreateQueue", spec.name)
         # Somebody else has created the queue since, with other attributes.
-        self._compare(spec, self._attributes(spec.name))
+        self._compare(spec, self.attributes(spec.name))
         return False
 
-    def _wanted(self, spec: QueueSpec) -> dict[str, str]:
-        dead_arn = None if spec.dead is None else self._arn(spec.dead)
+    def wanted(self, spec: QueueSpec) -> dict[str, str]:
+        """Return the attributes that a queue is created with, without its redrive while its target is not known."""
+        dead_arn = None if spec.dead is None else self._arns.get(spec.dead)
         return wanted_attributes(
             spec, retention=self._making.retention, kms_key=self._making.kms_key, dead_arn=dead_arn
         )
 
+    def _complete(self, spec: QueueSpec) -> dict[str, str]:
+        """Return all attributes that a queue is created with; its dead-letter queue must be there."""
+        if spec.dead is not None:
+            self._arn(spec.dead)
+        return self.wanted(spec)
+
     def _compare(self, spec: QueueSpec, found: Mapping[str, str]) -> None:
         """Log a warning of the attributes in which an existing queue differs."""
-        texts = differences(self._wanted(spec), found)
+        texts = differences(self._complete(spec), found)
         if texts:
             log.warning("queue %s exists and is used as it is: %s%s", spec.name, "; ".join(texts), _suspicion(spec))
 
-    def _attributes(self, queue: str) -> dict[str, str]:
+    def attributes(self, queue: str) -> dict[str, str]:
         """Return a queue's attributes. Raises ``QueueMissing``."""
         url = self.find(queue, boot=True)
         if isinstance(url, Fault):
@@ -308,7 +316,7 @@ class Queues:
         failures = 0
         while queue not in self._arns:
             try:
-                self._attributes(queue)
+                self.attributes(queue)
             except QueueMissing:
                 failures += 1
                 if failures > 5:
@@ -326,7 +334,7 @@ def _url(reply: Mapping[str, Any]) -> str:
 
 def _depth(reply: Mapping[str, Any]) -> Depth:
     counts = reply.get("Attributes") or {}
-    visible, in_flight, delayed = (int(counts.get(name, 0)) for name in _COUNTS)
+    visible, in_flight, delayed = (int(counts.get(name, 0)) for name in COUNTS)
     return Depth(visible, in_flight, delayed)
 
 
@@ -337,7 +345,7 @@ def _attributes(reply: Mapping[str, Any]) -> dict[str, str]:
 def _warn_of_redrive(queue: str, found: Mapping[str, str]) -> None:
     """Log a warning where the redrive of a queue of others may take messages that were never begun."""
     policy = redrive_of(found.get("RedrivePolicy"))
-    count = _number(policy.get("maxReceiveCount"))
+    count = whole_number(policy.get("maxReceiveCount"))
     if 0 < count < FEW_RECEIVES:
         log.warning(
             "queue %s has a redrive policy of its own: after %d receives SQS moves a message to %s, and a receive "
