@@ -35,8 +35,13 @@ def _lines(parser: ArgumentParser) -> Iterator[str]:
             if "--help" not in action.option_strings:
                 yield from _option(action)
         remarks = (one.epilog or "").partition("exit codes:")[0].strip()
-        if remarks:
-            yield from ("::", "", *(f"    {line}" for line in remarks.splitlines()), "")
+        for remark in remarks.split("\n\n"):
+            lines = remark.splitlines()
+            yield from (
+                ("::", "", *(f"    {line}" for line in lines), "")
+                if lines[1:2] and lines[1][:2] == "  "
+                else (*lines, "")
+            )
 
 
 def _option(action: Action) -> Iterator[str]:

@@ -12,10 +12,8 @@ def parse(page):
 
 
 def store(row):
-    path, title = row
-    if not title:
+    if not row[1]:
         raise Retry(30)  # Try again later.
-    print(path, title)
 
 
 engine = Engine(

@@ -30,7 +30,7 @@ _PACKAGE = Path(sqspipes_mp.__file__).parent
 #: The scripts of the pages; each has a test below.
 _TESTED = {
     "asynchronous.py", "client.py", "ends.py", "feed.py", "logs.py", "orders.py", "pages.py", "pool.py", "primes.py",
-    "recipes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py", "words.py",
+    "pi.py", "recipes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py", "words.py",
 }  # fmt: skip
 _CONSOLE = re.compile(
     r"\.\. code-block:: console\n(?P<options>(?:   :\S+:.*\n)*)\n(?P<text>(?:(?:   .*)?\n)+)",
@@ -218,6 +218,16 @@ def test_the_test_example_passes(tmp_path):
     assert _finish(_run(tmp_path, "test_words.py"))[0] == 0
 
 
+def test_the_example_of_long_calls_goes_on_where_it_was_interrupted(tmp_path):
+    # Where the signal falls does not matter.
+    interrupted = _run(tmp_path, "pi.py")
+    assert eventually((tmp_path / "pi.db").exists)
+    interrupted.send_signal(signal.SIGINT)
+    _finish(interrupted)
+    status, out, _ = _finish(_run(tmp_path, "pi.py"))
+    assert (status, out) == (0, "3.14204 3.14942\n")
+
+
 # The tutorial
 
 
@@ -281,7 +291,7 @@ def _run_together(shell, commands):
     programs = [shell.start(f"exec {command}") for command in commands]
     try:
         assert len(programs) == 3
-        assert eventually(lambda: shell.output("python orders.py show") == "40 198861\n")
+        assert eventually(lambda: shell.output("python orders.py show") == "40 197111\n")
     finally:
         for program in programs:
             program.send_signal(signal.SIGINT)
