@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import queues, readme
+from benchmarks import page, queues
 from benchmarks.harness import Report, Spread, bars, interleave, parse, table
 from benchmarks.work import ABOUT, KINDS, Job, Tally, calibrate, installed
 from sqspipes_mp import Engine, Task
@@ -130,12 +130,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, metavar="S", help=f"of a run with all workers busy (default: {_LASTS:g})"
     )
-    parser.add_argument("--readme", action="store_true", help="measure the cases of README.rst, and rewrite its table")
+    parser.add_argument(
+        "--publish", action="store_true", help="measure the cases of the documentation, and rewrite its table"
+    )
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[str, float, int]]:
     """Return (kind, milliseconds, workers) of each line."""
-    if options.readme:
+    if options.publish:
         # Waiting needs more workers than there are CPUs.
         busy: list[tuple[str, float]] = [("python", 1.0), ("python", 10.0), ("python", 100.0), ("zlib", 10.0)]
         return [(kind, length, cpus()) for kind, length in (*busy, ("numpy", 10.0))] + [("sleep", 100.0, 32)]
@@ -147,11 +149,11 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, float, int]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every case and print one table."""
     options = parse(__doc__, argv, _options)
-    if options.readme and options.quick:
-        raise SystemExit("--readme publishes figures, and those of --quick mean nothing: leave one of them out")
-    if options.readme and options.plot is None:
-        readme.PICTURE.parent.mkdir(exist_ok=True)
-        options.plot = readme.PICTURE
+    if options.publish and options.quick:
+        raise SystemExit("--publish writes figures down, and those of --quick mean nothing: leave one of them out")
+    if options.publish and options.plot is None:
+        page.PICTURE.parent.mkdir(exist_ok=True)
+        options.plot = page.PICTURE
     report = Report("modes", options)
     wanted = _wanted(options)
     for kind in dict.fromkeys(kind for kind, _, _ in wanted):
@@ -181,13 +183,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [_row(case, spreads) for case, spreads in found]
     report.table(title, columns, rows)
     report.finish(partial(_draw, found))
-    if options.readme:
+    if options.publish:
         short = [
             [f"{case.kind}, {case.length:g} ms", case.workers]
             + [spreads[mode].over(spreads[SERIAL]).text() for mode in MODES[1:]]
             for case, spreads in found
         ]
-        readme.rewrite(f"{report.where()}; load {report.load:.1f}", table(["task", "workers", *MODES[1:]], short))
+        page.rewrite(f"{report.where()}; load {report.load:.1f}", table(["task", "workers", *MODES[1:]], short))
 
 
 def _row(case: Case, spreads: dict[str, Spread]) -> list[object]:

@@ -1,7 +1,7 @@
 """Multiprocess worker engine for CPU-bound pipeline stages over AWS SQS or one SQLite file.
 
 ``Engine(tasks).run()`` runs a pipeline of plain functions, each stage in its own worker processes, joined by durable
-queues; see README.rst.
+queues; the documentation is in docs/.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """``TaskClient``: sqspipes's interface, a thin layer over ``Engine`` (caller).
 
 ``from sqspipes_mp.client import TaskClient`` instead of ``from sqspipes.client import TaskClient`` is all a script of
-sqspipes needs; README.rst tells what else changes.
+sqspipes needs; docs/coming_from/sqspipes.rst tells what else changes.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _stopped_by(signal.SIGTERM):
         console = Console()
         try:
-            flags = _parser().parse_args(argv)
+            flags = command_line().parse_args(argv)
             command: Command = flags.command
             code = command(flags, console)
             sys.stdout.flush()
@@ -129,7 +129,8 @@ def _stopped_by(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
-def _parser() -> ArgumentParser:
+def command_line() -> ArgumentParser:
+    """Return the parser of every command; the documentation is made from it, too."""
     parser = ArgumentParser(
         prog=NAME,
         description="Run pipelines of Python functions in worker processes, over SQS or one SQLite file.",

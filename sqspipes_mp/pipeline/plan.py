@@ -30,7 +30,7 @@ _LEAST_ROOM, _ROOM_FACTOR = 32, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The engine's arguments that its processes need; README.rst explains each."""
+    """The engine's arguments that its processes need; docs/reference/options.rst explains each."""
 
     ignore_none: bool = True
     on_error: OnError = "raise"

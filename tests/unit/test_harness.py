@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.harness import Spread, bars, interleave, table
-from benchmarks.readme import rewrite
+from benchmarks.page import rewrite
 
 
 def test_each_subject_is_measured_once_per_round_and_every_other_round_backwards():
@@ -46,8 +46,8 @@ def test_bars_are_grouped_and_show_median_and_spread():
     assert (least, greatest) == (1.0, 4.0)
 
 
-def test_the_readme_keeps_what_is_around_the_table(tmp_path):
-    file = tmp_path / "README.rst"
+def test_the_page_keeps_what_is_around_the_table(tmp_path):
+    file = tmp_path / "processes.rst"
     file.write_text("before\n\n.. measured: begins\nold\n.. measured: ends\n\nafter\n")
     rewrite("then, there", "=====\ntable\n=====", file)
     again = file.read_text()
