@@ -248,8 +248,9 @@ def test_workers_come_and_go_under_load(
         for number in (3, 2, 4, 1):
             engine.scale("work", number)
             assert the_stage(engine)["wanted"] == number
-        # The one in the held call is the last that would go.
-        eventually(lambda: len(_living(engine)) == 1, "the others leave")
+        if broker == "sqlite":
+            # The one in the held call is the last that would go. On SQS the others leave after their long polls.
+            eventually(lambda: len(_living(engine)) == 1, "the others leave")
         gate.open()
     assert begun(log) == collections.Counter([0, *range(10, 500)])
     assert (run.summary["work"].done, run.summary["work"].workers) == (491, 1)
