@@ -28,8 +28,8 @@ from sqspipes_mp import Engine, SQLite, Task, TaskLike
 from sqspipes_mp.supervisor.http_process import HttpProcess
 
 _WORKERS = 2
-#: Pairs of a full run.
-_PAIRS = 10
+#: Pairs of a full run, and messages of each run: some seconds on a machine without other work.
+_PAIRS, _MESSAGES = 10, 200_000
 
 
 def work(value: Any) -> Any:
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and report."""
     options = parse(__doc__, argv)
     report = Report("looking", options)
-    count = 2_000 if options.quick else 200_000
+    count = 2_000 if options.quick else _MESSAGES
     rounds = options.rounds if options.quick or options.rounds != 5 else _PAIRS
     with tempfile.TemporaryDirectory(prefix="sqspipes-mp-bench-") as folder:
         os.environ["SQSPIPES_RUN_DIR"] = str(Path(folder) / "registry")

@@ -127,13 +127,13 @@ class HttpProcess:
     def _start(self, now: float) -> None:
         self._start_at = math.inf
         self._started_at = now
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (read after its death)
         try:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (read after the process's death)
             self._process = self._popen(self._errors)
         except OSError as error:
             self._again(f"could not be started: {error}")
             return
-        if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError, AttributeError):
             self._watch = os.pidfd_open(self._process.pid)
             self._events.connect(self._watch, self._died)
 

@@ -483,6 +483,17 @@ def test_a_process_that_dies_is_started_again_and_its_last_words_are_logged(
     assert children() == []
 
 
+def test_a_process_that_cannot_be_started_is_a_warning_and_the_run_goes_on(
+    db: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_at(db, [source, Task(sink, name="work"), sink])
+    feed(engine, "work", [1])
+    monkeypatch.setattr("sqspipes_mp.supervisor.http_process.spawn.get_executable", lambda: "/no/python")
+    with caplog.at_level(logging.WARNING, "sqspipes_mp.supervisor"):
+        assert engine.run("work", until="drained", idle=0, http="localhost:0")["work"].done == 1
+    assert "the HTTP process could not be started: " in caplog.records[0].getMessage()
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a process's memory is in /proc on Linux alone")
 def test_no_secret_is_in_its_memory_environment_or_output(
     db: Path, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
