@@ -1,5 +1,6 @@
 """The documentation site: ``sphinx-build -W docs .ci/site``."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from sphinx.application import Sphinx
 import sqspipes_mp
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+# The width of the usage lines on the page of the command line.
+os.environ["COLUMNS"] = "92"
 
 project = "sqspipes_mp"
 author = "The sqspipes_mp authors"

@@ -21,7 +21,7 @@ class Commands(SphinxDirective):
         parent.document = self.state.document
         lines = StringList(list(_lines(command_line())), source="the command line's parser")
         self.state.nested_parse(lines, 0, parent, match_titles=True)
-        return parent.children
+        return list(parent.children)
 
 
 def _lines(parser: ArgumentParser) -> Iterator[str]:
