@@ -133,7 +133,7 @@ def test_the_notes_name_what_is_slow_failing_or_stuck_and_the_cure() -> None:
         "reduce is the bottleneck (97% busy, 1,234 wait): + gives it a worker",
     ]
     commands = "\n".join(text for _, text in notes(state, keys=False))
-    for command in ("stack --stage parse --worker 1", "resume --stage store", "scale reduce=3"):
+    for command in ("stack d --stage parse --worker 1", "resume d --stage store", "scale d reduce=3"):
         assert f"sqspipes-mp {command}" in commands
     assert [worker["worker"] for worker in in_order(workers)] == [1, 3, 0, 2]
     # Calls that are always long are not stuck.
