@@ -18,7 +18,7 @@ from botocore.validate import ParamValidator
 
 from sqspipes_mp import Task
 from sqspipes_mp.cli.exits import Exit
-from sqspipes_mp.cli.main import _parser
+from sqspipes_mp.cli.main import command_line
 from sqspipes_mp.ipc.statistics import ERROR_KINDS, OPERATIONS, QUEUE_STATES, RESTART_REASONS
 from sqspipes_mp.observer.metrics import METRICS
 from tests.gates import ROOT, Background, Gate, Log, engine_at
@@ -205,7 +205,7 @@ def test_every_command_line_is_understood() -> None:
     for command in found:
         words = command[3:] if command[:3] == ["python", "-m", "sqspipes_mp"] else command[1:]
         assert command[0].endswith(("python", "sqspipes-mp"))
-        flags = _parser().parse_args(words)
+        flags = command_line().parse_args(words)
         assert words[0] == "health" or flags.target == "words:engine"
 
 
