@@ -171,6 +171,13 @@ class EngineParts:
         self.runs.check_beside(plan)
         broker = self.broker
         broker.check()
+        if not (broker.temporary or broker.exists()):
+            # From another folder a relative path is another file.
+            fed = plan.source is None and not plan.counted
+            log.log(
+                logging.WARNING if fed else logging.INFO,
+                "%s: a new file%s", broker.describe(), ", so nothing waits in it" if fed else "",
+            )  # fmt: skip
         check_timeouts(plan.pipeline, broker.longest_hold)
         self.connection.close()
         return broker
