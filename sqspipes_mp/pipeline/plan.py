@@ -92,6 +92,8 @@ class RunPlan:
     http: HttpAddress | None = None
     #: The MODULE:ENGINE by which the command line started the run; empty: another program did.
     started_as: str = ""
+    #: The line to the program's log (``ipc.log_line``); None: the children are forked, and have its handlers.
+    logs: Any = None
 
     @property
     def seats(self) -> tuple[Seat, ...]:
