@@ -81,6 +81,7 @@ def test_a_slow_handler_holds_no_child_up_and_what_does_not_fit_is_counted() -> 
     slow, target = Slow(), logging.getLogger("slow.program")
     target.addHandler(slow)
     target.propagate = False
+    target.setLevel(logging.INFO)
     counted = logging.getLogger("sqspipes_mp.log")
     counted.addHandler(slow)
     reader = log_line.LogReader()

@@ -426,8 +426,8 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, arguments: tuple[str, ...]) -> Non
 
 def test_help_shows_every_command(cli: Cli) -> None:
     told(cli("--help"), "dead list words:engine")
-    told(cli("dead", "--help"), "list", "show", "redrive", "discard")
-    told(cli("dead", "redrive", "--help"), "(ID... | --all)")
+    told(cli("dead", "--help"), "list", "show", "replay", "redrive", "discard")
+    told(cli("dead", "redrive", "--help"), "(ID... | --all | --stage NAME")
 
 
 # --- signals ---
