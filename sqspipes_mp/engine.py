@@ -2,90 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from functools import partial, wraps
-from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args, overload
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal, Unpack, get_args, overload
 
-from sqspipes_mp.brokers.base import Broker, Connection
-from sqspipes_mp.brokers.url import parse, resolve
+from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.caller.arguments import Args, MapArgs, Only, RunArgs, StartMethod, V
 from sqspipes_mp.caller.call import NoValue, rehearse
-from sqspipes_mp.caller.dead_letters import DeadLetter, look
-from sqspipes_mp.caller.feed import Feeder, put, put_many
-from sqspipes_mp.caller.http import http_address
-from sqspipes_mp.caller.kept_connection import KeptConnection
-from sqspipes_mp.caller.map import MapResults
-from sqspipes_mp.caller.map_job import plan_job, survey
+from sqspipes_mp.caller.choice import Choice
+from sqspipes_mp.caller.dead_letters import DeadLetter, discard, look, redrive
+from sqspipes_mp.caller.feed import put, put_many
+from sqspipes_mp.caller.parts import EngineParts, connected, every_queue, override, plan_run, remembering, start_run
 from sqspipes_mp.caller.progress.progress import check as check_progress
 from sqspipes_mp.caller.results import Results
-from sqspipes_mp.caller.runs import Runs
-from sqspipes_mp.caller.stats import PipelineStats, existing, opened, read_stats, total
+from sqspipes_mp.caller.stats import PipelineStats, opened
 from sqspipes_mp.errors import ConfigError
-from sqspipes_mp.ipc.map_lock import MapLock, no_map
+from sqspipes_mp.ipc.map_lock import no_map
 from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.checks import flag, seconds, sync_callable
 from sqspipes_mp.pipeline.domain import constructing_file, derive_domain
-from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, RunPlan, Settings, check_timeouts, make_plan
-from sqspipes_mp.pipeline.stages import Pipeline, build, feedable
-from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, TaskRef, Workers, check_on_error
+from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings
+from sqspipes_mp.pipeline.stages import Pipeline
+from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, Workers, check_on_error
 
-log = logging.getLogger("sqspipes_mp.engine")
-
-StartMethod: TypeAlias = Literal["fork", "forkserver", "spawn"]
-Only: TypeAlias = TaskRef | Collection[TaskRef] | None
-#: Positional arguments of the one task that runs here, or of each task by its name.
-Args: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]
-#: Default of ``run(wait_for_broker)``, and that of ``map``.
-_WAIT_VARIABLE = "SQSPIPES_WAIT_FOR_BROKER"
-V = TypeVar("V")
-F = TypeVar("F", bound=Callable[..., None])
-
-
-class PlanArgs(TypedDict, total=False):
-    """Keyword arguments of ``Engine.run`` that make its plan; ``run`` explains them."""
-
-    args: Args | None
-    workers: Workers | Mapping[str, Workers] | None
-    priority: int | Callable[[Any], int]
-    min_priority: int | None
-    max_priority: int | None
-    until: Literal["drained", "stopped"] | None
-    idle: float | None
-    wait_for_broker: float | None
-
-
-class RunArgs(PlanArgs, total=False):
-    """Keyword arguments of ``Engine.run`` beside ``only`` and ``iterate``; ``run`` explains them."""
-
-    progress: bool | None
-    http: str | None
-
-
-class MapArgs(TypedDict, Generic[V], total=False):
-    """Keyword arguments of ``Engine.map`` on which its result's type does not depend; ``map`` explains them."""
-
-    ordered: bool
-    key: Callable[[V], Key] | None
-    resume: bool
-    keep_results: bool
-    progress: bool | None
-
-
-def _remembering(init: F) -> F:
-    """Have an engine remember the names of the keyword arguments that its constructor was given."""
-
-    @wraps(init)
-    def remembering(engine: Engine, *args: Any, **keywords: Any) -> None:
-        engine._given = frozenset(keywords)
-        init(engine, *args, **keywords)
-
-    return cast("F", remembering)
+#: Beside ``Engine``: the command line and ``TaskClient`` need more of an engine than its users do.
+__all__ = ["Engine", "connected", "every_queue", "override", "plan_run", "start_run"]
 
 
 class Engine:
@@ -118,7 +61,7 @@ class Engine:
 
     _given: frozenset[str]
 
-    @_remembering
+    @remembering
     def __init__(
         self,
         tasks: Sequence[TaskLike],
@@ -142,7 +85,7 @@ class Engine:
                 sync_callable(f"Engine({field})", hook)
         if start_method is not None and start_method not in get_args(StartMethod):
             raise ConfigError("Engine(start_method)", start_method, 'None, "fork", "forkserver" or "spawn"')
-        self._settings = Settings(
+        settings = Settings(
             ignore_none=ignore_none,
             on_error=check_on_error("Engine(on_error)", on_error),
             setup=setup,
@@ -156,37 +99,22 @@ class Engine:
         )
         if domain is None:
             domain = os.environ.get("SQSPIPES_DOMAIN") or derive_domain(constructing_file())
-        self._pipeline = build(tasks, domain=domain, fifo=fifo, visibility=self._settings.visibility)
-        #: With every queue the pipeline can have: a source's input queue too, which ``map`` feeds.
-        self._feedable = feedable(self._pipeline)
-        self._wanted = parse(broker) if isinstance(broker, str) else broker
-        if broker is not None:
-            check_timeouts(self._pipeline, resolve(self._wanted, domain, {}).longest_hold)
-        self._broker: Broker | None = None
-        self._runs = Runs()
-        self._connection = KeptConnection()
+        self._parts = EngineParts(tasks, domain=domain, broker=broker, fifo=fifo, settings=settings, given=self._given)
 
     @property
     def domain(self) -> str:
         """The beginning of the queue names."""
-        return self._pipeline.domain
+        return self._parts.pipeline.domain
 
     @property
     def pipeline(self) -> Pipeline:
         """The checked tasks in their places, with the names of their queues."""
-        return self._pipeline
+        return self._parts.pipeline
 
     @property
     def broker(self) -> Broker:
         """The broker in use; chosen at the first access where the constructor was given none."""
-        if self._broker is None:
-            self._broker = resolve(self._wanted, self.domain, os.environ)
-            if self._broker.temporary:
-                # Names, not the pipeline: its tasks may refer to this engine, which would then never be finalized.
-                dead = [stage.dead for stage in self._feedable.stages if stage.dead is not None]
-                names = [name for name in self._feedable.queue_names() if name not in dead]
-                weakref.finalize(self, _clean_up, self._broker, self._connection, os.getpid(), self.domain, names, dead)
-        return self._broker
+        return self._parts.broker
 
     @overload
     def run(self, only: Only = None, *, iterate: Literal[False] = False, **options: Unpack[RunArgs]) -> Summary: ...
@@ -243,8 +171,7 @@ class Engine:
             Exception: the one a task raised, as itself, with the worker's frames.
         """
         check_progress("run(progress)", progress)
-        plan = plan_run(
-            self,
+        plan = self._parts.plan_run(
             only,
             args=args,
             workers=workers,
@@ -258,12 +185,12 @@ class Engine:
             http=http,
         )
         if plan.sink is not None:
-            return self._runs.iterate(plan, self._broker_for(plan), self, progress=progress)
-        return start_run(self, plan, progress)
+            return self._parts.iterate(plan, self, progress)
+        return self._parts.start_run(plan, progress)
 
     def stop(self) -> None:
         """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
-        self._runs.stop()
+        self._parts.runs.stop()
 
     def pause(self, name: str) -> None:
         """Pause a task: no call of it begins from now on.
@@ -279,11 +206,11 @@ class Engine:
             ConfigError: no task has this name.
             OrderRefused: no run under way has the task, or it has just ended.
         """
-        self._order({"do": "pause"}, name)
+        self._parts.order({"do": "pause"}, name)
 
     def resume(self, name: str) -> None:
         """Have a paused task go on; as ``pause``."""
-        self._order({"do": "resume"}, name)
+        self._parts.order({"do": "resume"}, name)
 
     def scale(self, name: str, workers: int) -> None:
         """Have so many workers of a task from now on, until the run's end.
@@ -299,7 +226,7 @@ class Engine:
             ConfigError: no task has this name.
             OrderRefused: as of ``pause``; too many; or a new worker did not boot, and there are as many as before.
         """
-        self._order({"do": "scale", "workers": workers}, name)
+        self._parts.order({"do": "scale", "workers": workers}, name)
 
     def cancel(self, id: str) -> None:
         """Cancel a running call: its worker is killed, and the message goes to the dead-letter queue as ``Cancelled``.
@@ -313,11 +240,7 @@ class Engine:
         Raises:
             OrderRefused: no such call runs, or it ended before its worker could be killed.
         """
-        self._runs.order({"do": "cancel", "call": id})
-
-    def _order(self, order: Mapping[str, object], name: str) -> None:
-        stage = self._pipeline.stage(name)
-        self._runs.order({**order, "stage": stage.name}, stage.index)
+        self._parts.runs.order({"do": "cancel", "call": id})
 
     def put(
         self,
@@ -349,17 +272,15 @@ class Engine:
             ConfigError, OutputError, MessageTooLarge: nothing was sent.
             BrokerError: the queue service refuses.
         """
-        feeder = Feeder(
-            self._pipeline,
-            self._settings,
+        feeder = self._parts.feeder(
             priority=priority,
             group=group,
             tenant=tenant,
             delay=delay,
             key=key,
-            longest_delay=lambda: self.broker.longest_delay,
+            where="put",
         )
-        with self._connection.use(self.broker) as connection:
+        with self._parts.connection.use(self.broker) as connection:
             return put(feeder, connection, value)
 
     def put_many(
@@ -392,18 +313,15 @@ class Engine:
         """
         if key is not None and not callable(key):
             raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
-        feeder = Feeder(
-            self._pipeline,
-            self._settings,
+        feeder = self._parts.feeder(
             priority=priority,
             group=group,
             tenant=tenant,
             delay=delay,
             key=key,
-            longest_delay=lambda: self.broker.longest_delay,
             where="put_many",
         )
-        with self._connection.use(self.broker) as connection:
+        with self._parts.connection.use(self.broker) as connection:
             return put_many(feeder, connection, values, progress)
 
     @overload
@@ -476,27 +394,11 @@ class Engine:
             MapIncomplete: it was stopped, or others took messages; UnknownResult: others sent some.
             Exception: while iterating: as ``run``, and the exception that dead-lettered a value.
         """
-        source = self._pipeline.stages[0].name if self._pipeline.stages[0].is_source else None
-        plan, job = plan_job(
-            self._feedable, self._settings, values,
+        return self._parts.map(
+            self, values, progress,
             ordered=ordered, return_exceptions=return_exceptions, with_input=with_input, key=key, resume=resume,
-            keep_results=keep_results, source=source, wait_for_broker=_wait_of_environment(),
+            keep_results=keep_results,
         )  # fmt: skip
-        check_progress("map(progress)", progress)
-        plan = replace(plan, http=http_address(None))
-        broker = self._broker_for(plan)
-        # A resumed map skips an unknown number of values.
-        total = len(values) if isinstance(values, Sized) and not job.resumed else None
-        # Before the look at the queues: messages found there must not be another map's.
-        lock = MapLock.take(broker, plan.pipeline.domain, "map")
-        try:
-            make = partial(MapResults, job, survey(plan, broker, job), lock)
-            return self._runs.iterate(plan, broker, self, make, progress=progress, total=total)
-        except BaseException:
-            if lock is not None:
-                # A supervisor that was started all the same holds the lock until it ends.
-                lock.close()
-            raise
 
     @overload
     def call(self) -> list[Any]: ...
@@ -517,20 +419,58 @@ class Engine:
             Exception: the one that a function raised, as itself; a ``Retry`` or ``Reject`` has a note on its meaning in
                 a run.
         """
-        return rehearse(self._pipeline, self._settings, value)
+        return rehearse(self._parts.pipeline, self._parts.settings, value)
 
     def stats(self) -> PipelineStats:
         """Count every queue, and read this engine's latest run. Raises ``ConfigError`` and ``BrokerError``."""
-        runs, implied = self._runs.stages(), self._pipeline.stages[0].is_source
-        with self._connection.use(self.broker) as connection:
-            return read_stats(self._feedable, self.broker, connection, runs, implied=implied)
+        return self._parts.stats()
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return all dead letters, by stage and time. On SQS they are hidden from others meanwhile.
 
         Raises ``ConfigError`` and ``BrokerError``.
         """
-        return look(self._feedable, self.broker)
+        return look(self._parts.feedable, self.broker)
+
+    def redrive(
+        self,
+        ids: Collection[str] | None = None,
+        *,
+        stage: str | None = None,
+        error: str | None = None,
+        since: datetime | timedelta | None = None,
+        match: str | None = None,
+    ) -> list[DeadLetter]:
+        """Put the dead letters that fit back into the queues they failed in, with no attempts charged.
+
+        Args:
+            ids: ids, or unique beginnings of ids; None: all.
+            stage: only those of this task.
+            error: only those of this exception, by its name.
+            since: only those that failed at this time or later, or not longer ago than this.
+            match: only those with this text in their key, value, body or error.
+
+        Returns:
+            The letters that were put back. What another command holds just now is left out.
+
+        Raises:
+            ConfigError, BrokerError: nothing was moved; the text says why.
+        """
+        chosen = Choice.of("redrive", stage=stage, error=error, since=since, match=match)
+        return list(redrive(self._parts.feedable, self.broker, ids, chosen).letters)
+
+    def discard(
+        self,
+        ids: Collection[str] | None = None,
+        *,
+        stage: str | None = None,
+        error: str | None = None,
+        since: datetime | timedelta | None = None,
+        match: str | None = None,
+    ) -> list[DeadLetter]:
+        """Delete dead letters for good; arguments, result and errors as of ``redrive``."""
+        chosen = Choice.of("discard", stage=stage, error=error, since=since, match=match)
+        return list(discard(self._parts.feedable, self.broker, ids, chosen).letters)
 
     def purge(self) -> None:
         """Remove every message of exactly this pipeline's queues, dead letters included.
@@ -539,16 +479,16 @@ class Engine:
         another pipeline's own (both on SQLite only).
         """
         with no_map(self.broker, self.domain, "purge"), opened(self.broker) as connection:
-            connection.check_owners(self._feedable.queues)
-            connection.purge(self._existing(connection))
+            connection.check_owners(self._parts.feedable.queues)
+            connection.purge(self._parts.existing(connection))
 
     def delete(self) -> None:
         """Delete exactly this pipeline's queues. Raises as ``purge`` does."""
         with no_map(self.broker, self.domain, "delete"), opened(self.broker) as connection:
-            connection.check_owners(self._feedable.queues)
-            connection.delete(self._feedable.queue_names())
+            connection.check_owners(self._parts.feedable.queues)
+            connection.delete(self._parts.feedable.queue_names())
         # It knows the addresses of the queues, which SQS answers for some time after their end.
-        self._connection.close()
+        self._parts.connection.close()
 
     def close(self) -> None:
         """Close the connection that ``put``, ``put_many`` and ``stats`` keep for half a minute after their last use.
@@ -556,101 +496,4 @@ class Engine:
         Calls of other threads go on, and a later call opens another. A run closes it before it forks, and the end of
         the engine or the process closes it, too.
         """
-        self._connection.close()
-
-    def _broker_for(self, plan: RunPlan) -> Broker:
-        """Return the broker for a run that is about to start. Raises ``ConfigError`` where the run may not."""
-        self._runs.check_beside(plan)
-        broker = self.broker
-        broker.check()
-        check_timeouts(plan.pipeline, broker.longest_hold)
-        self._connection.close()
-        return broker
-
-    def _existing(self, connection: Connection) -> list[str]:
-        """Return this pipeline's queues; those that only ``map`` makes, a source's, where they exist."""
-        own = self._pipeline.queue_names()
-        return [*own, *existing(connection, [name for name in self._feedable.queue_names() if name not in own])]
-
-
-# The command line and ``TaskClient`` need more of an engine than its users do: the functions below.
-
-
-def every_queue(engine: Engine) -> Pipeline:
-    """Return the pipeline with every queue it can have: a source's input queue too, which ``map`` feeds."""
-    return engine._feedable
-
-
-def override(
-    engine: Engine, *, broker: Broker | str | None = None, on_error: OnError | None = None, weakly: bool = False
-) -> None:
-    """Have an engine use another broker or ``on_error`` from its next call on; None: the one it has.
-
-    ``weakly``: the constructor's ``on_error`` is kept where it was given one. Raises ``ConfigError``.
-    """
-    if on_error is not None and not (weakly and "on_error" in engine._given):
-        engine._settings = replace(engine._settings, on_error=check_on_error("Engine(on_error)", on_error))
-    if broker is not None:
-        engine._broker = None
-        engine._wanted = parse(broker) if isinstance(broker, str) else broker
-        check_timeouts(engine._pipeline, resolve(engine._wanted, engine.domain, {}).longest_hold)
-
-
-def connected(engine: Engine) -> AbstractContextManager[Connection]:
-    """Lend the connection that the engine keeps between two calls."""
-    return engine._connection.use(engine.broker)
-
-
-def plan_run(
-    engine: Engine, only: Only = None, *, iterate: bool = False, http: str | None = None, **options: Unpack[PlanArgs]
-) -> RunPlan:
-    """Return the plan of ``engine.run`` with these arguments. Raises ``ConfigError``."""
-    if options.get("wait_for_broker") is None:
-        options["wait_for_broker"] = _wait_of_environment()
-    plan = make_plan(engine._pipeline, engine._settings, only=only, iterate=iterate, **options)
-    return replace(plan, http=http_address(http))
-
-
-def start_run(
-    engine: Engine,
-    plan: RunPlan,
-    progress: bool | None = None,
-    *,
-    ended: Callable[[Summary], None] | None = None,
-) -> Summary:
-    """Run a plan until it ends; raises as ``engine.run`` does, after ``ended`` got the summary."""
-    outcome = engine._runs.run(plan, engine._broker_for(plan), progress)
-    if ended is not None:
-        ended(outcome.summary)
-    if outcome.failed:
-        raise outcome.exception()
-    return outcome.summary
-
-
-def _wait_of_environment() -> float | None:
-    """Return the seconds of ``SQSPIPES_WAIT_FOR_BROKER``; None: it is not set. Raises ``ConfigError``."""
-    text = os.environ.get(_WAIT_VARIABLE)
-    if not text:
-        return None
-    try:
-        return seconds(_WAIT_VARIABLE, float(text))
-    except ValueError:
-        raise ConfigError(_WAIT_VARIABLE, text, "a number of seconds from 0") from None
-
-
-def _clean_up(
-    broker: Broker, connection: KeptConnection, owner: int, domain: str, queues: list[str], dead: list[str]
-) -> None:
-    """Remove a temporary file, in the process that made it, and log how many messages go with it."""
-    if os.getpid() != owner:
-        return
-    with contextlib.suppress(Exception):
-        connection.close()
-        messages, letters = total(broker, queues), total(broker, dead)
-        if messages or letters:
-            log.warning(
-                "%s: %d messages and %d dead letters go with the temporary file they were in. To keep such, "
-                'write Engine(broker="sqlite:///%s.db")',
-                domain, messages, letters, domain,
-            )  # fmt: skip
-    broker.cleanup()
+        self._parts.connection.close()

@@ -119,7 +119,7 @@ def _outputs(stage: Stage, function: Built, products: Products, message: Message
     first, count = message.parent, 0
     while True:
         given = same_value(message.value)
-        with processing(_current(stage, message, count)):
+        with processing(current_of(stage, message, count)):
             made: Any = function.outputs([message.value] if stage.task.batch else message.value)
             if stage.task.is_generator:
                 end = yield from made
@@ -137,7 +137,8 @@ def _outputs(stage: Stage, function: Built, products: Products, message: Message
             raise unchanged.verdict() from None
 
 
-def _current(stage: Stage, message: Message, count: int) -> CurrentMessage:
+def current_of(stage: Stage, message: Message, count: int = 0) -> CurrentMessage:
+    """Return the current message of a call that no worker makes; ``count``: the continuations so far."""
     if stage.task.batch:
         return batch_message(math.inf, math.inf, Ending())
     return CurrentMessage(

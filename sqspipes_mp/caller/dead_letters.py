@@ -15,6 +15,7 @@ from itertools import chain, takewhile
 from typing import Any, TypeVar
 
 from sqspipes_mp.brokers.base import Broker, Completion, Connection, Handle, Output, Received
+from sqspipes_mp.caller.choice import Choice
 from sqspipes_mp.caller.stats import opened
 from sqspipes_mp.errors import ConfigError, QueueMissing
 from sqspipes_mp.messages.attributes import values_of
@@ -23,6 +24,7 @@ from sqspipes_mp.messages.failure import Failure, parse_failure
 from sqspipes_mp.messages.ids import moved_id
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.messages.plain import one_line
+from sqspipes_mp.messages.told import key_of
 from sqspipes_mp.pipeline.foreign_bodies import Read, reader
 from sqspipes_mp.pipeline.stages import Pipeline, Stage
 from sqspipes_mp.pipeline.value_ends import end_of_body
@@ -39,6 +41,7 @@ _POLL, _POLLS = 1.0, 2
 _OF_A_GROUP, _AT_ONCE = 10, 100
 #: Dead-letter queues received from side by side.
 _THREADS = 8
+_ANY = Choice()
 _UNTOLD = "moved by the queue service (received too often), or its reason did not fit"
 #: Least characters of a shown id; most ids named in an error.
 _SHORT, _NAMED = 8, 5
@@ -62,6 +65,8 @@ class DeadLetter:
     value: Any
     #: Message attributes that the sender set (SQS).
     attributes: Mapping[str, str | bytes] = field(default_factory=dict)
+    #: The key that the value was sent with; None: it had none.
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +98,37 @@ def look(pipeline: Pipeline, broker: Broker, stage: str | None = None) -> list[D
     return survey(pipeline, broker, stage).letters
 
 
-def survey(pipeline: Pipeline, broker: Broker, stage: str | None = None) -> Survey:
-    """Look, and count the letters that cannot be seen: others hold them, or (SQS) ten of their FIFO group are first."""
+def survey(
+    pipeline: Pipeline, broker: Broker, stage: str | None = None, *, chosen: Choice = _ANY, ids: Collection[str] = ()
+) -> Survey:
+    """Look, and count the letters that cannot be seen: others hold them, or (SQS) ten of their FIFO group are first.
+
+    Args:
+        pipeline: with every queue it can have.
+        broker: where the queues are.
+        stage: only this task's.
+        chosen: only letters that fit.
+        ids: only these, by unique beginnings; empty: all.
+
+    Raises:
+        ConfigError: an id fits none or several.
+        BrokerError: the queue service refuses.
+    """
     stages = _stages(pipeline, broker, stage)
 
     def work(hands: _Hands) -> Survey:
         found, total = hands.receive(stages)
         order = {each.name: each.index for each in stages}
         letters = sorted((letter for _, letter in found), key=lambda letter: (order[letter.stage], _time(letter)))
-        return Survey(letters=letters, hidden=max(0, total - len(found)))
+        hidden = max(0, total - len(found))
+        wanted = resolve_ids([letter.id for letter in letters], ids, hidden) if ids else None
+        letters = [each for each in letters if chosen.fits(each) and (wanted is None or each.id in wanted)]
+        return Survey(letters=letters, hidden=hidden)
 
     return _in_a_thread(broker, work)
 
 
-def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> Moved:
+def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None, chosen: Choice = _ANY) -> Moved:
     """Put dead letters back into the queues they failed in, with no attempts charged.
 
     Each letter is sent first and deleted after, so a redrive killed half-way loses none.
@@ -115,6 +137,7 @@ def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> 
         pipeline: with every queue it can have.
         broker: where the queues are.
         ids: ids, or unique beginnings of ids; None: all.
+        chosen: only letters that fit.
 
     Raises:
         ConfigError: an id fits none or several; nothing was moved.
@@ -129,17 +152,17 @@ def redrive(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> 
         output = Output(letter.queue, letter.body, hop, group, attributes=received.attributes)
         return Completion(received.handle, (output,))
 
-    return _move(pipeline, broker, ids, back)
+    return _move(pipeline, broker, ids, chosen, back)
 
 
-def discard(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None) -> Moved:
-    """Delete dead letters; ``ids`` as in ``redrive``."""
+def discard(pipeline: Pipeline, broker: Broker, ids: Collection[str] | None, chosen: Choice = _ANY) -> Moved:
+    """Delete dead letters; arguments and errors as of ``redrive``."""
 
     def drop(received: Received, _: DeadLetter) -> Completion:
         # What the queue service moved itself has no end yet.
         return Completion(received.handle, end=end_of_body(received.body, received.handle.message_id))
 
-    return _move(pipeline, broker, ids, drop)
+    return _move(pipeline, broker, ids, chosen, drop)
 
 
 def resolve_ids(known: Collection[str], wanted: Collection[str], hidden: int = 0) -> set[str]:
@@ -276,9 +299,10 @@ def _move(
     pipeline: Pipeline,
     broker: Broker,
     ids: Collection[str] | None,
+    chosen: Choice,
     how: Callable[[Received, DeadLetter], Completion],
 ) -> Moved:
-    stages = _stages(pipeline, broker, None)
+    stages = _stages(pipeline, broker, chosen.stage)
 
     def work(hands: _Hands) -> Moved:
         if stages:
@@ -287,16 +311,16 @@ def _move(
         hidden = max(0, total - len(found))
         if ids is not None and not hands.stopped.is_set():
             wanted = resolve_ids([letter.id for _, letter in found], ids, hidden)
-            hands.move([each for each in found if each[1].id in wanted], how)
+            hands.move([each for each in found if each[1].id in wanted and chosen.fits(each[1])], how)
             return Moved(letters=hands.moved, missed=hands.missed)
-        hands.move(found, how)
+        hands.move([each for each in found if chosen.fits(each[1])], how)
         # The rest of long FIFO groups, in a bounded number of rounds: a running engine may bring letters for ever.
         for _ in range(total // _OF_A_GROUP + 1 if pipeline.fifo else 0):
             known = {_lasting(each) for each in found}
             more = [each for each in hands.receive(stages)[0] if _lasting(each) not in known]
             if not more:
                 break
-            hands.move(more, how)
+            hands.move([each for each in more if chosen.fits(each[1])], how)
             found += more
         return Moved(letters=hands.moved, missed=hands.missed, hidden=max(0, total - len(found)))
 
@@ -323,10 +347,10 @@ def _letter(stage: Stage, read: Read, received: Received) -> DeadLetter:
         if received.failure is not None
         else Failure(error="unknown", text=_UNTOLD, first_seen=received.sent_at)
     )
-    ident, value, priority = received.handle.message_id, None, 0
+    ident, value, priority, key = received.handle.message_id, None, 0, None
     try:
         if (message := read(received)) is not None:
-            ident, value, priority = message.parent, message.value, message.priority
+            ident, value, priority, key = message.parent, message.value, message.priority, key_of(message)
     except (Exception, SystemExit):
         # decode= is the user's and may raise anything.
         if isinstance(stage.task.input, str):
@@ -342,6 +366,7 @@ def _letter(stage: Stage, read: Read, received: Received) -> DeadLetter:
         body=received.body,
         value=value,
         attributes=values_of(received.attributes),
+        key=key,
     )
 
 

@@ -19,6 +19,7 @@ from sqspipes_mp.caller.progress.progress import Progress, choose
 from sqspipes_mp.caller.progress.rates import Pace
 from sqspipes_mp.caller.results import SLACK, Results, Start
 from sqspipes_mp.errors import ConfigError, OrderRefused
+from sqspipes_mp.ipc.log_line import LogReader
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.summary import StageSummary, readings, stage_summaries
@@ -60,6 +61,7 @@ class Runs:
         from sqspipes_mp.caller.mains import MAINS  # noqa: PLC0415  (only a run needs the children's code)
 
         context = choose_context(plan, broker)
+        plan, logs = _with_logs(plan, context)
         wakeup = Wakeup()
         self._stoppers.append(wakeup.stop)
         board = new_board(plan)
@@ -77,6 +79,7 @@ class Runs:
             line.theirs.close()
             shown.close()
             release(context)
+            logs.close()
             self._end(watch)
             self._stoppers.remove(wakeup.stop)
             wakeup.close()
@@ -107,6 +110,7 @@ class Runs:
 
         stoppers = self._stoppers
         context = choose_context(plan, broker)
+        plan, logs = _with_logs(plan, context)
         board = new_board(plan)
         plan, shown = _shown(plan, board, progress, total)
         watch = self._begin(plan, board)
@@ -117,6 +121,7 @@ class Runs:
             self._hang_up(line)
             shown.close()
             release(context)
+            logs.close()
             stoppers[:] = [stop for stop in stoppers if stop is not stopper]
             self._end(watch)
 
@@ -131,6 +136,7 @@ class Runs:
             self._hang_up(line)
             shown.close()
             release(context)
+            logs.close()
             self._end(watch)
             raise
         finally:
@@ -241,6 +247,14 @@ class _Watch:
     #: Monotonic seconds.
     began: float
     pace: Pace
+
+
+def _with_logs(plan: RunPlan, context: Any) -> tuple[RunPlan, LogReader | contextlib.ExitStack[None]]:
+    """Return the plan with a line to this program's log where the children are fresh processes, and the line's end."""
+    if context.get_start_method() == "fork":
+        return plan, contextlib.ExitStack()
+    reader = LogReader()
+    return replace(plan, logs=reader.line), reader
 
 
 def _stages_of(weak: weakref.ref[Results[Any]]) -> set[int]:

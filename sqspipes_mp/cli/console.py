@@ -24,6 +24,8 @@ NAME = "sqspipes-mp"
 _COLORS = {"WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
 #: Most records held back: more than are logged before the first line.
 _HELD = 10_000
+#: What every record has: the rest of its attributes are facts of its own.
+_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "untold"}
 _NOISY = ("boto3", "botocore", "urllib3")
 
 
@@ -52,6 +54,9 @@ class Console:
     def __init__(self) -> None:
         self._handler = logging.StreamHandler(sys.stderr)
         self._json = False
+        #: Whether the log tells the run's start and, in JSON, its end.
+        self.tells = False
+        self._handler.addFilter(self._is_shown)
         #: The command that finishes the messages which a failed run with a source leaves.
         self.finish = ""
         self.configure(logging.WARNING, "text")
@@ -59,11 +64,20 @@ class Console:
     def configure(self, level: int, form: str) -> None:
         """Log from ``level`` up, in the form "text" or "json"; earlier handlers go."""
         self._json = form == "json"
+        self.tells = level <= logging.INFO
         colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         self._handler.setFormatter(JsonLines() if self._json else TextLines(colored=colored))
         logging.basicConfig(level=level, handlers=[self._handler], force=True)
         for name in _NOISY:
             logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+    @property
+    def tells_end(self) -> bool:
+        """Whether the log tells the run's figures: in text the command shows a table instead."""
+        return self.tells and self._json
+
+    def _is_shown(self, record: logging.LogRecord) -> bool:
+        return self._json or "summary" not in record.__dict__
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -130,9 +144,13 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
             "pid": record.process,
         }
+        # The facts of a record, given as ``extra``: stage, id, attempt, summary.
+        fields |= {name: value for name, value in record.__dict__.items() if name not in _USUAL | fields.keys()}
         if record.exc_info:
             fields["exc"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
+        elif record.exc_text:
+            fields["exc"] = record.exc_text
+        return json.dumps(fields, default=repr)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:

@@ -5,28 +5,35 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import traceback
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from importlib import import_module
 from textwrap import indent
 
-from sqspipes_mp.caller.dead_letters import DeadLetter, Moved, discard, redrive, resolve_ids, short_ids, survey
+from sqspipes_mp.caller.dead_letters import DeadLetter, Moved, discard, redrive, short_ids, survey
+from sqspipes_mp.caller.replay import replay
 from sqspipes_mp.cli.console import Console, table
+from sqspipes_mp.cli.dead_choice import choice_of, ids_of
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.queues import agreed, engine_of, warn_of_others
-from sqspipes_mp.engine import Engine, every_queue
+from sqspipes_mp.engine import Engine, every_queue, plan_run
 from sqspipes_mp.messages.plain import lines, one_line
+from sqspipes_mp.messages.told import value_text
 
 #: Columns where there is no terminal, and least columns of an error on a narrow one.
 _WIDTH, _LEAST = 200, 20
+#: Columns from which a table has room for dates, and most characters of a value that is told.
+_WIDE, _VALUE = 80, 200
 
 
 def dead_list(flags: Namespace, _console: Console) -> Exit:
     """Show a line for each dead letter."""
     engine = engine_of(flags)
-    found = survey(every_queue(engine), engine.broker, flags.stage)
+    found = survey(every_queue(engine), engine.broker, flags.stage, chosen=choice_of(flags))
     warn_of_others(engine)
     if flags.json:
         print(json.dumps([_plain(letter) for letter in found.letters], indent=2))
@@ -42,10 +49,8 @@ def dead_list(flags: Namespace, _console: Console) -> Exit:
 def dead_show(flags: Namespace, _console: Console) -> Exit:
     """Show every field of one dead letter. Raises ``ConfigError`` for an id that fits none or several."""
     engine = engine_of(flags)
-    found = survey(every_queue(engine), engine.broker)
-    ids = resolve_ids([letter.id for letter in found.letters], [flags.id], found.hidden)
     # SQS may have delivered, and so dead-lettered, one message twice.
-    copies = [letter for letter in found.letters if letter.id in ids]
+    copies = survey(every_queue(engine), engine.broker, ids=[flags.id]).letters
     if flags.json:
         print("\n".join(json.dumps(_plain(letter), indent=2) for letter in copies))
     else:
@@ -55,8 +60,8 @@ def dead_show(flags: Namespace, _console: Console) -> Exit:
 
 def dead_redrive(flags: Namespace, _console: Console) -> Exit:
     """Put dead letters back into the queues they failed in."""
-    engine, ids = engine_of(flags), _ids(flags)
-    moved = redrive(every_queue(engine), engine.broker, ids)
+    engine, chosen = engine_of(flags), choice_of(flags)
+    moved = redrive(every_queue(engine), engine.broker, ids_of(flags, chosen), chosen)
     queues = Counter(letter.queue for letter in moved.letters)
     counts = ", ".join(f"{queue} {count:,}" for queue, count in queues.items())
     return _done(engine, moved, f"Put back {len(moved.letters):,}: {counts}.", "redrive")
@@ -64,25 +69,36 @@ def dead_redrive(flags: Namespace, _console: Console) -> Exit:
 
 def dead_discard(flags: Namespace, _console: Console) -> Exit:
     """Delete dead letters, after asking."""
-    engine, ids = engine_of(flags), _ids(flags)
+    engine, chosen = engine_of(flags), choice_of(flags)
+    ids = ids_of(flags, chosen)
     if not flags.yes:
-        found = survey(every_queue(engine), engine.broker)
-        known = [letter.id for letter in found.letters]
+        letters = survey(every_queue(engine), engine.broker, flags.stage, chosen=chosen, ids=ids or ()).letters
         # Only the letters asked about go, none that have come meanwhile.
-        ids = set(known) if ids is None else resolve_ids(known, ids, found.hidden)
+        ids = {letter.id for letter in letters}
         if ids:
-            chosen = [letter for letter in found.letters if letter.id in ids]
-            print(f"These dead letters will be deleted; {_place(engine)}:\n\n{_table(chosen)}\n", flush=True)
+            print(f"These dead letters will be deleted; {_place(engine)}:\n\n{_table(letters)}\n", flush=True)
             if not agreed(flags, "Delete them all?"):
                 return Exit.FAILED
-    moved = discard(every_queue(engine), engine.broker, ids)
+    moved = discard(every_queue(engine), engine.broker, ids, chosen)
     return _done(engine, moved, f"Deleted {len(moved.letters):,}.", "discard")
 
 
-def _ids(flags: Namespace) -> Collection[str] | None:
-    if bool(flags.ids) == flags.all:
-        raise Refused(f"give IDs as in dead list, or --all{', not both' if flags.all else ''}")
-    return None if flags.all else flags.ids
+def dead_replay(flags: Namespace, _console: Console) -> Exit:
+    """Call a stage's function here with a dead letter's value. Raises ``Refused`` where the function raises."""
+    engine = engine_of(flags)
+    letter = survey(every_queue(engine), engine.broker, ids=[flags.id]).letters[0]
+    plan = plan_run(engine, letter.stage)
+    print(f"{letter.stage} is called here with {value_text(letter.value, _VALUE)}; no queue is touched.\n", flush=True)
+    try:
+        outputs = replay(plan, letter)
+    except Exception as error:
+        if flags.pdb:
+            traceback.print_exception(error)
+            import_module("pdb").post_mortem(error.__traceback__)
+        raise Refused(f"{letter.stage} failed again. Nothing has changed", Exit.FAILED) from error
+    print(f"{letter.stage} returned {', '.join(value_text(output, _VALUE) for output in outputs) or 'nothing'}.")
+    print(f"The dead letter is where it was; to have it done: dead redrive {flags.target} {flags.id}")
+    return Exit.DONE
 
 
 def _done(engine: Engine, moved: Moved, text: str, verb: str) -> Exit:
@@ -110,12 +126,27 @@ def _tell_hidden(count: int) -> None:
 
 def _table(letters: Sequence[DeadLetter]) -> str:
     ids = short_ids([letter.id for letter in letters])
-    rows = [
-        (_line(ids[letter.id]), letter.stage, _when(letter.failure.failed_at), letter.failure.attempts or "?")
-        for letter in letters
-    ]
-    rows_shown = table(("id", "stage", "failed", "attempts"), rows, left=3).splitlines()
-    room = max(_LEAST, shutil.get_terminal_size((_WIDTH, 24)).columns - len(rows_shown[0]) - 2)
+    width = shutil.get_terminal_size((_WIDTH, 24)).columns
+    wide, most = width >= _WIDE, max(8, min(40, width // 7))
+    form = "%Y-%m-%d %H:%M:%S" if wide else "%H:%M:%S"
+    columns: dict[str, Callable[[DeadLetter], object]] = {
+        "id": lambda letter: _line(ids[letter.id]),
+        "stage": lambda letter: letter.stage,
+        "key": lambda letter: _cut(letter.key or "", most),
+        "value": lambda letter: _cut(value_text(letter.value, most + 1), most),
+        "failed": lambda letter: _when(letter.failure.failed_at, form=form),
+        "attempts": lambda letter: letter.failure.attempts or "?",
+    }
+    if not any(letter.key for letter in letters):
+        del columns["key"]
+    if not wide:
+        del columns["attempts"]
+    rows = [[cell(letter) for cell in columns.values()] for letter in letters]
+    left = len(columns) - wide
+    rows_shown = table(list(columns), rows, left=left).splitlines()
+    taken = max(map(len, rows_shown))
+    rows_shown = [row.ljust(taken) for row in rows_shown]
+    room = max(_LEAST, width - taken - 2)
     errors = ["error", *(_cut(_error(letter), room) for letter in letters)]
     return "\n".join(f"{line}  {error}" for line, error in zip(rows_shown, errors, strict=True))
 
@@ -126,6 +157,7 @@ def _whole(letter: DeadLetter) -> str:
     fields = (
         ("id", letter.id),
         ("stage", letter.stage),
+        ("key", letter.key or ""),
         ("queue", letter.queue),
         ("error", _error(letter)),
         ("attempts", str(failure.attempts or "")),
@@ -157,6 +189,7 @@ def _plain(letter: DeadLetter) -> dict[str, object]:
     return {
         "id": letter.id,
         "stage": letter.stage,
+        "key": letter.key,
         "queue": letter.queue,
         "failure": {name: _finite(told) for name, told in asdict(letter.failure).items()},
         "body": letter.body,
@@ -179,11 +212,11 @@ def _error(letter: DeadLetter) -> str:
     return " ".join(f"{failure.error}: {failure.text}".split()).removesuffix(":")
 
 
-def _when(seconds: float | None, otherwise: str = "?") -> str:
+def _when(seconds: float | None, otherwise: str = "?", form: str = "%Y-%m-%d %H:%M:%S %z") -> str:
     if not seconds:
         return otherwise
     try:
-        return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+        return datetime.fromtimestamp(seconds).astimezone().strftime(form)
     except (ValueError, OverflowError, OSError):
         return str(seconds)
 

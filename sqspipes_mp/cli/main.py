@@ -13,7 +13,8 @@ from types import FrameType, TracebackType
 
 from sqspipes_mp import __version__
 from sqspipes_mp.cli.console import NAME, Console, open_streams
-from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_show
+from sqspipes_mp.cli.dead import dead_discard, dead_list, dead_redrive, dead_replay, dead_show
+from sqspipes_mp.cli.dead_choice import add_choice
 from sqspipes_mp.cli.demo import demo
 from sqspipes_mp.cli.doctor.command import EPILOG as DOCTOR_EPILOG
 from sqspipes_mp.cli.doctor.command import add_flags, doctor
@@ -54,7 +55,9 @@ _DEAD_EXAMPLES = f"""\
 examples:
   sqspipes-mp dead list words:engine
   sqspipes-mp dead show words:engine 3f2a91c4       an id as listed, or any unique beginning of one
+  sqspipes-mp dead replay words:engine 3f2a91c4     its function called here, to see why; --pdb to look around
   sqspipes-mp dead redrive words:engine 3f2a91c4    back into the queue it failed in, attempts counted anew
+  sqspipes-mp dead redrive words:engine --error TimeoutError --since 2h
   sqspipes-mp dead discard words:engine --all
 
 {_CODES}"""
@@ -279,11 +282,14 @@ def _add_dead(parser: ArgumentParser) -> None:
         return made
 
     one = add("list", dead_list, "Show a line for each dead letter")
-    one.add_argument("--stage", metavar="NAME", help="only those of this task")
+    add_choice(one)
     one.add_argument("--json", action="store_true", help="all that is known of each, as one JSON array")
     one = add("show", dead_show, "Show all that is known of one: reason, traceback, attempts, times, body")
     one.add_argument("id", metavar="ID", help="as listed, or any unique beginning of it")
     one.add_argument("--json", action="store_true", help="as a JSON object")
+    one = add("replay", dead_replay, "Call the task's function here with the value of one, touching no queue")
+    one.add_argument("id", metavar="ID", help="as listed, or any unique beginning of it")
+    one.add_argument("--pdb", action="store_true", help="look around with the debugger where it fails")
     one = add("redrive", dead_redrive, "Put dead letters back into the queues they failed in, attempts counted anew")
     _add_ids(one)
     one = add("discard", dead_discard, "Delete dead letters")
@@ -292,11 +298,12 @@ def _add_dead(parser: ArgumentParser) -> None:
 
 
 def _add_ids(parser: ArgumentParser) -> None:
-    parser.usage = "%(prog)s [options] MODULE:ENGINE (ID... | --all)"
+    parser.usage = "%(prog)s [options] MODULE:ENGINE (ID... | --all | --stage NAME | --error NAME | ...)"
     # With "*" argparse takes none of them when an option stands between the target and the first.
     ids = parser.add_argument("ids", metavar="ID", nargs="+", help="as listed, or any unique beginning of it")
     ids.required = False
     parser.add_argument("--all", action="store_true", help="every dead letter of the pipeline")
+    add_choice(parser)
 
 
 def _add_demo(parser: ArgumentParser) -> None:

@@ -57,8 +57,9 @@ def run(flags: Namespace, console: Console) -> Exit:
     console.finish = finishing_command(behind_source(plan), flags.target, flags.broker)
     with console.held():
         engine.broker.check()
-        names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
-        console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
+        if not console.tells:
+            names = ", ".join(f"{engine.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
+            console.say(f"{engine.domain} on {engine.broker.describe()}: {names}")
     summary: Summary | None
     file = options.summary_json
     write = None if file is None else partial(write_summary, file, engine.domain)
@@ -73,7 +74,8 @@ def run(flags: Namespace, console: Console) -> Exit:
 
 
 def _exit(plan: RunPlan, summary: Summary, console: Console, target: str) -> Exit:
-    console.say(f"{summary.reason} after {summary.seconds:.1f} s\n\n{summary_table(summary)}")
+    if not console.tells_end:
+        console.say(f"{summary.reason} after {summary.seconds:.1f} s\n\n{summary_table(summary)}")
     if has_end(plan) and (stopped := STOPPED_BY.get(summary.reason)):
         return stopped
     if summary.reason not in {"drained", "ended"} or not summary.dead:
@@ -226,9 +228,9 @@ def _file(flags: Namespace, environ: Mapping[str, str]) -> Path | None:
 
 def _stage(given: Given, pipeline: Pipeline, name: str) -> Stage:
     try:
-        return pipeline.stage(name)
+        return pipeline.stage(name, given.source)
     except ConfigError as error:
-        raise Refused(f"{given.source}: {error}") from None
+        raise Refused(str(error)) from None
 
 
 def _from_flag(flags: Namespace, flag: str) -> list[Given]:

@@ -24,6 +24,7 @@ from sqspipes_mp.host.title import set_title
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, Channel, Kind
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable, id_digest
+from sqspipes_mp.ipc.log_line import join
 from sqspipes_mp.ipc.report.report import Report, pack_exception
 from sqspipes_mp.ipc.request_meter import RequestMeter
 from sqspipes_mp.ipc.statistics import (
@@ -73,6 +74,7 @@ def keeper_main(assignment: Assignment, *, boots: bool) -> None:
     try:
         if plan.settings.setup is not None:
             plan.settings.setup()
+        join(plan.logs)
         if boots:
             once_reachable(partial(_check_queues, assignment), plan.wait_for_broker, partial(_rest, channel))
         connection = assignment.broker.open(patience=plan.keeper_patience, wallet=assignment.board.wallet)

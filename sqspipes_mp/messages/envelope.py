@@ -121,9 +121,11 @@ class Encoder:
     object that ``json`` does not know; None: such an object is refused.
     """
 
-    __slots__ = ("_default", "_encode", "_what")
+    __slots__ = ("_default", "_encode", "_fed", "_what")
 
     def __init__(self, stage: str | None, default: Callable[[Any], Any] | None) -> None:
+        #: Whether the values are the caller's, and not what a function returned.
+        self._fed = stage is None
         self._what = "the value" if stage is None else f"stage {stage!r}: the output"
         self._default = default
         self._encode = json.JSONEncoder(default=self._convert, allow_nan=False, separators=(",", ":")).encode
@@ -147,6 +149,8 @@ class Encoder:
             return body
         # Raised outside the except blocks: as its context, the error would carry the culprit, which may not pickle.
         where = f"{self._what} ({describe(value)})"
+        if self._fed:
+            text = text.replace(". Return ", ". Give ")
         raise OutputError(f"{where} cannot become JSON: {text}") from cause
 
     def text(self, result: object) -> str:

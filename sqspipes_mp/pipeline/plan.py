@@ -92,6 +92,8 @@ class RunPlan:
     http: HttpAddress | None = None
     #: The MODULE:ENGINE by which the command line started the run; empty: another program did.
     started_as: str = ""
+    #: The line to the program's log (``ipc.log_line``); None: the children are forked, and have its handlers.
+    logs: Any = None
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -243,7 +245,7 @@ def _select(pipeline: Pipeline, only: object) -> tuple[int, ...]:
     for item in items:
         if not (is_whole(item) or isinstance(item, str)):
             raise ConfigError("run(only)", item, f"a task's name or index, of {_names(pipeline)}")
-        chosen.append(pipeline.stage(item).index)
+        chosen.append(pipeline.stage(item, "run(only)").index)
     return tuple(sorted(set(chosen)))
 
 
@@ -256,7 +258,7 @@ def _per_stage(pipeline: Pipeline, selected: Sequence[int], field: str, value: o
     if isinstance(value, Mapping):
         spread: dict[int, Any] = {}
         for name, item in value.items():
-            index = pipeline.stage(name).index
+            index = pipeline.stage(name, field).index
             if index not in selected:
                 raise ConfigError(field, name, "a task that runs here", "Drop it, or add it to only=")
             spread[index] = item

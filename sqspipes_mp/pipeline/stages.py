@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -67,13 +68,19 @@ class Pipeline:
     #: Every queue of the stages: dead-letter queues first, others' queues with ``owned=False``.
     queues: tuple[QueueSpec, ...]
 
-    def stage(self, name_or_index: object) -> Stage:
-        """Return a stage by its task's name or its index from 0. Raises ``ConfigError`` naming all stages."""
+    def stage(self, name_or_index: object, field: str = "the task") -> Stage:
+        """Return a stage by its task's name or its index from 0. Raises ``ConfigError`` naming all stages.
+
+        ``field``: names the value in the error.
+        """
         for stage in self.stages:
             if name_or_index == stage.name or (type(name_or_index) is int and name_or_index == stage.index):
                 return stage
         known = ", ".join(f"{stage.name!r} ({stage.index})" for stage in self.stages)
-        raise ConfigError("the task", name_or_index, f"a task's name or index of this pipeline: {known}")
+        names = [stage.name for stage in self.stages]
+        near = get_close_matches(name_or_index, names, 1) if isinstance(name_or_index, str) else []
+        cure = f"Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(field, name_or_index, f"a task's name or index of this pipeline: {known}", cure)
 
     def queue_names(self, selected: Collection[int] | None = None) -> tuple[str, ...]:
         """Return the names of this pipeline's own queues (never others'); ``selected``: only those of these stages."""

@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import time
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from sqspipes_mp.brokers.base import Broker
@@ -161,7 +162,10 @@ class Supervisor:
                 self._events.close()
         seconds = time.monotonic() - self._began
         summary = summarize(self._plan, self._board, stopping.reason, seconds)
-        log.info("stopped (%s) after %.1f s: %s", stopping.reason, seconds, "; ".join(map(str, summary.stages)))
+        log.info(
+            "stopped (%s) after %.1f s: %s", stopping.reason, seconds, "; ".join(map(str, summary.stages)),
+            extra={"domain": self._plan.pipeline.domain, "summary": asdict(summary)},
+        )  # fmt: skip
         source = self._plan.source
         note = left_note(self._plan) if source is not None and summary[source.name].done else None
         return Outcome(summary, stopping.report, stopping.error, self._requests.signal, note)

@@ -22,6 +22,7 @@ from sqspipes_mp.host.numeric_threads import environment, prepare
 from sqspipes_mp.host.title import set_title
 from sqspipes_mp.ipc.birth import Birth, begin
 from sqspipes_mp.ipc.channel import DOWN, Channel, Kind, ParentChannel, ParentGone
+from sqspipes_mp.ipc.log_line import join
 from sqspipes_mp.ipc.map_lock import MapLock
 from sqspipes_mp.ipc.outcome import Outcome
 from sqspipes_mp.ipc.scoreboard import Block, Scoreboard
@@ -98,6 +99,7 @@ def supervisor_main(
     """Supervise in a process of its own, for a caller that iterates; the last frame holds the outcome."""
     begin(birth)
     set_title(plan.pipeline.domain, "supervisor")
+    join(plan.logs)
     wakeup = Wakeup()
     channel = ParentChannel(birth.sock, hears=DOWN)
     context = _context(method)

@@ -15,7 +15,7 @@ from sqspipes_mp.ipc.channel import Kind, ParentChannel
 from sqspipes_mp.ipc.leases import Cause
 from sqspipes_mp.ipc.report.report import Report
 from sqspipes_mp.ipc.summary import readings
-from sqspipes_mp.messages.plain import lines
+from sqspipes_mp.messages.plain import lines, one_line
 from sqspipes_mp.supervisor.children import Children
 from sqspipes_mp.supervisor.events import Events
 from sqspipes_mp.supervisor.shutdown import Shutdown, Step
@@ -75,7 +75,10 @@ class Stopping:
             else:
                 self.error = why
         elif isinstance(why, Report):
-            log.error("another failure while stopping: %s", lines(why.text))
+            first = self.report
+            alike = first is not None and (first.type_name, first.message) == (why.type_name, why.message)
+            words = f"{why.type_name}: {one_line(why.message)}" if alike else lines(why.text)
+            log.error("another failure while stopping%s: %s", f" ({why.where})" if why.where else "", words)
         self.drain("failed")
 
     def drain(self, reason: str) -> None:
@@ -90,10 +93,13 @@ class Stopping:
         # A user who sent a signal waits now, and may not know for which calls.
         patient = running == 0 or reason not in signal.Signals.__members__
         second = "" if patient else "; a second signal kills them"
-        log.log(
-            logging.INFO if patient else logging.WARNING,
-            "draining (%s): calls that run (%d) have %g s to end%s", reason, running, grace, second,
-        )  # fmt: skip
+        if running:
+            log.log(
+                logging.INFO if patient else logging.WARNING,
+                "stopping (%s): calls that run (%d) have %g s to end%s", reason, running, grace, second,
+            )  # fmt: skip
+        elif reason not in _NOTHING_RUNS:
+            log.info("stopping (%s): no call runs", reason)
         self.reason = reason
         self._shutdown = Shutdown(time.monotonic(), grace)
         if self._caller is not None and reason not in _NOTHING_RUNS:

@@ -14,6 +14,7 @@ from sqspipes_mp.host.numeric_threads import limit_threads, reseed
 from sqspipes_mp.host.title import set_title
 from sqspipes_mp.ipc.birth import Assignment, begin, orphaned, volunteer
 from sqspipes_mp.ipc.channel import EXIT_BOOT, EXIT_FAULT, EXIT_OK, Channel, Kind
+from sqspipes_mp.ipc.log_line import join
 from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.statistics import CALL_STARTED, PID, S_BOOTING, S_DRAINING, S_READY, STATE
 from sqspipes_mp.pipeline.outputs import Products
@@ -61,6 +62,7 @@ def worker_main(assignment: Assignment) -> None:
         reseed()
         if settings.setup is not None:
             settings.setup()
+        join(assignment.plan.logs)
         if os.getpid() != pid:
             # A child that setup= or env= has forked and that came back is no worker.
             os._exit(EXIT_OK)

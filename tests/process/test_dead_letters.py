@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,29 @@ def test_where_nothing_ever_ran_there_are_no_letters_and_no_file_comes_of_lookin
     assert engine.dead_letters() == []
     assert redrive(engine.pipeline, engine.broker, None).letters == []
     assert not db.exists()
+
+
+def fails_twofold(value):
+    raise (KeyError if value["n"] % 2 else ValueError)(f"no {value['of']}")
+
+
+def test_letters_are_chosen_by_stage_error_time_text_and_id(db: Path) -> None:
+    engine = engine_at(db, [Task(fails_twofold, input=True), sink], on_error="reject")
+    engine.put_many([{"n": n, "of": "schön"} for n in range(4)], key=lambda value: f"key-{value['n']}")
+    engine.run(until="drained")
+    assert [letter.key for letter in engine.dead_letters()] == [f"key-{n}" for n in range(4)]
+    hour = timedelta(hours=1)
+    assert numbers(engine.redrive(error="KeyError", match="key-3", stage="fails_twofold", since=hour)) == [3]
+    assert engine.redrive(since=datetime.now(UTC) + hour) == engine.redrive(stage="sink") == []
+    assert engine.discard(match="of nobody's") == []
+    assert numbers(engine.discard(error="ValueError", match="schön")) == [0, 2]
+    [left] = engine.dead_letters()
+    assert engine.redrive([left.id], error="ValueError") == []
+    assert numbers(engine.redrive([left.id[:12]])) == [1]
+    for wrong in ({"since": 5}, {"match": ""}, {"stage": "nobody"}):
+        with pytest.raises(ConfigError):
+            engine.redrive(**wrong)
+    assert engine.dead_letters() == []
 
 
 def test_queues_that_are_missing_hold_no_letters(db: Path, sqs: SQS) -> None:

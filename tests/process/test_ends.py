@@ -539,7 +539,7 @@ def test_every_other_run_goes_on_until_it_is_stopped_and_says_why(
     engine = engine_at(db, tasks)
     with Background(engine, **options) as run:
         eventually(lambda: words in caplog.text, "the start tells")
-        eventually(lambda: "echo" in [stage.name for stage in engine._runs.stages()], "it runs")
+        eventually(lambda: "echo" in [stage.name for stage in engine._parts.runs.stages()], "it runs")
         engine.stop()
     assert run.summary.reason == "stopped"
 

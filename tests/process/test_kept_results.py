@@ -269,7 +269,7 @@ def test_killed_before_its_results_are_recorded_a_value_has_them_once(
     tmp_path: Path, db: Path, log: Log, gate: Gate, victim: str
 ) -> None:
     engine = on_gate(db, log, gate)
-    feeder = Feeder(engine.pipeline, engine._settings, key=str)
+    feeder = Feeder(engine.pipeline, engine._parts.settings, key=str)
     feeder.mark = KEEP
     with contextlib.closing(engine.broker.open()) as connection:
         feeder.send(connection, [feeder.item(value) for value in range(3)])

@@ -55,7 +55,7 @@ def engine_on(broker: Any, log: Log, counted: Gate, gate: Gate, **settings: Any)
 
 def board_of(engine: Engine, counted: Gate) -> Scoreboard:
     """Return the run's board once too many messages were counted, and let the source go on."""
-    board = eventually(lambda: engine._runs._watch).board
+    board = eventually(lambda: engine._parts.runs._watch).board
     eventually(lambda: board.stage(0, BACKLOG) - 1 > MOST, "messages are counted")
     counted.open()
     return board
@@ -75,7 +75,7 @@ def test_it_rests_and_goes_on(broker: SQS | SQLite, log: Log, counted: Gate, new
         last = board.stage(0, BACKLOG_AT)
         eventually(lambda: board.stage(0, BACKLOG_AT) > last + 2e8, "it is counted again")
         assert len(log.lines()) == FIRST + 1
-        plan = present(engine._runs._watch).plan
+        plan = present(engine._parts.runs._watch).plan
         assert cells(Pace(0.0).observe(1.0, readings(plan, board))[0])[2] == "rests"
         gate.open()
         eventually(lambda: len(log.lines()) == COUNT, "the source goes on")

@@ -74,7 +74,7 @@ def ends(log: Log) -> list[int]:
 
 
 def unexpected(errors: str) -> list[str]:
-    return [line for line in errors.splitlines() if not line.startswith("draining (SIG")]
+    return [line for line in errors.splitlines() if not line.startswith("stopping (SIG")]
 
 
 def begun(log: Log) -> bool:
@@ -129,7 +129,7 @@ def test_a_second_signal_kills_what_still_runs(
         # Two at once may arrive as one: send until they are all gone.
         eventually(lambda: not any(map(alive, workers)) or process.send_signal(number))
         code, output, errors = ended(process)
-    assert f"draining ({number.name}): calls that run (1) have 25 s to end; a second signal kills them" in errors
+    assert f"stopping ({number.name}): calls that run (1) have 25 s to end; a second signal kills them" in errors
     assert (code, output) == ((0, "SIGTERM 0\n") if number is signal.SIGTERM else (-signal.SIGINT, ""))
     assert not any(map(alive, workers))
     assert ends(log) == []

@@ -110,7 +110,7 @@ def cli_in(folder: Path) -> Cli:
 def drained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the file of an engine in which 1, 3 and 5 have failed."""
     folder = tmp_path_factory.mktemp("drained")
-    assert cli_in(folder)("run", "parts:engine", "--until", "drained", "--log-level", "critical").returncode == 1
+    assert cli_in(folder)("run", "parts:engine", "--until", "drained", "--log-level", "critical").returncode == 5
     return folder
 
 
@@ -158,17 +158,19 @@ def test_list_is_a_table_with_short_ids_and_one_line_errors(failed: Cli) -> None
     assert result.returncode == 0
     first, _, header, *rows = result.stdout.splitlines()
     assert first.startswith("parts on SQLite")
-    assert header.split() == ["id", "stage", "failed", "attempts", "error"]
+    assert header.split() == ["id", "stage", "value", "failed", "attempts", "error"]
     assert {row.split()[0] for row in rows} == {ident[:8] for ident in ids}
     assert sorted(row.partition("ValueError: ")[2] for row in rows) == [
         f"no luck with {value} nor with \\x1b[31mred" for value in (1, 3, 5)
     ]
-    assert all(row.split()[1] == "fails" and row.split()[5] == "1" for row in rows)
+    assert [row.split()[1:3] for row in rows] == [["fails", str(value)] for value in (1, 3, 5)]
+    assert all(row.split()[5] == "1" for row in rows)
 
 
 def test_list_cuts_to_the_terminal_s_width(failed: Cli) -> None:
-    lines = failed("dead", "list", "parts:engine", COLUMNS="80").stdout.splitlines()[2:]
-    assert [len(line) for line in lines[1:]] == [80, 80, 80]
+    lines = failed("dead", "list", "parts:engine", COLUMNS="60").stdout.splitlines()[2:]
+    assert lines[0].split() == ["id", "stage", "value", "failed", "error"]
+    assert [len(line) for line in lines[1:]] == [60, 60, 60]
     assert all(line.endswith("...") for line in lines[1:])
 
 
@@ -179,6 +181,38 @@ def test_list_shows_one_stage_if_asked(cli: Cli) -> None:
     refused = cli("dead", "list", "parts:two", "--stage", "short")
     assert refused.returncode == 2
     told(refused, "'shorts'")
+
+
+def test_letters_are_listed_and_moved_by_choice(failed: Cli) -> None:
+    chosen = ("--error", "ValueError", "--match", "with 3", "--since", "1d", "--stage", "fails")
+    assert [letter["value"] for letter in letters(failed, *chosen)] == [3]
+    assert letters(failed, "--since", "2100-01-01") == []
+    assert failed("dead", "redrive", "parts:engine", *chosen).stdout == "Put back 1: parts-numbers 1.\n"
+    assert failed("dead", "discard", "parts:engine", "--match", "with 5", "--yes").stdout == "Deleted 1.\n"
+    assert values(failed) == [1]
+    refused = failed("dead", "list", "parts:engine", "--since", "yesterday")
+    assert refused.returncode == 2
+    told(refused, "--since", "30m", "'yesterday'")
+
+
+def test_replay_calls_the_function_here_and_touches_nothing(failed: Cli, folder: Path) -> None:
+    ident = next(letter["id"] for letter in letters(failed) if letter["value"] == 3)
+    again = failed("dead", "replay", "parts:engine", ident[:8])
+    assert again.returncode == 1
+    assert "ValueError: no luck with 3" in again.stderr
+    assert "fails failed again" in again.stderr
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, b"p value * 1000\nq\n")
+        assert "3000" in failed("dead", "replay", "parts:engine", ident, "--pdb", stdin=theirs).stdout
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    (folder / "fixed").touch()
+    done = failed("dead", "replay", "parts:engine", ident)
+    assert done.returncode == 0
+    told(done, "fails returned 3.", "dead redrive parts:engine")
+    assert values(failed) == [1, 3, 5]
 
 
 def test_list_says_so_where_there_is_nothing_and_makes_no_file(cli: Cli, folder: Path) -> None:
@@ -392,8 +426,8 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, arguments: tuple[str, ...]) -> Non
 
 def test_help_shows_every_command(cli: Cli) -> None:
     told(cli("--help"), "dead list words:engine")
-    told(cli("dead", "--help"), "list", "show", "redrive", "discard")
-    told(cli("dead", "redrive", "--help"), "(ID... | --all)")
+    told(cli("dead", "--help"), "list", "show", "replay", "redrive", "discard")
+    told(cli("dead", "redrive", "--help"), "(ID... | --all | --stage NAME")
 
 
 # --- signals ---

@@ -12,6 +12,7 @@ import pytest
 import sqspipes_mp
 from sqspipes_mp import SQS, ConfigError, Engine, SQLite, Task, errors
 from sqspipes_mp.host.cpus import cpus
+from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.pipeline.plan import make_plan
 
 
@@ -25,6 +26,10 @@ def numbers():
 
 def step(value):
     return value
+
+
+def adds(value, one, two):
+    return value + one + two
 
 
 def last(value):
@@ -41,7 +46,7 @@ def engine(tasks=None, **changes):
 
 def plan(tasks=None, **run):
     built = engine(tasks)
-    return make_plan(built._pipeline, built._settings, **run)
+    return make_plan(built._parts.pipeline, built._parts.settings, **run)
 
 
 _BAD_ENGINES = {
@@ -123,6 +128,8 @@ _BAD_RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a negative idle": ({"idle": -1}, ["idle", "-1"]),
     "an idle without an end": ({"idle": 5}, ["idle", "5", "until"]),
     "iterate that is no flag": ({"iterate": 1}, ["iterate", "1"]),
+    "too many arguments of a later task": ({"args": {"step": (1,)}}, ["step", "too many", "(1,)"]),
+    "a later task's missing argument": ({"tasks": [source, adds], "args": {"adds": (1,)}}, ["adds", "'two'"]),
 }
 
 
@@ -143,7 +150,7 @@ def test_bad_arguments_of_run_start_nothing_and_touch_no_file(tmp_path, monkeypa
 
 def test_what_may_be_said_in_several_ways():
     assert plan(only=["last", 1]).selected == (1, 2)
-    assert plan(only="step", args=[1, 2]).args == {1: (1, 2)}
+    assert plan([source, adds, last], only="adds", args=[1, 2]).args == {1: (1, 2)}
     assert plan(workers={"step": "auto"}).workers[1] == cpus()
     assert plan([{"method": source, "interval": lambda: 0.1}, step]).pipeline.stages[0].task.name == "source"
     assert plan([source, Task(step, interval=0.5)]).pipeline.stages[1].task.interval == 0.5
@@ -291,3 +298,15 @@ def test_every_error_that_a_caller_can_meet_is_the_packages_own_name():
     inner = {errors.BrokerBusy, errors.MessageError, errors.Verdict}
     assert [kind for kind in tree if kind not in inner and getattr(sqspipes_mp, kind.__name__, None) is not kind] == []
     assert {kind.__name__ for kind in tree if kind not in inner} <= set(sqspipes_mp.__all__)
+
+
+def test_the_loop_over_a_run_names_iterate():
+    summary: Any = Summary(reason="ended", seconds=1.0, stages=())
+    with pytest.raises(TypeError, match=r"run\(iterate=True\)"):
+        list(summary)
+
+
+def test_on_windows_the_import_says_what_to_do():
+    text = "import sys; sys.platform = 'win32'; import sqspipes_mp"
+    result = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=60)
+    assert "ImportError: sqspipes_mp runs on Linux and macOS: on Windows run" in result.stderr

@@ -58,7 +58,7 @@ def test_stage_note_comes_last(carry):
 
 def test_extra_note_and_no_message_id():
     back = rebuild(pack(Plain("x"), message_id=None, booting=True))
-    assert back.__notes__ == ["before it was ready", "in stage 'resize', worker 4711"]
+    assert back.__notes__ == ["before it was ready, in stage 'resize', worker 4711"]
     note = back.__notes__[-1]
     assert isinstance(note, ChildNote)
     assert (note.booting, note.held) == (True, False)

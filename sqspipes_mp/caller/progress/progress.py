@@ -6,6 +6,7 @@ It reads the scoreboard only; waiting messages are counted by the keeper, which 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TextIO
 
 from sqspipes_mp.caller.progress.footer import Footer
-from sqspipes_mp.caller.progress.rates import HEADER, Pace, cells, line
+from sqspipes_mp.caller.progress.rates import HEADER, Pace, cells, fitting, line
 from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.ipc.summary import Reading, Row
 
@@ -23,6 +24,8 @@ log = logging.getLogger("sqspipes_mp.progress")
 
 #: Seconds between two tables, and between two lines of the log.
 DRAW_EVERY, LOG_EVERY = 0.5, 30.0
+#: Seconds until the first line of the log on a terminal, where somebody waits for it.
+SOON = 3.0
 #: Seconds between two counts of waiting messages for a table: on SQS a count is a request that costs money.
 COUNT_EVERY = 10.0
 
@@ -63,8 +66,8 @@ class Nothing:
 class Lines:
     """A line of the log (INFO), now and then, while something happens."""
 
-    def __init__(self) -> None:
-        self.first = self.every = LOG_EVERY
+    def __init__(self, first: float = LOG_EVERY) -> None:
+        self.first, self.every = first, LOG_EVERY
         self.count_every: float | None = LOG_EVERY
         self._told: list[tuple[int | None, ...]] = []
 
@@ -101,10 +104,13 @@ class Table:
         """Draw the table."""
         width = self._footer.width
         table = self._grid(box=None, pad_edge=False, header_style="dim")
-        for number, name in enumerate(HEADER):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*cells(row), style="red" if row.reading.failed or row.reading.dead else None)
+        texts = [cells(row) for row in rows]
+        kept = fitting([HEADER, *texts], width - 1)
+        for number in kept:
+            table.add_column(HEADER[number], justify="right" if number else "left", no_wrap=True)
+        for row, shown in zip(rows, texts, strict=True):
+            style = "red" if row.reading.failed or row.reading.dead else None
+            table.add_row(*(shown[number] for number in kept), style=style)
         with self._console.capture() as drawn:
             # One column less: a terminal may wrap after the last.
             self._console.print(table, width=width - 1, crop=True)
@@ -170,7 +176,20 @@ def choose(wanted: bool | None) -> Drawing:
     table = _table(sys.stderr)
     if table is not None:
         return table
-    return Lines() if wanted and log.isEnabledFor(logging.INFO) else Nothing()
+    if not (wanted and log.isEnabledFor(logging.INFO)):
+        return Nothing()
+    return Lines(SOON if _lacks_rich(sys.stderr) else LOG_EVERY)
+
+
+def _lacks_rich(stream: TextIO | None) -> bool:
+    """Tell whether a terminal has no table only because ``rich`` is missing; says so in the log."""
+    try:
+        lacking = stream is not None and stream.isatty() and importlib.util.find_spec("rich") is None
+    except (OSError, ValueError):
+        return False
+    if lacking:
+        log.info("pip install 'sqspipes_mp[progress]' has a terminal show a table of the stages here")
+    return lacking
 
 
 def _table(stream: TextIO | None) -> Table | None:

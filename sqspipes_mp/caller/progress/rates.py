@@ -10,6 +10,10 @@ from sqspipes_mp.ipc.summary import Reading, Row
 #: Seconds over which "per second" and "busy" are taken: some batches of deletes, and short enough to show a change.
 WINDOW = 10.0
 HEADER = ("stage", "waiting", "running", "done", "failed", "dead", "per s", "ETA", "busy")
+#: Columns that a narrow terminal goes without, in this order.
+_DISPENSABLE = ("busy", "per s", "running", "failed", "ETA", "waiting")
+#: Columns of space between two columns.
+_GAP = 2
 
 
 class Pace:
@@ -72,6 +76,17 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if row.eta is None else span(row.eta),
         f"{row.busy:.0%}",
     )
+
+
+def fitting(table: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the columns of a table of ``cells`` that fit into ``width``; the least needed ones are left out first."""
+    widths = [max(map(len, column)) + _GAP for column in zip(*table, strict=True)]
+    kept = list(range(len(widths)))
+    for name in _DISPENSABLE:
+        if sum(widths[number] for number in kept) - _GAP <= width:
+            break
+        kept.remove(HEADER.index(name))
+    return kept
 
 
 def line(row: Row) -> str:

@@ -108,7 +108,7 @@ def rebuild(report: Report) -> Exception:
     if not isinstance(error, Exception):
         frames = None if error is None else error.__traceback__
         error = RemoteError(report.type_name, report.message, report.text).with_traceback(frames)
-    booting = [BOOT_NOTE] if report.booting else []
-    where = [ChildNote(report.where, booting=report.booting, held=report.held)] if report.where else []
-    put_notes(error, [*report.notes, *booting, *where])
+    where = ", ".join([BOOT_NOTE] * report.booting + [report.where] * bool(report.where))
+    told = [ChildNote(where, booting=report.booting, held=report.held)] if where else []
+    put_notes(error, [*report.notes, *told])
     return error
