@@ -249,7 +249,7 @@ def test_workers_that_do_not_fit_into_the_control_group(
     wide = cgroups(memory_max=f"{64 * GIB}\n", memory_current="1\n", cpu_max="max 100000\n", pids_max="max\n")
     free = machine(plan, engine.broker, wide)
     # Of this process, the rest is the test machine's.
-    known = {"threads": (), "unloadable": None, "own_memory": 30 << 20, "files": (10, 1024)}
+    known: dict[str, Any] = {"threads": (), "unloadable": None, "own_memory": 30 << 20, "files": (10, 1024)}
     assert troubles(facts_of(engine, machine=replace(free, cpus=16, **known))) == {}
     assert troubles(facts_of(engine, machine=replace(limited, cpus=16, **known))) == {check: level}
 
