@@ -167,7 +167,7 @@ def test_a_full_disk_in_memory(cli: Cli) -> None:
     script = f"mount -t tmpfs -o size=1m none /mnt && exec {sys.executable} -m sqspipes_mp doctor --json {target}"
     done = subprocess.run(
         [UNSHARE, "-rm", "sh", "-c", script],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     levels = {one["check"]: one["level"] for one in json.loads(done.stdout)["findings"]}
     assert (done.returncode, levels["disk"], levels["file"]) == (1, "fail", "warn")
