@@ -400,8 +400,8 @@ def test_a_taken_port_is_an_error_where_it_was_asked_for_and_a_warning_where_the
         monkeypatch.setenv("SQSPIPES_HTTP", address)
         with caplog.at_level(logging.WARNING, "sqspipes_mp.supervisor"):
             assert engine.run(only="work", until="drained", idle=0).reason == "drained"
-        (record,) = caplog.records
-        assert record.getMessage().startswith(f"SQSPIPES_HTTP={address}: ")
+        (told,) = [each for each in caplog.messages if "SQSPIPES_HTTP" in each]
+        assert told.startswith(f"SQSPIPES_HTTP={address}: ")
     assert children() == []
 
 
@@ -477,9 +477,9 @@ def test_a_process_that_dies_is_started_again_and_its_last_words_are_logged(
         (second,) = observers()
         assert second.pid != first.pid
         engine.stop()
-    (record,) = caplog.records
-    assert "the HTTP process (pid" in record.getMessage()
-    assert "restart in 0.5 s" in record.getMessage()
+    (told,) = [each for each in caplog.messages if "the HTTP process" in each]
+    assert "(pid" in told
+    assert "restart in 0.5 s" in told
     assert children() == []
 
 
@@ -491,7 +491,7 @@ def test_a_process_that_cannot_be_started_is_a_warning_and_the_run_goes_on(
     monkeypatch.setattr("sqspipes_mp.supervisor.http_process.spawn.get_executable", lambda: "/no/python")
     with caplog.at_level(logging.WARNING, "sqspipes_mp.supervisor"):
         assert engine.run("work", until="drained", idle=0, http="localhost:0")["work"].done == 1
-    assert "the HTTP process could not be started: " in caplog.records[0].getMessage()
+    assert any("the HTTP process could not be started: " in each for each in caplog.messages)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a process's memory is in /proc on Linux alone")
