@@ -7,7 +7,9 @@ def square(n):
     return n * n
 
 
-engine = Engine([Task(square, input=True, workers=2)], domain="squares", broker="sqlite://")
+engine = Engine(
+    [Task(square, input=True, workers=2)], domain="squares", broker="sqlite://"
+)
 
 
 def results(values):

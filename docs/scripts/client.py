@@ -12,9 +12,11 @@ def double(n):
     return 2 * n
 
 
-# Without broker= it would be at SQS, in us-west-2. The queues are FIFO unless fifo=False.
+# Without broker= it is at SQS, in us-west-2. Queues are FIFO unless fifo=False.
 client = TaskClient("doubles", broker="sqlite:///doubles.db")
-client.register_tasks([{"method": number, "interval": 0.1}, {"method": double, "workers": 2}])
+client.register_tasks(
+    [{"method": number, "interval": 0.1}, {"method": double, "workers": 2}]
+)
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["number"]:

@@ -16,7 +16,11 @@ def double(n):
 
 
 engine = Engine(
-    [Task(double, input=True)], domain="logs", broker="sqlite://", setup=configure, start_method="forkserver"
+    [Task(double, input=True)],
+    domain="logs",
+    broker="sqlite://",
+    setup=configure,
+    start_method="forkserver",
 )
 
 if __name__ == "__main__":

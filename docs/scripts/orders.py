@@ -11,7 +11,10 @@ def read(path):
 
 
 def total(order):
-    return {"order": order["id"], "cents": sum(line["count"] * line["cents"] for line in order["lines"])}
+    return {
+        "order": order["id"],
+        "cents": sum(line["count"] * line["cents"] for line in order["lines"]),
+    }
 
 
 class Store:
@@ -19,18 +22,26 @@ class Store:
 
     def __init__(self, path):
         self.database = sqlite3.connect(path, isolation_level=None)
-        self.database.execute("CREATE TABLE IF NOT EXISTS totals (hop PRIMARY KEY, number, cents)")
+        self.database.execute(
+            "CREATE TABLE IF NOT EXISTS totals (hop PRIMARY KEY, number, cents)"
+        )
 
     def __call__(self, row):
         values = (current_message().hop, row["order"], row["cents"])
-        self.database.execute("INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT DO NOTHING", values)
+        self.database.execute(
+            "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT DO NOTHING", values
+        )
 
     def close(self):
         self.database.close()
 
 
 engine = Engine(
-    [Task(read, input=True), Task(total, workers=2), Task(Store, init_args=("totals.db",))],
+    [
+        Task(read, input=True),
+        Task(total, workers=2),
+        Task(Store, init_args=("totals.db",)),
+    ],
     domain="orders",
 )
 
@@ -49,6 +60,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(40)
     elif sys.argv[1] == "feed":
-        print(engine.put_many(map(str, sorted(Path("orders").iterdir())), key=str), "new orders")
+        paths = map(str, sorted(Path("orders").iterdir()))
+        print(engine.put_many(paths, key=str), "new orders")
     else:
-        print(*sqlite3.connect("totals.db").execute("SELECT count(*), sum(cents) FROM totals").fetchone())
+        totals = sqlite3.connect("totals.db")
+        print(*totals.execute("SELECT count(*), sum(cents) FROM totals").fetchone())

@@ -1,6 +1,10 @@
 from sqspipes_mp import Engine, Retry, Task
 
-SITE = {"/": "<title>Home</title>", "/about": "<title>About</title>", "/busy": "<title>Later</title>"}
+SITE = {
+    "/": "<title>Home</title>",
+    "/about": "<title>About</title>",
+    "/busy": "<title>Later</title>",
+}
 
 
 def fetch(path):
@@ -8,7 +12,8 @@ def fetch(path):
 
 
 def parse(page):
-    return page["path"], page["html"].removeprefix("<title>").removesuffix("</title>")
+    title = page["html"].removeprefix("<title>").removesuffix("</title>")
+    return page["path"], title
 
 
 def store(row):
@@ -17,7 +22,9 @@ def store(row):
 
 
 engine = Engine(
-    [Task(fetch, input=True, threads=8), Task(parse, workers="auto"), store], broker="sqlite://", on_error="retry"
+    [Task(fetch, input=True, threads=8), Task(parse, workers="auto"), store],
+    broker="sqlite://",
+    on_error="retry",
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import operator
 import random
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def estimate(job):
         version, words, gauss = json.loads(Path(job["file"]).read_text())
         generator.setstate((version, tuple(words), gauss))
     while job["done"] < job["points"]:
-        # One part before it looks: a call that is asked to end at once gets somewhere, too.
+        # One part before it looks: so even a call that must end at once gets on.
         for _ in range(10_000):
             job["inside"] += generator.random() ** 2 + generator.random() ** 2 < 1
         job["done"] += 10_000
@@ -25,8 +26,12 @@ def estimate(job):
     return 4 * job["inside"] / job["points"]
 
 
-engine = Engine([Task(estimate, input=True, workers=2)], domain="pi", broker="sqlite:///pi.db")
+engine = Engine(
+    [Task(estimate, input=True, workers=2)], domain="pi", broker="sqlite:///pi.db"
+)
 
 if __name__ == "__main__":
-    jobs = [{"seed": seed, "points": 200_000, "done": 0, "inside": 0} for seed in (7, 8)]
-    print(*engine.map(jobs, key=lambda job: job["seed"], ordered=True, keep_results=True))
+    begin = {"points": 200_000, "done": 0, "inside": 0}
+    jobs = [{"seed": seed, **begin} for seed in (7, 8)]
+    seed = operator.itemgetter("seed")
+    print(*engine.map(jobs, key=seed, ordered=True, keep_results=True))

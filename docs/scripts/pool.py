@@ -11,7 +11,9 @@ def collatz(n):
     return steps
 
 
-engine = Engine([Task(collatz, input=True, workers=2)], broker="sqlite:///collatz.db")
+engine = Engine(
+    [Task(collatz, input=True, workers=2)], broker="sqlite:///collatz.db"
+)
 
 if __name__ == "__main__":
     values = range(1, 200)

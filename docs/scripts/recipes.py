@@ -4,7 +4,7 @@ from sqspipes_mp import Engine, Reject, Retry, Task, TaskCallback, current_messa
 
 
 class Share:
-    """A class is built once in each worker, with init_args: the place for a model or a connection."""
+    """Built once in each worker, with init_args: the place for a model."""
 
     def __init__(self, whole):
         self.whole = whole
@@ -25,10 +25,11 @@ def judge(error, attempt):
 
 
 def tell(row):
-    message = current_message()  # id, stage, hop, attempt, priority, group, sent_at, deadline, meta
+    message = current_message()
     if row["share"] == 20:
-        return None  # nothing goes on; where None is a value (ignore_none=False): EmptyTaskOutput
-    return TaskCallback(row, print, (message.id, message.priority, row))  # print() is called once row was accepted
+        return None  # nothing goes on
+    # print() is called once row was accepted.
+    return TaskCallback(row, print, (message.id, message.priority, row))
 
 
 engine = Engine(
@@ -39,8 +40,10 @@ engine = Engine(
 )
 
 if __name__ == "__main__":
-    engine.put_many([0, 2, 3, 4, -1], key=lambda n: f"n{n}", priority=lambda n: int(n > 2))
+    values = [0, 2, 3, 4, -1]
+    engine.put_many(values, key=lambda n: f"n{n}", priority=lambda n: int(n > 2))
     engine.run(until="drained", idle=0)
-    for letter in engine.dead_letters():
-        print(letter.stage, letter.value, letter.failure.attempts, letter.failure.error, letter.failure.text)
+    for dead in engine.dead_letters():
+        failure = dead.failure
+        print(dead.stage, dead.value, failure.attempts, failure.error, failure.text)
     engine.purge()  # the dead letters and the keys, too

@@ -6,9 +6,11 @@ from sqspipes_mp import Engine, Task
 
 def keys(body):
     event = json.loads(body)
-    if event.get("Event") == "s3:TestEvent":  # sent once, when notifications are set up
+    # Sent once, when notifications are set up.
+    if event.get("Event") == "s3:TestEvent":
         return None
-    return [unquote_plus(record["s3"]["object"]["key"]) for record in event["Records"]]
+    records = event["Records"]
+    return [unquote_plus(record["s3"]["object"]["key"]) for record in records]
 
 
 def each(names):
@@ -19,7 +21,13 @@ def measure(name):
     print(name, len(name))
 
 
-engine = Engine([Task(each, input="my-bucket-events", decode=keys), Task(measure, workers="auto")], domain="uploads")
+engine = Engine(
+    [
+        Task(each, input="my-bucket-events", decode=keys),
+        Task(measure, workers="auto"),
+    ],
+    domain="uploads",
+)
 
 if __name__ == "__main__":
     engine.run()

@@ -5,12 +5,14 @@ from sqspipes_mp import Engine, Task
 
 
 def generate(max_size):
-    """Make a random word. The first task gets no input: it is called again and again."""
-    return "".join(random.choice(string.ascii_lowercase) for _ in range(random.randint(1, max_size)))
+    """Make a random word. The first task gets no input; it is called for ever."""
+    size = random.randint(1, max_size)
+    return "".join(random.choice(string.ascii_lowercase) for _ in range(size))
 
 
 def reduce(value, keep="vowels"):
-    return value, "".join(letter for letter in value if (letter in "aeiou") == (keep == "vowels"))
+    kept = [letter for letter in value if (letter in "aeiou") == (keep == "vowels")]
+    return value, "".join(kept)
 
 
 def count(data):

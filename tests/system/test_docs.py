@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -267,23 +268,45 @@ def _commands(text):
         yield command, shown.strip()
 
 
-def test_the_tutorial_shows_what_its_commands_print(tmp_path, moto_url):
+_TUTORIAL, _, _ON_SQS = _PAGES["tutorial"].partition("The same on SQS")
+
+
+def _sessions(text):
+    """Yield (options of the block, its commands with what is shown of their output) of a page."""
+    for block in _CONSOLE.finditer(text):
+        yield block["options"], list(_commands(block["text"]))
+
+
+def _follow(shell, commands):
+    """Run commands one after the other, and compare what they print."""
+    for command, shown in commands:
+        output = shell.output(command)
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        same = doctest.OutputChecker().check_output(f"{shown}\n", f"{output.strip()}\n", flags)
+        assert same, f"{command}\n{output}"
+
+
+def test_the_tutorial_shows_what_its_commands_print(tmp_path):
     (tmp_path / "orders.py").write_text((_SCRIPTS / "orders.py").read_text())
     shell = _Shell(tmp_path)
-    same = doctest.OutputChecker().check_output
-    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    letter = None
-    for block in _CONSOLE.finditer(_PAGES["tutorial"]):
-        text = block["text"].replace("http://127.0.0.1:5000", moto_url)
-        if ":name: terminals" in block["options"]:
-            _run_together(shell, [command for command, _ in _commands(text)])
-            continue
-        for command, shown in _commands(text):
-            output = shell.output(command.replace("910a1234", letter or "-"))
-            if command.startswith("sqspipes-mp dead list"):
-                letter = output.splitlines()[-1].split()[0]
-            wanted = shown.replace("910a1234", letter or "-")
-            assert same(f"{wanted}\n", f"{output.strip()}\n", flags), f"{command}\n{output}"
+    for _, commands in _sessions(_TUTORIAL):
+        _follow(shell, commands)
+
+
+def test_the_tutorial_goes_on_with_three_programs_on_sqs(tmp_path, moto_url):
+    (tmp_path / "orders.py").write_text((_SCRIPTS / "orders.py").read_text())
+    shell = _Shell(tmp_path)
+    mend = next(
+        command for _, commands in _sessions(_TUTORIAL) for command, _ in commands if command.startswith("sed ")
+    )
+    shell.output(f"python orders.py make && touch totals.db && {mend}")
+    for options, commands in _sessions(_ON_SQS.replace("http://127.0.0.1:5000", moto_url)):
+        if ":name: terminals" in options:
+            _run_together(shell, [command for command, _ in commands])
+        else:
+            _follow(shell, commands)
+    assert "``40 197111``" in _ON_SQS
+    assert shell.output("python orders.py show") == "40 197111\n"
 
 
 def _run_together(shell, commands):
@@ -291,12 +314,19 @@ def _run_together(shell, commands):
     programs = [shell.start(f"exec {command}") for command in commands]
     try:
         assert len(programs) == 3
-        assert eventually(lambda: shell.output("python orders.py show") == "40 197111\n")
+        assert eventually(lambda: _stored(shell.folder / "totals.db") == 40)
     finally:
         for program in programs:
             program.send_signal(signal.SIGINT)
         ends = [_finish(program) for program in programs]
     assert [status for status, _, _ in ends] == [0, 0, 0], ends
+
+
+def _stored(file):
+    """Return the number of totals in the file; 0: there is no table yet."""
+    with contextlib.closing(sqlite3.connect(file)) as totals, contextlib.suppress(sqlite3.OperationalError):
+        return totals.execute("SELECT count(*) FROM totals").fetchone()[0]
+    return 0
 
 
 # Tables
