@@ -248,19 +248,19 @@ class Top(App[None]):
         except Unanswered as error:
             self._answer(f"{told}: {error}", "bad")
             return None
-        self._answer(f"{told}: {answer['reach']}")
+        self._answer(f"{told}: done, for {answer['reach']}")
         return answer
 
     def action_pause(self) -> None:
         if (stage := self._stage) is not None:
-            do, told = ("resume", "goes on") if stage["paused"] else ("pause", "paused")
-            self.run_worker(self._ask(f"{stage['name']} {told}", {"do": do, "stage": stage["name"]}))
+            do = "resume" if stage["paused"] else "pause"
+            self.run_worker(self._ask(f"{do} {stage['name']}", {"do": do, "stage": stage["name"]}))
 
     def action_scale(self, more: int) -> None:
         if (stage := self._stage) is not None:
             wanted = stage["wanted"] + more
             order = {"do": "scale", "stage": stage["name"], "workers": wanted}
-            self.run_worker(self._ask(f"{stage['name']}: {wanted} workers", order))
+            self.run_worker(self._ask(f"scale {stage['name']} to {wanted}", order))
 
     def action_cancel(self) -> None:
         worker = self._worker
@@ -276,7 +276,7 @@ class Top(App[None]):
 
         def on_answer(yes: bool | None) -> None:
             if yes:
-                self.run_worker(self._ask(f"call {one_line(ident)[:12]} cancelled", {"do": "cancel", "call": ident}))
+                self.run_worker(self._ask(f"cancel {one_line(ident)[:12]}", {"do": "cancel", "call": ident}))
 
         self.push_screen(question, on_answer)
 
@@ -292,7 +292,7 @@ class Top(App[None]):
 
         def on_answer(yes: bool | None) -> None:
             if yes:
-                self.run_worker(self._ask("stopping", {"do": "stop"}))
+                self.run_worker(self._ask("stop", {"do": "stop"}))
 
         self.push_screen(question, on_answer)
 
@@ -306,7 +306,7 @@ class Top(App[None]):
         number = None if worker is None else worker["worker"]
         name = stage["name"] if worker is None else worker_name(worker)
         # Never by a signal, which may make a sleeping call return early.
-        answer = await self._ask(f"stacks of {name}", {"do": "stack", "stage": stage["name"], "worker": number})
+        answer = await self._ask(f"stack of {name}", {"do": "stack", "stage": stage["name"], "worker": number})
         if answer is None:
             return
         text = Text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from sqspipes_mp.cli.top.cells import cut, long_time
@@ -31,7 +32,7 @@ def state_text(state: Mapping[str, Any], width: int, height: int = 0) -> str:
     """
     head = "\n".join(cut(line, width) for line in head_lines(state))
     stages = _table(STAGES, state["stages"], width)
-    told = "\n".join(cut(sentence, width) for _, sentence in notes(state, keys=False))
+    told = "\n".join(fill(sentence, width, break_on_hyphens=False) for _, sentence in notes(state, keys=False))
     mark = "* the bottleneck" if any(stage["bottleneck"] for stage in state["stages"]) else ""
     above = [head, "\n".join(filter(None, [stages, mark])), *filter(None, [told])]
     workers = in_order(state["workers"])
