@@ -167,7 +167,7 @@ def test_a_full_disk_in_memory(cli: Cli) -> None:
     script = f"mount -t tmpfs -o size=1m none /mnt && exec {sys.executable} -m sqspipes_mp doctor --json {target}"
     done = subprocess.run(
         [UNSHARE, "-rm", "sh", "-c", script],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     levels = {one["check"]: one["level"] for one in json.loads(done.stdout)["findings"]}
     assert (done.returncode, levels["disk"], levels["file"]) == (1, "fail", "warn")
@@ -249,7 +249,7 @@ def test_workers_that_do_not_fit_into_the_control_group(
     wide = cgroups(memory_max=f"{64 * GIB}\n", memory_current="1\n", cpu_max="max 100000\n", pids_max="max\n")
     free = machine(plan, engine.broker, wide)
     # Of this process, the rest is the test machine's.
-    known = {"threads": (), "unloadable": None, "own_memory": 30 << 20, "files": (10, 1024)}
+    known: dict[str, Any] = {"threads": (), "unloadable": None, "own_memory": 30 << 20, "files": (10, 1024)}
     assert troubles(facts_of(engine, machine=replace(free, cpus=16, **known))) == {}
     assert troubles(facts_of(engine, machine=replace(limited, cpus=16, **known))) == {check: level}
 
@@ -307,6 +307,17 @@ def test_sqs_is_only_asked(sqs: StandIn) -> None:
     assert "testing" not in repr(found.examined)
     assert found.examined.credentials == "explicit"
     assert set(sqs.ledger()["requests"]) <= {"GetQueueUrl", "GetQueueAttributes"}
+
+
+def test_fewer_requests_than_the_distance_may_ask_for(sqs: StandIn) -> None:
+    engine = pipeline(sqs)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
+    try:
+        found = facts_of(engine)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert troubles(found) == {"open files": "warn"}
 
 
 def test_a_clock_that_is_off(sqs: StandIn) -> None:

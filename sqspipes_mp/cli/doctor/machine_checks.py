@@ -138,10 +138,16 @@ def open_files(facts: Facts) -> Iterator[Finding]:
     opened, most = found
     needed = opened + descriptors_needed(facts.workers)
     seen = f"{needed} needed for {facts.workers} workers, {most} allowed"
-    if needed <= most:
+    allowed, usual = facts.examined.at_once or (0, 0)
+    if needed > most:
+        why = "the run is refused: its last workers could not start"
+        yield fail("open files", seen, why, f"ulimit -n {2 * needed}")
+    elif allowed < usual:
+        seen += f"; a worker may have {allowed} requests of a kind under way, not {usual}"
+        why = "each has a connection of its own, and far from SQS fewer requests carry fewer messages"
+        yield warn("open files", seen, why, f"ulimit -n {max(1024, 2 * needed)}")
+    else:
         yield ok("open files", seen)
-        return
-    yield fail("open files", seen, "the run is refused: its last workers could not start", f"ulimit -n {2 * needed}")
 
 
 def processes(facts: Facts) -> Iterator[Finding]:
