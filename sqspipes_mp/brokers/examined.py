@@ -42,6 +42,9 @@ class Examined:
     credentials: str = ""
     #: Seconds by which the service's clock is ahead of this machine's; None: unknown.
     clock_ahead: float | None = None
+    #: Requests that a worker may have under way, with this process's limit of open files and without one; None: not
+    #: bounded by it.
+    at_once: tuple[int, int] | None = None
     #: Path of the queues' file; None: there is none that stays.
     file: str | None = None
     queues: tuple[ExaminedQueue, ...] = ()

@@ -49,7 +49,7 @@ def later(value: object) -> object:
 
 
 def waits(value: object) -> object:
-    select.select((), (), (), 0.06)
+    select.select((), (), (), 0.1)
     return value
 
 
@@ -157,18 +157,18 @@ def test_it_changes_no_file(cli: Cli) -> None:
 
 def test_a_full_disk_in_memory(cli: Cli) -> None:
     """In a mount namespace of its own, where the file is on a tmpfs of one MiB."""
-    if not UNSHARE or subprocess.run(
-        [UNSHARE, "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
-    ).returncode:  # fmt: skip
+    (cli.folder / "full").mkdir()
+    mount = f"mount -t tmpfs -o size=1m none {cli.folder}/full"
+    target = cli.write('engine = Engine([Task(len, name="w", input=True)], domain="d", broker="sqlite:///full/d.db")')
+
+    def inside(command: str) -> "subprocess.CompletedProcess[str]":
+        words = [UNSHARE, "-rm", "sh", "-c", command]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(words, capture_output=True, text=True, check=False, env=environ)
+
+    if not UNSHARE or inside(mount).returncode:
         pytest.skip("no file system can be mounted here")
-    target = cli.write(
-        'engine = Engine([Task(len, name="work", input=True)], domain="d", broker="sqlite:////mnt/d.db")'
-    )
-    script = f"mount -t tmpfs -o size=1m none /mnt && exec {sys.executable} -m sqspipes_mp doctor --json {target}"
-    done = subprocess.run(
-        [UNSHARE, "-rm", "sh", "-c", script],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = inside(f"{mount} && exec {sys.executable} -m sqspipes_mp doctor --json {target}")
     levels = {one["check"]: one["level"] for one in json.loads(done.stdout)["findings"]}
     assert (done.returncode, levels["disk"], levels["file"]) == (1, "fail", "warn")
 
@@ -257,9 +257,9 @@ def test_workers_that_do_not_fit_into_the_control_group(
 def test_memory_as_measured_counts_more_than_the_declaration(db: Path) -> None:
     engine = engine_at(db, [Task(work, input=True, workers=4, max_memory="8GiB")])
     assert troubles(facts_of(engine)) == {"memory": "warn"}
-    workers = [{"stage": "work", "memory": 1 << 30}, {"stage": "work", "memory": None}]
+    workers = [worker(memory=1 << 30), worker(memory=None)]
     assert troubles(facts_of(engine, state={**figures(), "workers": workers})) == {}
-    workers = [{"stage": "work", "memory": 5 << 30}]
+    workers = [worker(memory=5 << 30)]
     assert troubles(facts_of(engine, state={**figures(), "workers": workers})) == {"memory": "fail"}
 
 
@@ -307,6 +307,17 @@ def test_sqs_is_only_asked(sqs: StandIn) -> None:
     assert "testing" not in repr(found.examined)
     assert found.examined.credentials == "explicit"
     assert set(sqs.ledger()["requests"]) <= {"GetQueueUrl", "GetQueueAttributes"}
+
+
+def test_fewer_requests_than_the_distance_may_ask_for(sqs: StandIn) -> None:
+    engine = pipeline(sqs)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
+    try:
+        found = facts_of(engine)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert troubles(found) == {"open files": "warn"}
 
 
 def test_a_clock_that_is_off(sqs: StandIn) -> None:
@@ -418,6 +429,24 @@ def figures(**changes: Any) -> dict[str, Any]:
         "workers": [],
         "broker": {"requests": {"receive": 1000, "send": 500, "delete": 500}, "empty_receives": 100},
     }
+
+
+def worker(**changes: Any) -> dict[str, Any]:
+    return {"stage": "work", "memory": None, "process_cpu_seconds": None, **changes}
+
+
+def test_cpu_that_the_supervisor_has_not_noted_yet_counts(db: Path) -> None:
+    engine = engine_at(db, [Task(work, input=True, workers=2)])
+    state = {**figures(cpu_seconds=0.0), "workers": [worker(process_cpu_seconds=40.0), worker()]}
+    assert troubles(facts_of(engine, state=state)) == {}
+    state["workers"] = [worker(process_cpu_seconds=4.0), worker()]
+    assert troubles(facts_of(engine, state=state)) == {"threads": "warn"}
+
+
+def test_many_workers_whose_calls_wait(db: Path) -> None:
+    engine = engine_at(db, [Task(work, input=True, workers=40, threads=2)])
+    state = {**figures(cpu_seconds=20.0), "workers": [worker(process_cpu_seconds=30.0)]}
+    assert troubles(facts_of(engine, state=state)) == {}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from sqspipes_mp.brokers.examined import Examined
 from sqspipes_mp.brokers.rights import Use
 from sqspipes_mp.brokers.shown import shown
 from sqspipes_mp.brokers.sqs.calls import Calls, Clients
-from sqspipes_mp.brokers.sqs.connection import SqsConnection
+from sqspipes_mp.brokers.sqs.connection import SqsConnection, requests_at_once
 from sqspipes_mp.brokers.sqs.credentials import adopt, find_credentials, forbid_prompts, no_credentials, share
 from sqspipes_mp.brokers.sqs.entries import MAX_DELAY
 from sqspipes_mp.brokers.sqs.examine import PATIENCE, examine_queues, watch_clock
@@ -186,7 +186,8 @@ class SQS:
             with contextlib.closing(self.open(patience=PATIENCE)) as connection:
                 ahead = watch_clock(connection._calls)
                 asked = examine_queues(connection._queues, queues)
-                return replace(found, queues=asked, clock_ahead=ahead())
+                at_once = connection.carriers, requests_at_once(-1)
+                return replace(found, queues=asked, clock_ahead=ahead(), at_once=at_once)
         except (ConfigError, BrokerError) as error:
             return replace(found, trouble=str(error))
 

@@ -29,14 +29,24 @@ def gains(facts: Facts) -> Iterator[Finding]:
     for figures in facts.state["stages"]:
         stage = next((one for one in facts.plan.pipeline.stages if one.name == figures["name"]), None)
         if stage is not None and figures["done"] >= _LEAST_CALLS:
-            advice += [*_threads(stage, figures), *_batch(stage, figures), *_workers(stage, figures, facts)]
+            used = cpu_seconds(facts.state, figures)
+            advice += [*_threads(stage, figures, used), *_batch(stage, figures), *_workers(stage, figures, facts)]
             advice += _priorities(stage, facts.state)
     yield from advice or [ok("stages", "nothing to gain that the running engine's figures show")]
 
 
-def _threads(stage: Stage, figures: Mapping[str, Any]) -> Iterator[Finding]:
-    busy, used = figures["busy_seconds"], figures["cpu_seconds"]
-    # The CPU time of a worker is told once for each call, so a call that runs has none yet.
+def cpu_seconds(state: Mapping[str, Any], figures: Mapping[str, Any]) -> float:
+    """Return the CPU seconds of a stage: as noted, or as its processes have now, whichever is more.
+
+    The supervisor notes them every few seconds, those of workers that have ended included.
+    """
+    workers = [worker for worker in state["workers"] if worker["stage"] == figures["name"]]
+    now = sum(worker["process_cpu_seconds"] or 0.0 for worker in workers)
+    return float(max(figures["cpu_seconds"], now))
+
+
+def _threads(stage: Stage, figures: Mapping[str, Any], used: float) -> Iterator[Finding]:
+    busy = figures["busy_seconds"]
     if stage.task.threads > 1 or stage.task.batch or stage.is_source or busy < _LEAST_BUSY or used >= _WAITS * busy:
         return
     # So many calls that only wait fill a CPU.
@@ -71,7 +81,7 @@ def _workers(stage: Stage, figures: Mapping[str, Any], facts: Facts) -> Iterator
     assert facts.state is not None
     up = facts.state["engine"]["up"] or 0.0
     room = up * max(1, figures["wanted"]) * figures["threads"]
-    used = sum(one["cpu_seconds"] for one in facts.state["stages"]) / up if up else 0.0
+    used = sum(cpu_seconds(facts.state, one) for one in facts.state["stages"]) / up if up else 0.0
     full = room > 0 and figures["busy_seconds"] >= _FULL * room
     idle = facts.machine.cpus - used
     if stage.ends or not full or not figures["waiting"] or idle < 1:

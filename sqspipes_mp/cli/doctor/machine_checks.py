@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sqspipes_mp.cli.doctor.facts import Facts
 from sqspipes_mp.cli.doctor.findings import Finding, fail, ok, warn
+from sqspipes_mp.cli.doctor.gain_checks import cpu_seconds
 from sqspipes_mp.supervisor.run import descriptors_needed
 
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -126,7 +127,7 @@ def _waits_much(facts: Facts) -> bool:
     """Tell whether the engine that runs here uses less than half a CPU for each second in its functions."""
     stages = [] if facts.state is None else facts.state["stages"]
     busy = sum(stage["busy_seconds"] for stage in stages)
-    return bool(busy) and sum(stage["cpu_seconds"] for stage in stages) < busy / 2
+    return bool(busy) and sum(cpu_seconds(facts.state or {}, stage) for stage in stages) < busy / 2
 
 
 def open_files(facts: Facts) -> Iterator[Finding]:
@@ -138,10 +139,16 @@ def open_files(facts: Facts) -> Iterator[Finding]:
     opened, most = found
     needed = opened + descriptors_needed(facts.workers)
     seen = f"{needed} needed for {facts.workers} workers, {most} allowed"
-    if needed <= most:
+    allowed, usual = facts.examined.at_once or (0, 0)
+    if needed > most:
+        why = "the run is refused: its last workers could not start"
+        yield fail("open files", seen, why, f"ulimit -n {2 * needed}")
+    elif allowed < usual:
+        seen += f"; a worker may have {allowed} requests of a kind under way, not {usual}"
+        why = "each has a connection of its own, and far from SQS fewer requests carry fewer messages"
+        yield warn("open files", seen, why, f"ulimit -n {max(1024, 2 * needed)}")
+    else:
         yield ok("open files", seen)
-        return
-    yield fail("open files", seen, "the run is refused: its last workers could not start", f"ulimit -n {2 * needed}")
 
 
 def processes(facts: Facts) -> Iterator[Finding]:
