@@ -194,9 +194,9 @@ def test_the_environment_may_name_tasks_that_run_elsewhere() -> None:
 
 
 def test_unknown_tasks_are_refused_by_the_option_s_name() -> None:
-    with pytest.raises(Refused, match=r"SQSPIPES_WORKERS: .*'nobody'"):
+    with pytest.raises(Refused, match=r"SQSPIPES_WORKERS must .*'nobody'"):
         counts(options({"SQSPIPES_WORKERS": "nobody=5"}))
-    with pytest.raises(Refused, match=r"--only: .*'nobody'"):
+    with pytest.raises(Refused, match=r"--only must .*'nobody'"):
         task_names(options(only=["nobody"]).only, pipeline())
 
 
