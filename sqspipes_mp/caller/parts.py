@@ -172,11 +172,11 @@ class EngineParts:
         broker = self.broker
         broker.check()
         if not (broker.temporary or broker.exists()):
-            # From another folder a relative path is another file.
-            fed = plan.source is None and not plan.counted
+            # From another folder a relative path is another file, in which a run that only drains finds nothing.
+            idle = plan.source is None and plan.until == "drained" and not plan.counted
             log.log(
-                logging.WARNING if fed else logging.INFO,
-                "%s: a new file%s", broker.describe(), ", so nothing waits in it" if fed else "",
+                logging.WARNING if idle else logging.INFO,
+                "%s: a new file%s", broker.describe(), ", so nothing waits in it" if idle else "",
             )  # fmt: skip
         check_timeouts(plan.pipeline, broker.longest_hold)
         self.connection.close()

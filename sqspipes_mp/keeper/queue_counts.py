@@ -144,8 +144,11 @@ class DrainWatch:
             if self._quiet_for and not self._told:
                 self._told = True
                 late = self._quiet_for == self._connection.settle
-                why = "before that the queue service may count wrong" if late else f"idle={self._plan.idle:g}"
-                log.info("every queue is empty; the run ends when they stay so for %g s (%s)", self._quiet_for, why)
+                counted = " by the queue service's counts, which may be late" if late else ""
+                why = "" if late else f" (idle={self._plan.idle:g})"
+                log.info(
+                    "every queue is empty%s; the run ends when they stay so for %g s%s", counted, self._quiet_for, why
+                )
         return now - self._empty_since >= self._quiet_for
 
     def pause(self) -> float:

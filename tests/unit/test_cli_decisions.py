@@ -1,6 +1,7 @@
 """The command line's decisions: which value wins, and which exit code an exception means."""
 
 import inspect
+import json
 import logging
 from argparse import Namespace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissing, RestartLimit, Task, TaskLike
-from sqspipes_mp.cli.console import table
+from sqspipes_mp.cli.console import JsonLines, table
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped, ending_of
 from sqspipes_mp.cli.run import Given, run_options, task_names, worker_counts
 from sqspipes_mp.engine import override, plan_run
@@ -194,9 +195,9 @@ def test_the_environment_may_name_tasks_that_run_elsewhere() -> None:
 
 
 def test_unknown_tasks_are_refused_by_the_option_s_name() -> None:
-    with pytest.raises(Refused, match=r"SQSPIPES_WORKERS: .*'nobody'"):
+    with pytest.raises(Refused, match=r"SQSPIPES_WORKERS must .*'nobody'"):
         counts(options({"SQSPIPES_WORKERS": "nobody=5"}))
-    with pytest.raises(Refused, match=r"--only: .*'nobody'"):
+    with pytest.raises(Refused, match=r"--only must .*'nobody'"):
         task_names(options(only=["nobody"]).only, pipeline())
 
 
@@ -223,3 +224,20 @@ def test_an_editor_sees_the_constructor_s_defaults() -> None:
 
 def test_a_table_is_aligned() -> None:
     assert table(("name", "n"), [("a", 1), ("bcdef", 12345)]) == "name        n\na           1\nbcdef  12,345"
+
+
+def test_a_json_line_has_the_facts_of_its_record() -> None:
+    record = logging.makeLogRecord({"msg": "dead", "stage": "work", "attempt": 3, "untold": True, "odd": {1, 2}})
+    line = json.loads(JsonLines().format(record))
+    assert {name: line[name] for name in ("message", "stage", "attempt", "odd")} == {
+        "message": "dead",
+        "stage": "work",
+        "attempt": 3,
+        "odd": "{1, 2}",
+    }
+    assert not {"untold", "args", "msg", "lineno"} & line.keys()
+
+
+def test_a_mistyped_task_gets_a_suggestion() -> None:
+    with pytest.raises(Refused, match=r"--only must be .* got 'fisrt'. Did you mean 'first'\?"):
+        task_names(options(only=["fisrt"]).only, pipeline())

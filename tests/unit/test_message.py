@@ -518,3 +518,11 @@ def test_parse_failure_never_raises(written):
 def test_parse_failure_is_tolerant():
     assert parse_failure("garbage") == Failure(error="unknown", text="garbage")
     assert parse_failure('{"error": "E", "pid": "x", "attempts": true, "new": 1}') == Failure(error="E")
+
+
+def test_a_value_that_was_passed_in_is_to_be_given_otherwise() -> None:
+    with pytest.raises(OutputError, match=r"the value \(a list\).*Give a") as fed:
+        Encoder(None, None).encode([object()], {})
+    assert "Return" not in str(fed.value)
+    with pytest.raises(OutputError, match="Return a"):
+        Encoder("work", None).encode([object()], {})

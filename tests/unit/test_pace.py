@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp.caller.progress.rates import HEADER, WINDOW, Pace, cells, eta, line, span
+from sqspipes_mp.caller.progress.rates import HEADER, WINDOW, Pace, cells, eta, fitting, line, span
 from sqspipes_mp.ipc.summary import Reading
 
 
@@ -91,3 +91,12 @@ def test_a_line_of_the_log_leaves_out_what_is_nothing():
     assert line(row) == "a 25 done, 2.5 per s, busy 25%, 100 waiting, ETA 40 s, 1 dead"
     (row,) = Pace(0.0).observe(10.0, [reading(0, waiting=0)])
     assert line(row) == "a 0 done, 0 per s, busy 0%"
+
+
+def test_a_narrow_terminal_gets_whole_columns() -> None:
+    table = [HEADER, ("reduce", "1,234,567", "8/8", "7,654,321", "12", "3", "1,234", "16:40", "99%")]
+    names = [[HEADER[number] for number in fitting(table, width)] for width in (140, 60, 40, 5)]
+    assert names[0] == list(HEADER)
+    assert names[1] == ["stage", "waiting", "running", "done", "failed", "dead", "ETA"]
+    assert names[2] == ["stage", "waiting", "done", "dead"]
+    assert names[3] == ["stage", "done", "dead"]

@@ -282,7 +282,7 @@ def log_retry(error: BaseException, delivery: Delivery, context: WorkerContext, 
     if isinstance(error, TaskTimeout):
         tell_dead(text, *args, error=error, stage=stage.name, ident=ident, attempt=delivery.attempt)
     else:
-        log.info(text, *args)
+        log.info(text, *args, extra={"stage": stage.name, "id": ident, "attempt": delivery.attempt})
 
 
 def _told(error: BaseException) -> str:
