@@ -162,8 +162,8 @@ def test_a_script_prints_what_its_page_says(tmp_path, page, example, printed):
 
 
 def test_the_example_of_logging_logs_from_a_fresh_process(tmp_path):
-    assert _finish(_run(tmp_path, "logs.py")) == (0, "[42]\n", "worker of double: 21\n")
-    _tells("howto/logging", "[42]", "worker of double: 21")
+    assert _finish(_run(tmp_path, "logs.py")) == (0, "[42]\n", "double[0], worker of double: 21\n")
+    _tells("howto/logging", "[42]", "double[0], worker of double: 21")
 
 
 def test_the_feeding_example_drops_known_keys(tmp_path):
