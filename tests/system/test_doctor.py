@@ -469,9 +469,11 @@ def test_gains_by_the_figures(db: Path, changes: dict[str, Any], check: str | No
 def test_levels_that_are_mostly_empty(db: Path) -> None:
     engine = engine_at(db, [Task(work, input=True, priorities=4), later])
     state = figures()
-    assert troubles(facts_of(engine, state=state)) == {}
+    billed = Examined(service="sqs")
+    assert troubles(facts_of(engine, state=state, examined=billed)) == {}
     state["broker"]["empty_receives"] = 900
-    assert troubles(facts_of(engine, state=state)) == {"priorities": "warn"}
+    assert troubles(facts_of(engine, state=state, examined=billed)) == {"priorities": "warn"}
+    assert troubles(facts_of(engine, state=state)) == {}
 
 
 # -- rights and cost --------------------------------------------------------------------------------------------------
@@ -547,6 +549,25 @@ def test_cost_as_assumed_and_as_measured(cli: Cli) -> None:
     assert (measured.measured, measured.per_hop, measured.empty) == (True, 0.4, 0.1)
     assert measured.per_day == 5000 / 100 * 86_400
     assert measured.usd_idle_month == pytest.approx(2 * 4320 * 30.4 * 0.4e-6)
+
+
+def test_cost_is_measured_from_an_engine_on_the_same_service(
+    cli: Cli, sqs: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "_LEAST_DONE", 20)
+    broker = f'SQS("us-east-1", endpoint_url="{sqs.url}", access_key="testing", secret_key="testing")'
+    target = cli.write(f'engine = Engine([Task(len, name="work", input=True)], domain="t", broker={broker})')
+    engine = pipeline(sqs, Task(work, input=True))
+    engine.put_many(list(range(25)))
+    engine.close()
+    with Background(engine):
+        eventually(lambda: _done() >= 25, "all calls are done")
+        here = json.loads(cli.ask(target, "--cost", "--json")[1])
+        elsewhere = json.loads(cli.ask(target, "--cost", "--json", "--broker", "sqs://us-east-1")[1])
+        engine.stop()
+    assert (here["measured"], elsewhere["measured"]) == (True, False)
+    assert 0 < here["per_hop"] < 10
+    assert here["per_day"] > 0
 
 
 @pytest.mark.parametrize("words", [["--create"], ["--per-day", "5"], ["--iam"], ["--cost"]])

@@ -15,13 +15,14 @@ import botocore.session
 import pytest
 import yaml
 from botocore.validate import ParamValidator
+from prometheus_client.parser import text_string_to_metric_families
 
 from sqspipes_mp import Task
 from sqspipes_mp.cli.exits import Exit
 from sqspipes_mp.cli.main import command_line
 from sqspipes_mp.ipc.statistics import ERROR_KINDS, OPERATIONS, QUEUE_STATES, RESTART_REASONS
 from sqspipes_mp.observer.metrics import METRICS
-from tests.gates import ROOT, Background, Gate, Log, engine_at
+from tests.gates import ROOT, Background, Gate, Log, engine_at, eventually
 from tests.process.test_http import held, served, sink
 
 DOCS = Path(ROOT, "docs")
@@ -54,6 +55,19 @@ def used() -> Iterator[tuple[str, str, str]]:
                     yield path.name, name, selector
 
 
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian's package prometheus)")
+
+
+def promtool(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([str(PROMTOOL), *words], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def rules() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((ALERTS / "rules.yml").read_text())["groups"][0]["rules"]
+    return found
+
+
 @pytest.fixture(autouse=True)
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQSPIPES_RUN_DIR", str(tmp_path / "registry"))
@@ -62,15 +76,27 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_metric_that_is_used_is_exported(db: Path, gate: Gate, log: Log) -> None:
-    engine = engine_at(db, [Task(held, name="work", input=True, args=(gate, log)), sink])
-    engine.put("a")
+@pytest.fixture
+def recorded(db: Path, gate: Gate, log: Log) -> str:
+    """Return /metrics of an engine that runs one message while another one waits, its queues counted."""
+    engine = engine_at(db, [Task(held, name="work", input=True, prefetch=0, args=(gate, log)), sink])
+    engine.put_many(["a", "b"])
+    engine.close()
     with Background(engine, until="drained", idle=0.0, http="127.0.0.1:0"):
         log.wait_for(1)
-        _, _, text = served().ask("/metrics")
+        server, found = served(), [""]
+
+        def look() -> bool:
+            found[0] = server.ask("/metrics")[2]
+            return bool(re.search(r'sqspipes_queue_messages{[^}]*stage="work",state="waiting"} 1', found[0]))
+
+        eventually(look, "the queue is counted")
         gate.open()
-    engine.close()
-    families = re.findall(r"^# TYPE (\S+) (\S+)", text, re.MULTILINE)
+    return found[0]
+
+
+def test_every_metric_that_is_used_is_exported(recorded: str) -> None:
+    families = re.findall(r"^# TYPE (\S+) (\S+)", recorded, re.MULTILINE)
     exported = {name for name, _ in families}
     for name, kind in families:
         if kind == "histogram":
@@ -78,6 +104,37 @@ def test_every_metric_that_is_used_is_exported(db: Path, gate: Gate, log: Log) -
     missing = {(file, name) for file, name, _ in used() if name not in exported}
     assert not missing
     assert len({name for _, name, _ in used()}) > 20
+
+
+@needs_promtool
+def test_what_an_engine_tells_raises_the_alert_that_it_should(tmp_path: Path, recorded: str) -> None:
+    """An engine that tells the same for an hour, with a message waiting: it is stalled, and nothing else."""
+    shutil.copy(ALERTS / "rules.yml", tmp_path)
+    series = [
+        {"series": f"{sample.name}{{{','.join(f'{key}={json.dumps(text)}' for key, text in sample.labels.items())}}}",
+         "values": f"{sample.value}x60"}
+        for family in text_string_to_metric_families(recorded)
+        for sample in family.samples
+    ]  # fmt: skip
+    rule = {each["alert"]: each for each in rules()}
+    stalled = {
+        "exp_labels": {"domain": "t", "stage": "work", "severity": "critical"},
+        "exp_annotations": {
+            **rule["Stalled"]["annotations"],
+            "summary": "t: 1 messages wait for work, and none is done",
+            "cure": "sqspipes-mp top t; then sqspipes-mp stack --stage work",
+        },
+    }
+    cases = [
+        {"eval_time": "40m", "alertname": name, "exp_alerts": [stalled] if name == "Stalled" else []} for name in rule
+    ]
+    told = {
+        "rule_files": ["rules.yml"],
+        "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": cases}],
+    }
+    (tmp_path / "recorded.yml").write_text(json.dumps(told))
+    done = promtool("test", "rules", "recorded.yml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_label_that_is_used_exists() -> None:
@@ -97,8 +154,7 @@ def test_every_label_that_is_used_exists() -> None:
 
 
 def test_the_alerts_have_a_cure_and_are_explained() -> None:
-    rules = yaml.safe_load((ALERTS / "rules.yml").read_text())["groups"][0]["rules"]
-    names = {rule["alert"] for rule in rules}
+    names = {rule["alert"] for rule in rules()}
     assert names == {
         "DeadLettersGrowing", "Stalled", "QueueWaitHigh", "StuckCall", "CrashLoop", "LeasesLost", "BrokerErrors",
         "EngineAbsent",
@@ -108,54 +164,50 @@ def test_the_alerts_have_a_cure_and_are_explained() -> None:
     fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
     silent = {case["alertname"] for test in tests for case in test["alert_rule_test"] if not case["exp_alerts"]}
     assert fired == silent == names
-    for rule in rules:
+    for rule in rules():
         assert {"summary", "cure"} <= set(rule["annotations"])
         assert re.search(rf"^{rule['alert']}\b", page, re.MULTILINE)
 
 
+@needs_promtool
 def test_the_alerts_are_raised_by_the_samples_and_not_without_trouble(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    rules, cases = (ALERTS / "rules.yml").read_text(), (ALERTS / "rules_test.yml").read_text()
-    (tmp_path / "rules_test.yml").write_text(cases)
-
-    def run(text: str) -> "subprocess.CompletedProcess[str]":
-        (tmp_path / "rules.yml").write_text(text)
-        words = [promtool, "test", "rules", "rules_test.yml"]
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    done = run(rules)
+    text = (ALERTS / "rules.yml").read_text()
+    shutil.copy(ALERTS / "rules_test.yml", tmp_path)
+    (tmp_path / "rules.yml").write_text(text)
+    done = promtool("test", "rules", "rules_test.yml", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     # A depth that is summed over machines counts twice.
-    assert run(rules.replace("max by (domain, stage, priority)", "sum by (domain, stage, priority)")).returncode
+    wrong = text.replace("max by (domain, stage, priority)", "sum by (domain, stage, priority)")
+    (tmp_path / "rules.yml").write_text(wrong)
+    assert promtool("test", "rules", "rules_test.yml", folder=tmp_path).returncode != 0
 
 
-def test_the_dashboard_s_expressions_are_understood(tmp_path: Path) -> None:
+def expressions() -> list[str]:
+    """Return the dashboard's expressions."""
+    panels = json.loads((ALERTS / "dashboard.json").read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def test_the_dashboard_uses_its_own_variables_and_counts_no_depth_twice() -> None:
     dashboard = json.loads((ALERTS / "dashboard.json").read_text())
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     variables = {each["name"] for each in dashboard["templating"]["list"]}
-    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
-    for expression in expressions:
+    for expression in expressions():
         assert set(re.findall(r"\$(\w+)", expression)) <= {*variables, "__rate_interval"}
         for depth in ("sqspipes_queue_messages", "sqspipes_dead_letters"):
             before = expression.partition(depth)[0]
             assert depth not in expression or before.rpartition("by (")[0].endswith("max "), expression
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    rules = [
-        {"record": f"panel{number}", "expr": expression.replace("$__rate_interval", "5m")}
-        for number, expression in enumerate(expressions)
-    ]
-    query = yaml.safe_load_all((DEPLOY / "kubernetes/keda-scaledobject.yaml").read_text())
-    rules.append({"record": "keda", "expr": list(query)[1]["spec"]["triggers"][1]["metadata"]["query"]})
-    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
-    done = subprocess.run(
-        [promtool, "check", "rules", "--lint=none", "rules.yml"], cwd=tmp_path, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+
+
+@needs_promtool
+def test_prometheus_understands_the_expressions_of_dashboard_and_scaler(tmp_path: Path) -> None:
+    found = [expression.replace("$__rate_interval", "5m") for expression in expressions()]
+    scaled = next(each for _, each in manifests() if each["kind"] == "ScaledObject")
+    found.append(scaled["spec"]["triggers"][1]["metadata"]["query"])
+    records = [{"record": f"expression{number}", "expr": text} for number, text in enumerate(found)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": records}]}))
+    done = promtool("check", "rules", "--lint=none", "rules.yml", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -106,6 +106,10 @@ def _print_policy(flags: Namespace, engine: Engine, plan: RunPlan) -> Exit:
 def _print_cost(flags: Namespace, engine: Engine, plan: RunPlan) -> Exit:
     if policy(engine.broker, (), create=False) is None:
         raise Refused(f"{engine.broker.describe()} bills no requests. Name SQS: --broker sqs://REGION")
-    found = cost.cost_of(plan, running(engine.domain), flags.per_day)
+    state = running(engine.domain)
+    # Requests to another queue service say nothing about this one's.
+    if state is not None and state["engine"]["broker"] != engine.broker.describe():
+        state = None
+    found = cost.cost_of(plan, state, flags.per_day)
     print(json.dumps(cost.as_plain(found), indent=2) if flags.json else cost.as_text(found))
     return Exit.DONE

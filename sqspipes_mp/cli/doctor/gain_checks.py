@@ -31,7 +31,7 @@ def gains(facts: Facts) -> Iterator[Finding]:
         if stage is not None and figures["done"] >= _LEAST_CALLS:
             used = cpu_seconds(facts.state, figures)
             advice += [*_threads(stage, figures, used), *_batch(stage, figures), *_workers(stage, figures, facts)]
-            advice += _priorities(stage, facts.state)
+            advice += _priorities(stage, facts.state) if facts.examined.service == "sqs" else ()
     yield from advice or [ok("stages", "nothing to gain that the running engine's figures show")]
 
 
