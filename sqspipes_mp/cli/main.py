@@ -28,6 +28,7 @@ from sqspipes_mp.cli.steer import cancel, pause, resume, scale
 Command = Callable[[Namespace, Console], Exit]
 
 _FOLDER = str(Path(__file__).parent) + os.sep
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 _TARGET = "an Engine, or a function returning one: words:engine or ./words.py:engine for engine in words.py"
 _RUNNING = "a domain, a pid, or the MODULE:ENGINE text as it was started; needed where several engines run here"
@@ -103,15 +104,17 @@ def _end(error: BaseException, console: Console) -> int:
     if ending is None:
         raise error
     if ending.traceback is not None:
-        ending.traceback.__traceback__ = _without_ours(ending.traceback.__traceback__)
+        # Of a child's exception, the engine's frames in this process say nothing.
+        ours = _FOLDER if child_note(ending.traceback) is None else _PACKAGE
+        ending.traceback.__traceback__ = _without(ours, ending.traceback.__traceback__)
     if ending.message:
         console.fail(ending.message, ending.traceback)
     return ending.code
 
 
-def _without_ours(frames: TracebackType | None) -> TracebackType | None:
-    """Return the traceback without the command line's own frames."""
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_FOLDER):
+def _without(folder: str, frames: TracebackType | None) -> TracebackType | None:
+    """Return the traceback without the frames at its begin that are of files in ``folder``."""
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(folder):
         frames = frames.tb_next
     return frames
 

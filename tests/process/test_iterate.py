@@ -476,7 +476,7 @@ def test_a_signal_ends_the_loop_cleanly(tmp_path: Path, db: Path, log: Log, numb
         process.send_signal(number)
         code, _, errors = ended(process)
         # The last call may not quite be over.
-        unexpected = [line for line in errors.splitlines() if not line.startswith("draining")]
+        unexpected = [line for line in errors.splitlines() if not line.startswith("stopping")]
         assert (code, unexpected) == (0, [])
     assert log.lines()[-1] == last
     # The loop was waiting for the sixth result, so the fifth is done.

@@ -211,7 +211,7 @@ def test_the_example_of_a_queue_of_others_takes_s3_events(tmp_path):
     process.send_signal(signal.SIGTERM)
     code, output, errors = _finish(process)
     # What was printed may belong to a call that is not quite over.
-    [told] = [line for line in errors.splitlines() if not line.startswith("draining")]
+    [told] = [line for line in errors.splitlines() if not line.startswith("stopping")]
     assert (code, output, told.startswith("each: decode gave None for message ")) == (0, "", True)
 
 
