@@ -9,8 +9,8 @@ from sqspipes_mp.messages.plain import one_line
 
 #: Characters shown of an id, a key and a value.
 _ID, _KEY, _VALUE = 16, 40, 80
-#: Ids that nobody chose: a hop id, a UUID with or without dashes, a number of the queue service.
-_MADE = re.compile(r"[0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: Ids that nobody chose: a hop id, a UUID with or without dashes, the id of a message in an SQLite file.
+_MADE = re.compile(r"[0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{16}-[0-9]+")
 
 
 def short_id(hop: str) -> str:

@@ -40,6 +40,10 @@ def source():
     yield from ()
 
 
+def may_be_fed(*values):
+    yield from ()
+
+
 def same(value):
     return value
 
@@ -614,14 +618,15 @@ def test_a_result_for_which_there_is_no_memory_fails_its_message_and_nothing_wai
 
 
 def test_beside_an_open_iterator_its_stages_are_not_run_again(db: Path) -> None:
-    engine = one_stage(db, 3, method=same)
+    engine = engine_at(db, [may_be_fed, Task(same, name="work")])
+    feed(engine, "work", list(range(3)))
     results = engine.run(iterate=True, only="work", until="drained", idle=0.0)
     next(results)
     for again in (lambda: engine.run(until="drained"), lambda: engine.map([1]), lambda: engine.run(iterate=True)):
         with pytest.raises(ConfigError, match=r"got 'work'. Close that iterator first"):
             again()
     # Not a stage of the iterator's.
-    assert engine.run(only="source", until="drained", idle=0.0)["source"].failed == 0
+    assert engine.run(only="may_be_fed", until="drained", idle=0.0)["may_be_fed"].failed == 0
     results.close()
     lost = engine.run(iterate=True, only="work", until="drained", idle=0.0)
     del lost
