@@ -60,9 +60,12 @@ def supervise(
     method = context.get_start_method()
     names = ", ".join(f"{plan.pipeline.stages[index].name} x{plan.workers[index]}" for index in plan.selected)
     with contextlib.ExitStack() as stack:
+        workers = {plan.pipeline.stages[index].name: plan.workers[index] for index in plan.selected}
         log.info(
-            "starting %s on %s: %s (%s); %s", plan.pipeline.domain, broker.describe(), names, method, describe_end(plan)
-        )
+            "starting %s on %s: %s (%s); %s",
+            plan.pipeline.domain, broker.describe(), names, method, describe_end(plan),
+            extra={"domain": plan.pipeline.domain, "broker": broker.describe(), "workers": workers},
+        )  # fmt: skip
         if method == "fork":
             broker.warm()
             prepare(plan.numeric_threads, cpus())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+
+from sqspipes_mp.errors import WorkerLost
 
 #: The logger's name.
 DEAD = "sqspipes_mp.dead"
@@ -19,10 +22,13 @@ def tell_dead(
     attempt: int | None,
     untold: bool = False,
 ) -> None:
-    """Log a line with ``error`` as its exception and the fields ``stage``, ``id``, ``attempt`` and ``reason``.
+    """Log a line with ``error`` as its exception and the fields ``stage``, ``id``, ``attempt``, ``reason``, ``worker``.
 
     ``ident``, ``attempt``: of the message that is charged, None where none is; ``untold``: no dead letter says the
     error.
     """
-    fields = {"stage": stage, "id": ident, "attempt": attempt, "reason": type(error).__name__, "untold": untold}
+    # The worker that was lost, or that logs this.
+    worker = error.pid if isinstance(error, WorkerLost) else os.getpid()
+    fields: dict[str, object] = {"stage": stage, "id": ident, "attempt": attempt, "worker": worker}
+    fields |= {"reason": type(error).__name__, "untold": untold}
     _log.error(text, *args, exc_info=(type(error), error, error.__traceback__), extra=fields)
