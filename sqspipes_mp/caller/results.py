@@ -76,8 +76,8 @@ class Results(Iterator[R]):
     """Hands out each result once.
 
     A result is acknowledged, and its message deleted, when the *next* result is asked for: an exception in the loop's
-    body loses nothing. Closing (``close()``, leaving a ``with``, losing the last reference) stops the run; the results not
-    acknowledged come again in the next run. Not for several threads at once.
+    body loses nothing. Closing (``close()``, leaving a ``with``, losing the last reference) stops the run; results
+    that were not acknowledged come again in the next run. Not for several threads at once.
     """
 
     #: The map's lock, which the supervisor holds as well.

@@ -73,7 +73,8 @@ class CurrentMessage:
     def stopping(self) -> bool:
         """Whether this call should come to an end: return ``Continue(state)``, or a result that is near.
 
-        True while the run stops or the stage is paused, before a replacement for memory, and from 10 minutes before SQS's 12 hours on.
+        True while the run stops or the stage is paused, before a replacement for memory, and from 10 minutes
+        before SQS's 12 hours on.
         """
         return self._ending.asks() or lease_now() >= self._full_at
 
