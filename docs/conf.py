@@ -18,7 +18,7 @@ project = "sqspipes_mp"
 author = "The sqspipes_mp authors"
 copyright = author  # noqa: A001  (Sphinx's name)
 release = version = sqspipes_mp.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "commands"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "commands", "metrics"]
 # The builder's own output must not be read as a page.
 exclude_patterns = ["_ext", "scripts", "build"]
 

@@ -166,7 +166,8 @@ class Engine:
 
         Raises:
             ConfigError: before any process starts.
-            KeyboardInterrupt: after a SIGINT drained, with the Summary as its ``summary``. SIGTERM drains and returns.
+            KeyboardInterrupt: after a SIGINT has stopped the run, with the Summary as its ``summary``. After SIGTERM it
+                returns.
             BrokerError, BootError, RestartLimit, RemoteError: as ``errors`` explains them.
             Exception: the one a task raised, as itself, with the worker's frames.
         """
@@ -189,7 +190,7 @@ class Engine:
         return self._parts.start_run(plan, progress)
 
     def stop(self) -> None:
-        """Drain every run of this engine in this process, as SIGTERM does; from any thread."""
+        """Stop every run of this engine in this process, as SIGTERM does; from any thread."""
         self._parts.runs.stop()
 
     def pause(self, name: str) -> None:

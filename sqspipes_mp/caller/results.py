@@ -76,8 +76,8 @@ class Results(Iterator[R]):
     """Hands out each result once.
 
     A result is acknowledged, and its message deleted, when the *next* result is asked for: an exception in the loop's
-    body loses nothing. Closing (``close()``, leaving a ``with``, losing the last reference) drains; the results not
-    acknowledged come again in the next run. Not for several threads at once.
+    body loses nothing. Closing (``close()``, leaving a ``with``, losing the last reference) stops the run; results
+    that were not acknowledged come again in the next run. Not for several threads at once.
     """
 
     #: The map's lock, which the supervisor holds as well.
@@ -139,7 +139,7 @@ class Results(Iterator[R]):
     def __next__(self) -> R:
         """Return the next result. Raises the exception that ended the run, as ``run()`` would.
 
-        Whatever it raises, Ctrl-C included, the iteration is drained and closed by then.
+        Whatever it raises, Ctrl-C included, the run is stopped and the iteration closed by then.
         """
         if self._closed:
             raise StopIteration
@@ -199,12 +199,12 @@ class Results(Iterator[R]):
         return not self._closed and not self._stopped and self._owner == os.getpid()
 
     def stop(self) -> None:
-        """Drain, from any thread; the iteration ends."""
+        """Stop the run, from any thread; the iteration ends."""
         self._stopped = True
         self._signal_supervisor()
 
     def close(self) -> None:
-        """Drain and wait until every process is gone."""
+        """Stop the run and wait until every process is gone."""
         if self._closed:
             return
         began = time.monotonic()

@@ -64,7 +64,7 @@ class CurrentMessage:
     def deadline(self) -> float | None:
         """Monotonic seconds at which the call is killed; None: never, as far as is known now.
 
-        ``Task(timeout=)`` sets it; from a drain on it is no later than the end of the grace.
+        ``Task(timeout=)`` sets it; once the run stops it is no later than the end of the grace.
         """
         deadline = min(self._late_at, self._ending.until)
         return None if deadline == math.inf else deadline
@@ -73,7 +73,8 @@ class CurrentMessage:
     def stopping(self) -> bool:
         """Whether this call should come to an end: return ``Continue(state)``, or a result that is near.
 
-        True during a drain or a pause, before a replacement for memory, and from 10 minutes before SQS's 12 hours on.
+        True while the run stops or the stage is paused, before a replacement for memory, and from 10 minutes
+        before SQS's 12 hours on.
         """
         return self._ending.asks() or lease_now() >= self._full_at
 
