@@ -95,8 +95,12 @@ def test_in_threads_only_the_late_one_is_charged(short: SQS, log: Log) -> None:
     assert log.lines() == ["endless"] * 2
 
 
+def same(value: Any) -> Any:
+    return value
+
+
 def long(broker: Any, timeout: float = 43_201.0, **settings: Any) -> Engine:
-    return Engine([Task(work, timeout=timeout, input=True)], domain="t", broker=broker, **settings)
+    return Engine([Task(same, name="work", timeout=timeout, input=True)], domain="t", broker=broker, **settings)
 
 
 def test_a_longer_timeout_is_refused_on_sqs(sqs: SQS, monkeypatch: pytest.MonkeyPatch) -> None:

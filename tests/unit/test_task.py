@@ -92,6 +92,7 @@ def test_defaults_are_the_documented_ones():
         "prefetch": None,
         "max_waiting": None,
         "group": None,
+        "tenant": None,
         "batch": None,
         "batch_wait": 0.5,
         "init_args": (),

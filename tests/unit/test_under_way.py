@@ -106,6 +106,7 @@ def test_a_reply_that_a_long_call_may_have_kept_unread_is_confirmed(
         _lock=threading.Lock(),
         _asked=2,
         _full=None,
+        _pause=SimpleNamespace(paused=False, give_back=lambda: None),
         _open=lambda received, leased_at: received.handle.message_id,
         _ready=SimpleNamespace(put=ready.extend),
     )
