@@ -31,3 +31,11 @@ def test_a_dead_letter_s_line_of_the_log_names_the_value_alone_where_there_is_no
     engine.put(17)
     engine.run(until="drained")
     assert "(value 17) is dead-lettered after attempt 1: ValueError: fails/0" in capfd.readouterr().err
+
+
+def test_a_run_that_is_to_drain_a_new_file_says_that_it_is_new(db: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = engine_at(db, [Task(fails, input=True)])
+    for _ in range(2):
+        engine.run(until="drained", idle=0.0)
+    told = [record for record in caplog.records if "a new file, so nothing waits in it" in record.getMessage()]
+    assert [record.levelname for record in told] == ["WARNING"]
