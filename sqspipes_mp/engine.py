@@ -27,8 +27,7 @@ from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings
 from sqspipes_mp.pipeline.stages import Pipeline
 from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, Workers, check_on_error
 
-#: Beside ``Engine``: the command line and ``TaskClient`` need more of an engine than its users do.
-__all__ = ["Engine", "connected", "every_queue", "override", "plan_run", "start_run"]
+__all__ = ["Engine", "connected", "every_queue", "override", "plan_run", "start_run"]  # Functions: cli and client.
 
 
 class Engine:
