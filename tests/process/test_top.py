@@ -93,6 +93,15 @@ async def shows(pilot: "Pilot[None]", *texts: str) -> None:
         await asyncio.sleep(0.1)
 
 
+async def press(pilot: "Pilot[None]", key: str, screens: int) -> None:
+    """Press a key that opens or closes a screen, and wait until so many are open: the next key is for the new one."""
+    await pilot.press(key)
+    until = time.monotonic() + PATIENCE
+    while len(pilot.app.screen_stack) != screens:
+        assert time.monotonic() < until, f"{key} left {pilot.app.screen_stack} open"
+        await asyncio.sleep(0.02)
+
+
 def piloted(does: Callable[["Pilot[None]"], Coroutine[Any, Any, None]], width: int = 80, height: int = 30) -> None:
     """Run ``top`` without a terminal, and do something with it."""
     watch = Watch(None)
@@ -121,21 +130,27 @@ def test_a_person_sees_the_engine_and_gives_orders(tmp_path: Path, gate: Gate, l
         await shows(pilot, "scale work to 2: done", "2/2")
         await pilot.press("s")
         await shows(pilot, "gate.wait()", "work[0] (pid ")
-        await pilot.press("q", "question_mark")
+        await press(pilot, "q", 1)
+        await press(pilot, "question_mark", 2)
         await shows(pilot, "share of the workers")
-        await pilot.press("escape", "down")
+        await press(pilot, "escape", 1)
+        await pilot.press("down")
         # Nothing but y is a yes.
-        await pilot.press("c")
+        await press(pilot, "c", 2)
         await shows(pilot, "Cancel the call of work[1]")
-        await pilot.press("enter", "up", "c")
+        await press(pilot, "enter", 1)
+        await pilot.press("up")
+        await press(pilot, "c", 2)
         await shows(pilot, "Cancel the call of work[0]")
-        await pilot.press("y")
+        await press(pilot, "y", 1)
         await shows(pilot, ": done, for this engine", "1 dead letter:")
-        await pilot.press("up", "S")
+        await pilot.press("up")
+        await press(pilot, "S", 2)
         await shows(pilot, "Stop shop (pid ")
-        await pilot.press("n")
+        await press(pilot, "n", 1)
         assert process.poll() is None
-        await pilot.press("S", "y")
+        await press(pilot, "S", 2)
+        await press(pilot, "y", 1)
         await shows(pilot, "stop: done")
         gate.open()
         await shows(pilot, "HAS ENDED", "waiting for a run of shop")
@@ -171,7 +186,8 @@ def test_a_supervisor_that_stands_still_is_shown_and_does_not_stop_the_screen(
     async def does(pilot: "Pilot[None]") -> None:
         await shows(pilot, "work[1]")
         process.send_signal(signal.SIGSTOP)
-        await pilot.press("p", "question_mark")
+        await pilot.press("p")
+        await press(pilot, "question_mark", 2)
         await shows(pilot, "share of the workers")
 
     with running(tmp_path, gate, log, "one,two") as process:

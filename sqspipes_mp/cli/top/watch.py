@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ class Seen:
 
 
 class Watch:
-    """The engine that a person watches. One thread looks."""
+    """The engine that a person watches. One thread looks; another may close."""
 
     def __init__(self, target: str | None) -> None:
         """``target``: as of ``folders.matches``; None: the only engine here."""
@@ -48,9 +49,14 @@ class Watch:
         self._earlier: deque[Mapping[str, Any]] = deque()
         self._last: Mapping[str, Any] | None = None
         self._looked_at = -_LOOK_EVERY
+        self._looking, self._closed = threading.Lock(), False
 
     def look(self) -> Seen:
         """Look at the engine now, or at the next one that has begun."""
+        with self._looking:
+            return Seen(self._last) if self._closed else self._look()
+
+    def _look(self) -> Seen:
         alive = engines()
         if self.engine is not None and all(each.run != self.engine.run for each in alive):
             self._end()
@@ -63,7 +69,12 @@ class Watch:
         return Seen(self._last)
 
     def close(self) -> None:
-        """Let go of the statistics."""
+        """Let go of the statistics, for good, once a look that is under way has ended."""
+        with self._looking:
+            self._closed = True
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._statistics is not None:
             self._statistics.close()
         if self._memory is not None:
@@ -85,7 +96,7 @@ class Watch:
             self._memory = open_memory(meant[0])
             self._statistics = Statistics(self._memory.view)
         except (Gone, ForeignLayout) as error:
-            self.close()
+            self._let_go()
             return f"{meant[0].text('domain')} (pid {meant[0].number('pid')}): {error}"
         self.engine, self._domain = meant[0], meant[0].text("domain")
         self._earlier.clear()
@@ -95,7 +106,7 @@ class Watch:
     def _end(self) -> None:
         """Keep the last state of an engine that has ended; the memory outlives it."""
         self._last = self._read()
-        self.close()
+        self._let_go()
 
     def _read(self) -> Mapping[str, Any]:
         assert self._statistics is not None
