@@ -30,8 +30,8 @@ _PAGES = {path.relative_to(_DOCS).with_suffix("").as_posix(): path.read_text() f
 _PACKAGE = Path(sqspipes_mp.__file__).parent
 #: The scripts of the pages; each has a test below.
 _TESTED = {
-    "asynchronous.py", "client.py", "ends.py", "feed.py", "logs.py", "orders.py", "pages.py", "pages_celery.py", "pool.py", "primes.py",
-    "pi.py", "recipes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py", "words.py",
+    "asynchronous.py", "client.py", "ends.py", "feed.py", "logs.py", "orders.py", "pages.py", "pages_celery.py",
+    "pi.py", "pool.py", "primes.py", "recipes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py", "words.py",
 }  # fmt: skip
 _CONSOLE = re.compile(
     r"\.\. code-block:: console\n(?P<options>(?:   :\S+:.*\n)*)\n(?P<text>(?:(?:   .*)?\n)+)",
