@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 import sqspipes_mp
@@ -47,6 +48,14 @@ napoleon_use_rtype = False
 def setup(app: Sphinx) -> None:
     """Show a type's alias by its name, also within another type."""
     app.connect("autodoc-process-signature", _aliases)
+    app.connect("doctree-resolved", _dashes)
+
+
+def _dashes(_app: object, tree: nodes.document, _page: str) -> None:
+    """Put a dash between a parameter and its meaning, which smartquotes would have done."""
+    for text in list(tree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
 def _aliases(
