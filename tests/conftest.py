@@ -76,6 +76,12 @@ def server() -> Iterator[StandIn]:
         yield server
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    """Let runs of several tests share a forkserver: it serves one environment, and pytest's variable is each test's."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
 @pytest.fixture(scope="session")
 def helpers_of_multiprocessing() -> None:
     """Start forkserver and resource tracker, which stay until the interpreter ends."""
