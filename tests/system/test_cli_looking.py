@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import sqspipes_mp
 from sqspipes_mp.cli.health import main as health
 from sqspipes_mp.cli.main import main
 from tests.gates import ROOT, Gate, Log, ended, eventually, kill
@@ -155,7 +156,7 @@ def test_a_probes_program_loads_nothing_heavy(cli: Cli, tmp_path: Path, gate: Ga
         clean = subprocess.run(
             # Without site: what the environment loads is not health's doing.
             [sys.executable, "-S", "-c", code],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(Path(sqspipes_mp.__file__).parent.parent)},
             capture_output=True,
             text=True,
             check=True,

@@ -88,6 +88,7 @@ def test_what_ran_out_on_its_way_is_not_begun(known: bool, monkeypatch: pytest.M
         _came=lambda *_: None,
         _lock=threading.Lock(),
         _asked=1,
+        _pause=SimpleNamespace(paused=False),
     )
     one._leased_at = intake.Intake._leased_at.__get__(one)
     one._take_in = intake.Intake._take_in.__get__(one)
