@@ -41,6 +41,8 @@ _PER_SINK = LEASES // 2
 _CHUNK, _GATHER = 200, 0.02
 #: Seconds of silence after which the keeper looks whether every queue is empty.
 _SILENCE = 2.0
+#: Frames that tell of values.
+_OF_VALUES = frozenset({Kind.RESULT, Kind.STEP, Kind.DEAD_LETTERED, Kind.DRAINED})
 #: Looks in a row that must find nothing: frames of the last worker may have been on their way at the first.
 _LOOKS = 3
 
@@ -62,6 +64,8 @@ class MapResults(Results[Any]):
         self._exhausted = False
         #: The batch being sent. After an interruption the ledger may not know all of its values.
         self._sending: list[Item] | None = None
+        #: The frames heard while a batch is being sent; None: no batch is.
+        self._deferred: list[Frame] | None = None
         #: Values read past the limit, in search of a result's value; they wait for room. The first one is new.
         self._waiting: list[Item] = []
         #: The value read behind them that has no message, with its error.
@@ -214,11 +218,15 @@ class MapResults(Results[Any]):
             batch, self._waiting = self._fitting(batch, room)
             self._sending = batch
         if batch:
+            self._deferred = []
             try:
                 self._send(batch)
-            except Unwanted:
+            except BaseException as error:
                 # Some of the batch may have been sent: it stays in ``_sending``.
-                return True
+                self._hear_deferred()
+                if isinstance(error, Unwanted):
+                    return True
+                raise
         refused = None
         if not self._waiting:
             refused, self._refused = self._refused, None
@@ -228,6 +236,7 @@ class MapResults(Results[Any]):
         if self._exhausted:
             self._ledger.exhausted()
         self._sending = None
+        self._hear_deferred()
         return bool(batch) or refused is not None or self._exhausted
 
     @property
@@ -239,6 +248,12 @@ class MapResults(Results[Any]):
         """Hear the supervisor while values cannot be sent; tell whether they are still wanted."""
         self._listen(0.0)
         return self._goes_on
+
+    def _hear_deferred(self) -> None:
+        """Hear the frames that came while a batch was being sent: its values are in the ledger only now."""
+        frames, self._deferred = self._deferred, None
+        for frame in frames or ():
+            self._heard(frame)
 
     def _may_rest(self) -> bool:
         """Whether to wait for results rather than feed the few values there is room for, each time a round trip."""
@@ -355,6 +370,9 @@ class MapResults(Results[Any]):
     # -- hearing ------------------------------------------------------------------------------------------------
 
     def _heard(self, frame: Frame) -> None:
+        if self._deferred is not None and frame.kind in _OF_VALUES:
+            self._deferred.append(frame)
+            return
         header = frame.header
         if frame.kind is Kind.RESULT:
             self._frames += 1

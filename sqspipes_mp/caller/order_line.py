@@ -73,5 +73,7 @@ class OrderLine:
     def resume(self, *, child: bool) -> None:
         """Close the caller's end in a forked ``child``: the supervisor hears the caller alone."""
         if child:
+            # A thread of the parent may have held the old one.
+            self._lock = threading.Lock()
             with contextlib.suppress(OSError):
                 self._ours.close()

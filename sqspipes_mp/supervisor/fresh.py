@@ -43,15 +43,25 @@ class _Server(ForkServer):
 
     @property
     def fits(self) -> bool:
-        """Whether its children have the environment of now."""
-        return self._owner == os.getpid() and self._environment == os.environ
+        """Whether its children have the environment of now, and it lives."""
+        return self._environment == os.environ and self.lives
+
+    @property
+    def lives(self) -> bool:
+        """Whether the server is a child of this process that has not ended; the host may have reaped it."""
+        pid = getattr(self, "_forkserver_pid", None)
+        if pid is None or self._owner != os.getpid():
+            return False
+        try:
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def end(self) -> None:
         """End the server, whose children have all ended."""
-        # A process that the user's function has left behind would keep the server alive.
-        pid = getattr(self, "_forkserver_pid", None)
-        if pid is not None and self._owner == os.getpid():
-            os.kill(pid, signal.SIGKILL)
+        if self.lives:
+            # A process that the user's function has left behind would keep the server alive.
+            os.kill(self._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
             self._stop()  # type: ignore[attr-defined]
 
 
@@ -73,9 +83,11 @@ class _Spare:
         return _Server()
 
     def put(self, server: _Server | None) -> None:
-        """Keep a server in place of the one kept, which ends."""
+        """Keep a server in place of the one kept, which ends; one that lives no more is not kept."""
         with self._lock:
-            former, self._server = self._server, server
+            former, self._server = self._server, server if server is not None and server.lives else None
+        if server is not None and server is not self._server:
+            server.end()
         if former is not None:
             former.end()
 

@@ -200,7 +200,9 @@ class Watchdog:
         elif measure == "kill" and slot.cause is None:
             call = Call(Cause.MEMORY, started, self._blame(slot, worker, started, Cause.MEMORY))
             if not self._still_runs(slot, worker, call):
-                # The worker's next call must not be charged; the next look asks for a replacement.
+                # Neither this call, which is over, nor the worker's next one must be charged. The next look asks for a
+                # replacement.
+                worker.region.spare()
                 return
             slot.kill(Cause.MEMORY, known=call.known)
             log.warning("%s (pid %d) is far over its max_memory; killing it", slot.name, worker.child.pid)
@@ -249,7 +251,10 @@ class Watchdog:
         if not has_most(min(gained, self._memory.own(slot.index, before)), fill):
             return Cause.ROOM, False
         call = Call(Cause.FULL, started, self._blame(slot, worker, started, Cause.FULL))
-        return (Cause.FULL, call.known) if self._still_runs(slot, worker, call) else (Cause.ROOM, False)
+        if self._still_runs(slot, worker, call):
+            return Cause.FULL, call.known
+        worker.region.spare()
+        return Cause.ROOM, False
 
     def _tell_in_vain(self, share: float, who: str) -> None:
         if self._told_in_vain:

@@ -7,6 +7,7 @@ import signal
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from sqspipes_mp import (
     Task,
     UnknownResult,
 )
+from sqspipes_mp.brokers.sqlite.connection import SQLiteConnection
 from sqspipes_mp.caller.dead_letters import redrive
 from sqspipes_mp.cli.exits import Exit, ending_of
 from standin import StandIn
@@ -90,6 +92,11 @@ HOLDER = textwrap.dedent("""
 
 
 def same(value):
+    return value
+
+
+def recorded(value, log):
+    log.note(value)
     return value
 
 
@@ -399,6 +406,29 @@ def test_a_result_that_could_not_be_read_is_handed_out_by_the_next_run(db: Path,
         next(results)
     with engine.run(iterate=True, until="drained", idle=0.0) as results:
         assert list(results) == ["loaded"]
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_results_that_come_while_their_batch_is_being_sent_are_handed_out(
+    db: Path, log: Log, monkeypatch: pytest.MonkeyPatch, stages: int
+) -> None:
+    real = SQLiteConnection.feed
+
+    def feed(self: SQLiteConnection, outputs: Any, *, keyed: bool, wanted: Any = None) -> list[int]:
+        if wanted is None or len(outputs) < 10:
+            return real(self, outputs, keyed=keyed, wanted=wanted)
+        half = len(outputs) // 2
+        first = real(self, outputs[:half], keyed=keyed, wanted=wanted)
+        # The second half has to wait, for a lock, say: the first one's results come meanwhile.
+        log.wait_for(half)
+        eventually(lambda: wanted() and len(results._deferred or ()) >= half)
+        return first + [half + place for place in real(self, outputs[half:], keyed=keyed, wanted=wanted)]
+
+    monkeypatch.setattr(SQLiteConnection, "feed", feed)
+    last = Task(recorded, name="last", args=(log,), input=stages == 1 or None)
+    tasks = [last] if stages == 1 else [Task(same, name="first", input=True), last]
+    results: Any = Engine(tasks, domain="t", broker=SQLite(db), start_method="fork").map(range(10))
+    assert sorted(results) == list(range(10))
 
 
 # --- what can be resumed ---

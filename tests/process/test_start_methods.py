@@ -4,6 +4,7 @@ import importlib.util
 import json
 import multiprocessing.forkserver
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 from sqspipes_mp import ConfigError, Engine, SQLite, Task
 from sqspipes_mp.host.cpus import cpus
+from sqspipes_mp.supervisor import fresh
 from sqspipes_mp.supervisor.fresh import unloadable
 from tests.gates import ROOT, TIMEOUT, Gate, Log, drain, ended, engine_at, eventually, feed, program, values, waiting
 
@@ -315,3 +317,21 @@ def test_a_module_that_is_not_on_the_path_of_a_fresh_process_is_named(tmp_path: 
         assert unloadable((json.dumps, Task(mode, input=True), SQLite("x.db"))) is None
     finally:
         del sys.modules["only_here"]
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["the same environment", "another environment"])
+def test_a_spare_forkserver_that_the_host_has_reaped_is_replaced(
+    db: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    engine = Engine([Task(abs, name="work", input=True)], domain="t", broker=SQLite(db), start_method="forkserver")
+    for value in (1, 2):
+        engine.put(value)
+        assert engine.run(until="drained", idle=0.0)["work"].done == 1
+        server: Any = fresh._spare._server
+        pid = server._forkserver_pid
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if changed:
+            monkeypatch.setenv("CHANGED", str(value))
+    engine.put(3)
+    assert engine.run(until="drained", idle=0.0)["work"].done == 1

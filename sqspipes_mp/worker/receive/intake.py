@@ -407,8 +407,10 @@ class Intake:
         rest = early(delivery, self._context)
         if rest <= _EARLY:
             return delivery
-        # In flight it would count towards a limit of SQS, 120,000. In a FIFO queue no single message can be delayed.
-        self._outbox.put(Release((delivery,), rest) if is_fifo(delivery) else put_off(delivery, rest))
+        # In flight it would count towards a limit of SQS, 120,000. SQLite has no limit, and may know the message's hop.
+        # In a FIFO queue no single message can be delayed.
+        stays = self._context.connection.keeps_charges or is_fifo(delivery)
+        self._outbox.put(Release((delivery,), rest) if stays else put_off(delivery, rest))
         return None
 
     def _undecoded(self, received: Received, leased_at: float) -> Delivery:
