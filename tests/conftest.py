@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
@@ -99,6 +100,19 @@ def harmless(monkeypatch: pytest.MonkeyPatch, own_temporary_folder: Path) -> Non
     for name, value in HARMLESS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SQSPIPES_RUN_DIR", str(own_temporary_folder / "registry"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Take away the handlers that a command line in this process has made: their streams may be closed by now."""
+    loggers = [logging.getLogger(name) for name in ("", "sqspipes_mp")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        for handler in list(logger.handlers):
+            if handler not in handlers and not type(handler).__module__.startswith("_pytest"):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)
