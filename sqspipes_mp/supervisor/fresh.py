@@ -86,8 +86,6 @@ class _Spare:
         """Keep a server in place of the one kept, which ends; one that lives no more is not kept."""
         with self._lock:
             former, self._server = self._server, server if server is not None and server.lives else None
-        if server is not None and server is not self._server:
-            server.end()
         if former is not None:
             former.end()
 
