@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import hypothesis
 import psutil
 import pytest
@@ -99,6 +100,8 @@ def harmless(monkeypatch: pytest.MonkeyPatch, own_temporary_folder: Path) -> Non
             monkeypatch.delenv(name)
     for name, value in HARMLESS.items():
         monkeypatch.setenv(name, value)
+    # boto3's default session keeps the profile and the files of the test that was the first to ask for a client.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setenv("SQSPIPES_RUN_DIR", str(own_temporary_folder / "registry"))
 
 
