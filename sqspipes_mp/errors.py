@@ -274,15 +274,17 @@ class SupervisorLost(WorkerLost):
 
 
 class BootError(SqsPipesError):
-    """A child process died before it was ready and could not say why."""
+    """A child process died before it was ready and could not say why. ``forked``: it was forked, not started anew."""
 
-    def __init__(self, role: str, pid: int, cause: str) -> None:
+    def __init__(self, role: str, pid: int, cause: str, *, forked: bool = False) -> None:
         self.role = role
         self.pid = pid
         self.cause = cause
+        # A forked child has imported nothing: neither an import nor a missing guard can be the cause.
+        imports, guard = ("", "") if forked else ("at import, ", f". {GUARD}")
         super().__init__(
             f"{role} (pid {pid}) died before it was ready: {cause}. "
-            f"Look at what runs at import, in setup and in init, and at the memory limit. {GUARD}"
+            f"Look at what runs {imports}in setup and in init, and at the memory limit{guard}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from sqspipes_mp.cli.dead_choice import add_choice
 from sqspipes_mp.cli.demo import demo
 from sqspipes_mp.cli.doctor.command import EPILOG as DOCTOR_EPILOG
 from sqspipes_mp.cli.doctor.command import add_flags, doctor
-from sqspipes_mp.cli.exits import Exit, Stopped, child_note, ending_of
+from sqspipes_mp.cli.exits import Exit, Refused, Stopped, child_note, ending_of
 from sqspipes_mp.cli.look import ps, stack, stop, top
 from sqspipes_mp.cli.queues import delete, purge, status
 from sqspipes_mp.cli.run import FORMATS, LEVELS, POLICIES, UNTIL, run
@@ -26,6 +27,9 @@ from sqspipes_mp.cli.serve import serve
 from sqspipes_mp.cli.steer import cancel, pause, resume, scale
 
 Command = Callable[[Namespace, Console], Exit]
+
+#: Errors of a write to stdout, which names no file.
+_OF_STDOUT = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
 
 _FOLDER = str(Path(__file__).parent) + os.sep
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
@@ -88,12 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             command: Command = flags.command
             code = command(flags, console)
             sys.stdout.flush()
-        except BrokenPipeError as error:
-            if child_note(error) is not None:
+        except OSError as error:
+            if child_note(error) is not None or error.errno not in _OF_STDOUT or error.filename is not None:
                 return _end(error, console)
-            # The reader of our output has gone. The interpreter flushes stdout at its end, which must not fail.
+            # The interpreter flushes stdout at its end, which must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return Exit.DONE
+            if isinstance(error, BrokenPipeError):
+                # The reader of the output has gone.
+                return Exit.DONE
+            return _end(Refused(f"the output could not be written: {error.strerror}", Exit.FAILED), console)
         except BaseException as error:
             return _end(error, console)
         return code

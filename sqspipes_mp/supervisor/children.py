@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from sqspipes_mp.brokers.base import Broker
+from sqspipes_mp.errors import BootError
 from sqspipes_mp.ipc.birth import Assignment, Birth
 from sqspipes_mp.ipc.channel import Kind, describe_death, describe_exit
 from sqspipes_mp.ipc.leases import Cause, Lease, LeaseState, LeaseTable, crashed_in
@@ -103,6 +104,10 @@ class Children:
         self._mains = mains
         #: Descriptors of the supervisor that a forked child closes, beside those of its other children.
         self.own_fds: list[int] = []
+
+    def boot_error(self, role: str, pid: int, cause: str) -> BootError:
+        """Return the error for a child that died before it was ready and could not say why."""
+        return BootError(role, pid, cause, forked=self._context.get_start_method() == "fork")
 
     def add(self, stage: int, index: int) -> Slot:
         """Have a worker expected in a slot of a stage; ``index``: the slot's number."""

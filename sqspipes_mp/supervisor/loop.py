@@ -27,7 +27,6 @@ from typing import Any, Protocol
 
 from sqspipes_mp.brokers.base import Broker
 from sqspipes_mp.errors import (
-    BootError,
     ConfigError,
     RestartLimit,
     StartFailed,
@@ -372,10 +371,10 @@ class Supervisor:
             return
         if loss is Loss.AT_BOOT:
             if not self._stopping.begun:
-                self._stopping.fail(BootError("the keeper", keeper.pid, text))
+                self._stopping.fail(self._children.boot_error("the keeper", keeper.pid, text))
             self._stopping.end()
         elif loss is Loss.TOO_MANY:
-            self._stopping.fail(BootError("the keeper", keeper.pid, text))
+            self._stopping.fail(self._children.boot_error("the keeper", keeper.pid, text))
         elif self._children.unjudged() or not self._stopping.quitting:
             log.warning("the keeper (pid %d) was lost: %s; restarting it", keeper.pid, text)
             self._start_keeper()
@@ -444,7 +443,8 @@ class Supervisor:
         stage = slot.stage.name
         if decision.booting:
             log.error("stage %s: %d boot failures in a row; stopping", stage, BOOT_FAILURES)
-            self._stopping.fail(slot.boot_report or BootError(f"a worker of stage {stage!r}", death.pid, death.text))
+            role = f"a worker of stage {stage!r}"
+            self._stopping.fail(slot.boot_report or self._children.boot_error(role, death.pid, death.text))
         else:
             log.error("stage %s: %d workers died within %g s; stopping", stage, decision.deaths, WINDOW)
             self._stopping.fail(RestartLimit(stage, decision.deaths, WINDOW, death.text))

@@ -106,6 +106,12 @@ def test_null_is_nothing(served: tuple[Server, str], connection: SqsConnection) 
     assert connection.receive(["q"], 10, 0, 30) == []
 
 
+def test_a_message_that_is_twice_in_one_reply_runs_once(served: tuple[Server, str], connection: SqsConnection) -> None:
+    served[0].replies = [{"Messages": [MESSAGE, {**MESSAGE, "MessageId": "n"}, {**MESSAGE, "ReceiptHandle": "later"}]}]
+    handles = [each.handle for each in connection.receive(["q"], 10, 0, 30)]
+    assert handles == [Handle("q", "later", "m"), Handle("q", "r", "n")]
+
+
 def test_ids_that_were_not_asked_about_are_passed_over_and_missing_ones_are_tried_again(
     served: tuple[Server, str], connection: SqsConnection
 ) -> None:

@@ -119,8 +119,11 @@ def test_every_call_ends_with_the_same_words_where_no_queue_service_is(
         call(engine)
 
 
-def test_put_many_that_was_under_way_is_patient_then_tells_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_many_that_was_under_way_is_patient_and_tells_so_then_tells_what_was_sent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(calls, "ATTENDED", 0.5)
+    monkeypatch.setattr(calls, "TOLD_EVERY", 0.02)
     SQS().warm()
     with standin() as server:
         engine = Engine([Task(echo, input=True)], domain="t", broker=sqs_at(server.url))
@@ -134,6 +137,9 @@ def test_put_many_that_was_under_way_is_patient_then_tells_what_was_sent(monkeyp
             engine.put_many(until_the_service_is_gone())
     assert caught.value.sent >= 100
     assert isinstance(caught.value.__cause__, BrokerUnreachable)
+    told = [line for line in caplog.messages if line.endswith("; trying again")]
+    assert len(told) >= 2
+    assert all(line.startswith("SendMessageBatch on queue t") and server.url in line for line in told)
 
 
 def test_a_start_waits_for_a_queue_service_that_starts_later(

@@ -528,6 +528,27 @@ def test_standard_streams_that_are_closed_cost_nothing_but_what_they_would_show(
     assert set(status(cli, "words:engine").values()) == {(0, 0, 0)}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_is_told_as_what_it_is(folder: Path) -> None:
+    def into_the_full_disk(*words: str, **variables: str) -> tuple[int, str]:
+        with Path("/dev/full").open("w") as full:
+            result = subprocess.run(
+                [sys.executable, "-m", "sqspipes_mp", *words],
+                cwd=folder,
+                env=environment(**variables),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+            )
+        return result.returncode, result.stderr
+
+    told = "sqspipes-mp: error: the output could not be written: No space left on device\n"
+    for unbuffered in ("", "1"):
+        assert into_the_full_disk("ps", "--json", PYTHONUNBUFFERED=unbuffered) == (1, told)
+
+
 def test_streams_that_know_ascii_only_show_the_rest_escaped(cli: Cli, folder: Path) -> None:
     result = cli("status", "words:anywhere", "--broker", "sqlite:///gr\xf6\xdfe.db", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, "")

@@ -194,8 +194,12 @@ def shorter(seconds: int) -> list[int]:
 
 
 def all_received(queue: str, reply: Mapping[str, Any]) -> list[Received]:
-    """Return the deliveries of a ReceiveMessage reply. Raises an exception of reading where it is no such reply."""
-    return [received(queue, message) for message in reply.get("Messages") or ()]
+    """Return the deliveries of a ReceiveMessage reply; of several deliveries of one message only the last.
+
+    Raises an exception of reading where it is no such reply.
+    """
+    deliveries = (received(queue, message) for message in reply.get("Messages") or ())
+    return list({delivery.handle.message_id: delivery for delivery in deliveries}.values())
 
 
 def received(queue: str, message: Mapping[str, Any]) -> Received:
