@@ -107,15 +107,24 @@ def harmless(monkeypatch: pytest.MonkeyPatch, own_temporary_folder: Path) -> Non
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Take away the handlers that a command line in this process has made: their streams may be closed by now."""
-    loggers = [logging.getLogger(name) for name in ("", "sqspipes_mp")]
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    """Take away the handlers and levels that a command line in this process has set: streams may be closed by now."""
+    before = {name: (_logger(name).level, list(_logger(name).handlers)) for name in _loggers()}
     yield
-    for logger, level, handlers in before:
+    for name in _loggers():
+        level, handlers = before.get(name, (logging.NOTSET, []))
+        logger = _logger(name)
         logger.setLevel(level)
         for handler in list(logger.handlers):
             if handler not in handlers and not type(handler).__module__.startswith("_pytest"):
                 logger.removeHandler(handler)
+
+
+def _loggers() -> list[str | None]:
+    return [None, *(name for name in list(logging.root.manager.loggerDict) if name.startswith("sqspipes_mp"))]
+
+
+def _logger(name: str | None) -> logging.Logger:
+    return logging.getLogger(name)
 
 
 @pytest.fixture(autouse=True)

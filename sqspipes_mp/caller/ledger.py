@@ -2,6 +2,7 @@
 
 ::
 
+    worker   a generator's first outputs were accepted:    (token, None, children, ())    its message goes on
     worker   before a message's outputs are accepted:      (token, hop, children, over)   the message is done
     worker   before the message is dead-lettered; keeper as well: (token, hop), the error  the message is done
     caller   a value is done once each of its messages is
@@ -166,8 +167,8 @@ class Ledger:
 
     # -- reports of the workers ---------------------------------------------------------------------------------
 
-    def step(self, name: str, hop: int, children: Iterable[int], over: Iterable[int] = ()) -> None:
-        """Note that a message is done, and its outputs' hops.
+    def step(self, name: str, hop: int | None, children: Iterable[int], over: Iterable[int] = ()) -> None:
+        """Note a message's outputs' hops, and that it is done; ``hop`` None: its generator goes on.
 
         ``over``: a child that only an earlier delivery may have announced (a continuation) will not be, or makes
         nothing that the message has not made.
@@ -175,10 +176,11 @@ class Ledger:
         entry = self._open.get(name)
         if entry is not None:
             entry.made.update(children)
-            entry.made.add(hop)
-            entry.done.add(hop)
             entry.done.update(over)
-            self._close_if_over(entry)
+            if hop is not None:
+                entry.made.add(hop)
+                entry.done.add(hop)
+                self._close_if_over(entry)
 
     def result(self, frame: Frame) -> bool | None:
         """Take a result.

@@ -75,7 +75,7 @@ class Kind(IntEnum):
     RECYCLE = 9
     #: The child is done and about to exit as asked; a supervisor's blob: the pickled Outcome.
     BYE = 10
-    #: Messages are about to become others (map); blob: a JSON list of [token, hop, children].
+    #: Messages are about to become others, or have made some (map); blob: a JSON list of the ledger's reports.
     STEP = 11
     #: A message is about to be dead-lettered (map); blob: a Report, or none and a header that says why.
     DEAD_LETTERED = 12

@@ -88,6 +88,45 @@ def jitter(value):
     return value
 
 
+def breaks_off(value: int):
+    yield from range(value)
+    raise ValueError("broken off")
+
+
+def after_the_letter(value: int, gate: Gate) -> int:
+    gate.wait()
+    return -value
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "sqs"])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_outputs_sent_before_their_generator_was_given_up_have_their_results(
+    db: Path, gate: Gate, kind: str, ordered: bool
+) -> None:
+    with standin() if kind == "sqs" else contextlib.nullcontext() as server:
+        broker = SQLite(db) if server is None else sqs_at(server.url)
+        tasks = [Task(breaks_off, max_attempts=1), Task(after_the_letter, args=(gate,))]
+        engine = Engine(tasks, domain="t", broker=broker, on_error="retry")
+        with opened(engine.broker) as connection:
+            sent = 2 * connection.batch
+        results = engine.map([sent + 5], ordered=ordered, return_exceptions=True)
+
+        def opens() -> None:
+            eventually(lambda: engine.stats()["breaks_off"].dead == 1, "the generator is given up")
+            gate.open()
+
+        thread = threading.Thread(target=opens)
+        thread.start()
+        try:
+            found = list(results)
+        finally:
+            thread.join()
+        errors = [each for each in found if isinstance(each, BaseException)]
+        assert [str(error) for error in errors] == ["broken off"]
+        # Two full batches were accepted before.
+        assert sorted(-each for each in found if isinstance(each, int)) == list(range(sent))
+
+
 def test_an_endless_iterable_is_read_as_results_are_taken(db: Path) -> None:
     read = itertools.count()
     engine = pipeline(db)

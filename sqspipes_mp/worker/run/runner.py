@@ -14,6 +14,7 @@ from typing import Any
 
 from sqspipes_mp.brokers.base import Completion, End, Output, OutputsRefused
 from sqspipes_mp.errors import HELD, LATE, BrokerError, OutputError
+from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED, PAUSED
 from sqspipes_mp.messages.envelope import Message
@@ -72,8 +73,6 @@ class Runner:
         self._sends = bool(context.stage.outputs)
         #: Whether nobody but a map that is resumed later would have this stage's results.
         self._unheard = self._results is None and not self._sends
-        #: Marks of the outputs of each running message so far, by its lease (map).
-        self._children: dict[int, list[int]] = {}
 
     # -- the main loop ------------------------------------------------------------------------------------------
 
@@ -198,8 +197,6 @@ class Runner:
 
     def _run(self, delivery: Delivery) -> Made:
         """Call the function. Returns what it made."""
-        if self._context.counted:
-            self._children[delivery.lease] = []
         message = delivery.message
         value = self._function.call(message.value)
         if self._function.is_generator:
@@ -278,7 +275,10 @@ class Runner:
             raise _Faulted from error
         if lost:
             raise _LeaseLost
-        self._note_children(delivery, outputs)
+        if context.counted:
+            # Before the end of their input, which may be a dead letter's.
+            step = (token(delivery.message.id), None, _marks(outputs), [])
+            context.say(Kind.STEP, {}, json.dumps([step]).encode())
 
     def _finish(
         self, delivery: Delivery, products: list[Product], outputs: Sequence[Output], dropped: int, continues: bool
@@ -339,8 +339,7 @@ class Runner:
         """Pass on a message of a ``map``, whose caller is told of each step."""
         assert done.delivery is not None
         delivery, message = done.delivery, done.delivery.message
-        self._note_children(delivery, done.completion.outputs)
-        children = self._children.pop(delivery.lease)
+        children = _marks(done.completion.outputs)
         name, hop = token(message.id), mark(message.parent)
         over: list[int] = []
         if delivery.received.receives != 1 and not done.continues:
@@ -377,15 +376,10 @@ class Runner:
         vouched = self._context.connection.keeps_charges or received.handle.queue.endswith(".fifo")
         return first_hop(delivery) if vouched or self._context.counted else received.handle.message_id
 
-    def _note_children(self, delivery: Delivery, outputs: Sequence[Output]) -> None:
-        if self._context.counted:
-            self._children.setdefault(delivery.lease, []).extend([mark(output.hop) for output in outputs])
-
     # -- messages that do not get through -----------------------------------------------------------------------
 
     def settle(self, delivery: Delivery, value: Any) -> bool:
         """Pass on what a batch gave for one of its messages; False: an exception, or a value that cannot be sent."""
-        self._children.pop(delivery.lease, None)
         try:
             if not isinstance(value, BaseException):
                 self._finish(delivery, *self._single(delivery, value))
@@ -421,3 +415,7 @@ class Runner:
             self._failures.left += [Release((delivery,), 0.0) for delivery in deliveries]
         else:
             self._parts.pause.not_begun(deliveries)
+
+
+def _marks(outputs: Sequence[Output]) -> list[int]:
+    return [mark(output.hop) for output in outputs]
