@@ -194,9 +194,9 @@ COUNT_EVERY = StageField(27)
 #: Any worker of the source: 1 while it rests.
 RESTING = StageField(28)
 #: Any worker: 1 once the warning was logged that continuations come quickly and are held back.
-PAUSE_TOLD = StageField(21)
+PAUSE_TOLD = StageField(29)
 #: Any worker: 1 once the warning was logged that other programs on the queue do not know of continuations.
-SHARED_TOLD = StageField(22)
+SHARED_TOLD = StageField(30)
 #: Keeper: messages in the stage's input queues, for each priority a word for each of QUEUE_STATES, plus 1 each; 0: not
 #: counted.
 QUEUE_COUNTS = StageField(32)

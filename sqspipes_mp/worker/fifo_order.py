@@ -75,7 +75,11 @@ class GroupOrder:
         return still_ours
 
     def _may_go_on(self, delivery: Delivery | None) -> bool:
-        return delivery is None or self._context.holds(delivery)
+        """Tell whether a continuation may be sent: on standard queues, too, the keeper may know of a lost lease."""
+        if delivery is None:
+            return True
+        leases = self._context.leases
+        return self._context.holds(delivery) and leases.held_until(delivery.lease, delivery.until) > 0
 
 
 class Line:

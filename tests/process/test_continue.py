@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from sqspipes_mp import SQS, Continue, Engine, OutputError, Retry, SQLite, SqsPipesError, Task, current_message
 from sqspipes_mp.brokers.base import Completion, Output, QueueSpec
+from sqspipes_mp.messages import chain
 from sqspipes_mp.messages.ids import hop_id
 from tests.gates import (
     Background,
@@ -70,14 +73,20 @@ def test_a_value_goes_on_with_its_state_under_the_same_id(db: Path, log: Log) ->
     assert summary["work"].failed == 0
 
 
+def log_to(path: Path) -> None:
+    logging.basicConfig(filename=path, force=True)
+
+
 @pytest.mark.parametrize("fifo", [False, True])
-def test_it_goes_on_over_sqs(sqs: SQS, log: Log, fifo: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_goes_on_over_sqs(sqs: SQS, log: Log, fifo: bool, tmp_path: Path) -> None:
     sqs._settle = 0.5
-    engine = Engine([Task(in_steps, name="work", args=(log,), input=True), sink], domain="t", broker=sqs, fifo=fifo)
+    told = tmp_path / "told"
+    task = Task(in_steps, name="work", args=(log,), input=True, workers=2)
+    engine = Engine([task, sink], domain="t", broker=sqs, fifo=fifo, setup=partial(log_to, told))
     root = engine.put(5)
     engine.run(only="work", until="drained", idle=0.0)
     assert [line[:1] + line[2:] for line in log.lines()] == [(root, number, 1, 0) for number in range(4)]
-    assert sum("would take a state for a value" in record.getMessage() for record in caplog.records) <= 1
+    assert told.read_text().count("would take a state for a value") == 1
 
 
 def in_parts(start: int, cuts: Log, log: Log, gate: Gate) -> Generator[Any, None, Continue | None]:
@@ -142,6 +151,64 @@ def test_a_drain_asks_calls_to_end_and_tells_how_long_they_have(db: Path, log: L
     drain(engine, "work")
     assert values(engine, "sink") == ["done"]
     assert log.lines()[2][1] == (1 if state == "changes" else 0)
+
+
+def same_once_asked(value: int, log: Log) -> Any:
+    """Give the state back as it came once the call is asked to end; a later delivery is done."""
+    message, pause = current_message(), threading.Event()
+    again = any(line[0] == value for line in log.lines())
+    log.note(value, message.attempt)
+    if value == 0:
+        # Its worker is replaced once the call beside it has ended.
+        log.wait_for(2)
+        raise MemoryError
+    while not (again or message.stopping):
+        pause.wait(0.01)
+    return value if again else Continue(value)
+
+
+@pytest.mark.parametrize("asked", ["paused", "scaled", "replaced"])
+def test_a_state_that_does_not_change_is_uncharged_wherever_the_call_was_asked_to_end(
+    db: Path, log: Log, asked: str
+) -> None:
+    how: dict[str, int] = {"threads": 2} if asked == "replaced" else {"workers": 2}
+    task = Task(same_once_asked, name="work", args=(log,), max_attempts=1, prefetch=0, on_error="reject", **how)  # type: ignore[arg-type]
+    engine = engine_at(db, [source, task, sink])
+    feed(engine, "work", [1, 0] if asked == "replaced" else [1, 2])
+    with Background(engine, only="work"):
+        log.wait_for(2)
+        if asked == "paused":
+            engine.pause("work")
+            eventually(lambda: waiting(engine, "work") == (2, 0, 0), "both are back")
+        elif asked == "scaled":
+            engine.scale("work", 1)
+            # The other one is not asked before the drain.
+            eventually(lambda: waiting(engine, "work") == (1, 1, 0), "that of the worker that leaves is back")
+        else:
+            eventually(lambda: values(engine, "sink") == [1], "the next worker has done it")
+        engine.stop()
+    drain(engine, "work")
+    assert sorted(values(engine, "sink")) == ([1] if asked == "replaced" else [1, 2])
+    assert sorted(line for line in log.lines() if line[0]) == [(1, 1)] * 2 + [(2, 1)] * 2 * (asked != "replaced")
+    assert len(dead(engine, "work")) == (asked == "replaced")
+
+
+def counts_down(value: int) -> Any:
+    return Continue(value - 1) if value else None
+
+
+def test_continuations_that_come_too_quickly_are_told_once_and_still_end(
+    db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    # The workers are forked.
+    monkeypatch.setattr(chain, "UNPAUSED", 2)
+    monkeypatch.setattr(chain, "MOST_PAUSE", 0.01)
+    task = Task(counts_down, name="work", workers=2)
+    engine = engine_at(db, [source, task, sink], setup=partial(log_to, told), start_method="fork")
+    feed(engine, "work", [6, 6])
+    assert drain(engine, "work")["work"].done == 14
+    assert told.read_text().count("are held back for up to 30 s each") == 1
 
 
 def stays(value: object) -> Continue:

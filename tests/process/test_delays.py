@@ -1,18 +1,20 @@
 """Messages that come later: ``put(delay=)``, and ``Retry(delay, charge=False)``, which uses up no attempt."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sqspipes_mp import SQS, ConfigError, Engine, Retry, SQLite, Task, TaskLike, current_message
+from sqspipes_mp import SQS, ConfigError, Engine, QueuesNotEmpty, Retry, SQLite, Task, TaskLike, current_message
 from sqspipes_mp.worker.send.failures import RENEWED_AT
-from standin import standin
+from standin import StandIn, standin
 from standin.brokers import sqs_at
-from tests.gates import Background, Log, bodies, dead, drain, engine_at, eventually, feed, values, waiting
+from tests.gates import Background, Log, bodies, dead, drain, engine_at, eventually, feed, present, values, waiting
 
 
 def source() -> Iterator[int]:
@@ -105,6 +107,15 @@ def test_a_due_time_is_the_wall_clocks(db: Path, log: Log, monkeypatch: pytest.M
     assert (waiting(engine, "work"), log.lines()) == ((0, 1, 0), [])
 
 
+def test_a_drained_run_waits_for_what_is_delayed_and_a_map_refuses_to_begin(db: Path, log: Log) -> None:
+    engine = fed(SQLite(db), log)
+    engine.put("soon", delay=1)
+    with pytest.raises(QueuesNotEmpty, match="1 message"):
+        engine.map([2])
+    assert drain(engine, "work")["work"].done == 1
+    assert log.lines() == ["soon"]
+
+
 # --- Retry(charge=False) ---
 
 
@@ -119,9 +130,7 @@ def limited(value: int, log: Log, times: int) -> int:
     return value
 
 
-def test_an_uncharged_retry_uses_up_no_attempt_and_no_number_of_deliveries(
-    db: Path, log: Log, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_uncharged_retry_uses_up_no_attempt_and_no_number_of_deliveries(db: Path, log: Log) -> None:
     times = 2 * RENEWED_AT + 5
     engine = engine_at(db, [source, Task(limited, name="work", args=(log, times), max_attempts=1, prefetch=0), sink])
     feed(engine, "work", [7])
@@ -139,19 +148,64 @@ def test_map_follows_a_message_that_is_sent_anew(db: Path, log: Log) -> None:
     assert len(log.lines()) == RENEWED_AT + 3
 
 
+def later_once(value: int, log: Log) -> int:
+    log.note(value)
+    if len(log.lines()) == 1:
+        raise Retry(600, charge=False)
+    return value
+
+
+@pytest.mark.parametrize("fifo", [True, False])
+def test_the_delay_of_a_message_that_is_sent_anew_goes_with_it(
+    sqs: SQS, server: StandIn, log: Log, fifo: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqspipes_mp.worker.send.failures.RENEWED_AT", 1)
+    task = Task(later_once, name="work", args=(log,), input=True)
+    engine = Engine([task, sink], domain="t", broker=sqs, fifo=fifo, start_method="fork")
+    engine.put(7)
+    queue = f"t--input{'.fifo' if fifo else ''}"
+
+    def left() -> tuple[int, int, list[str]]:
+        told = server.ledger(queue)["queues"][queue]
+        return told["visible"], told["deleted"], [each["body"] for each in told["messages"] if not each["deleted"]]
+
+    with Background(engine, only="work") as run:
+        # In a FIFO queue no single message can be delayed: it comes at once, and is hidden.
+        eventually(lambda: left()[:2] == (0, 1) and (not fifo or server.messages(queue)[-1]["received"]), "sent anew")
+        [body] = left()[2]
+        assert json.loads(body)["meta"]["not_before"] - time.time() == pytest.approx(600, abs=100)
+        engine.stop()
+    assert log.lines() == [7]
+    assert (present(run.summary)["work"].retried, present(run.summary)["work"].failed) == (1, 1)
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + 601)
+    server.advance(601)
+    with Background(engine, only="work"):
+        log.wait_for(2)
+        engine.stop()
+    assert log.lines() == [7, 7]
+    assert len(server.messages(f"t-work{'.fifo' if fifo else ''}")) == 1
+
+
 def always(value: int) -> None:
     raise Retry(0, charge=False)
 
 
-def test_where_no_message_can_be_sent_anew_it_is_charged_in_the_end(
-    db: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_no_message_can_be_sent_anew_it_is_charged_in_the_end(db: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
     task = Task(always, name="work", group=str, max_attempts=2, prefetch=0)
-    engine = engine_at(db, [source, task, sink], fifo=True)
+    engine = engine_at(db, [source, task, sink], fifo=True, setup=partial(log_to, told))
     feed(engine, "work", [1], group="1")
     drain(engine, "work")
     [(_, failure)] = dead(engine, "work")
     assert failure.attempts == 2
+    assert f"has come {RENEWED_AT} times, and Retry(charge=False) is charged from now on: its FIFO group" in (
+        told.read_text()
+    )
+
+
+def log_to(path: Path) -> None:
+    logging.basicConfig(filename=path, force=True)
 
 
 def shows_why(value: int) -> None:

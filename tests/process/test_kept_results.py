@@ -1,10 +1,12 @@
 """``map(keep_results=True)``: every run hands out every value's results, whoever finished it, each once."""
 
 import contextlib
+import json
 import logging
 import os
 import signal
 import sqlite3
+import tracemalloc
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from sqspipes_mp import (
 )
 from sqspipes_mp.caller.dead_letters import discard, redrive
 from sqspipes_mp.caller.feed import Feeder
+from sqspipes_mp.messages.ids import token
 from sqspipes_mp.pipeline.value_ends import KEEP
 from tests.gates import Gate, Log, children, ended, eventually, kill, program, query
 
@@ -167,6 +170,40 @@ def test_results_of_a_batch_are_kept(db: Path) -> None:
     engine = pipeline(db, Task(pairs, input=True, batch=8, batch_wait=0.1))
     for _ in range(2):
         assert sorted(engine.map(range(20), key=str, keep_results=True)) == [[value, None] for value in range(20)]
+
+
+def test_kept_results_are_read_in_pages_and_no_transaction_is_open_meanwhile(db: Path) -> None:
+    engine = pipeline(db, noted_nothing)
+    assert list(engine.map([0], key=str, keep_results=True)) == [0]
+    count, long = 2_000, "x" * 10_000
+    with contextlib.closing(sqlite3.connect(db)) as file, file:
+        [queue] = file.execute("SELECT id FROM queues WHERE name = 't--input'").fetchone()
+        tokens = [(queue, token(str(value))) for value in range(1, count)]
+        file.executemany("INSERT INTO keys (queue, hop) VALUES (?, ?)", tokens)
+        ends = ((*each, number, json.dumps(long)) for number, each in enumerate(tokens, start=10))
+        file.executemany("INSERT INTO ends (queue, token, seq, kept, result) VALUES (?, ?, ?, 1, ?)", ends)
+        file.execute("UPDATE meta SET next_seq = next_seq + ?", (count + 10,))
+    found = 0
+    tracemalloc.start()
+    try:
+        with engine.map(range(count), key=str, keep_results=True) as results:
+            for _ in results:
+                found += 1
+                if found == count // 2:
+                    # It waits for whoever reads, and a reader in the loop's body would stay.
+                    eventually(lambda: not checkpointed(db), "no transaction is open")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == count
+    assert peak < len(long) * count / 4
+
+
+def checkpointed(db: Path) -> int:
+    """Bring everything from the WAL into the file; not 0: somebody reads an older state."""
+    with contextlib.closing(sqlite3.connect(db)) as file:
+        busy: int = file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        return busy
 
 
 def no_json(value):

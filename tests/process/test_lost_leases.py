@@ -1,11 +1,11 @@
-"""A lease lost while its message runs: on FIFO whoever has it now completes it, once and in its turn."""
+"""A lease lost while its message runs: whoever has it now completes it, on FIFO once and in its turn, or goes on."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from sqspipes_mp import SQS, Engine, Task
+from sqspipes_mp import SQS, Continue, Engine, Task
 from sqspipes_mp.ipc.leases import LeaseTable
 from standin import StandIn
 from tests.gates import Background, Gate, Log, eventually, feed
@@ -63,4 +63,32 @@ def test_what_was_lost_while_it_ran_is_sent_once_by_whoever_has_it_now(
         engine.stop()
     assert sorted(log.lines()) == ["lost", "ran", "ran"]
     assert len(server.messages("t-work.fifo")) == 1
+    assert run.summary["work"].done == 1
+
+
+def first_one_goes_on(value: int, log: Log, gate: Gate) -> Any:
+    first = not log.lines()
+    log.note("ran")
+    if first:
+        gate.wait()
+        return Continue("a second chain")
+    return value
+
+
+def test_what_was_lost_while_it_ran_does_not_go_on_on_standard_queues_either(
+    sqs: SQS, server: StandIn, log: Log, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_lost(monkeypatch, log)
+    work = Task(first_one_goes_on, name="work", args=(log, gate), workers=2)
+    engine = Engine([source, work, sink], domain="t", broker=sqs, start_method="fork", visibility_timeout=VISIBILITY)
+    feed(engine, "work", [7])
+    with Background(engine, only="work") as run:
+        log.wait_for(1)
+        server.advance(VISIBILITY + 1)
+        eventually(lambda: server.messages("t-source")[0]["deleted"], "the second delivery was completed")
+        eventually(lambda: "lost" in log.lines(), "the keeper saw it")
+        gate.open()
+        engine.stop()
+    assert sorted(log.lines()) == ["lost", "ran", "ran"]
+    assert [len(server.messages(queue)) for queue in ("t-source", "t-work")] == [1, 1]
     assert run.summary["work"].done == 1

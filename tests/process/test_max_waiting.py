@@ -1,6 +1,8 @@
 """``Task(max_waiting=)``: a source rests while too many messages wait, and goes on when they are fewer."""
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,13 +11,16 @@ from typing import Any
 import pytest
 
 from sqspipes_mp import SQS, Engine, SQLite, Task
+from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.caller.progress.rates import Pace, cells
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.statistics import BACKLOG, BACKLOG_AT, RESTING
 from sqspipes_mp.ipc.summary import readings
 from sqspipes_mp.keeper import queue_counts
+from sqspipes_mp.pipeline.plan import Settings, make_plan
+from sqspipes_mp.supervisor.run import new_board
 from sqspipes_mp.worker.run import rest
-from tests.gates import Background, Gate, Log, eventually, present
+from tests.gates import Background, Gate, Log, alive, children, eventually, kill, present
 
 MOST = 20
 #: Yields before the source waits until they were counted, and in all.
@@ -111,6 +116,71 @@ def test_an_old_count_lets_nobody_rest(
         eventually(lambda: len(log.lines()) == COUNT, "the source goes on")
         engine.stop()
     assert "goes on though" in told.read_text()
+
+
+def taken(value: int, gate: Gate, seen: Log) -> None:
+    gate.wait()
+    seen.note(value)
+
+
+def test_whoever_dies_while_it_rests_nothing_is_lost_or_doubled(
+    db: Path, log: Log, new_gate: Callable[[], Gate]
+) -> None:
+    counted, gate, seen, births = new_gate(), new_gate(), Log(f"{log.path}-seen"), Log(f"{log.path}-births")
+    tasks = [
+        Task(numbers, args=(log, counted), max_waiting=MOST, init=partial(born, births, "numbers")),
+        Task(taken, args=(gate, seen), init=partial(born, births, "taken")),
+    ]
+    engine = Engine(tasks, domain="t", broker=SQLite(db), start_method="fork")
+    with Background(engine, only=["numbers", "taken"]) as run:
+        board = board_of(engine, counted)
+        eventually(lambda: board.stage(0, RESTING), "the source rests")
+        workers = dict(births.wait_for(2))
+        [keeper] = {child.pid for child in children()} - set(workers.values())
+        kill(keeper)
+        eventually(lambda: not alive(keeper))
+        last = board.stage(0, BACKLOG_AT)
+        eventually(lambda: board.stage(0, BACKLOG_AT) > last, "the next keeper counts")
+        kill(workers["numbers"])
+        births.wait_for(3)
+        # The next one walks through all that was accepted.
+        eventually(lambda: board.stage(0, RESTING) and len(log.lines()) == 2 * (FIRST + 1), "the next source rests")
+        gate.open()
+        eventually(lambda: len(seen.lines()) >= COUNT, "all are done")
+        engine.stop()
+    assert sorted(seen.lines()) == list(range(COUNT))
+    assert present(run.summary)["taken"].failed == 0
+
+
+def born(births: Log, stage: str) -> None:
+    births.note(stage, os.getpid())
+
+
+@pytest.mark.parametrize("settle", [0.0, 60.0])
+def test_only_what_is_visible_counts_and_each_second_while_the_source_rests(
+    db: Path, settle: float, log: Log, counted: Gate
+) -> None:
+    engine = engine_on(SQLite(db), log, counted, counted)
+    plan = make_plan(engine.pipeline, Settings())
+    with contextlib.closing(new_board(plan)) as board, contextlib.closing(engine.broker.open()) as connection:
+        connection.ensure(engine.pipeline.queues, create=True)
+        [queue] = engine.pipeline.stage("held").inputs
+        outputs = [Output(queue, "{}", str(number), delay=600.0 if number == 2 else 0.0) for number in range(5)]
+        connection.complete([Completion(None, (output,)) for output in outputs])
+        connection.receive([queue], 1, 0, 600)
+        # As of a broker whose counts are late, and are requests.
+        connection.settle = settle
+        count = queue_counts.BacklogCount(plan, board, connection, lambda: None)
+        often, every = queue_counts._OFTEN, queue_counts.SELDOM if settle else queue_counts._OFTEN
+        assert count.look(100.0) == 100.0 + often
+        # One is in flight, and one is delayed.
+        assert board.stage(0, BACKLOG) - 1 == 3
+        connection.complete([Completion(None, (Output(queue, "{}", "another"),))])
+        count.look(100.0 + every * 0.99)
+        assert board.stage(0, BACKLOG) - 1 == 3
+        board.set_stage(0, RESTING, 1)
+        count.look(100.0 + often)
+        assert board.stage(0, BACKLOG) - 1 == 4
 
 
 def test_map_ignores_it(db: Path) -> None:

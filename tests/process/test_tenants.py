@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp import SQS, ConfigError, Continue, Engine, Reject, SQLite, Task, TaskLike, current_message
+from sqspipes_mp import SQS, ConfigError, Continue, Engine, Reject, Retry, SQLite, Task, TaskLike, current_message
 from sqspipes_mp.caller.dead_letters import redrive
-from tests.gates import Log, drain
+from tests.gates import Background, Log, drain, eventually, query
 
 
 def owner_of(value: Any) -> Any:
@@ -77,6 +77,19 @@ def test_threads_run_messages_of_one_tenant_at_once(db: Path, log: Log) -> None:
     engine = Engine([task], domain="t", broker=SQLite(db), start_method="fork")
     engine.put_many([1, 2])
     assert drain(engine, "meets")["meets"].done == 2
+
+
+def later(value: int) -> None:
+    raise Retry(600)
+
+
+def test_a_tenant_that_is_called_as_the_one_group_of_fifo_queues_is_no_group(db: Path) -> None:
+    engine = Engine([Task(later, input=True)], domain="t", broker=SQLite(db))
+    engine.put(1, tenant="-")
+    with Background(engine):
+        # In that group no message waits for longer than a second.
+        eventually(lambda: query(db, "SELECT visible_at - sent_at > 500000 FROM messages WHERE charges > 0") == [1])
+        engine.stop()
 
 
 @pytest.mark.parametrize(

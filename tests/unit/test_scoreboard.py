@@ -1,6 +1,7 @@
 import math
 import multiprocessing
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Handle
+from sqspipes_mp.ipc import statistics
+from sqspipes_mp.ipc.histogram import BUCKETS
 from sqspipes_mp.ipc.leases import LEASES, Blame, Cause, LeaseState, id_digest
 from sqspipes_mp.ipc.scoreboard import Block, Scoreboard
 from sqspipes_mp.ipc.statistics import DONE, NEXT_CALL, S_READY, SEATS, STATE
@@ -322,3 +325,22 @@ def test_the_newest_cancelled_messages_are_remembered_until_they_are_dealt_with(
     board.forget_cancelled(digests[0])
     assert [board.cancelled(digest) for digest in digests[297:]] == [True, True, False]
     board.close()
+
+
+def test_no_two_fields_of_the_statistics_share_a_word():
+    wide = {
+        "ACCEPTED_WINDOW": statistics.WINDOW_WORDS, "RUN_TIMES": BUCKETS, "QUEUE_WAITS": BUCKETS,
+        "REQUESTS": len(statistics.OPERATIONS), "ERRORS": len(statistics.OPERATIONS) * len(statistics.ERROR_KINDS),
+        "RESTARTS": len(statistics.RESTART_REASONS), "KEEPER_FAILED": len(statistics.KILLED_REASONS),
+        "QUEUE_COUNTS": statistics._PRIORITIES * len(statistics.QUEUE_STATES),
+    }  # fmt: skip
+    text = Path(statistics.__file__).read_text()
+    for kind, words in (("SlotField", statistics._SLOT_WORDS), ("StageField", statistics._STAGE_WORDS)):
+        # Plain ints at run time: the module's text tells which field is of which kind.
+        names = re.findall(rf"^(\w+) = {kind}\(", text, re.MULTILINE)
+        taken = [
+            vars(statistics)[name] + word for name in names if name != "LANES" for word in range(wide.get(name, 1))
+        ]
+        assert len(names) > 20
+        assert len(taken) == len(set(taken)), sorted(each for each in taken if taken.count(each) > 1)
+        assert max(taken) < words
