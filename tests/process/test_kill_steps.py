@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -23,6 +24,7 @@ from sqspipes_mp import SQS, Continue, Engine, Retry, SQLite, Task, current_mess
 from sqspipes_mp.brokers.base import Completion, Handle
 from sqspipes_mp.messages.ids import token
 from sqspipes_mp.worker.receive import intake
+from sqspipes_mp.worker.send import continuing
 from standin import StandIn
 from tests.gates import Gate, Log, alive, children, eventually, file_of, kill, present, query, send, values
 
@@ -80,19 +82,18 @@ class Place:
 
     def run(self) -> None:
         """Run the stage in this process, which is a fork; it says that the early message came, and waits."""
-        original: Callable[..., float] = intake.early
 
         def early(*arguments: Any) -> float:
             if self.due.exists():
                 return 0.0
-            rest = original(*arguments)
+            rest = continuing.early(*arguments)
             if rest:
                 self.log.note("early")
                 self.gate.wait()
             return rest
 
-        intake.early = early
-        self.engine.run(only="work")
+        with patch.object(intake, "early", early):
+            self.engine.run(only="work")
 
     def stand_still(self) -> None:
         raise NotImplementedError
