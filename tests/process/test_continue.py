@@ -173,7 +173,7 @@ def test_a_state_that_does_not_change_is_uncharged_wherever_the_call_was_asked_t
 ) -> None:
     how: dict[str, int] = {"threads": 2} if asked == "replaced" else {"workers": 2}
     task = Task(same_once_asked, name="work", args=(log,), max_attempts=1, prefetch=0, on_error="reject", **how)  # type: ignore[arg-type]
-    engine = engine_at(db, [source, task, sink])
+    engine = engine_at(db, [source, task, sink], start_method="fork")
     feed(engine, "work", [1, 0] if asked == "replaced" else [1, 2])
     with Background(engine, only="work"):
         log.wait_for(2)

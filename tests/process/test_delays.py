@@ -177,14 +177,6 @@ def test_the_delay_of_a_message_that_is_sent_anew_goes_with_it(
         engine.stop()
     assert log.lines() == [7]
     assert (present(run.summary)["work"].retried, present(run.summary)["work"].failed) == (1, 1)
-    now = time.time
-    monkeypatch.setattr("time.time", lambda: now() + 601)
-    server.advance(601)
-    with Background(engine, only="work"):
-        log.wait_for(2)
-        engine.stop()
-    assert log.lines() == [7, 7]
-    assert len(server.messages(f"t-work{'.fifo' if fifo else ''}")) == 1
 
 
 def always(value: int) -> None:

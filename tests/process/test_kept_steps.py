@@ -25,8 +25,17 @@ def kept_map(engine: Engine, values: Any = VALUES) -> Any:
     return engine.map(values, key=str, keep_results=True, with_input=True)
 
 
-@pytest.mark.parametrize("victim", ["worker", "keeper", "supervisor"])
-@pytest.mark.parametrize("point", ["handed out", "acknowledged", "recorded"])
+@pytest.mark.parametrize(
+    ("point", "victim"),
+    [
+        ("handed out", "worker"),
+        ("handed out", "supervisor"),
+        ("acknowledged", "worker"),
+        ("acknowledged", "keeper"),
+        ("acknowledged", "supervisor"),
+        ("recorded", "worker"),
+    ],
+)
 def test_killed_between_hand_out_and_record_each_run_has_each_result_once(
     db: Path, log: Log, point: str, victim: str
 ) -> None:
