@@ -175,7 +175,7 @@ def test_results_of_a_batch_are_kept(db: Path) -> None:
 def test_kept_results_are_read_in_pages_and_no_transaction_is_open_meanwhile(db: Path) -> None:
     engine = pipeline(db, noted_nothing)
     assert list(engine.map([0], key=str, keep_results=True)) == [0]
-    count, long = 500, "x" * 20_000
+    count, long = 2_000, "x" * 5_000
     with contextlib.closing(sqlite3.connect(db)) as file, file:
         [queue] = file.execute("SELECT id FROM queues WHERE name = 't--input'").fetchone()
         tokens = [(queue, token(str(value))) for value in range(1, count)]
@@ -196,7 +196,8 @@ def test_kept_results_are_read_in_pages_and_no_transaction_is_open_meanwhile(db:
     finally:
         tracemalloc.stop()
     assert found == count
-    assert peak < len(long) * count / 4
+    # The results of the values that it has read ahead.
+    assert peak < len(long) * count / 2
 
 
 def checkpointed(db: Path) -> int:
