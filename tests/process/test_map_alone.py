@@ -276,6 +276,8 @@ def test_whatever_ends_it_the_next_one_may_begin(db: Path) -> None:
     with pytest.raises(QueuesNotEmpty):
         engine.map([1])
     engine.purge()
+    lock = Path(f"{db}-t.lock")
+    inode = lock.stat().st_ino
     with pytest.raises(ZeroDivisionError):
         list(engine.map(broken()))
     engine.purge()
@@ -291,6 +293,8 @@ def test_whatever_ends_it_the_next_one_may_begin(db: Path) -> None:
         other.purge()
     engine.delete()
     assert children() == []
+    # With another file those that have opened this one and those that come would not exclude each other.
+    assert lock.stat().st_ino == inode
 
 
 def test_the_lock_of_a_temporary_file_goes_with_it() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +14,16 @@ import pytest
 from sqspipes_mp import SQS, Engine, SQLite, Task
 from sqspipes_mp.brokers.base import Completion, Output
 from sqspipes_mp.caller.progress.rates import Pace, cells
+from sqspipes_mp.ipc.running.folders import engines
+from sqspipes_mp.ipc.running.memory import open_memory
 from sqspipes_mp.ipc.scoreboard import Scoreboard
-from sqspipes_mp.ipc.statistics import BACKLOG, BACKLOG_AT, RESTING
+from sqspipes_mp.ipc.statistics import BACKLOG, BACKLOG_AT, RESTING, Statistics
 from sqspipes_mp.ipc.summary import readings
 from sqspipes_mp.keeper import queue_counts
 from sqspipes_mp.pipeline.plan import Settings, make_plan
 from sqspipes_mp.supervisor.run import new_board
 from sqspipes_mp.worker.run import rest
-from tests.gates import Background, Gate, Log, alive, children, eventually, kill, present
+from tests.gates import Background, Gate, Log, alive, children, drain, eventually, kill, present
 
 MOST = 20
 #: Yields before the source waits until they were counted, and in all.
@@ -150,6 +153,34 @@ def test_whoever_dies_while_it_rests_nothing_is_lost_or_doubled(
         engine.stop()
     assert sorted(seen.lines()) == list(range(COUNT))
     assert present(run.summary)["taken"].failed == 0
+
+
+def test_all_that_was_accepted_before_everything_died_at_rest_is_done_once(
+    db: Path, log: Log, tmp_path: Path, new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQSPIPES_RUN_DIR", str(tmp_path / "registry"))
+    counted, gate, seen = new_gate(), new_gate(), Log(f"{log.path}-seen")
+    tasks = [Task(numbers, args=(log, counted), max_waiting=MOST), Task(taken, args=(gate, seen))]
+    engine = Engine(tasks, domain="t", broker=SQLite(db), start_method="fork")
+    process = multiprocessing.get_context("fork").Process(target=engine.run, kwargs={"only": "numbers"})
+    process.start()
+    try:
+        with (
+            contextlib.closing(open_memory(eventually(engines, "it is registered")[0])) as memory,
+            contextlib.closing(Statistics(memory.view)) as words,
+        ):
+            eventually(lambda: words.stage(0, BACKLOG) - 1 > MOST, "messages are counted")
+            counted.open()
+            eventually(lambda: words.stage(0, RESTING), "the source rests")
+    finally:
+        below = [child.pid for child in children(process.pid)]
+        process.kill()
+        process.join()
+        process.close()
+    eventually(lambda: not any(alive(pid) for pid in below), "its children are gone, too")
+    gate.open()
+    drain(engine, "taken")
+    assert seen.lines() == list(range(FIRST + 1))
 
 
 def born(births: Log, stage: str) -> None:
