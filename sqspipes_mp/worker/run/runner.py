@@ -277,8 +277,8 @@ class Runner:
             raise _LeaseLost
         if context.counted:
             # Before the end of their input, which may be a dead letter's.
-            step = (token(delivery.message.id), None, _marks(outputs), [])
-            context.say(Kind.STEP, {}, json.dumps([step]).encode())
+            blob = json.dumps([(token(delivery.message.id), None, _marks(outputs), ())]).encode()
+            context.say(Kind.STEP, {}, blob)
 
     def _finish(
         self, delivery: Delivery, products: list[Product], outputs: Sequence[Output], dropped: int, continues: bool
