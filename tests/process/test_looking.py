@@ -21,9 +21,9 @@ import pytest
 from sqspipes_mp import Task, current_message
 from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.ipc.running import fixed
-from sqspipes_mp.ipc.running.asking import Unanswered, ask, ask_for_statistics, socket_path
+from sqspipes_mp.ipc.running.asking import ask, ask_for_statistics, socket_path
 from sqspipes_mp.ipc.running.folders import Engine as Found
-from sqspipes_mp.ipc.running.folders import engines, open_folder
+from sqspipes_mp.ipc.running.folders import Unanswered, engines, open_folder
 from sqspipes_mp.ipc.running.health import verdict
 from sqspipes_mp.ipc.running.memory import Gone, Memory, open_memory
 from sqspipes_mp.ipc.running.state import state

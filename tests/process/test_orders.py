@@ -17,9 +17,9 @@ from sqspipes_mp import SQS, Cancelled, ConfigError, Engine, OrderRefused, SQLit
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.caller.dead_letters import redrive
 from sqspipes_mp.cli.main import main
-from sqspipes_mp.ipc.running.asking import Unanswered, ask
+from sqspipes_mp.ipc.running.asking import ask
 from sqspipes_mp.ipc.running.folders import Engine as Found
-from sqspipes_mp.ipc.running.folders import engines
+from sqspipes_mp.ipc.running.folders import Unanswered, engines
 from sqspipes_mp.ipc.running.memory import open_memory
 from sqspipes_mp.ipc.running.state import state
 from sqspipes_mp.ipc.statistics import Statistics
