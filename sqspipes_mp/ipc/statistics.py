@@ -121,6 +121,9 @@ OPERATIONS = ("receive", "send", "delete", "extend", "count", "other")
 #: Worker (meter), keeper: failed requests, for each of OPERATIONS a word for each of ERROR_KINDS.
 ERRORS = SlotField(_AFTER + 16 + len(OPERATIONS))
 ERROR_KINDS = ("throttled", "credentials", "network", "server", "refused")
+#: Worker (meter), keeper: one of TRANSPORTS, its place plus 1, by which requests go; 0: there is one way only.
+TRANSPORT = SlotField(ERRORS + len(OPERATIONS) * len(ERROR_KINDS))
+TRANSPORTS = ("fast", "boto3")
 
 S_BOOTING, S_READY, S_DRAINING = range(1, 4)
 

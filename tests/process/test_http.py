@@ -217,6 +217,8 @@ def test_every_metric_is_there_with_its_labels(db: Path, gate: Gate, log: Log) -
         assert server.metric("sqspipes_workers", state="busy", **where) == 1
         assert server.metric("sqspipes_running_calls", **where) == 1
         assert server.metric("sqspipes_workers_wanted", **where) == 1
+        # SQLite has one way only.
+        assert server.metric("sqspipes_engine_info", broker=engine.broker.describe(), transport="") == 1
         begun = present(server.metric("sqspipes_oldest_call_start_timestamp_seconds", **where))
         assert begun == pytest.approx(time.time(), abs=120)
         names = {name for name, _ in seen}
@@ -382,6 +384,7 @@ def test_it_is_live_while_the_broker_is_away(server: StandIn, gate: Gate, log: L
             server.resume()
         eventually(lambda: observer.metric("sqspipes_messages_total", outcome="done", stage="work") == 1, "it is done")
         assert present(observer.metric("sqspipes_broker_requests_total", operation="receive")) > 0
+        assert observer.metric("sqspipes_engine_info", broker=engine.broker.describe(), transport="fast") == 1
         engine.stop()
 
 
