@@ -73,11 +73,26 @@ def test_a_value_goes_on_with_its_state_under_the_same_id(db: Path, log: Log) ->
 @pytest.mark.parametrize("fifo", [False, True])
 def test_it_goes_on_over_sqs(sqs: SQS, log: Log, fifo: bool, caplog: pytest.LogCaptureFixture) -> None:
     sqs._settle = 0.5
-    engine = Engine([Task(in_steps, name="work", args=(log,), input=True), sink], domain="t", broker=sqs, fifo=fifo)
+    task = Task(in_steps, name="work", args=(log,), input=True)
+    engine = Engine([task, sink], domain="t", broker=sqs, fifo=fifo, start_method="forkserver")
     root = engine.put(5)
     engine.run(only="work", until="drained", idle=0.0)
     assert [line[:1] + line[2:] for line in log.lines()] == [(root, number, 1, 0) for number in range(4)]
-    assert sum("would take a state for a value" in record.getMessage() for record in caplog.records) <= 1
+    assert sum("would take a state for a value" in record.getMessage() for record in caplog.records) == 1
+
+
+def ever_on(value: int) -> Any:
+    return Continue(value + 1) if value < 11 else None
+
+
+def test_a_chain_without_work_in_its_calls_is_held_back_and_that_is_said_once(
+    db: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Records of fresh children come to this program's log.
+    engine = engine_at(db, [source, Task(ever_on, name="work"), sink], start_method="forkserver")
+    feed(engine, "work", [0])
+    assert drain(engine, "work")["work"].done == 12
+    assert sum("they are held back for up to 30 s each" in record.getMessage() for record in caplog.records) == 1
 
 
 def in_parts(start: int, cuts: Log, log: Log, gate: Gate) -> Generator[Any, None, Continue | None]:

@@ -1,16 +1,32 @@
 import math
 import multiprocessing
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqspipes_mp.brokers.base import Handle
+from sqspipes_mp.ipc import statistics
+from sqspipes_mp.ipc.histogram import BUCKETS
 from sqspipes_mp.ipc.leases import LEASES, Blame, Cause, LeaseState, id_digest
 from sqspipes_mp.ipc.scoreboard import Block, Scoreboard
-from sqspipes_mp.ipc.statistics import DONE, NEXT_CALL, S_READY, SEATS, STATE
+from sqspipes_mp.ipc.statistics import (
+    DONE,
+    ERROR_KINDS,
+    KILLED_REASONS,
+    NEXT_CALL,
+    OPERATIONS,
+    QUEUE_STATES,
+    RESTART_REASONS,
+    S_READY,
+    SEATS,
+    STATE,
+    WINDOW_WORDS,
+)
 from tests.gates import present
 
 
@@ -42,6 +58,31 @@ def test_the_board_travels_to_spawned_children():
     assert child.exitcode == 0
     assert board.get(0, DONE) == 3
     board.close()
+
+
+#: Words of the fields that have several.
+WORDS_OF = {
+    "ACCEPTED_WINDOW": WINDOW_WORDS, "RUN_TIMES": BUCKETS, "QUEUE_WAITS": BUCKETS, "REQUESTS": len(OPERATIONS),
+    "ERRORS": len(OPERATIONS) * len(ERROR_KINDS), "RESTARTS": len(RESTART_REASONS),
+    "KEEPER_FAILED": len(KILLED_REASONS), "QUEUE_COUNTS": 16 * len(QUEUE_STATES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "room"),
+    [("Slot", statistics._SLOT_WORDS), ("Stage", statistics._STAGE_WORDS), ("Header", statistics._HEADER_WORDS)],
+)
+def test_no_two_fields_of_the_statistics_share_a_word(kind: str, room: int):
+    text = Path(statistics.__file__).read_text()
+    names = [name for line in re.findall(rf"(?m)^([A-Z_, ]+) = {kind}Field\(", text) for name in line.split(", ")]
+    owners: dict[int, str] = {}
+    for name in set(names) - {"LANES"}:
+        first = getattr(statistics, name)
+        for word in range(first, first + WORDS_OF.get(name, 1)):
+            assert word < room, name
+            assert word not in owners, (name, owners[word])
+            owners[word] = name
+    assert len(names) >= {"Slot": 35, "Stage": 24, "Header": 12}[kind]
 
 
 def test_a_lease_reads_back_as_written():
