@@ -172,6 +172,10 @@ def test_it_tells_numbers_to_all_and_everything_to_who_has_the_token(
         told = json.loads(ordered(b'{"do": "stack", "stage": "work"}')[2])
         assert "in wait" in told["stacks"][0]["stack"]
         assert "this engine" in json.loads(ordered(order)[2])["reach"]
+        # It answers for as long as a worker is there.
+        eventually(lambda: server.json("/readyz")["why"] == "the run is ending", "it drains")
+        assert server.status("/livez") == 200
+        assert server.json("/api/state")["stages"][0]["running"] == 1
         gate.open()
     assert run.summary.reason == "stopped"
     assert run.summary["work"].done == 1
@@ -206,7 +210,8 @@ def test_every_metric_is_there_with_its_labels(db: Path, gate: Gate, log: Log) -
         log.wait_for(1)
         server = served()
         where = {"stage": "work"}
-        # The first scrape has the keeper count the queues.
+        # What nobody has counted is absent, not 0. The first scrape has the keeper count the queues.
+        assert server.metric("sqspipes_dead_letters", **where) is None
         eventually(lambda: server.metric("sqspipes_dead_letters", **where) == 0, "dead letters are counted")
         queued = {"priority": "0", **where}
         eventually(
@@ -294,6 +299,9 @@ def test_counters_never_go_back_and_stay_below_the_ledger_while_everything_is_ki
     assert back == []
     # A kill between the deletes of a batch and their count loses that batch's count.
     assert total - kills * 200 <= seen[done] <= total
+    # First deliveries alone have waited.
+    waits = seen["sqspipes_queue_wait_seconds_count", (("domain", "t"), ("stage", "work"))]
+    assert total - kills * 200 <= waits <= total
     assert sorted(values(engine, "sink")) == list(range(total))
 
 

@@ -94,7 +94,7 @@ def running(folder: Path, gate: Gate, log: Log, values: str, **more: str) -> Ite
 
 
 def test_people_look_at_an_engine_that_they_did_not_start_and_stop_it(
-    cli: Cli, tmp_path: Path, gate: Gate, log: Log
+    cli: Cli, tmp_path: Path, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("ps", "--json").out == "[]\n"
     assert cli("health").code == 1
@@ -119,6 +119,12 @@ def test_people_look_at_an_engine_that_they_did_not_start_and_stop_it(
         assert (told.code, told.out.count("gate.wait()")) == (0, 1)
         assert "no engine 'other' runs here" in cli("stop", "other").err
         assert cli("stack", "--stage", "none").code == 1
+        with monkeypatch.context() as elsewhere:
+            # As from another container that shares the folder: pids mean others, and its engines are its own probes'.
+            elsewhere.setattr("sqspipes_mp.ipc.running.folders.pid_namespace", lambda: 1)
+            assert "no engine runs here" in cli("health").out
+            assert cli("health", "looked").code == 0
+            assert json.loads(cli("top", "--json").out)["stages"][0]["running"] == 2
         stopped = cli("stop")
         assert (stopped.code, "other machines go on" in stopped.err) == (0, True)
         gate.open()
