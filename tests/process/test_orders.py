@@ -633,13 +633,17 @@ def test_workers_that_compute_end_their_calls_before_they_leave(
 
 def waits_for_room() -> int:
     """Return how many threads of the stage's workers wait for room in their outbox."""
-    told = ask(the_one(), {"do": "stack", "stage": "work"})["stacks"]
+    answer = ask(the_one(), {"do": "stack", "stage": "work"})
+    told = answer["stacks"]
+    # The thread that hears orders waits for no room.
+    assert not answer["silent"]
     return sum(each["stack"].count("self._changed.wait_for(lambda: len(backlog.items)") for each in told)
 
 
 def test_orders_to_workers_with_a_full_outbox_lose_and_double_nothing(
     sqs: SQS, server: StandIn, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sqspipes_mp.supervisor.orders._STACK_PATIENCE", 60.0)
     # Few requests at once, so that few messages fill an outbox.
     monkeypatch.setattr("sqspipes_mp.brokers.sqs.connection._MOST_AT_ONCE", 2)
     how: dict[str, Any] = {"workers": 1, "threads": 2, "prefetch": 4, "max_attempts": 1}
