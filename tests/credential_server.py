@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
-def serve(lives: float, note: Callable[[str], None]) -> ThreadingHTTPServer:
+def serve(lives: float, note: Callable[[str], None], secret: str) -> ThreadingHTTPServer:
     """Make a server whose credentials live for so many seconds and are other ones at every request."""
     count = iter(range(1, 1_000_000))
 
@@ -27,8 +27,8 @@ def serve(lives: float, note: Callable[[str], None]) -> ThreadingHTTPServer:
             body = json.dumps(
                 {
                     "AccessKeyId": key,
-                    "SecretAccessKey": "secret",
-                    "Token": "token",
+                    "SecretAccessKey": secret,
+                    "Token": f"{secret}-token",
                     "Expiration": expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 }
             ).encode()
@@ -44,7 +44,11 @@ def serve(lives: float, note: Callable[[str], None]) -> ThreadingHTTPServer:
 
 
 @contextlib.contextmanager
-def serving(lives: float, before: Callable[[str], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+def serving(
+    lives: float,
+    before: Callable[[str], None] | None = None,
+    secret: str = "secret",  # noqa: S107
+) -> Iterator[tuple[str, list[str]]]:
     """Serve from a thread; yields the URL and the keys given out. ``before``: called with a key before it is."""
     given: list[str] = []
 
@@ -53,7 +57,7 @@ def serving(lives: float, before: Callable[[str], None] | None = None) -> Iterat
             before(key)
         given.append(key)
 
-    server = serve(lives, note)
+    server = serve(lives, note, secret)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -87,7 +91,7 @@ def _main() -> None:
         with Path(path).open("a") as log:
             log.write(f"{key}\n")
 
-    server = serve(lives, note)
+    server = serve(lives, note, "secret")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()

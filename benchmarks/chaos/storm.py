@@ -23,8 +23,8 @@ from benchmarks.chaos.pipeline import POISON, STAGES, engine
 from benchmarks.chaos.verdict import Verdict, feed, items, judge, underway
 from benchmarks.watching import ROOT, Log, alive, children, eventually
 from sqspipes_mp import SQS, SQLite
-from sqspipes_mp.ipc.running.asking import Unanswered, ask
-from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, engines
+from sqspipes_mp.ipc.running.asking import ask
+from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, Unanswered, engines
 from standin import StandIn, standin
 
 #: What goes wrong at the stand-in.

@@ -255,6 +255,9 @@ class Meter(Protocol):
     def empty(self) -> None:
         """Count a receive, counted as a request too, that brought nothing."""
 
+    def transport(self, name: str) -> None:
+        """Note the way of the requests from now on, where there are two: "fast" or "boto3"."""
+
 
 def count_requests(connection: Connection, meter: Meter) -> None:
     """Have a connection count its requests; one of another package may have no ``count_requests``, and counts none."""

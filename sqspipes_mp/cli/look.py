@@ -19,10 +19,11 @@ from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
 from sqspipes_mp.cli.top.cells import long_time
 from sqspipes_mp.cli.top.plain import state_text
-from sqspipes_mp.cli.top.watch import Seen, Watch
-from sqspipes_mp.ipc.running.asking import Unanswered, ask
-from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, candidates, engines, matches
+from sqspipes_mp.cli.top.watch import Seen, ServedWatch, Watch, watch_of
+from sqspipes_mp.ipc.running.asking import ask
+from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, Unanswered, candidates, engines, matches
 from sqspipes_mp.ipc.running.memory import Gone, open_memory
+from sqspipes_mp.ipc.running.served import Served, is_address
 from sqspipes_mp.ipc.running.state import state
 from sqspipes_mp.ipc.statistics import ForeignLayout, Statistics
 
@@ -40,7 +41,10 @@ _EXTRA = "Ctrl-C ends; for keys: pip install 'sqspipes_mp[top]'"
 
 
 def find(target: str | None) -> Engine:
-    """Return the engine that a person means; without a target the only one. Raises ``Refused``."""
+    """Return the engine that a person means; without a target the only one here. Raises ``Refused``."""
+    if target is not None and is_address(target):
+        with _refused():
+            return Served(target)
     found = engines()
     meant = [engine for engine in found if matches(engine, target)] if target is not None else found
     if len(meant) == 1:
@@ -48,7 +52,7 @@ def find(target: str | None) -> Engine:
     if not found:
         where = ", ".join(candidates()) or f"{VARIABLE} is off"
         raise Refused(f"no engine of this user runs here (looked into: {where})", Exit.FAILED)
-    names = "; ".join(f"{engine.text('domain')} (pid {engine.number('pid')})" for engine in (meant or found))
+    names = "; ".join(engine.name for engine in (meant or found))
     if not meant:
         raise Refused(f"no engine {target!r} runs here; there are: {names}", Exit.FAILED)
     raise Refused(f"several engines run here, name one by its pid: {names}")
@@ -66,6 +70,15 @@ def _opened(engine: Engine) -> Iterator[Statistics]:
             statistics.close()
     finally:
         memory.close()
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Turn ``Unanswered`` into ``Refused``."""
+    try:
+        yield
+    except Unanswered as error:
+        raise Refused(str(error), Exit.FAILED) from None
 
 
 def _rest(seconds: float) -> None:
@@ -140,14 +153,16 @@ def _or_dash(value: object) -> str:
 # -- top --------------------------------------------------------------------------------------------------------------
 
 
-def top(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each command)
+def top(flags: Namespace, console: Console) -> Exit:
     """Show an engine's stages and workers: live on a terminal, else once, or again and again until its end."""
     once = flags.once or flags.json
     if not once and sys.stdin.isatty() and sys.stdout.isatty() and importlib.util.find_spec("textual") is not None:
         return _live(flags.target)
-    watch = Watch(str(find(flags.target).number("pid")))
+    engine = find(flags.target)
+    watch = ServedWatch(engine) if isinstance(engine, Served) else Watch(str(engine.number("pid")))
     try:
-        _look(watch)
+        if (first := _look(watch)).why:
+            console.say(first.why)
         _rest(_SAMPLE)
         while not (seen := _look(watch)).ended:
             if flags.json:
@@ -163,9 +178,9 @@ def top(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each c
     return Exit.FAILED if once else Exit.DONE
 
 
-def _look(watch: Watch) -> Seen:
+def _look(watch: Watch | ServedWatch) -> Seen:
     seen = watch.look()
-    if seen.state is None:
+    if seen.state is None or seen.lost:
         raise Refused(seen.why, Exit.FAILED)
     return seen
 
@@ -184,7 +199,8 @@ def _live(target: str | None) -> Exit:
 
     if engines():
         find(target)
-    watch = Watch(target)
+    with _refused():
+        watch = watch_of(target)
     try:
         Top(watch).run()
     finally:
@@ -198,11 +214,9 @@ def _live(target: str | None) -> Exit:
 def order(target: str | None, keys: dict[str, object], console: Console) -> dict[str, Any]:
     """Send an order to the engine that a person means, tell its reach, and return the answer. Raises ``Refused``."""
     engine = find(target)
-    try:
+    with _refused():
         answer = ask(engine, keys)
-    except Unanswered as error:
-        raise Refused(str(error), Exit.FAILED) from None
-    console.say(f"{engine.text('domain')} (pid {engine.number('pid')}): {answer['reach']}")
+    console.say(f"{engine.name}: {answer['reach']}")
     return answer
 
 
@@ -215,10 +229,8 @@ def stop(flags: Namespace, console: Console) -> Exit:
 def stack(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each command)
     """Show where workers of a stage are now."""
     keys: dict[str, object] = {"do": "stack", "stage": flags.stage, "worker": flags.worker, "signal": flags.signal}
-    try:
+    with _refused():
         answer = ask(find(flags.target), keys)
-    except Unanswered as error:
-        raise Refused(str(error), Exit.FAILED) from None
     for told in answer["stacks"]:
         print(f"{told['stage']}[{told['worker']}] (pid {told['pid']})\n{told['stack'].rstrip()}\n")
     for silent in answer["silent"]:

@@ -14,6 +14,8 @@ from sqspipes_mp.ipc.statistics import (
     LAST_TROUBLE,
     OPERATIONS,
     REQUESTS,
+    TRANSPORT,
+    TRANSPORTS,
     SlotField,
 )
 
@@ -46,3 +48,7 @@ class RequestMeter:
         """Count a receive that brought nothing."""
         with self._lock:
             self._board.add(self._slot, EMPTY_RECEIVES, 1)
+
+    def transport(self, name: str) -> None:
+        """Note the way of the requests from now on: one of ``TRANSPORTS``."""
+        self._board.put(self._slot, TRANSPORT, 1 + TRANSPORTS.index(name))

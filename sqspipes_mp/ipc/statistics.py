@@ -121,6 +121,9 @@ OPERATIONS = ("receive", "send", "delete", "extend", "count", "other")
 #: Worker (meter), keeper: failed requests, for each of OPERATIONS a word for each of ERROR_KINDS.
 ERRORS = SlotField(_AFTER + 16 + len(OPERATIONS))
 ERROR_KINDS = ("throttled", "credentials", "network", "server", "refused")
+#: Worker (meter), keeper: one of TRANSPORTS, its place plus 1, by which requests go; 0: there is one way only.
+TRANSPORT = SlotField(ERRORS + len(OPERATIONS) * len(ERROR_KINDS))
+TRANSPORTS = ("fast", "boto3")
 
 S_BOOTING, S_READY, S_DRAINING = range(1, 4)
 
@@ -185,6 +188,10 @@ DEAD_LETTERS = StageField(20)
 SEATS = StageField(21)
 #: Supervisor: lease regions of the stage that have had a worker: the first ones.
 REGIONS = StageField(22)
+#: Any worker: 1 once the warning was logged that continuations come quickly and are held back.
+PAUSE_TOLD = StageField(23)
+#: Any worker: 1 once the warning was logged that other programs on the queue do not know of continuations.
+SHARED_TOLD = StageField(24)
 #: Keeper: messages that can be received in the queues that a source with max_waiting sends to, plus 1; 0: not counted.
 BACKLOG = StageField(25)
 #: Keeper: when that was counted, monotonic nanoseconds.
@@ -193,10 +200,6 @@ BACKLOG_AT = StageField(26)
 COUNT_EVERY = StageField(27)
 #: Any worker of the source: 1 while it rests.
 RESTING = StageField(28)
-#: Any worker: 1 once the warning was logged that continuations come quickly and are held back.
-PAUSE_TOLD = StageField(29)
-#: Any worker: 1 once the warning was logged that other programs on the queue do not know of continuations.
-SHARED_TOLD = StageField(30)
 #: Keeper: messages in the stage's input queues, for each priority a word for each of QUEUE_STATES, plus 1 each; 0: not
 #: counted.
 QUEUE_COUNTS = StageField(32)

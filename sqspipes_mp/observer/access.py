@@ -13,7 +13,9 @@ from enum import Enum, auto
 from typing import Any
 
 #: Keys of a state whose texts every user of the machine may read; those of stages and metrics' labels.
-_WORDS = frozenset({"domain", "broker", "version", "python", "why", "name", "state", "stage", "operation", "kind"})
+_WORDS = frozenset(
+    {"domain", "broker", "transport", "version", "python", "why", "name", "state", "stage", "operation", "kind"}
+)
 #: Keys of a state that are kept from who has no token, numbers too.
 _HIDDEN = frozenset({"run", "pid", "caller", "target", "id", "text"})
 

@@ -17,8 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sqspipes_mp.ipc.running.asking import Unanswered
-from sqspipes_mp.ipc.running.folders import matches
+from sqspipes_mp.ipc.running.folders import Unanswered, matches
 from sqspipes_mp.ipc.running.health import Verdict
 from sqspipes_mp.observer.access import Access, Sight, numbers_only
 from sqspipes_mp.observer.looked import Fresh, Looked

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqspipes_mp.ipc.running.asking import Unanswered, ask
-from sqspipes_mp.ipc.running.folders import Engine, engines, loads, matches
+from sqspipes_mp.ipc.running.asking import ask
+from sqspipes_mp.ipc.running.folders import Engine, Unanswered, engines, loads, matches
 from sqspipes_mp.ipc.running.health import Verdict, verdict
 from sqspipes_mp.ipc.running.memory import Gone, Memory, open_memory
 from sqspipes_mp.ipc.running.state import state

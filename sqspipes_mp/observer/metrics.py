@@ -113,7 +113,13 @@ METRICS = (
         "sqspipes_supervisor_last_beat_timestamp_seconds", "gauge", "When the supervisor last moved.", _DOMAIN, min
     ),
     Described("sqspipes_build_info", "info", "Versions.", (*_DOMAIN, "version", "python"), max),
-    Described("sqspipes_engine_info", "info", "Where the queues are.", (*_DOMAIN, "broker"), max),
+    Described(
+        "sqspipes_engine_info",
+        "info",
+        'Where the queues are, and how requests go there: transport is "fast" or "boto3" on SQS, "" elsewhere.',
+        (*_DOMAIN, "broker", "transport"),
+        max,
+    ),
 )
 _WORKER_STATES = ("booting", "idle", "busy", "resting", "leaving", "ended")
 _OUTCOMES = ("done", "retried", "dead_lettered", "continued", "cancelled")
@@ -284,7 +290,7 @@ def _gauges(looked: Looked) -> Iterator[Sample]:
         if engine[f"{who}_beat"] is not None:
             yield (f"sqspipes_{who}_last_beat_timestamp_seconds", (domain,)), now - engine[f"{who}_beat"]
     yield ("sqspipes_build_info", (domain, str(engine["version"]), str(engine["python"]))), 1
-    yield ("sqspipes_engine_info", (domain, str(engine["broker"]))), 1
+    yield ("sqspipes_engine_info", (domain, str(engine["broker"]), engine["transport"] or "")), 1
 
 
 def _stage_gauges(where: tuple[str, str], stage: Mapping[str, Any], now: float) -> Iterator[Sample]:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from sqspipes_mp.ipc.running.http_token import token
 from sqspipes_mp.observer.access import Access
 from sqspipes_mp.observer.connections import BoundedProtocol
-
-
-def token() -> str | None:
-    """Return the token of the environment; None: there is none. Raises ``OSError`` for a file that cannot be read."""
-    path = os.environ.get("SQSPIPES_HTTP_TOKEN_FILE")
-    found = Path(path).read_text().strip() if path else os.environ.get("SQSPIPES_HTTP_TOKEN", "").strip()
-    return found or None
 
 
 def access_to(sock: socket.socket) -> Access:

@@ -117,7 +117,7 @@ class Supervisor:
         self._stopping = Stopping(self._children, self._events, caller)
         self._requests = Requests(self._children, self._events, self._stopping, wakeup, caller)
         self._vitals = Vitals(self._children)
-        self._pausing = Pausing(self._children, self._events)
+        self._pausing = Pausing(self._children, self._events, self._stopping)
         self._scaling = Scaling(self._children, self._events, self._stopping, self._start_worker)
         self._cancelling = Cancelling(self._children)
         self._orders = Orders(

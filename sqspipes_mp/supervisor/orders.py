@@ -132,8 +132,7 @@ class Orders:
 
     def _pause(self, order: dict[str, Any], client: Client) -> None:
         """Pause ``stage``: its workers finish their calls, give back what they hold, and receive no more."""
-        running = self._pausing.pause(self._stage(order))
-        client.answer(order.get("id"), running=running)
+        self._pausing.pause(self._stage(order), client, order.get("id"))
 
     def _resume(self, order: dict[str, Any], client: Client) -> None:
         """Have ``stage`` go on."""

@@ -61,12 +61,12 @@ class Pause:
         """Give back what is held: no worker of the stage receives any more."""
         with self._lock:
             self._released = self.paused
-        self.give_back()
+        self.give_back(waits=False)
 
-    def give_back(self) -> None:
-        """Give back what came, or was not begun, after ``release``."""
+    def give_back(self, *, waits: bool = True) -> None:
+        """Give back what came, or was not begun, after ``release``; ``waits``: as of ``Outbox.put``."""
         if self._released and (held := self._ready.take_all()):
-            self._outbox.put(Release(tuple(held), 0.0))
+            self._outbox.put(Release(tuple(held), 0.0), waits=waits)
 
     def not_begun(self, deliveries: Iterable[Delivery]) -> None:
         """Take messages whose call is not to begin, as it would have, because of the pause."""

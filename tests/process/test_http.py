@@ -5,13 +5,17 @@ import ctypes
 import http.client
 import json
 import logging
+import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,13 @@ import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from sqspipes_mp import ConfigError, Engine, Task, current_message
+from sqspipes_mp import SQS, ConfigError, Engine, Task, current_message
 from sqspipes_mp.ipc.running.folders import engines
+from sqspipes_mp.ipc.running.memory import open_memory
 from sqspipes_mp.observer.metrics import METRICS
 from standin import StandIn
 from standin.brokers import sqs_at
+from tests.credential_server import serving
 from tests.gates import Background, Gate, Log, children, engine_at, eventually, feed, kill, present, program, values
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -166,6 +172,10 @@ def test_it_tells_numbers_to_all_and_everything_to_who_has_the_token(
         told = json.loads(ordered(b'{"do": "stack", "stage": "work"}')[2])
         assert "in wait" in told["stacks"][0]["stack"]
         assert "this engine" in json.loads(ordered(order)[2])["reach"]
+        # It answers for as long as a worker is there.
+        eventually(lambda: server.json("/readyz")["why"] == "the run is ending", "it drains")
+        assert server.status("/livez") == 200
+        assert server.json("/api/state")["stages"][0]["running"] == 1
         gate.open()
     assert run.summary.reason == "stopped"
     assert run.summary["work"].done == 1
@@ -200,7 +210,8 @@ def test_every_metric_is_there_with_its_labels(db: Path, gate: Gate, log: Log) -
         log.wait_for(1)
         server = served()
         where = {"stage": "work"}
-        # The first scrape has the keeper count the queues.
+        # What nobody has counted is absent, not 0. The first scrape has the keeper count the queues.
+        assert server.metric("sqspipes_dead_letters", **where) is None
         eventually(lambda: server.metric("sqspipes_dead_letters", **where) == 0, "dead letters are counted")
         queued = {"priority": "0", **where}
         eventually(
@@ -217,6 +228,8 @@ def test_every_metric_is_there_with_its_labels(db: Path, gate: Gate, log: Log) -
         assert server.metric("sqspipes_workers", state="busy", **where) == 1
         assert server.metric("sqspipes_running_calls", **where) == 1
         assert server.metric("sqspipes_workers_wanted", **where) == 1
+        # SQLite has one way only.
+        assert server.metric("sqspipes_engine_info", broker=engine.broker.describe(), transport="") == 1
         begun = present(server.metric("sqspipes_oldest_call_start_timestamp_seconds", **where))
         assert begun == pytest.approx(time.time(), abs=120)
         names = {name for name, _ in seen}
@@ -286,6 +299,9 @@ def test_counters_never_go_back_and_stay_below_the_ledger_while_everything_is_ki
     assert back == []
     # A kill between the deletes of a batch and their count loses that batch's count.
     assert total - kills * 200 <= seen[done] <= total
+    # First deliveries alone have waited.
+    waits = seen["sqspipes_queue_wait_seconds_count", (("domain", "t"), ("stage", "work"))]
+    assert total - kills * 200 <= waits <= total
     assert sorted(values(engine, "sink")) == list(range(total))
 
 
@@ -382,6 +398,7 @@ def test_it_is_live_while_the_broker_is_away(server: StandIn, gate: Gate, log: L
             server.resume()
         eventually(lambda: observer.metric("sqspipes_messages_total", outcome="done", stage="work") == 1, "it is done")
         assert present(observer.metric("sqspipes_broker_requests_total", operation="receive")) > 0
+        assert observer.metric("sqspipes_engine_info", broker=engine.broker.describe(), transport="fast") == 1
         engine.stop()
 
 
@@ -494,51 +511,112 @@ def test_a_process_that_cannot_be_started_is_a_warning_and_the_run_goes_on(
     assert any("the HTTP process could not be started: " in each for each in caplog.messages)
 
 
+#: Looks as a person does, and then keeps the statistics mapped until its standard input closes.
+READER = """
+import sys
+from sqspipes_mp.cli.main import main
+from sqspipes_mp.cli.top.watch import Watch
+assert main(["top", "--once", "--json"]) == main(["top", "--once"]) == main(["ps"]) == 0
+watch = Watch(None)
+assert watch.look().state
+print("looked", flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a process's memory is in /proc on Linux alone")
-def test_no_secret_is_in_its_memory_environment_or_output(
-    db: Path, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
+def test_no_secret_is_in_the_memory_environment_or_output_of_who_looks(
+    server: StandIn, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secret = "top secret of the wallet"  # noqa: S105
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-    engine = engine_at(db, [source, Task(held, name="work", args=(gate, log)), sink])
-    feed(engine, "work", ["x"])
-    with Background(engine, only="work", http="localhost:0"):
+    server.reset()
+    secret = secrets.token_hex(20)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with contextlib.ExitStack() as stack:
+        url, given = stack.enter_context(serving(3600, secret=secret))
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", f"{secret}-too")
+        task = Task(held, name="work", args=(gate, log))
+        engine = Engine([source, task, sink], domain="t", broker=SQS("us-east-1", endpoint_url=server.url))
+        feed(engine, "work", ["x"])
+        stack.enter_context(Background(engine, only="work", http="localhost:0"))
         log.wait_for(1)
-        server = served()
-        texts = [server.ask(path)[2] for path in ("/metrics", "/livez", "/readyz", "/api/state", "/")]
+        client = served()
+        told = [client.ask(path)[2] for path in ("/metrics", "/livez", "/readyz", "/api/state", "/")]
         (observer,) = observers()
-        assert [name for name in observer.environ() if name.startswith("AWS_")] == []
-        mapped = Path(f"/proc/{observer.pid}/maps").read_text()
-        assert {line.split()[-2] for line in mapped.splitlines() if "memfd:" in line} == {
-            "/memfd:sqspipes_mp-statistics"
-        }
-        assert all(line.split()[1] == "r--s" for line in mapped.splitlines() if "memfd:" in line)
-        files = [str(path.readlink()) for path in Path(f"/proc/{observer.pid}/fd").iterdir()]
-        kept = [name for name in files if not name.startswith(("socket:", "anon_inode:", "/dev/null"))]
-        # The map's own copy, read-only as the map, and the file of its errors.
-        assert len(kept) == 2, kept
-        assert any(name.startswith("/memfd:sqspipes_mp-statistics") for name in kept), kept
-        assert not any(secret in text for text in texts)
-        try:
-            memory = memory_of(observer.pid, mapped)
-        except PermissionError:
-            pytest.skip("this user may not read the memory of its own processes")
-        assert b"sqspipes_messages_total" in memory
-        assert secret.encode() not in memory
+        with subprocess.Popen(
+            [sys.executable, "-c", READER],
+            env={name: text for name, text in os.environ.items() if not name.startswith("AWS_")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as reader:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            for line in iter(reader.stdout.readline, "looked\n"):
+                assert line
+                told.append(line)
+            looking = psutil.Process(reader.pid)
+            memories = [(each, mapped(each)) for each in (observer, looking)]
+            for each, areas in memories:
+                assert {area.name for area in areas if "memfd:" in area.name} == {"/memfd:sqspipes_mp-statistics"}
+                assert {area.rights for area in areas if "memfd:" in area.name} == {"r--s"}
+                assert [name for name in each.environ() if name.startswith("AWS_")] == []
+            files = [str(path.readlink()) for path in Path(f"/proc/{observer.pid}/fd").iterdir()]
+            kept = [name for name in files if not name.startswith(("socket:", "anon_inode:", "/dev/null"))]
+            # The map's own copy, read-only as the map, and the file of its errors.
+            assert len(kept) == 2, kept
+            assert any(name.startswith("/memfd:sqspipes_mp-statistics") for name in kept), kept
+            assert not any(secret in text for text in told)
+            (engine_,) = engines()
+            statistics = open_memory(engine_)
+            assert secret.encode() not in bytes(statistics.view)
+            statistics.close()
+            (worker,) = json.loads(told[5])["workers"]
+            try:
+                # The worker has it of the wallet.
+                assert secret.encode() in memory_of(psutil.Process(worker["pid"]))
+                for each, _ in memories:
+                    memory = memory_of(each)
+                    assert b"sqspipes_messages_total" in memory or each is looking
+                    assert secret.encode() not in memory
+            except PermissionError:
+                pytest.skip("this user may not read the memory of its own processes")
+            finally:
+                reader.stdin.close()
         gate.open()
         engine.stop()
+    assert given
 
 
-def memory_of(pid: int, mapped: str) -> bytes:
+@dataclass(frozen=True)
+class Area:
+    """A part of a process's memory."""
+
+    start: int
+    end: int
+    rights: str
+    name: str
+
+
+def mapped(process: psutil.Process) -> list[Area]:
+    found = []
+    for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+        where, rights, _, _, _, *name = line.split(maxsplit=5)
+        start, end = (int(each, 16) for each in where.split("-"))
+        found.append(Area(start, end, rights, "".join(name).removesuffix(" (deleted)")))
+    return found
+
+
+def memory_of(process: psutil.Process) -> bytes:
     found = bytearray()
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        for line in mapped.splitlines():
-            area, rights, *_ = line.split()
-            start, end = (int(each, 16) for each in area.split("-"))
-            if rights.startswith("r") and "[v" not in line:
+    with Path(f"/proc/{process.pid}/mem").open("rb", buffering=0) as memory:
+        for area in mapped(process):
+            if area.rights.startswith("r") and not area.name.startswith("[v"):
                 with contextlib.suppress(OSError, ValueError):
-                    memory.seek(start)
-                    found += memory.read(end - start)
+                    memory.seek(area.start)
+                    found += memory.read(area.end - area.start)
     return bytes(found)
 
 

@@ -21,15 +21,16 @@ import pytest
 from sqspipes_mp import Task, current_message
 from sqspipes_mp.brokers.base import Handle
 from sqspipes_mp.ipc.running import fixed
-from sqspipes_mp.ipc.running.asking import Unanswered, ask, ask_for_statistics, socket_path
+from sqspipes_mp.ipc.running.asking import ask, ask_for_statistics, socket_path
 from sqspipes_mp.ipc.running.folders import Engine as Found
-from sqspipes_mp.ipc.running.folders import engines, open_folder
+from sqspipes_mp.ipc.running.folders import Unanswered, candidates, engines, open_folder
 from sqspipes_mp.ipc.running.health import verdict
 from sqspipes_mp.ipc.running.memory import Gone, Memory, open_memory
 from sqspipes_mp.ipc.running.state import state
 from sqspipes_mp.ipc.scoreboard import Scoreboard
 from sqspipes_mp.ipc.statistics import ForeignLayout, Statistics, lane_started
-from tests.gates import Background, Gate, Log, engine_at, eventually, feed, kill, program, values
+from sqspipes_mp.supervisor.registration import Registration
+from tests.gates import Background, Gate, Log, engine_at, eventually, feed, kill, present, program, values
 
 ROOT = os.geteuid() == 0
 
@@ -294,6 +295,47 @@ def test_a_foreign_layout_is_told_and_its_health_is_read_all_the_same() -> None:
     with pytest.raises(Gone):
         Memory(board.fileno(), board.run_id)
     board.close()
+
+
+LOOKER = """
+import sys
+from sqspipes_mp.ipc.running.folders import engines
+print("looks", flush=True)
+while True:
+    engines()
+"""
+
+
+def test_readers_that_tidy_up_take_no_living_run_away(registry: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            looker = stack.enter_context(subprocess.Popen([sys.executable, "-c", LOOKER], stdout=subprocess.PIPE))
+            stack.callback(looker.kill)
+            assert present(looker.stdout).readline() == b"looks\n"
+        for number in range(150):
+            run = f"{number:032x}"
+            entered = present(Registration.enter(run, json.dumps({"run": run, "began": 1})))
+            entered.publish()
+            assert [engine.run for engine in engines()] == [run]
+            if number % 2:
+                entered.leave()
+                assert engines() == []
+            else:
+                # As by a kill: its lock goes, and its files are for others to remove.
+                entered.close()
+                eventually(lambda: not list(registry.iterdir()), "its files are gone")
+
+
+def test_the_registrys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = f"sqspipes_mp-{os.geteuid()}"
+    monkeypatch.delenv("SQSPIPES_RUN_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/session")
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    assert candidates() == ["/session/sqspipes_mp", f"/run/{own}", f"/elsewhere/{own}", f"/dev/shm/{own}"]  # noqa: S108
+    monkeypatch.setenv("SQSPIPES_RUN_DIR", "/mine")
+    assert candidates() == ["/mine"]
+    monkeypatch.setenv("SQSPIPES_RUN_DIR", "off")
+    assert candidates() == []
 
 
 @pytest.mark.parametrize("what", ["link", "file", "socket", "writable", "foreign"])

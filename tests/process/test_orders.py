@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,28 @@ from sqspipes_mp import SQS, Cancelled, ConfigError, Engine, OrderRefused, SQLit
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.caller.dead_letters import redrive
 from sqspipes_mp.cli.main import main
-from sqspipes_mp.ipc.running.asking import Unanswered, ask
+from sqspipes_mp.host.cpus import cpus
+from sqspipes_mp.ipc.running.asking import ask
 from sqspipes_mp.ipc.running.folders import Engine as Found
-from sqspipes_mp.ipc.running.folders import engines
+from sqspipes_mp.ipc.running.folders import Unanswered, engines
 from sqspipes_mp.ipc.running.memory import open_memory
 from sqspipes_mp.ipc.running.state import state
 from sqspipes_mp.ipc.statistics import Statistics
-from tests.gates import Background, Gate, Log, charges, dead, engine_at, eventually, kill, present, values, waiting
+from standin import StandIn
+from tests.gates import (
+    Background,
+    Gate,
+    Log,
+    charges,
+    dead,
+    engine_at,
+    eventually,
+    kill,
+    present,
+    query,
+    values,
+    waiting,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +165,54 @@ def test_a_paused_stage_begins_nothing_and_gives_all_back(
     assert run.summary["work"].dead == run.summary["work"].failed == 0
 
 
+@pytest.mark.parametrize("broker", ["sqlite", "standard", "fifo"])
+def test_an_idle_worker_takes_no_message_after_the_pause_and_none_as_it_leaves(
+    broker: str, db: Path, gate: Gate, log: Log, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody is in C code here, but the machine may be busy.
+    monkeypatch.setattr("sqspipes_mp.supervisor.pausing.POLL_GRACE", 60.0)
+    on_sqs, fifo = broker != "sqlite", broker == "fifo"
+    queues: SQS | SQLite = request.getfixturevalue("sqs") if on_sqs else SQLite(db)
+    server = request.getfixturevalue("server") if on_sqs else None
+    task = Task(work, name="work", input=True, args=(gate, log), workers=2)
+    engine = Engine([task, Task(sink, name="sink")], domain="t", broker=queues, on_error="retry", fifo=fifo)
+    gate.open()
+
+    def polls(count: int) -> None:
+        if server is not None:
+            eventually(lambda: server.ledger(messages=False)["waiting"] == count, f"{count} long polls wait")
+
+    def receives() -> int:
+        """Return the receives of all messages that are in the stage's queue."""
+        if server is None:
+            return sum(query(db, "SELECT receives FROM messages"))
+        (queue,) = engine.pipeline.stage("work").inputs
+        return sum(each["received"] for each in server.messages(queue) if not each["deleted"])
+
+    with Background(engine, only="work") as run:
+        eventually(lambda: the_stage(engine)["ready"] == 2, "both have booted")
+        for value in (10, 20):
+            polls(2)
+            engine.pause("work")
+            # The long polls would take them.
+            engine.put_many(range(value, value + 10))
+            assert waiting(engine, "work") == (10, 0, 0)
+            assert receives() == 0
+            polls(0)
+            engine.resume("work")
+            log.wait_for(value)
+            eventually(lambda: waiting(engine, "work") == (0, 0, 0), "all are done")
+        polls(2)
+        engine.scale("work", 1)
+        polls(1)
+        eventually(lambda: len(_living(engine)) == 1, "the other has left")
+        engine.put(30)
+        log.wait_for(21)
+        engine.stop()
+    assert begun(log) == collections.Counter(range(10, 31))
+    assert (run.summary["work"].done, run.summary["work"].failed) == (21, 0)
+
+
 def test_a_worker_in_c_code_begins_nothing_after_the_pause(db: Path, gate: Gate, log: Log) -> None:
     function = Task(in_c_until, name="work", input=True, args=(gate, log), workers=1)
     engine = Engine([function, Task(sink, name="sink")], domain="t", broker=SQLite(db), on_error="retry")
@@ -188,6 +252,8 @@ def test_a_paused_generator_goes_on_where_it_was(db: Path, gate: Gate, log: Log)
     with Background(engine, only="numbers", until="drained", idle=0):
         log.wait_for(21)
         engine.pause("numbers")
+        with pytest.raises(OrderRefused, match="is a generator source, which has one worker"):
+            engine.scale("numbers", 2)
         gate.open()
         eventually(lambda: len(values(engine, "sink")) == 21, "what was made is sent")
         assert len(log.lines()) == 21
@@ -249,9 +315,8 @@ def test_workers_come_and_go_under_load(
         for number in (3, 2, 4, 1):
             engine.scale("work", number)
             assert the_stage(engine)["wanted"] == number
-        if broker == "sqlite":
-            # The one in the held call is the last that would go. On SQS the others leave after their long polls.
-            eventually(lambda: len(_living(engine)) == 1, "the others leave")
+        # The one in the held call is the last that would go.
+        eventually(lambda: len(_living(engine)) == 1, "the others leave")
         gate.open()
     assert begun(log) == collections.Counter([0, *range(10, 500)])
     assert (run.summary["work"].done, run.summary["work"].workers) == (491, 1)
@@ -285,7 +350,8 @@ def test_a_new_worker_that_does_not_boot_takes_the_order_back(db: Path, tmp_path
         assert the_stage(engine)["wanted"] == 1
         flag.unlink()
         engine.scale("work", 2)
-        for wrong, why in ((0, "pause it instead"), (10_000, "1 to"), (-1, "1 to"), (True, "whole number")):
+        room = f"can have 1 to {max(32, 4 * cpus())} workers in this run"
+        for wrong, why in ((0, "pause it instead"), (10_000, room), (-1, room), (True, "whole number")):
             with pytest.raises(OrderRefused, match=why):
                 engine.scale("work", wrong)
         with pytest.raises(ConfigError):
@@ -312,6 +378,32 @@ def test_a_booting_worker_that_is_one_too_many_goes_at_once(
         eventually(lambda: len(_living(engine)) == 1, "the booting one is gone")
         gate.open()
     assert run.summary["work"].done == 1
+
+
+def sees_the_end(value: int, gate: Gate, log: Log) -> int:
+    log.note("begins")
+    message, pause = current_message(), threading.Event()
+    while not message.stopping:
+        pause.wait(0.01)
+    log.note("sees")
+    gate.wait()
+    return value
+
+
+def test_only_the_calls_of_a_worker_that_leaves_are_asked_to_end(db: Path, gate: Gate, log: Log) -> None:
+    task = Task(sees_the_end, name="work", input=True, args=(gate, log), workers=2)
+    engine = Engine([task, Task(sink, name="sink")], domain="t", broker=SQLite(db), on_error="retry")
+    engine.put_many([1, 2])
+    with Background(engine, only="work") as run:
+        log.wait_for(2)
+        engine.scale("work", 1)
+        log.wait_for(3)
+        gate.open()
+        eventually(lambda: len(_living(engine)) == 1, "the worker too many has left")
+        assert log.lines() == ["begins", "begins", "sees"]
+        engine.stop()
+    assert log.lines().count("sees") == 2
+    assert run.summary["work"].done == 2
 
 
 # -- cancel -----------------------------------------------------------------------------------------------------------
@@ -485,6 +577,118 @@ def test_orders_on_the_command_line(db: Path, gate: Gate, log: Log, capsys: pyte
     assert (run.summary.reason, run.summary.dead) == ("stopped", 1)
 
 
+# -- aimed at a worker that boots, computes, or cannot get rid of its work --------------------------------------------
+
+
+def boots_late(gate: Gate, log: Log) -> None:
+    log.note("boots")
+    gate.wait()
+
+
+def test_a_pause_reaches_a_booting_worker(
+    db: Path, gate: Gate, log: Log, new_gate: Callable[[], Gate], tmp_path: Path
+) -> None:
+    boots, boot_gate = Log(str(tmp_path / "boots")), new_gate()
+    task = Task(work, name="work", input=True, args=(gate, log), workers=1, init=partial(boots_late, boot_gate, boots))
+    engine = Engine([task, Task(sink, name="sink")], domain="t", broker=SQLite(db), on_error="retry")
+    engine.put_many(range(10, 20))
+    with Background(engine, only="work", until="drained", idle=0) as run:
+        boots.wait_for(1)
+        engine.pause("work")
+        with pytest.raises(OrderRefused, match="no call"):
+            engine.cancel("0123456789")
+        boot_gate.open()
+        eventually(lambda: the_stage(engine)["ready"] == 1, "it has booted")
+        assert (log.lines(), waiting(engine, "work")) == ([], (10, 0, 0))
+        engine.resume("work")
+    assert begun(log) == collections.Counter(range(10, 20))
+    assert run.summary["work"].done == 10
+
+
+@pytest.mark.parametrize("order", ["scale", "stop"])
+@pytest.mark.parametrize("mode", ["C code", "batch"])
+def test_workers_that_compute_end_their_calls_before_they_leave(
+    order: str, mode: str, db: Path, gate: Gate, log: Log
+) -> None:
+    function, how, held = (in_c_until, {}, [0, 0]) if mode == "C code" else (many, MODES["batch"][1], [*range(6)])
+    task = Task(function, name="work", input=True, args=(gate, log), workers=2, max_attempts=1, **how)
+    engine = Engine([task, Task(sink, name="sink")], domain="t", broker=SQLite(db), on_error="retry")
+    engine.put_many(held)
+    with Background(engine, only="work", until="drained", idle=0) as run:
+        log.wait_for(len(held))
+        engine.put_many(range(10, 40))
+        if order == "scale":
+            engine.scale("work", 1)
+        else:
+            engine.stop()
+        gate.open()
+    left = values(engine, "work")
+    assert sorted([*values(engine, "sink"), *left]) == [*held, *range(10, 40)]
+    assert begun(log) == collections.Counter([*held, *range(10, 40)]) - collections.Counter(left)
+    assert charges(engine) == [0] * (len(held) + 30)
+    # A call may begin until its worker hears of the stop.
+    assert left if order == "stop" else not left
+    assert run.summary["work"].failed == 0
+
+
+def waits_for_room() -> int:
+    """Return how many threads of the stage's workers wait for room in their outbox."""
+    answer = ask(the_one(), {"do": "stack", "stage": "work"})
+    told = answer["stacks"]
+    # The thread that hears orders waits for no room.
+    assert not answer["silent"]
+    return sum(each["stack"].count("self._changed.wait_for(lambda: len(backlog.items)") for each in told)
+
+
+def test_orders_to_workers_with_a_full_outbox_lose_and_double_nothing(
+    sqs: SQS, server: StandIn, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqspipes_mp.supervisor.orders._STACK_PATIENCE", 60.0)
+    # Few requests at once, so that few messages fill an outbox.
+    monkeypatch.setattr("sqspipes_mp.brokers.sqs.connection._MOST_AT_ONCE", 2)
+    how: dict[str, Any] = {"workers": 1, "threads": 2, "prefetch": 4, "max_attempts": 1}
+    task = Task(hop_noted, name="work", input=True, args=(gate, log), **how)
+    engine = Engine(
+        [task, Task(sink, name="sink")], domain="t", broker=sqs, on_error="retry", fifo=True, start_method="fork"
+    )
+
+    def fed(values: list[int]) -> None:
+        """Have a paused stage go on with values whose outputs nobody takes."""
+        engine.put_many(values)
+        server.faults(throttle=1.0, only=["SendMessageBatch"])
+        engine.resume("work")
+
+    with Background(engine, only="work") as run:
+        try:
+            eventually(lambda: the_stage(engine)["ready"] == 1, "it has booted")
+            engine.pause("work")
+            fed([0, *range(10, 300)])
+            eventually(lambda: waits_for_room() == 1, "the outbox is full, beside the call that is held")
+            assert len(log.lines()) < 150
+            engine.pause("work")
+            engine.resume("work")
+            engine.scale("work", 2)
+            eventually(lambda: waits_for_room() == 3, "the new worker's outbox is full, too")
+            engine.scale("work", 1)
+            engine.cancel(hop_of(log, 0))
+            server.faults(throttle=0)
+            eventually(lambda: _accounted(engine) == 291, "each is at the end, or dead-lettered")
+            eventually(lambda: len(_living(engine)) == 1, "the worker too many has left")
+            engine.pause("work")
+            fed([*range(1000, 1150)])
+            eventually(lambda: waits_for_room() == 2, "the outbox is full again")
+            engine.stop()
+        finally:
+            server.faults(throttle=0, only=[])
+            gate.open()
+    (letter,) = engine.dead_letters()
+    assert (json.loads(letter.body)["value"], letter.failure.error) == (0, "Cancelled")
+    back, done = (_received(sqs, engine.pipeline.stage(name).inputs[0]) for name in ("work", "sink"))
+    assert sorted([*back, *done]) == [*range(10, 300), *range(1000, 1150)]
+    assert back
+    assert (run.summary["work"].dead, run.summary["work"].failed) == (1, 0)
+
+
 # -- all of it, under load --------------------------------------------------------------------------------------------
 
 
@@ -541,7 +745,7 @@ def test_a_storm_of_orders_loses_and_doubles_nothing(broker: str, db: Path, requ
 
 def _accounted(engine: Engine) -> int:
     stats = engine.stats()
-    return stats["sink"].visible + sum(stats[name].dead for name in ("one", "two", "three"))
+    return stats["sink"].visible + sum(stage.dead or 0 for stage in stats.stages)
 
 
 def _received(broker: SQS | SQLite, queue: str) -> list[int]:

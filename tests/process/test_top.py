@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.gates import ROOT, Gate, Log
+from tests.gates import ROOT, Gate, Log, eventually
 
 pytest.importorskip("textual", reason="the extra 'top' is not installed")
 
 from sqspipes_mp.cli.top import app as live
 from sqspipes_mp.cli.top.app import Top
-from sqspipes_mp.cli.top.watch import Watch
+from sqspipes_mp.cli.top.watch import watch_of
+from sqspipes_mp.ipc.running.folders import engines
 
 if TYPE_CHECKING:
     from textual.pilot import Pilot
@@ -102,9 +103,14 @@ async def press(pilot: "Pilot[None]", key: str, screens: int) -> None:
         await asyncio.sleep(0.02)
 
 
-def piloted(does: Callable[["Pilot[None]"], Coroutine[Any, Any, None]], width: int = 80, height: int = 30) -> None:
+def piloted(
+    does: Callable[["Pilot[None]"], Coroutine[Any, Any, None]],
+    width: int = 80,
+    height: int = 30,
+    target: str | None = None,
+) -> None:
     """Run ``top`` without a terminal, and do something with it."""
-    watch = Watch(None)
+    watch = watch_of(target)
 
     async def run() -> None:
         async with Top(watch).run_test(size=(width, height)) as pilot:
@@ -157,6 +163,38 @@ def test_a_person_sees_the_engine_and_gives_orders(tmp_path: Path, gate: Gate, l
 
     with running(tmp_path, gate, log, "one,two") as process:
         piloted(does)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_an_engine_behind_an_address_is_shown_takes_orders_and_may_be_away(
+    tmp_path: Path, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sees(pilot: "Pilot[None]") -> None:
+        await shows(pilot, "shop on SQLite", "pid -, up", "every stage is ready", "numbers only", "25%")
+        await pilot.press("p")
+        await shows(pilot, "set SQSPIPES_HTTP_TOKEN")
+
+    async def steers(pilot: "Pilot[None]") -> None:
+        await shows(pilot, f"pid {process.pid}, up")
+        await pilot.press("p")
+        await shows(pilot, "pause work: done, for this engine", "work is paused: p has it go on")
+        await press(pilot, "S", 2)
+        await shows(pilot, f"Stop {address}?")
+        await press(pilot, "y", 1)
+        gate.open()
+        # Whether the engine has ended, or the way to it has, nobody knows.
+        await shows(pilot, f"no answer from {address}: ")
+
+    monkeypatch.setenv("SQSPIPES_HTTP", "127.0.0.1:0")
+    monkeypatch.setenv("SQSPIPES_HTTP_TOKEN", "a token")
+    with running(tmp_path, gate, log, "one") as process:
+        monkeypatch.delenv("SQSPIPES_HTTP_TOKEN")
+        eventually(lambda: [engine for engine in engines() if engine.text("http")], "it serves")
+        address = f"http://{engines()[0].text('http')}"
+        monkeypatch.setenv("SQSPIPES_RUN_DIR", "off")
+        piloted(sees, target=address)
+        monkeypatch.setenv("SQSPIPES_HTTP_TOKEN", "a token")
+        piloted(steers, target=address)
         assert process.wait(PATIENCE) == 0
 
 

@@ -16,6 +16,7 @@ import pytest
 import sqspipes_mp
 from sqspipes_mp.cli.health import main as health
 from sqspipes_mp.cli.main import main
+from sqspipes_mp.ipc.running.folders import engines
 from tests.gates import ROOT, Gate, Log, ended, eventually, kill
 
 WORDS = """
@@ -74,14 +75,14 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
 
 
 @contextmanager
-def running(folder: Path, gate: Gate, log: Log, values: str) -> Iterator["subprocess.Popen[str]"]:
+def running(folder: Path, gate: Gate, log: Log, values: str, **more: str) -> Iterator["subprocess.Popen[str]"]:
     (folder / "words.py").write_text(WORDS)
     with ExitStack() as stack:
         process = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "words.py", values, gate.path, log.path],
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), **more},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -93,7 +94,7 @@ def running(folder: Path, gate: Gate, log: Log, values: str) -> Iterator["subpro
 
 
 def test_people_look_at_an_engine_that_they_did_not_start_and_stop_it(
-    cli: Cli, tmp_path: Path, gate: Gate, log: Log
+    cli: Cli, tmp_path: Path, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("ps", "--json").out == "[]\n"
     assert cli("health").code == 1
@@ -118,11 +119,72 @@ def test_people_look_at_an_engine_that_they_did_not_start_and_stop_it(
         assert (told.code, told.out.count("gate.wait()")) == (0, 1)
         assert "no engine 'other' runs here" in cli("stop", "other").err
         assert cli("stack", "--stage", "none").code == 1
+        with monkeypatch.context() as elsewhere:
+            # As from another container that shares the folder: pids mean others, and its engines are its own probes'.
+            elsewhere.setattr("sqspipes_mp.ipc.running.folders.pid_namespace", lambda: 1)
+            assert "no engine runs here" in cli("health").out
+            assert cli("health", "looked").code == 0
+            assert json.loads(cli("top", "--json").out)["stages"][0]["running"] == 2
         stopped = cli("stop")
         assert (stopped.code, "other machines go on" in stopped.err) == (0, True)
         gate.open()
         assert ended(process)[0] == 0
     assert cli("health").code == 1
+
+
+def test_an_engine_elsewhere_is_looked_at_and_asked_through_its_own_server(
+    cli: Cli, tmp_path: Path, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("a token\n")
+    served = {"SQSPIPES_HTTP": "127.0.0.1:0", "SQSPIPES_HTTP_TOKEN_FILE": str(tmp_path / "token")}
+    with running(tmp_path, gate, log, "one,two", **served) as process:
+        eventually(lambda: [engine for engine in engines() if engine.text("http")], "it serves")
+        url = f"http://{engines()[0].text('http')}"
+        # As on another machine: nothing of the engine is here but its address.
+        monkeypatch.setenv("SQSPIPES_RUN_DIR", "off")
+        eventually(lambda: cli("health", url, "--ready").code == 0, "it is ready")
+        assert cli("health", url).out == f"{url}: every stage is ready\n"
+
+        seen = cli("top", url, "--json")
+        assert "numbers only" in seen.err
+        state = json.loads(seen.out)
+        assert (state["stages"][0]["running"], state["engine"]["pid"]) == (2, None)
+        assert [(worker["pid"], worker["calls"][0]["id"]) for worker in state["workers"]] == [(None, "")] * 2
+        assert "work[1]" in cli("top", url, "--once").out
+        for order in (["stop"], ["stack", "--stage", "work"], ["pause", "--stage", "work"], ["cancel", "0123"]):
+            refused = cli(order[0], url, *order[1:])
+            assert (refused.code, "set SQSPIPES_HTTP_TOKEN" in refused.err) == (1, True)
+        monkeypatch.setenv("SQSPIPES_HTTP_TOKEN", "a guess")
+        assert "this is not the token" in cli("top", url, "--once").err
+
+        monkeypatch.setenv("SQSPIPES_HTTP_TOKEN", "a token")
+        seen = cli("top", url, "--json")
+        assert "numbers only" not in seen.err
+        state = json.loads(seen.out)
+        assert state["engine"]["pid"] == process.pid
+        assert state["stages"][0]["busy"] is not None
+        call = state["workers"][0]["calls"][0]["id"]
+        assert call[:12] in cli("top", url, "--once").out
+        assert cli("stack", url, "--stage", "work").out.count("gate.wait()") == 2
+        paused = cli("pause", url, "--stage", "work")
+        assert (paused.code, f"{url}: this engine" in paused.err) == (0, True), paused.err
+        named = f"{url}/?engine=looked"
+        assert f"sqspipes-mp resume {named} --stage work" in cli("top", named, "--once").out.replace("\n", " ")
+        for order, said in (
+            (["resume", url, "--stage", "work"], "work goes on"),
+            (["scale", url, "work=3"], "work: 3 workers, 2 before"),
+            (["cancel", url, call], "is cancelled"),
+        ):
+            done = cli(*order)
+            assert (done.code, said in done.err) == (0, True), done.err
+        assert "no call 0000 runs here" in cli("cancel", url, "0000").err
+        assert cli("stop", url).code == 0
+        gate.open()
+        assert ended(process)[0] == 0
+    gone = cli("health", url)
+    assert (gone.code, gone.out.startswith(f"no answer from {url}: ")) == (1, True)
+    assert f"no answer from {url}" in cli("top", url, "--once").err
+    assert "is http://HOST:PORT, not" in cli("top", "http://me:secret@host", "--once").err
 
 
 def test_a_worker_whose_gil_is_held_is_asked_by_a_signal_and_counts_as_live(

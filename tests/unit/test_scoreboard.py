@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,19 @@ from sqspipes_mp.ipc import statistics
 from sqspipes_mp.ipc.histogram import BUCKETS
 from sqspipes_mp.ipc.leases import LEASES, Blame, Cause, LeaseState, id_digest
 from sqspipes_mp.ipc.scoreboard import Block, Scoreboard
-from sqspipes_mp.ipc.statistics import DONE, NEXT_CALL, S_READY, SEATS, STATE
+from sqspipes_mp.ipc.statistics import (
+    DONE,
+    ERROR_KINDS,
+    KILLED_REASONS,
+    NEXT_CALL,
+    OPERATIONS,
+    QUEUE_STATES,
+    RESTART_REASONS,
+    S_READY,
+    SEATS,
+    STATE,
+    WINDOW_WORDS,
+)
 from tests.gates import present
 
 
@@ -45,6 +58,31 @@ def test_the_board_travels_to_spawned_children():
     assert child.exitcode == 0
     assert board.get(0, DONE) == 3
     board.close()
+
+
+#: Words of the fields that have several.
+WORDS_OF = {
+    "ACCEPTED_WINDOW": WINDOW_WORDS, "RUN_TIMES": BUCKETS, "QUEUE_WAITS": BUCKETS, "REQUESTS": len(OPERATIONS),
+    "ERRORS": len(OPERATIONS) * len(ERROR_KINDS), "RESTARTS": len(RESTART_REASONS),
+    "KEEPER_FAILED": len(KILLED_REASONS), "QUEUE_COUNTS": 16 * len(QUEUE_STATES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "room"),
+    [("Slot", statistics._SLOT_WORDS), ("Stage", statistics._STAGE_WORDS), ("Header", statistics._HEADER_WORDS)],
+)
+def test_no_two_fields_of_the_statistics_share_a_word(kind: str, room: int):
+    text = Path(statistics.__file__).read_text()
+    names = [name for line in re.findall(rf"(?m)^([A-Z_, ]+) = {kind}Field\(", text) for name in line.split(", ")]
+    owners: dict[int, str] = {}
+    for name in set(names) - {"LANES"}:
+        first = getattr(statistics, name)
+        for word in range(first, first + WORDS_OF.get(name, 1)):
+            assert word < room, name
+            assert word not in owners, (name, owners[word])
+            owners[word] = name
+    assert len(names) >= {"Slot": 35, "Stage": 24, "Header": 12}[kind]
 
 
 def test_a_lease_reads_back_as_written():
@@ -325,22 +363,3 @@ def test_the_newest_cancelled_messages_are_remembered_until_they_are_dealt_with(
     board.forget_cancelled(digests[0])
     assert [board.cancelled(digest) for digest in digests[297:]] == [True, True, False]
     board.close()
-
-
-def test_no_two_fields_of_the_statistics_share_a_word():
-    wide = {
-        "ACCEPTED_WINDOW": statistics.WINDOW_WORDS, "RUN_TIMES": BUCKETS, "QUEUE_WAITS": BUCKETS,
-        "REQUESTS": len(statistics.OPERATIONS), "ERRORS": len(statistics.OPERATIONS) * len(statistics.ERROR_KINDS),
-        "RESTARTS": len(statistics.RESTART_REASONS), "KEEPER_FAILED": len(statistics.KILLED_REASONS),
-        "QUEUE_COUNTS": statistics._PRIORITIES * len(statistics.QUEUE_STATES),
-    }  # fmt: skip
-    text = Path(statistics.__file__).read_text()
-    for kind, words in (("SlotField", statistics._SLOT_WORDS), ("StageField", statistics._STAGE_WORDS)):
-        # Plain ints at run time: the module's text tells which field is of which kind.
-        names = re.findall(rf"^(\w+) = {kind}\(", text, re.MULTILINE)
-        taken = [
-            vars(statistics)[name] + word for name in names if name != "LANES" for word in range(wide.get(name, 1))
-        ]
-        assert len(names) > 20
-        assert len(taken) == len(set(taken)), sorted(each for each in taken if taken.count(each) > 1)
-        assert max(taken) < words

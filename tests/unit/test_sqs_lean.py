@@ -30,6 +30,9 @@ from sqspipes_mp.brokers.sqs.faults import Fault, Kind, classify_error
 from sqspipes_mp.brokers.sqs.http import OPERATIONS, BadReply, Lean, Signer, Target, TimedOut, Unsure
 from sqspipes_mp.brokers.sqs.http_connect import Connector, Unreachable
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.ipc.request_meter import RequestMeter
+from sqspipes_mp.ipc.scoreboard import Scoreboard
+from sqspipes_mp.ipc.statistics import TRANSPORT, TRANSPORTS
 from tests.wire.certificates import Authority
 
 KEYS = botocore.credentials.ReadOnlyCredentials("AKIA", "secret", None)
@@ -292,11 +295,17 @@ def test_first_strange_reply_ends_the_lean_path_and_the_call_succeeds(caplog: py
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         connection = SQS("us-east-1", endpoint_url=url, access_key="a", secret_key="b").open()
+        board = Scoreboard.create(1, 1)
+        connection.count_requests(RequestMeter(board, 0))
+        transports = [board.get(0, TRANSPORT)]
         with caplog.at_level(logging.INFO, "sqspipes_mp"):
             for number in range(2):
                 assert connection.complete([Completion(Handle("q", "r", f"{number}"))]) == []
+                transports.append(board.get(0, TRANSPORT))
         connection.close()
+        board.close()
         thread.join(20)
+    assert [TRANSPORTS[number - 1] for number in transports] == ["fast", "boto3", "boto3"]
     assert [record.getMessage() for record in caplog.records if "boto3 makes all calls" in record.getMessage()] == [
         f"boto3 makes all calls to {url} from here on: a reply without a plain body of known length"
     ]

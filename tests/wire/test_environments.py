@@ -22,6 +22,7 @@ from sqspipes_mp.brokers.sqs.connection import SqsConnection
 from sqspipes_mp.brokers.sqs.http import Lean
 from sqspipes_mp.errors import BrokerError
 from standin import StandIn, standin
+from standin.asking import until_waiting
 from tests.wire.certificates import Authority
 from tests.wire.proxy import proxy
 
@@ -403,6 +404,47 @@ def test_interrupt_lets_a_poll_end_by_itself(
             connection.interrupt()
             assert polling.result(20) == []
         assert len(lean(connection)._idle) == 1
+
+
+def test_interrupt_cuts_a_long_poll_off_and_no_message_is_taken_by_it(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, secured: StandIn
+) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", authority.bundle)
+    with opened(secured.url) as connection, ThreadPoolExecutor(1) as pool:
+        go_round(connection)
+        for _ in range(2):
+            polling = pool.submit(connection.receive, ["q"], 1, 20, 30)
+            until_waiting(secured, 1)
+            start = time.monotonic()
+            connection.interrupt()
+            assert polling.result(60) == []
+            # By itself it would take 20 s.
+            assert time.monotonic() - start < 15
+            connection.complete([Completion(None, (Output("q", "x", os.urandom(8).hex()),))])
+            connection.receive_again()
+            (found,) = connection.receive(["q"], 1, 5, 30)
+            assert found.receives == 1
+            assert connection.complete([Completion(found.handle)]) == []
+        assert len(lean(connection)._idle) == 1
+
+
+def test_a_reply_to_a_poll_that_is_cut_off_is_read(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, secured: StandIn
+) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", authority.bundle)
+    with opened(secured.url) as connection, ThreadPoolExecutor(1) as pool:
+        go_round(connection)
+        connection.complete([Completion(None, (Output("q", "x", os.urandom(8).hex()),))])
+        secured.pause()
+        try:
+            polling = pool.submit(connection.receive, ["q"], 1, 20, 30)
+            while not connection._calls._polls._sockets:
+                assert not polling.done()
+        finally:
+            secured.resume()
+        connection.interrupt()
+        assert [each.body for each in polling.result(60)] == ["x"]
+        connection.receive_again()
 
 
 def double(value: int) -> int:

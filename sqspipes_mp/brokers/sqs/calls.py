@@ -34,6 +34,7 @@ from sqspipes_mp.brokers.sqs.faults import (
 from sqspipes_mp.brokers.sqs.http import OPERATIONS, Keys, Lean, TooLong, Unsure
 from sqspipes_mp.brokers.sqs.http_connect import refuses_certificate
 from sqspipes_mp.brokers.sqs.http_fit import log_once
+from sqspipes_mp.brokers.sqs.long_polls import Cut, LongPolls
 from sqspipes_mp.errors import BrokerBusy, BrokerError, SqsPipesError
 from sqspipes_mp.host import descriptors
 
@@ -143,6 +144,8 @@ class Calls:
         self._patience = ATTENDED if attended else patience
         self._attended = attended
         self.interrupted = threading.Event()
+        #: The receives that an interrupt cuts off.
+        self._polls = LongPolls()
         self.closed = threading.Event()
         #: Set while a pause is in vain: the connection is closed, or its caller was interrupted.
         self._no_pauses = threading.Event()
@@ -213,7 +216,14 @@ class Calls:
         trouble = _Trouble(time.monotonic())
         while not self.interrupted.is_set():
             self._check_open()
-            result = self._once("ReceiveMessage", params, read, long=long)
+            try:
+                result = self._once("ReceiveMessage", params, read, long=long)
+            except Cut:
+                # It was a request all the same.
+                if self.meter is not None:
+                    self.meter.request(_COUNTED["ReceiveMessage"], None)
+                    self.meter.empty()
+                return []
             if not isinstance(result, Fault):
                 if self.meter is not None and not result:
                     self.meter.empty()
@@ -295,16 +305,27 @@ class Calls:
             if not self.closed.is_set():
                 self._no_pauses.clear()
 
+    def count_requests(self, meter: Meter) -> None:
+        """Have every request from now on counted."""
+        self.meter = meter
+        self._tell_transport()
+
+    def _tell_transport(self) -> None:
+        if self.meter is not None:
+            self.meter.transport("boto3" if self._lean is None else "fast")
+
     def error(self, fault: Fault, operation: str, queue: str) -> BrokerError:
         """Return the error to raise for a fault."""
         return make_error(fault, operation, queue, self.clients.endpoint)
 
     def interrupt(self) -> None:
-        """Make receives return soon, until ``receive_again``."""
+        """Make receives return soon, until ``receive_again``; a long poll of boto3's ends by itself."""
         self.interrupted.set()
+        self._polls.cut_off()
 
     def receive_again(self) -> None:
         """Undo ``interrupt``."""
+        self._polls.go_on()
         self.interrupted.clear()
 
     def close(self) -> None:
@@ -329,6 +350,7 @@ class Calls:
             log.info("other credentials were found for %s", self.clients.endpoint)
             old, lean = self.clients, self._lean
             self.clients, self._lean = found
+            self._tell_transport()
             _close(old, lean)
         except (SqsPipesError, CallFailed) as error:
             log.debug("no other credentials: %s", error)
@@ -343,9 +365,14 @@ class Calls:
         *,
         long: bool = False,
     ) -> T | Fault:
-        """Make one call; return what ``read`` makes of the reply, or the fault. Other exceptions are bugs and pass."""
+        """Make one call; return what ``read`` makes of the reply, or the fault. Other exceptions are bugs and pass.
+
+        Raises ``Cut`` for a long poll that was cut off.
+        """
         try:
             reply = self._ask(operation, params, long=long)
+        except Cut:
+            raise
         except Exception as error:
             # botocore may look for credentials in the middle of its call.
             of_others = getattr(error, "operation_name", operation) != operation
@@ -381,13 +408,16 @@ class Calls:
         clients, lean = self.clients, self._lean
         if lean is not None and operation in OPERATIONS:
             try:
-                return lean(operation, params, clients.poll_timeout if long else clients.hot_timeout)
+                if long:
+                    return lean(operation, params, clients.poll_timeout, self._polls)
+                return lean(operation, params, clients.hot_timeout)
             except TooLong:
                 # A receive takes other messages: those of the long reply are visible again when their time is over.
                 pass
             except Unsure as why:
                 log_once("boto3 makes all calls to %s from here on: %s", clients.endpoint, str(why))
                 self._lean = None
+                self._tell_transport()
                 lean.close()
         # Credentials first: an exception out of the call itself is SQS's.
         clients.keys()

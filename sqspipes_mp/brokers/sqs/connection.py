@@ -79,7 +79,7 @@ class SqsConnection:
 
     def count_requests(self, meter: Meter) -> None:
         """Have every request from now on counted."""
-        self._calls.meter = meter
+        self._calls.count_requests(meter)
 
     @property
     def throttles(self) -> int:
@@ -245,7 +245,7 @@ class SqsConnection:
             self._tend()
 
     def interrupt(self) -> None:
-        """Make receives return; a poll in flight ends by itself."""
+        """Make receives return, long polls too; where boto3 makes the calls a poll in flight ends by itself."""
         self._calls.interrupt()
 
     def receive_again(self) -> None:

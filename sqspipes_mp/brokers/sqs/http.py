@@ -34,11 +34,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqspipes_mp.brokers.sqs.faults import CallFailed, Fault, classify_code, malformed, malformed_reply, no_keys
 from sqspipes_mp.brokers.sqs.http_connect import Connector, Socket, Unreachable
+from sqspipes_mp.brokers.sqs.long_polls import Cut, LongPolls
 
 #: The operations that the path makes.
 OPERATIONS = frozenset(
@@ -200,8 +202,16 @@ class Lean:
         self._opened = opened
         self._closed = threading.Event()
 
-    def __call__(self, operation: str, params: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Make a call; return the reply. ``timeout``: seconds without a byte after which a try fails.
+    def __call__(
+        self, operation: str, params: Mapping[str, Any], timeout: float, polls: LongPolls | None = None
+    ) -> dict[str, Any]:
+        """Make a call; return the reply.
+
+        Args:
+            operation: one of ``OPERATIONS``.
+            params: the request.
+            timeout: seconds without a byte after which a try fails.
+            polls: for a long poll: may cut it off. Then ``Cut`` is raised, unless a reply is on its way.
 
         Raises ``CallFailed`` (``BadReply``, ``Unreachable``, ``TimedOut``, and itself for credentials that cannot be
         had) and ``Unsure``.
@@ -211,18 +221,21 @@ class Lean:
         while True:
             tries += 1
             try:
-                return self._once(operation, body, timeout)
-            except _Stale:
+                return self._once(operation, body, timeout, polls)
+            except (_Stale, Unreachable) as ended:
+                if polls is not None and polls.cut:
+                    raise Cut from None
+                if isinstance(ended, Unreachable):
+                    if tries >= self._tries:
+                        raise
+                    self._closed.wait(random.uniform(0, _PAUSE))
+                    continue
                 # The server has closed the idle connection: not counted as a try. A send may have been done before
                 # that, so it is counted, and not repeated more often than botocore would.
                 if operation != "SendMessageBatch":
                     tries -= 1
                 elif tries >= self._tries:
                     raise Unreachable("the server closed the connection") from None
-            except Unreachable:
-                if tries >= self._tries:
-                    raise
-                self._closed.wait(random.uniform(0, _PAUSE))
             except BadReply as error:
                 if tries >= self._tries or not _may_pass(error):
                     raise
@@ -233,7 +246,7 @@ class Lean:
         self._closed.set()
         self._drop_idle()
 
-    def _once(self, operation: str, body: bytes, timeout: float) -> dict[str, Any]:
+    def _once(self, operation: str, body: bytes, timeout: float, polls: LongPolls | None) -> dict[str, Any]:
         """Sign and send one request; return its reply."""
         keys = frozen(self._target.keys)
         if not keys.access_key or not keys.secret_key:
@@ -251,8 +264,10 @@ class Lean:
             sock.settimeout(timeout)
             # In one write: a second one could wait for the acknowledgement of the first.
             sock.sendall(request + body)
-            status, fields, content = read_reply(sock)
-            keep = fields.get(b"connection", b"").lower() != b"close"
+            with nullcontext(b"") if polls is None else polls.under_way(sock, timeout) as first:
+                status, fields, content = read_reply(sock, first)
+            # One that was cut off sends nothing any more.
+            keep = fields.get(b"connection", b"").lower() != b"close" and not (polls is not None and polls.cut)
         except TimeoutError:
             raise TimedOut(f"no answer within {timeout:g} s") from None
         except _Ended as error:
@@ -333,12 +348,13 @@ def _may_pass(error: BadReply) -> bool:
     return error.status >= 500 or error.status == 429 or error.code in _THROTTLING
 
 
-def read_reply(sock: Socket) -> tuple[int, dict[bytes, bytes], bytes]:
+def read_reply(sock: Socket, first: bytes = b"") -> tuple[int, dict[bytes, bytes], bytes]:
     """Read one reply; return its status, its header fields (names in lower case) and its body.
 
-    Raises ``Unsure`` for a reply of another shape, ``Malformed``, ``TimeoutError`` and other ``OSError``.
+    ``first``: bytes of it that were read already. Raises ``Unsure`` for a reply of another shape, ``Malformed``,
+    ``TimeoutError`` and other ``OSError``.
     """
-    data = bytearray()
+    data = bytearray(first)
     while (end := data.find(b"\r\n\r\n")) < 0:
         if len(data) > _MOST_HEAD:
             raise Unsure("the reply's head does not end")

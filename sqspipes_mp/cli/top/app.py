@@ -22,8 +22,9 @@ from sqspipes_mp.cli.top.columns import LEGEND, STAGES, WORKERS, Column, Fit, Pl
 from sqspipes_mp.cli.top.notes import notes
 from sqspipes_mp.cli.top.plain import head_lines
 from sqspipes_mp.cli.top.screens import LongText, Question
-from sqspipes_mp.cli.top.watch import Seen, Watch
-from sqspipes_mp.ipc.running.asking import Unanswered, ask
+from sqspipes_mp.cli.top.watch import Seen, ServedWatch, Watch
+from sqspipes_mp.ipc.running.asking import ask
+from sqspipes_mp.ipc.running.folders import Unanswered
 from sqspipes_mp.messages.plain import lines, one_line
 
 T = TypeVar("T")
@@ -156,7 +157,7 @@ class Top(App[None]):
     Rows > .datatable--header { background: ansi_default; color: ansi_default; text-style: bold; }
     """
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch | ServedWatch) -> None:
         super().__init__(ansi_color=True)
         self._watch = watch
         self._seen = Seen(None)
@@ -286,7 +287,7 @@ class Top(App[None]):
             self._answer("no engine runs", "bad")
             return
         question = Question(
-            f"Stop {one_line(engine.text('domain'))} (pid {engine.number('pid')})?",
+            f"Stop {one_line(engine.name)}?",
             "As SIGTERM does: running calls end first, what is held goes back to its queue.",
         )
 

@@ -40,7 +40,7 @@ def _long_calls(state: Values, stage: Values, keys: bool) -> Iterator[tuple[str,
     cure = (
         "s shows where it is, c cancels it"
         if keys
-        else f"sqspipes-mp stack {_domain(state)} --stage {stage['name']} --worker {late[0]['worker']}"
+        else f"sqspipes-mp stack {_target(state)} --stage {stage['name']} --worker {late[0]['worker']}"
     )
     yield "bad", f"{worker_name(late[0])}: a call runs for {long_time(late[0]['call_age'])}{beside}{more}: {cure}"
 
@@ -70,7 +70,7 @@ def _failures(state: Values, stage: Values, _keys: bool) -> Iterator[tuple[str, 
 
 def _paused(state: Values, stage: Values, keys: bool) -> Iterator[tuple[str, str]]:
     if stage["paused"]:
-        cure = "p has it go on" if keys else f"sqspipes-mp resume {_domain(state)} --stage {stage['name']}"
+        cure = "p has it go on" if keys else f"sqspipes-mp resume {_target(state)} --stage {stage['name']}"
         yield "warn", f"{stage['name']} is paused: {cure}"
 
 
@@ -82,10 +82,11 @@ def _bottleneck(state: Values, stage: Values, keys: bool) -> Iterator[tuple[str,
         yield "", f"{stage['name']} is the bottleneck ({stage['busy']:.0%} busy): the other stages wait for it"
         return
     cure = (
-        "+ gives it a worker" if keys else f"sqspipes-mp scale {_domain(state)} {stage['name']}={stage['wanted'] + 1}"
+        "+ gives it a worker" if keys else f"sqspipes-mp scale {_target(state)} {stage['name']}={stage['wanted'] + 1}"
     )
     yield "warn", f"{stage['name']} is the bottleneck ({stage['busy']:.0%} busy, {stage['waiting']:,} wait): {cure}"
 
 
-def _domain(state: Values) -> str:
-    return one_line(state["engine"]["domain"])
+def _target(state: Values) -> str:
+    """Return the engine's TARGET."""
+    return one_line(state["engine"].get("url") or state["engine"]["domain"])

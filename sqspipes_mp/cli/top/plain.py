@@ -18,7 +18,7 @@ def head_lines(state: Mapping[str, Any]) -> list[str]:
     health = f"{'' if engine['live'] else 'NOT LIVE, '}{engine['why']}"
     return [
         one_line(f"{engine['domain']} on {engine['broker']}"),
-        one_line(f"pid {engine['pid']}, up {long_time(engine['up'])}: {health}"),
+        one_line(f"pid {engine['pid'] or '-'}, up {long_time(engine['up'])}: {health}"),
     ]
 
 

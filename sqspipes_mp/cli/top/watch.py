@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqspipes_mp.ipc.running.asking import Unanswered, ask
-from sqspipes_mp.ipc.running.folders import Engine, engines, matches
+from sqspipes_mp.ipc.running.asking import ask
+from sqspipes_mp.ipc.running.folders import Engine, Unanswered, engines, matches
 from sqspipes_mp.ipc.running.memory import Gone, Memory, open_memory
+from sqspipes_mp.ipc.running.served import NUMBERS_ONLY, Served, is_address
 from sqspipes_mp.ipc.running.state import state
 from sqspipes_mp.ipc.statistics import ForeignLayout, Statistics
 
@@ -34,6 +35,32 @@ class Seen:
     ended: bool = False
     #: Why there is nothing newer to see; "": there is.
     why: str = ""
+    #: Whether the engine does not answer now; the state is an earlier one.
+    lost: bool = False
+
+
+def watch_of(target: str | None) -> Watch | ServedWatch:
+    """Return the watch of the engine that a person means. Raises ``Unanswered`` for an address that is none."""
+    return ServedWatch(Served(target)) if target is not None and is_address(target) else Watch(target)
+
+
+class ServedWatch:
+    """The engine behind a server's address, as ``Watch``."""
+
+    def __init__(self, engine: Served) -> None:
+        self.engine = engine
+        self._last: Mapping[str, Any] | None = None
+
+    def look(self) -> Seen:
+        """Ask for the engine's state now."""
+        try:
+            self._last = self.engine.state()
+        except Unanswered as error:
+            return Seen(self._last, why=str(error), lost=True)
+        return Seen(self._last, why=NUMBERS_ONLY if self._last["engine"]["pid"] is None else "")
+
+    def close(self) -> None:
+        """Do nothing: no connection is kept."""
 
 
 class Watch:
@@ -97,7 +124,7 @@ class Watch:
             self._statistics = Statistics(self._memory.view)
         except (Gone, ForeignLayout) as error:
             self._let_go()
-            return f"{meant[0].text('domain')} (pid {meant[0].number('pid')}): {error}"
+            return f"{meant[0].name}: {error}"
         self.engine, self._domain = meant[0], meant[0].text("domain")
         self._earlier.clear()
         self._looked_at = -_LOOK_EVERY

@@ -1,6 +1,7 @@
-"""Sends an order to a running engine's socket and waits for the answer (any process).
+"""Sends an order to a running engine and waits for the answer (any process).
 
-A line of JSON each way: ``{"id": 1, "do": "stop"}`` gets ``{"id": 1, "ok": true, ...}`` or ``{"id": 1, "error": ...}``.
+A line of JSON each way on its socket: ``{"id": 1, "do": "stop"}`` gets ``{"id": 1, "ok": true, ...}`` or
+``{"id": 1, "error": ...}``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sqspipes_mp.ipc.running.folders import Engine, open_folder
+from sqspipes_mp.ipc.running.folders import Engine, Unanswered, open_folder
+from sqspipes_mp.ipc.running.served import Served
 
 #: Seconds that an answer may take; the supervisor answers within a turn, ``stack`` within its own time.
 PATIENCE = 15.0
@@ -20,12 +22,10 @@ PATIENCE = 15.0
 _MOST = 8 << 20
 
 
-class Unanswered(Exception):
-    """The engine cannot be asked, or refuses; the text says why."""
-
-
 def ask(engine: Engine, order: Mapping[str, object], patience: float = PATIENCE) -> dict[str, Any]:
     """Return the answer to an order. Raises ``Unanswered``; ``patience``: seconds."""
+    if isinstance(engine, Served):
+        return engine.ask(order, patience)
     with _connected(engine, patience) as sock:
         answer, fds = _exchange(sock, order)
     for fd in fds:

@@ -55,6 +55,10 @@ def open_folder(path: str) -> int:
     return fd
 
 
+class Unanswered(Exception):
+    """An engine cannot be asked, or refuses; the text says why."""
+
+
 class Engine:
     """A registered engine that was alive when it was found."""
 
@@ -74,6 +78,11 @@ class Engine:
         """Return a text of the description; empty where there is none."""
         value = self.about.get(key)
         return value if isinstance(value, str) else ""
+
+    @property
+    def name(self) -> str:
+        """The engine's name for people."""
+        return f"{self.text('domain')} (pid {self.number('pid')})"
 
     @property
     def stages(self) -> list[str]:

@@ -12,7 +12,7 @@ import mmap
 import os
 
 from sqspipes_mp.ipc.running import fixed
-from sqspipes_mp.ipc.running.folders import Engine
+from sqspipes_mp.ipc.running.folders import Engine, Unanswered
 
 _WORD = 8
 
@@ -67,7 +67,7 @@ def _descriptor(engine: Engine) -> int:
             path = f"/proc/{engine.number('pid')}/fd/{engine.number('statistics')}"
             # Not what a pipe or device of another process would do to its opener.
             return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    from sqspipes_mp.ipc.running.asking import Unanswered, ask_for_statistics  # noqa: PLC0415  (sockets load slowly)
+    from sqspipes_mp.ipc.running.asking import ask_for_statistics  # noqa: PLC0415  (sockets load slowly)
 
     try:
         return ask_for_statistics(engine)

@@ -64,6 +64,8 @@ from sqspipes_mp.ipc.statistics import (
     STARTED,
     STATE,
     SUPERVISOR_BEAT,
+    TRANSPORT,
+    TRANSPORTS,
     WAITING,
     WANTED,
     SlotField,
@@ -139,6 +141,7 @@ class _Reader:
         keys = ("run", "pid", "caller", "domain", "broker", "target", "version", "python", "began")
         return {
             **{key: about.get(key) for key in keys},
+            "transport": self._transport(),
             "up": self._ago(about.get("began_ns", 0)),
             "live": judged.live,
             "ready": judged.ready,
@@ -146,6 +149,11 @@ class _Reader:
             "supervisor_beat": self._ago(statistics.header(SUPERVISOR_BEAT)),
             "keeper_beat": self._ago(statistics.header(KEEPER_BEAT)),
         }
+
+    def _transport(self) -> str | None:
+        """Return the way of the requests, "boto3" where any process has fallen back to it; None: there is one only."""
+        used = max(self._statistics.get(slot, TRANSPORT) for slot in range(self._statistics.shape.slots + 1))
+        return TRANSPORTS[used - 1] if 0 < used <= len(TRANSPORTS) else None
 
     def _broker(self) -> dict[str, Any]:
         slots = range(self._statistics.shape.slots + 1)

@@ -77,11 +77,15 @@ class Outbox:
 
     # -- main thread, intake ------------------------------------------------------------------------------------
 
-    def put(self, item: Item) -> None:
-        """Queue an item; waits while too much is queued."""
+    def put(self, item: Item, *, waits: bool = True) -> None:
+        """Queue an item; waits while too much is queued.
+
+        ``waits=False``: for the thread that hears orders, which must hear a stop. Its items have leases, or a place
+        among a source's calls, and so a bound.
+        """
         backlog = self._backlog
         with self._lock:
-            if len(backlog.items) >= self._most:
+            if waits and len(backlog.items) >= self._most:
                 self._changed.wait_for(lambda: len(backlog.items) < self._most or self._context.faulted.is_set())
             # Not a method of the backlog's: each message passes here.
             backlog.last += 1

@@ -130,7 +130,7 @@ class ResultWindow:
             self._changed.notify_all()
         if finished:
             for done in finished:
-                self._outbox.put(done)
+                self._outbox.put(done, waits=False)
             with self._changed:
                 self._moving = False
                 self._changed.notify_all()
