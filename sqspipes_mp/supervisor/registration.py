@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import platform
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from sqspipes_mp.pipeline.plan import RunPlan
 
 log = logging.getLogger("sqspipes_mp.supervisor")
 
-_TRIES = 3
+#: Most tries to write a file that readers take for a dead engine's between its creation and its lock, and seconds
+#: between two: a reader that holds the lock needs the CPU.
+_TRIES, _PAUSE = 100, 0.005
 
 
 def describe(plan: RunPlan, board: Scoreboard, broker: str, caller: int, http: str | None) -> dict[str, object]:
@@ -105,6 +108,7 @@ class Registration:
                 except (BlockingIOError, FileNotFoundError):
                     # A reader took the unlocked file for a dead engine's.
                     os.close(lock)
+                    threading.Event().wait(_PAUSE)
                 except BaseException:
                     os.close(lock)
                     raise

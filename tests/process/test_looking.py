@@ -298,11 +298,12 @@ def test_a_foreign_layout_is_told_and_its_health_is_read_all_the_same() -> None:
 
 
 LOOKER = """
-import sys
+import threading
 from sqspipes_mp.ipc.running.folders import engines
 print("looks", flush=True)
 while True:
     engines()
+    threading.Event().wait(0.001)
 """
 
 
