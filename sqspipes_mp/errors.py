@@ -331,14 +331,19 @@ class RestartLimit(SqsPipesError):
 class RemoteError(SqsPipesError):
     """A worker's exception that cannot be rebuilt safely in this process.
 
-    ``type_name`` is the exception's qualified name, ``text`` the whole formatted traceback of the worker.
+    Its ``str()`` is ``"{type_name}: {message}"``; a printed traceback shows ``text``, too, as a note.
     """
 
     def __init__(self, type_name: str, message: str, text: str) -> None:
+        #: Name of the exception's type.
         self.type_name = type_name
+        #: The exception's own ``str()``.
         self.message = message
+        #: The whole formatted traceback of the worker.
         self.text = text
-        super().__init__(f"{type_name}: {message}\n\nIn the worker:\n{text}")
+        super().__init__(f"{type_name}: {message}")
+        if text:
+            self.add_note(f"In the worker:\n{text}")
 
 
 class Verdict(SqsPipesError):

@@ -428,7 +428,9 @@ def test_what_an_earlier_run_dead_lettered_is_told_until_it_is_redriven_or_disca
     with pytest.raises(RemoteError, match="KeyError: 7") as caught:
         list(engine.map(values, key=str, resume=True))
     assert caught.value.value == 7  # type: ignore[attr-defined]
-    assert "sqspipes-mp dead list" in caught.value.__notes__[0]
+    assert "sqspipes-mp dead list" in caught.value.__notes__[-1]
+    assert str(caught.value) == "KeyError: 7"
+    assert "in picky" in caught.value.__notes__[0]
     for asked in ({}, {"ordered": True}, {"with_input": True}):
         found = list(engine.map([*values, 7], key=str, resume=True, return_exceptions=True, **asked))
         [error] = [pair[1] if "with_input" in asked else pair for pair in found if not isinstance(pair, int)]

@@ -30,8 +30,9 @@ _PAGES = {path.relative_to(_DOCS).with_suffix("").as_posix(): path.read_text() f
 _PACKAGE = Path(sqspipes_mp.__file__).parent
 #: The scripts of the pages; each has a test below.
 _TESTED = {
-    "asynchronous.py", "client.py", "ends.py", "feed.py", "logs.py", "orders.py", "pages.py", "pages_celery.py",
-    "pi.py", "pool.py", "primes.py", "recipes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py", "words.py",
+    "asynchronous.py", "client.py", "ends.py", "failing.py", "feed.py", "logs.py", "orders.py", "pages.py",
+    "pages_celery.py", "pi.py", "pool.py", "primes.py", "recipes.py", "test_words.py", "titles.py", "uploads.py",
+    "vectors.py", "words.py",
 }  # fmt: skip
 _CONSOLE = re.compile(
     r"\.\. code-block:: console\n(?P<options>(?:   :\S+:.*\n)*)\n(?P<text>(?:(?:   .*)?\n)+)",
@@ -161,6 +162,13 @@ def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
 def test_a_script_prints_what_its_page_says(tmp_path, page, example, printed):
     assert _finish(_run(tmp_path, example)) == (0, f"{printed}\n", "")
     _tells(page, printed)
+
+
+def test_values_that_failed_are_listed_alike_in_every_run(tmp_path):
+    lines = ["{2: 0.5, 4: 0.25}", "{0: 'division by zero'}"]
+    for _ in range(2):
+        assert _finish(_run(tmp_path, "failing.py"))[:2] == (0, "".join(f"{line}\n" for line in lines))
+    _tells("howto/map", *lines)
 
 
 def test_celerys_side_of_the_comparison_prints_the_same(tmp_path):
