@@ -17,6 +17,7 @@ from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.caller.arguments import Only, PlanArgs
 from sqspipes_mp.caller.feed import Feeder
 from sqspipes_mp.caller.http import http_address
+from sqspipes_mp.caller.importing import check_not_importing
 from sqspipes_mp.caller.kept_connection import KeptConnection
 from sqspipes_mp.caller.map import MapResults
 from sqspipes_mp.caller.map_job import plan_job, survey
@@ -102,6 +103,7 @@ class EngineParts:
 
     def feeder(self, **options: Any) -> Feeder:
         """Return what makes messages of values, with ``put``'s options. Raises ``ConfigError``."""
+        check_not_importing(options["where"])
         return Feeder(self.pipeline, self.settings, longest_delay=lambda: self.broker.longest_delay, **options)
 
     def order(self, order: Mapping[str, object], name: str) -> None:
@@ -113,6 +115,7 @@ class EngineParts:
         self, only: Only = None, *, iterate: bool = False, http: str | None = None, **options: Unpack[PlanArgs]
     ) -> RunPlan:
         """Return the plan of ``Engine.run`` with these arguments. Raises ``ConfigError``."""
+        check_not_importing("run")
         if options.get("wait_for_broker") is None:
             options["wait_for_broker"] = _wait_of_environment()
         plan = make_plan(self.pipeline, self.settings, only=only, iterate=iterate, **options)
@@ -135,6 +138,7 @@ class EngineParts:
 
     def map(self, owner: object, values: Iterable[Any], progress: bool | None, **options: Any) -> Results[Any]:
         """Start a map with ``Engine.map``'s options; ``owner``: lives as long as the iterator."""
+        check_not_importing("map")
         source = self.pipeline.stages[0].name if self.pipeline.stages[0].is_source else None
         plan, job = plan_job(
             self.feedable, self.settings, values, source=source, wait_for_broker=_wait_of_environment(), **options

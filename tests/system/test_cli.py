@@ -344,6 +344,11 @@ def test_a_wrong_target_is_refused_with_the_cure(cli: Cli, target: str, told: st
         ("def (", 3, "SyntaxError"),
         ("import sys\nsys.exit(0)", 3, "SystemExit"),
         ("from sqspipes_mp import Engine\nengine = Engine([], domain='t')", 2, "module.py:2: "),
+        (
+            "from sqspipes_mp import Engine, Task\nengine = Engine([Task(abs, input=True)])\nlist(engine.map([1]))",
+            2,
+            'module.py:3: a call of map() in module must be under `if __name__ == "__main__":`',
+        ),
     ],
 )
 def test_a_module_that_fails_is_told_by_its_own_lines(cli: Cli, folder: Path, text: str, code: int, told: str) -> None:
@@ -353,6 +358,7 @@ def test_a_module_that_fails_is_told_by_its_own_lines(cli: Cli, folder: Path, te
     assert told in result.stderr
     assert "importlib" not in result.stderr
     assert "cli/" not in result.stderr
+    assert not (folder / "module.db").exists()
 
 
 def test_a_file_whose_name_is_taken_is_refused(cli: Cli, folder: Path) -> None:
@@ -464,8 +470,8 @@ def test_another_pipelines_queues_are_refused_before_anything_is_asked(cli: Cli,
         more.write("""
 one = Engine([Task(double, name="x-y", input=True), tell], domain="app", broker=db)
 other = Engine([Task(double, name="y", input=True), tell], domain="app-x", broker=db)
-one.put(1)
 """)
+    subprocess.run([sys.executable, "-c", "import words; words.one.put(1)"], cwd=folder, env=environment(), check=True)
     assert cli("run", "words:one", "--only", "x-y", "--until", "drained", "--idle", "0").returncode == 0
     for verb in ("purge", "delete"):
         refused = cli(verb, "words:other")
