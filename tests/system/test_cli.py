@@ -198,10 +198,13 @@ def test_every_flag_has_its_variable(cli: Cli, folder: Path) -> None:
 
 
 def test_the_code_s_broker_wins_over_the_variable_and_the_flag_over_the_code(cli: Cli, folder: Path) -> None:
-    cli("run", "words:make", "--until", "drained", SQSPIPES_BROKER="sqlite:///other.db")
+    told = cli("run", "words:make", "--until", "drained", SQSPIPES_BROKER="sqlite:///other.db").stderr
+    assert told.count("SQSPIPES_BROKER is set and has no effect") == 1
     assert (folder / "w.db").exists()
     assert not (folder / "other.db").exists()
-    cli("run", "words:make", "--until", "drained", "--broker", "sqlite:///other.db")
+    flag = ("--broker", "sqlite:///other.db")
+    told = cli("run", "words:make", "--until", "drained", *flag, SQSPIPES_BROKER="sqlite:///no.db").stderr
+    assert "SQSPIPES_BROKER" not in told
     assert (folder / "other.db").exists()
 
 

@@ -30,7 +30,7 @@ _PAGES = {path.relative_to(_DOCS).with_suffix("").as_posix(): path.read_text() f
 _PACKAGE = Path(sqspipes_mp.__file__).parent
 #: The scripts of the pages; each has a test below.
 _TESTED = {
-    "asynchronous.py", "client.py", "ends.py", "failing.py", "feed.py", "logs.py", "orders.py", "pages.py",
+    "asynchronous.py", "client.py", "ends.py", "failing.py", "feed.py", "fleet.py", "logs.py", "orders.py", "pages.py",
     "pages_celery.py", "pi.py", "pool.py", "primes.py", "recipes.py", "test_words.py", "titles.py", "uploads.py",
     "vectors.py", "words.py",
 }  # fmt: skip
@@ -162,6 +162,17 @@ def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
 def test_a_script_prints_what_its_page_says(tmp_path, page, example, printed):
     assert _finish(_run(tmp_path, example)) == (0, f"{printed}\n", "")
     _tells(page, printed)
+
+
+def test_the_example_of_several_machines_stores_its_results(tmp_path):
+    environ = {"SQSPIPES_BROKER": f"sqlite:///{tmp_path}/fleet.db"}
+    lines = ["998 sent", "168 [2, 3, 5, 7, 11]"]
+    assert _finish(_run(tmp_path, "fleet.py", "feed", env=environ))[:2] == (0, f"{lines[0]}\n")
+    run = ["-m", "sqspipes_mp", "run", "fleet:engine", "--until", "drained", "--idle", "0"]
+    environ |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(_ROOT)}
+    subprocess.run([sys.executable, *run], cwd=tmp_path, env=environ, check=True, capture_output=True, timeout=100)
+    assert _finish(_run(tmp_path, "fleet.py", "show", env=environ))[:2] == (0, f"{lines[1]}\n")
+    _tells("howto/sqs", *lines)
 
 
 def test_values_that_failed_are_listed_alike_in_every_run(tmp_path):
