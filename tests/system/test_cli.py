@@ -461,6 +461,7 @@ def test_purge_and_delete_name_what_they_touch_and_touch_nothing_else(cli: Cli) 
     assert purged.returncode == 0
     assert ["words-numbers", "5"] in [line.split() for line in purged.stdout.splitlines()]
     assert "made-numbers" not in purged.stdout
+    assert "keys" not in purged.stdout
     assert status(cli, "words:engine")["double"] == (0, 0, 0)
     assert status(cli, "words:make")["tell"] == (5, 0, 0)
     assert cli("delete", "words:make", "--yes").returncode == 0
@@ -474,7 +475,9 @@ def test_another_pipelines_queues_are_refused_before_anything_is_asked(cli: Cli,
 one = Engine([Task(double, name="x-y", input=True), tell], domain="app", broker=db)
 other = Engine([Task(double, name="y", input=True), tell], domain="app-x", broker=db)
 """)
-    subprocess.run([sys.executable, "-c", "import words; words.one.put(1)"], cwd=folder, env=environment(), check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import words; words.one.put(1, key='k')"], cwd=folder, env=environment(), check=True
+    )
     assert cli("run", "words:one", "--only", "x-y", "--until", "drained", "--idle", "0").returncode == 0
     for verb in ("purge", "delete"):
         refused = cli(verb, "words:other")
@@ -482,6 +485,7 @@ other = Engine([Task(double, name="y", input=True), tell], domain="app-x", broke
         assert "queue 'app-x-y' in" in refused.stderr
     assert cli("run", "words:other").returncode == 2
     assert status(cli, "words:one")["tell"][0] >= 1
+    assert "1 key, and the results kept for its value, will be forgotten" in cli("purge", "words:one", "--yes").stdout
 
 
 @pytest.mark.parametrize("verb", ["purge", "delete"])
