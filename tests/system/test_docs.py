@@ -28,7 +28,7 @@ _DOCS = _ROOT / "docs"
 _SCRIPTS = _DOCS / "scripts"
 _PAGES = {path.relative_to(_DOCS).with_suffix("").as_posix(): path.read_text() for path in _DOCS.rglob("*.rst")}
 _PACKAGE = Path(sqspipes_mp.__file__).parent
-#: The scripts of the pages; each has a test below.
+#: The scripts of the pages; each has a test below, primes.py in test_readme.py.
 _TESTED = {
     "asynchronous.py", "client.py", "ends.py", "failing.py", "feed.py", "fleet.py", "logs.py", "orders.py", "pages.py",
     "pages_celery.py", "pi.py", "pool.py", "primes.py", "recipes.py", "test_words.py", "titles.py", "uploads.py",
@@ -154,7 +154,6 @@ def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
         ("howto/waiting", "titles.py", "64"),
         ("howto/waiting", "vectors.py", "332833500"),
         ("howto/notebooks", "asynchronous.py", "[0, 1, 4, 9]"),
-        ("howto/map", "primes.py", "168 [2, 3, 5, 7, 11]"),
         ("coming_from/celery", "pages.py", "3 done"),
         ("coming_from/concurrent_futures", "pool.py", "same"),
     ],
