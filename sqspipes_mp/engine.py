@@ -23,6 +23,7 @@ from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.checks import flag, seconds, sync_callable
 from sqspipes_mp.pipeline.domain import constructing_file, derive_domain
+from sqspipes_mp.pipeline.keywords import suggesting
 from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings
 from sqspipes_mp.pipeline.stages import Pipeline
 from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, Workers, check_on_error
@@ -61,6 +62,7 @@ class Engine:
     _given: frozenset[str]
 
     @remembering
+    @suggesting
     def __init__(
         self,
         tasks: Sequence[TaskLike],
@@ -121,6 +123,7 @@ class Engine:
     def run(self, only: Only = None, *, iterate: Literal[True], **options: Unpack[RunArgs]) -> Results[Any]: ...
     @overload
     def run(self, only: Only = None, *, iterate: bool, **options: Unpack[RunArgs]) -> Summary | Results[Any]: ...
+    @suggesting
     def run(
         self,
         only: Only = None,
@@ -351,6 +354,7 @@ class Engine:
         return_exceptions: bool = False,
         **options: Unpack[MapArgs[V]],
     ) -> Results[tuple[V, Any]] | Results[Any]: ...
+    @suggesting
     def map(
         self,
         values: Iterable[V],

@@ -208,6 +208,8 @@ class ResultsNotKept(SqsPipesError):
         self.domain = domain
         self.count = count
         values = "values" if count > 1 else "value"
+        if count == 1:
+            state = {"are under way": "is under way", "were done": "was done"}.get(state, state)
         super().__init__(
             f"{count:,} {values} of {domain!r} {state} without keep_results=True, so map cannot hand out their "
             f"results. {cure}"
@@ -229,7 +231,7 @@ class MapRunning(SqsPipesError):
         danger = "it would take the other's results" if what == "map" else "it would remove messages under that map"
         super().__init__(
             f"{what}() of {domain!r} must be alone with the pipeline's queues ({danger}), and {lock} is held by "
-            f"{whose}. Wait until that ends, or stop it with SIGTERM to its process"
+            f"{whose}. Wait until that ends, or stop it: `sqspipes-mp stop {domain}`, or SIGTERM to its process"
         )
 
 

@@ -161,5 +161,5 @@ def _put_first(folder: Path) -> None:
 def _near_files(name: str, folder: Path | None = None) -> str:
     place = Path.cwd() if folder is None else folder
     stems = [file.stem for file in place.glob("*.py")] if place.is_dir() else []
-    near = get_close_matches(name, stems, 3, 0.5)
+    near = get_close_matches(name, stems, 3, 0.7)
     return f" Did you mean {' or '.join(near)}?" if near else ""
