@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -257,7 +258,7 @@ def test_a_mistyped_task_gets_a_suggestion() -> None:
 def test_nothing_begins_while_the_users_module_is_imported(tmp_path: Any) -> None:
     db = tmp_path / "t.db"
     engine = Engine([Task(abs, input=True)], domain="t", broker=SQLite(db))
-    calls = {
+    calls: dict[str, list[Callable[[], object]]] = {
         "run": [engine.run, lambda: engine.run(iterate=True), lambda: plan_run(engine)],
         "map": [lambda: engine.map([1])],
         "put": [lambda: engine.put(1)],
