@@ -76,6 +76,11 @@ def test_every_script_is_on_a_page_and_has_a_test_here():
     shown = re.findall(r"\.\. literalinclude:: (\S+)", "".join(_PAGES.values()))
     assert {path.name for path in _SCRIPTS.glob("*.py")} == _TESTED
     assert {Path(path).name for path in shown if "/scripts/" in f"/{path}"} == _TESTED
+    # Where the page is read as it stands, in the repository, nothing is included: a link leads to the script.
+    for name, page in _PAGES.items():
+        for path in re.findall(r"\.\. literalinclude:: (\S*scripts/\S+)", page):
+            assert f"<{path}>`__" in page, (name, path)
+            assert (_DOCS / name).parent.joinpath(path).exists()
     # The others are the package's own, or have a test in test_examples.py.
     others = {path for path in shown if "/scripts/" not in f"/{path}"}
     examples = {f"../examples/{path.name}" for path in (_ROOT / "examples").glob("*.py")}
