@@ -275,14 +275,7 @@ class Engine:
             ConfigError, OutputError, MessageTooLarge: nothing was sent.
             BrokerError: the queue service refuses.
         """
-        feeder = self._parts.feeder(
-            priority=priority,
-            group=group,
-            tenant=tenant,
-            delay=delay,
-            key=key,
-            where="put",
-        )
+        feeder = self._parts.feeder(priority=priority, group=group, tenant=tenant, delay=delay, key=key, where="put")
         with self._parts.connection.use(self.broker) as connection:
             return put(feeder, connection, value)
 
@@ -317,12 +310,7 @@ class Engine:
         if key is not None and not callable(key):
             raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
         feeder = self._parts.feeder(
-            priority=priority,
-            group=group,
-            tenant=tenant,
-            delay=delay,
-            key=key,
-            where="put_many",
+            priority=priority, group=group, tenant=tenant, delay=delay, key=key, where="put_many"
         )
         with self._parts.connection.use(self.broker) as connection:
             return put_many(feeder, connection, values, progress)
