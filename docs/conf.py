@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def setup(app: Sphinx) -> None:
     """Show a type's alias by its name, also within another type."""
     app.connect("autodoc-process-signature", _aliases)
     app.connect("doctree-resolved", _dashes)
+    app.connect("build-finished", _scripts)
+
+
+def _scripts(app: Sphinx, error: Exception | None) -> None:
+    """Copy the scripts to where the pages' links lead, as they do in the repository."""
+    if error is None:
+        folder = Path(app.outdir, "scripts")
+        folder.mkdir(exist_ok=True)
+        for script in Path(app.srcdir, "scripts").glob("*.py"):
+            shutil.copy(script, folder)
 
 
 def _dashes(_app: object, tree: nodes.document, _page: str) -> None:

@@ -16,22 +16,28 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from sqspipes_mp import Engine, Task
+from sqspipes_mp import Engine, Reject, RemoteError, Task
 
 SIZE = (128, 128)
 
 
 def thumbnail(path: str) -> tuple[str, int]:
     """Write the thumbnail of an image beside it, and return its path and the image's hash."""
-    with Image.open(path) as image:
-        code = difference_hash(image)
-        image.thumbnail(SIZE)
-        small = Path(path).parent / "small" / Path(path).with_suffix(".jpg").name
-        small.parent.mkdir(exist_ok=True)
-        # Whole or not at all: a killed worker leaves the .part behind, and its message runs again.
-        part = small.with_suffix(".part")
-        image.convert("RGB").save(part, "JPEG")
-        part.replace(small)
+    try:
+        with Image.open(path) as image:
+            code = difference_hash(image)
+            image.thumbnail(SIZE)
+            made = image.convert("RGB")
+    except OSError as error:
+        # No image, or a broken one: another attempt reads the same.
+        raise Reject(str(error)) from None
+    # With the whole name: a.png and a.jpg are two images.
+    small = Path(path).parent / "small" / f"{Path(path).name}.jpg"
+    small.parent.mkdir(exist_ok=True)
+    # Whole or not at all: a killed worker leaves the .part behind, and its message runs again.
+    part = small.with_suffix(".part")
+    made.save(part, "JPEG")
+    part.replace(small)
     return str(small), code
 
 
@@ -72,15 +78,22 @@ def make(folder: Path, count: int) -> None:
         image.save(folder / f"{number:04}.png")
 
 
+def why(error: Exception) -> str:
+    """Return why an image has no thumbnail, alike in every run: an earlier run's error is kept as its text."""
+    return error.message if isinstance(error, RemoteError) else str(error)
+
+
 def run(folder: Path) -> None:
-    """Make the thumbnails that are missing, and print pairs of images that look alike."""
+    """Make the thumbnails that are missing, and print the broken images, and pairs of images that look alike."""
+    codes, broken = {}, {}
     with engine.map(images(folder), key=str, keep_results=True, with_input=True, return_exceptions=True) as results:
-        codes = {}
         for path, result in results:
             if isinstance(result, Exception):
-                print(f"{Path(path).name}: {result.args[0] if result.args else result}")
+                broken[Path(path).name] = why(result)
             else:
                 codes[Path(path).name] = result[1]
+    for name, reason in sorted(broken.items()):
+        print(f"{name}: {reason}")
     alike = sorted(pair for pair in combinations(sorted(codes), 2) if (codes[pair[0]] ^ codes[pair[1]]).bit_count() < 4)
     print(f"{len(codes)} thumbnails; alike: {', '.join(' and '.join(pair) for pair in alike)}")
 

@@ -23,6 +23,7 @@ from sqspipes_mp.ipc.summary import Summary
 from sqspipes_mp.messages.limits import MAX_VISIBILITY
 from sqspipes_mp.pipeline.checks import flag, seconds, sync_callable
 from sqspipes_mp.pipeline.domain import constructing_file, derive_domain
+from sqspipes_mp.pipeline.keywords import suggesting
 from sqspipes_mp.pipeline.plan import MIN_VISIBILITY, Settings
 from sqspipes_mp.pipeline.stages import Pipeline
 from sqspipes_mp.pipeline.task import Key, OnError, TaskLike, Workers, check_on_error
@@ -61,6 +62,7 @@ class Engine:
     _given: frozenset[str]
 
     @remembering
+    @suggesting
     def __init__(
         self,
         tasks: Sequence[TaskLike],
@@ -121,6 +123,7 @@ class Engine:
     def run(self, only: Only = None, *, iterate: Literal[True], **options: Unpack[RunArgs]) -> Results[Any]: ...
     @overload
     def run(self, only: Only = None, *, iterate: bool, **options: Unpack[RunArgs]) -> Summary | Results[Any]: ...
+    @suggesting
     def run(
         self,
         only: Only = None,
@@ -272,14 +275,7 @@ class Engine:
             ConfigError, OutputError, MessageTooLarge: nothing was sent.
             BrokerError: the queue service refuses.
         """
-        feeder = self._parts.feeder(
-            priority=priority,
-            group=group,
-            tenant=tenant,
-            delay=delay,
-            key=key,
-            where="put",
-        )
+        feeder = self._parts.feeder(priority=priority, group=group, tenant=tenant, delay=delay, key=key, where="put")
         with self._parts.connection.use(self.broker) as connection:
             return put(feeder, connection, value)
 
@@ -314,12 +310,7 @@ class Engine:
         if key is not None and not callable(key):
             raise ConfigError("put_many(key)", key, "callable(value) or None", "One key for all would make them one")
         feeder = self._parts.feeder(
-            priority=priority,
-            group=group,
-            tenant=tenant,
-            delay=delay,
-            key=key,
-            where="put_many",
+            priority=priority, group=group, tenant=tenant, delay=delay, key=key, where="put_many"
         )
         with self._parts.connection.use(self.broker) as connection:
             return put_many(feeder, connection, values, progress)
@@ -351,6 +342,7 @@ class Engine:
         return_exceptions: bool = False,
         **options: Unpack[MapArgs[V]],
     ) -> Results[tuple[V, Any]] | Results[Any]: ...
+    @suggesting
     def map(
         self,
         values: Iterable[V],

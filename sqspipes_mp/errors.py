@@ -208,6 +208,8 @@ class ResultsNotKept(SqsPipesError):
         self.domain = domain
         self.count = count
         values = "values" if count > 1 else "value"
+        if count == 1:
+            state = {"are under way": "is under way", "were done": "was done"}.get(state, state)
         super().__init__(
             f"{count:,} {values} of {domain!r} {state} without keep_results=True, so map cannot hand out their "
             f"results. {cure}"
@@ -229,7 +231,7 @@ class MapRunning(SqsPipesError):
         danger = "it would take the other's results" if what == "map" else "it would remove messages under that map"
         super().__init__(
             f"{what}() of {domain!r} must be alone with the pipeline's queues ({danger}), and {lock} is held by "
-            f"{whose}. Wait until that ends, or stop it with SIGTERM to its process"
+            f"{whose}. Wait until that ends, or stop it: `sqspipes-mp stop {domain}`, or SIGTERM to its process"
         )
 
 
@@ -331,14 +333,19 @@ class RestartLimit(SqsPipesError):
 class RemoteError(SqsPipesError):
     """A worker's exception that cannot be rebuilt safely in this process.
 
-    ``type_name`` is the exception's qualified name, ``text`` the whole formatted traceback of the worker.
+    Its ``str()`` is ``"{type_name}: {message}"``; a printed traceback shows ``text``, too, as a note.
     """
 
     def __init__(self, type_name: str, message: str, text: str) -> None:
+        #: Name of the exception's type.
         self.type_name = type_name
+        #: The exception's own ``str()``.
         self.message = message
+        #: The whole formatted traceback of the worker.
         self.text = text
-        super().__init__(f"{type_name}: {message}\n\nIn the worker:\n{text}")
+        super().__init__(f"{type_name}: {message}")
+        if text:
+            self.add_note(f"In the worker:\n{text}")
 
 
 class Verdict(SqsPipesError):

@@ -11,6 +11,6 @@ engine = Engine(
 )
 
 if __name__ == "__main__":
-    results = engine.map(range(2, 1000), key=str, keep_results=True)
+    results = engine.map(range(2, 30_000), key=str, keep_results=True)
     primes = [n for n, factor in results if factor is None]
     print(len(primes), sorted(primes)[:5])

@@ -54,14 +54,19 @@ def parse(url: str) -> SQS | SQLite:
 def resolve(broker: object, domain: str, environ: Mapping[str, str]) -> Broker:
     """Return the broker of an engine: the argument, else ``SQSPIPES_BROKER``, else SQLite in ./{domain}.db.
 
-    ``broker``: a broker, its URL or None. The last choice is logged as a warning. Settings of AWS in the environment
-    never choose SQS. Raises ``ConfigError``.
+    ``broker``: a broker, its URL or None. The last choice is logged as a warning, and so is a variable that has no
+    effect. Settings of AWS in the environment never choose SQS. Raises ``ConfigError``.
     """
-    if isinstance(broker, str):
-        return parse(broker)
-    if broker is not None:
-        return _given(broker)
     url = environ.get(VARIABLE, "")
+    if broker is not None:
+        chosen = parse(broker) if isinstance(broker, str) else _given(broker)
+        if url and not _says(url, chosen):
+            log.warning(
+                "%s: %s is set and has no effect, as the code names a broker. Leave Engine(broker=) out, or give the "
+                "command line --broker URL",
+                domain, VARIABLE,
+            )  # fmt: skip
+        return chosen
     if url:
         try:
             return parse(url)
@@ -77,6 +82,16 @@ def resolve(broker: object, domain: str, environ: Mapping[str, str]) -> Broker:
         VARIABLE,
     )
     return SQLite(path)
+
+
+def _says(url: str, broker: Broker) -> bool:
+    """Tell whether a URL says where ``broker`` is."""
+    try:
+        other = parse(url)
+    except ConfigError:
+        return False
+    places = ("path", "region", "endpoint_url")
+    return type(other) is type(broker) and all(getattr(other, name, 0) == getattr(broker, name, 0) for name in places)
 
 
 def _given(broker: object) -> Broker:

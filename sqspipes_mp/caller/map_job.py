@@ -219,8 +219,9 @@ def cure(job: Job, broker: Broker) -> str:
     clearing = _clearing(job)
     if not (broker.remembers_keys and job.feeder.keyed):
         return clearing
-    how = "keep_results" if job.keeps else "resume"
-    return f"Continue an interrupted map that had this key with {how}=True, {clearing[0].lower()}{clearing[1:]}"
+    if job.resumed:
+        return "Run it again, with the same values: it goes on where it was"
+    return f"Continue an interrupted map that had this key with resume=True, {clearing[0].lower()}{clearing[1:]}"
 
 
 def _clearing(job: Job) -> str:

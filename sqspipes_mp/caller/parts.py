@@ -17,6 +17,7 @@ from sqspipes_mp.brokers.url import parse, resolve
 from sqspipes_mp.caller.arguments import Only, PlanArgs
 from sqspipes_mp.caller.feed import Feeder
 from sqspipes_mp.caller.http import http_address
+from sqspipes_mp.caller.importing import check_not_importing
 from sqspipes_mp.caller.kept_connection import KeptConnection
 from sqspipes_mp.caller.map import MapResults
 from sqspipes_mp.caller.map_job import plan_job, survey
@@ -72,6 +73,8 @@ class EngineParts:
         #: With every queue the pipeline can have: a source's input queue too, which ``map`` feeds.
         self.feedable = feedable(self.pipeline)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
+        #: The environment that may choose a broker.
+        self._environ: Mapping[str, str] = os.environ
         if broker is not None:
             check_timeouts(self.pipeline, resolve(self._wanted, domain, {}).longest_hold)
         self._broker: Broker | None = None
@@ -83,7 +86,7 @@ class EngineParts:
         """The broker in use; chosen at the first access where the engine was given none."""
         if self._broker is None:
             domain = self.pipeline.domain
-            self._broker = resolve(self._wanted, domain, os.environ)
+            self._broker = resolve(self._wanted, domain, self._environ)
             if self._broker.temporary:
                 # Names, not the pipeline: its tasks may refer to the engine, which would then never be finalized.
                 dead = [stage.dead for stage in self.feedable.stages if stage.dead is not None]
@@ -97,11 +100,13 @@ class EngineParts:
             self.settings = replace(self.settings, on_error=check_on_error("Engine(on_error)", on_error))
         if broker is not None:
             self._broker = None
+            self._environ = {}
             self._wanted = parse(broker) if isinstance(broker, str) else broker
             check_timeouts(self.pipeline, resolve(self._wanted, self.pipeline.domain, {}).longest_hold)
 
     def feeder(self, **options: Any) -> Feeder:
         """Return what makes messages of values, with ``put``'s options. Raises ``ConfigError``."""
+        check_not_importing(options["where"])
         return Feeder(self.pipeline, self.settings, longest_delay=lambda: self.broker.longest_delay, **options)
 
     def order(self, order: Mapping[str, object], name: str) -> None:
@@ -113,6 +118,7 @@ class EngineParts:
         self, only: Only = None, *, iterate: bool = False, http: str | None = None, **options: Unpack[PlanArgs]
     ) -> RunPlan:
         """Return the plan of ``Engine.run`` with these arguments. Raises ``ConfigError``."""
+        check_not_importing("run")
         if options.get("wait_for_broker") is None:
             options["wait_for_broker"] = _wait_of_environment()
         plan = make_plan(self.pipeline, self.settings, only=only, iterate=iterate, **options)
@@ -135,6 +141,7 @@ class EngineParts:
 
     def map(self, owner: object, values: Iterable[Any], progress: bool | None, **options: Any) -> Results[Any]:
         """Start a map with ``Engine.map``'s options; ``owner``: lives as long as the iterator."""
+        check_not_importing("map")
         source = self.pipeline.stages[0].name if self.pipeline.stages[0].is_source else None
         plan, job = plan_job(
             self.feedable, self.settings, values, source=source, wait_for_broker=_wait_of_environment(), **options

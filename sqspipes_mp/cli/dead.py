@@ -33,7 +33,7 @@ _WIDE, _VALUE = 80, 200
 def dead_list(flags: Namespace, _console: Console) -> Exit:
     """Show a line for each dead letter."""
     engine = engine_of(flags)
-    found = survey(every_queue(engine), engine.broker, flags.stage, chosen=choice_of(flags))
+    found = survey(every_queue(engine), engine.broker, flags.stage, chosen=choice_of(flags, engine.pipeline))
     warn_of_others(engine)
     if flags.json:
         print(json.dumps([_plain(letter) for letter in found.letters], indent=2))
@@ -60,7 +60,8 @@ def dead_show(flags: Namespace, _console: Console) -> Exit:
 
 def dead_redrive(flags: Namespace, _console: Console) -> Exit:
     """Put dead letters back into the queues they failed in."""
-    engine, chosen = engine_of(flags), choice_of(flags)
+    engine = engine_of(flags)
+    chosen = choice_of(flags, engine.pipeline)
     moved = redrive(every_queue(engine), engine.broker, ids_of(flags, chosen), chosen)
     queues = Counter(letter.queue for letter in moved.letters)
     counts = ", ".join(f"{queue} {count:,}" for queue, count in queues.items())
@@ -69,7 +70,8 @@ def dead_redrive(flags: Namespace, _console: Console) -> Exit:
 
 def dead_discard(flags: Namespace, _console: Console) -> Exit:
     """Delete dead letters, after asking."""
-    engine, chosen = engine_of(flags), choice_of(flags)
+    engine = engine_of(flags)
+    chosen = choice_of(flags, engine.pipeline)
     ids = ids_of(flags, chosen)
     if not flags.yes:
         letters = survey(every_queue(engine), engine.broker, flags.stage, chosen=chosen, ids=ids or ()).letters

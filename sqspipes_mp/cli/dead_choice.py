@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from sqspipes_mp.caller.choice import Choice
 from sqspipes_mp.cli.exits import Refused
+from sqspipes_mp.pipeline.stages import Pipeline
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -22,8 +23,10 @@ def add_choice(parser: ArgumentParser) -> None:
     parser.add_argument("--match", metavar="TEXT", help="only those with this text in key, value, body or error")
 
 
-def choice_of(flags: Namespace) -> Choice:
+def choice_of(flags: Namespace, pipeline: Pipeline) -> Choice:
     """Return the choice that the flags make. Raises ``Refused`` and ``ConfigError``."""
+    if flags.stage is not None:
+        pipeline.stage(flags.stage, "--stage")
     since = None if flags.since is None else _since(flags.since)
     return Choice.of("dead", stage=flags.stage, error=flags.error, since=since, match=flags.match)
 

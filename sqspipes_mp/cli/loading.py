@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from sqspipes_mp.caller.importing import importing
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped
 from sqspipes_mp.engine import Engine
 from sqspipes_mp.errors import ConfigError
@@ -80,7 +81,7 @@ def _import(name: str) -> ModuleType:
     if found is None:
         raise Refused(f"there is no module {name!r}, in {Path.cwd()} or installed.{_near_files(name)}")
     try:
-        module: ModuleType = _users_code(f"importing {name}", lambda: importlib.import_module(name))
+        module = _module(name, name)
     except Refused as refused:
         cause = refused.__cause__
         # The module itself is missing, and no import of it.
@@ -104,11 +105,18 @@ def _import_file(source: str) -> ModuleType:
     if not all(part.isidentifier() for part in parts):
         raise Refused(f"{source!r} cannot be imported as a module: rename it to letters, digits and _")
     _put_first(folder)
-    module: ModuleType = _users_code(f"importing {source}", lambda: importlib.import_module(name))
+    module = _module(name, source)
     origin = getattr(module, "__file__", None)
     # Children import the module by this name, so the name has to mean this file.
     if origin is None or not Path(origin).samefile(file):
         raise Refused(f"the module name {name!r} of {source!r} is taken by {origin or 'a built-in'}: rename the file")
+    return module
+
+
+def _module(name: str, source: str) -> ModuleType:
+    """Import a module of the user's, that ``source`` names. Raises ``Refused``."""
+    with importing(source):
+        module: ModuleType = _users_code(f"importing {source}", lambda: importlib.import_module(name))
     return module
 
 
@@ -153,5 +161,5 @@ def _put_first(folder: Path) -> None:
 def _near_files(name: str, folder: Path | None = None) -> str:
     place = Path.cwd() if folder is None else folder
     stems = [file.stem for file in place.glob("*.py")] if place.is_dir() else []
-    near = get_close_matches(name, stems, 3, 0.5)
+    near = get_close_matches(name, stems, 3, 0.7)
     return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -34,10 +34,14 @@ _OF_STDOUT = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errn
 _FOLDER = str(Path(__file__).parent) + os.sep
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
-_TARGET = "an Engine, or a function returning one: words:engine or ./words.py:engine for engine in words.py"
+_TARGET = (
+    "an Engine, or a function returning one: words:engine or ./words.py:engine for engine in words.py. The file is "
+    "imported; commands for running engines (top, stack, stop, scale) take a domain instead"
+)
 _RUNNING = (
     "a domain, a pid, the MODULE:ENGINE text as it was started, or http://HOST:PORT of an engine's own server; "
-    "needed where several engines run here"
+    "needed where several engines run here. Nothing is imported; commands for queues (status, dead, purge) take "
+    "MODULE:ENGINE"
 )
 _CODES = """\
 exit codes: 0 done, or a run without an end stopped by a signal; 1 a task failed; 2 usage or configuration;

@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 
-from sqspipes_mp.brokers.base import Depth
+from sqspipes_mp.brokers.base import Depth, as_keyed
 from sqspipes_mp.brokers.url import CHOICE
 from sqspipes_mp.caller.stats import PipelineStats, QueueStats, StageStats, opened
 from sqspipes_mp.cli.console import Console, table
@@ -118,8 +118,12 @@ def _announce(engine: Engine, verb: str, what: str) -> list[str]:
         return []
     with opened(engine.broker) as connection:
         connection.check_owners(every_queue(engine).queues)
+        keyed = as_keyed(engine.broker, connection)
+        keys = 0 if keyed is None else sum(keyed.keys(name)[0] for name in names)
     rows = [(name, _total(found[name])) for name in names]
-    print(f"{what}; {place}:\n\n{table(('queue', 'messages'), rows)}\n", flush=True)
+    whose = "1 key, and the results kept for its" if keys == 1 else f"{keys:,} keys, and the results kept for their"
+    too = f"\n{whose} value{'s' * (keys > 1)}, will be forgotten.\n" if keys else ""
+    print(f"{what}; {place}:\n\n{table(('queue', 'messages'), rows)}\n{too}", flush=True)
     return names
 
 

@@ -138,6 +138,8 @@ def _cure(value: Any) -> str:
         return "Return it.tolist(), or store it in S3 or a file and return its path"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return "Return dataclasses.asdict(it)"
+    if callable(getattr(type(value), "isoformat", None)):
+        return "Return it.isoformat(), or give Engine(json_default=str)"
     if isinstance(value, BaseException):
         return "Raise it, or return str(it)"
     return "Return a dict or a str made of it, or give Engine(json_default=...) a function that does"

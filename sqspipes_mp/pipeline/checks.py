@@ -13,6 +13,8 @@ from sqspipes_mp.errors import ConfigError
 from sqspipes_mp.pipeline.callables import is_async
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?)b|b)?\s*", re.IGNORECASE)
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|sec|m|min|h|d)?\s*", re.IGNORECASE)
+_LENGTHS = {"m": 60, "min": 60, "h": 3_600, "d": 86_400}
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -49,6 +51,8 @@ def seconds(
             number = math.inf
         if math.isfinite(number) and least <= number <= most and not (above and number == least):
             return number
+    if isinstance(value, str) and not cure and (text := _DURATION.fullmatch(value)) is not None:
+        cure = f"Write {float(text[1]) * _LENGTHS.get((text[2] or '').lower(), 1):.15g}"
     span = f"{'above' if above else 'from'} {least:g}" + ("" if most == math.inf else f" to {most:g}")
     raise ConfigError(field, value, f"a number of seconds {span}{also}", cure)
 

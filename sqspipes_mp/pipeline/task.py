@@ -18,6 +18,7 @@ from sqspipes_mp.errors import ConfigError, Reject, Retry
 from sqspipes_mp.pipeline.callables import check_method, is_class, is_generator, misfit, task_name
 from sqspipes_mp.pipeline.checks import items, parse_size, seconds, sync_callable, whole_number
 from sqspipes_mp.pipeline.foreign_bodies import Decode
+from sqspipes_mp.pipeline.keywords import suggesting
 
 #: Fate of a message whose function raised: it ends the run, is tried again later, or is dead-lettered.
 Policy: TypeAlias = Literal["raise", "retry", "reject"]
@@ -110,6 +111,7 @@ class Task:
     batch_wait: float
     init_args: tuple[Any, ...]
 
+    @suggesting
     def __init__(
         self,
         method: Callable[..., Any],
@@ -275,7 +277,8 @@ def check_on_error(field: str, value: object) -> OnError:
         return cast(Policy, value)
     if isinstance(value, str) or not callable(value):
         allowed = '"raise", "retry", "reject" or a callable(exception, attempt)'
-        raise ConfigError(field, value, allowed, '"raise" stops the engine, "retry" tries again later')
+        cure = '"raise" stops the engine, "retry" tries again later, "reject" puts the message aside'
+        raise ConfigError(field, value, allowed, cure)
     return sync_callable(field, value)
 
 

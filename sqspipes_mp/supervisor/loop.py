@@ -147,7 +147,7 @@ class Supervisor:
                 self._turn_until_over()
             except BaseException as error:
                 # A handler of the host's has raised (SIGALRM's, say). What is held goes back before that goes on.
-                stopping.drain(type(error).__name__)
+                stopping.drain(type(error).__name__, at_once=True)
                 stopping.hasten()
                 self._turn_until_over()
                 raise

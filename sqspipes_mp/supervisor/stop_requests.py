@@ -186,7 +186,9 @@ class Requests:
                 self._stopping.hasten()
         if self._caller.eof:
             self._events.hang_up(self._caller)
-            self._stopping.drain("the caller is gone")
+            if self._stopping.begun:
+                log.warning("the caller is gone: killing what still runs")
+            self._stopping.drain("the caller is gone", at_once=True)
             self._stopping.hasten()
         else:
             self._events.send(self._caller)

@@ -81,8 +81,11 @@ class Stopping:
             log.error("another failure while stopping%s: %s", f" ({why.where})" if why.where else "", words)
         self.drain("failed")
 
-    def drain(self, reason: str) -> None:
-        """Let running calls finish, and have no worker receive or start any more; the first ``reason`` counts."""
+    def drain(self, reason: str, *, at_once: bool = False) -> None:
+        """Let running calls finish, and have no worker receive or start any more; the first ``reason`` counts.
+
+        ``at_once``: ``hasten`` follows.
+        """
         if self._shutdown is not None:
             return
         children = self._children
@@ -93,7 +96,9 @@ class Stopping:
         # A user who sent a signal waits now, and may not know for which calls.
         patient = running == 0 or reason not in signal.Signals.__members__
         second = "" if patient else "; a second signal kills them"
-        if running:
+        if running and at_once:
+            log.warning("stopping (%s): killing the calls that run (%d); their messages come again", reason, running)
+        elif running:
             log.log(
                 logging.INFO if patient else logging.WARNING,
                 "stopping (%s): calls that run (%d) have %g s to end%s", reason, running, grace, second,
@@ -136,7 +141,8 @@ class Stopping:
                 for _, worker in workers:
                     self._events.tell(worker.child.channel, Kind.RELEASE)
             elif step is Step.KILL_WORKERS:
-                log.warning("%d workers have not finished in time; killing them", len(workers))
+                if self._shutdown.now_at is None:
+                    log.warning("%d workers have not finished in time; killing them", len(workers))
                 self._children.kill_workers(Cause.CUT)
             elif step is Step.QUIT_KEEPER:
                 self.quitting = True

@@ -580,6 +580,10 @@ def test_a_callers_sigkill_leaves_no_process(tmp_path: Path, db: Path, log: Log,
         assert len(below) == 3
         process.kill()
         eventually(lambda: not any(map(alive, below)))
+        told = ended(process)[2].splitlines()
+    # The kernel may kill the supervisor before it says anything.
+    assert {line.partition(":")[0] for line in told} <= {"stopping (the caller is gone)"}
+    assert not [line for line in told if "to end" in line or "in time" in line]
 
 
 def test_a_second_engine_may_iterate_at_the_same_time(db: Path, tmp_path: Path) -> None:

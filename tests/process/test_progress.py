@@ -336,6 +336,15 @@ def test_what_waits_is_counted_one_queue_a_turn_and_each_once_in_a_round() -> No
         )
 
 
+def test_a_line_of_the_log_tells_counts_of_the_last_seconds() -> None:
+    connection = Counted()
+    lines = progress.Lines()
+    with counting(lines.count_every, connection) as (count, _):
+        for tenth in range(int(10 * lines.every)):
+            count.look(100.0 + tenth / 10)
+        assert min(map(connection.asked.count, set(connection.asked))) >= 3
+
+
 def test_nothing_is_counted_where_nobody_looks() -> None:
     connection = Counted()
     with counting(None, connection) as (count, _):

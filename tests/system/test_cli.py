@@ -198,10 +198,13 @@ def test_every_flag_has_its_variable(cli: Cli, folder: Path) -> None:
 
 
 def test_the_code_s_broker_wins_over_the_variable_and_the_flag_over_the_code(cli: Cli, folder: Path) -> None:
-    cli("run", "words:make", "--until", "drained", SQSPIPES_BROKER="sqlite:///other.db")
+    told = cli("run", "words:make", "--until", "drained", SQSPIPES_BROKER="sqlite:///other.db").stderr
+    assert told.count("SQSPIPES_BROKER is set and has no effect") == 1
     assert (folder / "w.db").exists()
     assert not (folder / "other.db").exists()
-    cli("run", "words:make", "--until", "drained", "--broker", "sqlite:///other.db")
+    flag = ("--broker", "sqlite:///other.db")
+    told = cli("run", "words:make", "--until", "drained", *flag, SQSPIPES_BROKER="sqlite:///no.db").stderr
+    assert "SQSPIPES_BROKER" not in told
     assert (folder / "other.db").exists()
 
 
@@ -344,6 +347,11 @@ def test_a_wrong_target_is_refused_with_the_cure(cli: Cli, target: str, told: st
         ("def (", 3, "SyntaxError"),
         ("import sys\nsys.exit(0)", 3, "SystemExit"),
         ("from sqspipes_mp import Engine\nengine = Engine([], domain='t')", 2, "module.py:2: "),
+        (
+            "from sqspipes_mp import Engine, Task\nengine = Engine([Task(abs, input=True)])\nlist(engine.map([1]))",
+            2,
+            'module.py:3: a call of map() in module must be under `if __name__ == "__main__":`',
+        ),
     ],
 )
 def test_a_module_that_fails_is_told_by_its_own_lines(cli: Cli, folder: Path, text: str, code: int, told: str) -> None:
@@ -353,6 +361,7 @@ def test_a_module_that_fails_is_told_by_its_own_lines(cli: Cli, folder: Path, te
     assert told in result.stderr
     assert "importlib" not in result.stderr
     assert "cli/" not in result.stderr
+    assert not (folder / "module.db").exists()
 
 
 def test_a_file_whose_name_is_taken_is_refused(cli: Cli, folder: Path) -> None:
@@ -452,6 +461,7 @@ def test_purge_and_delete_name_what_they_touch_and_touch_nothing_else(cli: Cli) 
     assert purged.returncode == 0
     assert ["words-numbers", "5"] in [line.split() for line in purged.stdout.splitlines()]
     assert "made-numbers" not in purged.stdout
+    assert "keys" not in purged.stdout
     assert status(cli, "words:engine")["double"] == (0, 0, 0)
     assert status(cli, "words:make")["tell"] == (5, 0, 0)
     assert cli("delete", "words:make", "--yes").returncode == 0
@@ -464,8 +474,10 @@ def test_another_pipelines_queues_are_refused_before_anything_is_asked(cli: Cli,
         more.write("""
 one = Engine([Task(double, name="x-y", input=True), tell], domain="app", broker=db)
 other = Engine([Task(double, name="y", input=True), tell], domain="app-x", broker=db)
-one.put(1)
 """)
+    subprocess.run(
+        [sys.executable, "-c", "import words; words.one.put(1, key='k')"], cwd=folder, env=environment(), check=True
+    )
     assert cli("run", "words:one", "--only", "x-y", "--until", "drained", "--idle", "0").returncode == 0
     for verb in ("purge", "delete"):
         refused = cli(verb, "words:other")
@@ -473,6 +485,7 @@ one.put(1)
         assert "queue 'app-x-y' in" in refused.stderr
     assert cli("run", "words:other").returncode == 2
     assert status(cli, "words:one")["tell"][0] >= 1
+    assert "1 key, and the results kept for its value, will be forgotten" in cli("purge", "words:one", "--yes").stdout
 
 
 @pytest.mark.parametrize("verb", ["purge", "delete"])

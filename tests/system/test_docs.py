@@ -28,10 +28,11 @@ _DOCS = _ROOT / "docs"
 _SCRIPTS = _DOCS / "scripts"
 _PAGES = {path.relative_to(_DOCS).with_suffix("").as_posix(): path.read_text() for path in _DOCS.rglob("*.rst")}
 _PACKAGE = Path(sqspipes_mp.__file__).parent
-#: The scripts of the pages; each has a test below.
+#: The scripts of the pages; each has a test below, primes.py in test_readme.py.
 _TESTED = {
-    "asynchronous.py", "client.py", "ends.py", "feed.py", "logs.py", "orders.py", "pages.py", "pages_celery.py",
-    "pi.py", "pool.py", "primes.py", "recipes.py", "test_words.py", "titles.py", "uploads.py", "vectors.py", "words.py",
+    "asynchronous.py", "client.py", "ends.py", "failing.py", "feed.py", "fleet.py", "logs.py", "orders.py", "pages.py",
+    "pages_celery.py", "pi.py", "pool.py", "primes.py", "recipes.py", "test_words.py", "titles.py", "uploads.py",
+    "vectors.py", "words.py",
 }  # fmt: skip
 _CONSOLE = re.compile(
     r"\.\. code-block:: console\n(?P<options>(?:   :\S+:.*\n)*)\n(?P<text>(?:(?:   .*)?\n)+)",
@@ -75,6 +76,11 @@ def test_every_script_is_on_a_page_and_has_a_test_here():
     shown = re.findall(r"\.\. literalinclude:: (\S+)", "".join(_PAGES.values()))
     assert {path.name for path in _SCRIPTS.glob("*.py")} == _TESTED
     assert {Path(path).name for path in shown if "/scripts/" in f"/{path}"} == _TESTED
+    # Where the page is read as it stands, in the repository, nothing is included: a link leads to the script.
+    for name, page in _PAGES.items():
+        for path in re.findall(r"\.\. literalinclude:: (\S*scripts/\S+)", page):
+            assert f"<{path}>`__" in page, (name, path)
+            assert (_DOCS / name).parent.joinpath(path).exists()
     # The others are the package's own, or have a test in test_examples.py.
     others = {path for path in shown if "/scripts/" not in f"/{path}"}
     examples = {f"../examples/{path.name}" for path in (_ROOT / "examples").glob("*.py")}
@@ -153,7 +159,6 @@ def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
         ("howto/waiting", "titles.py", "64"),
         ("howto/waiting", "vectors.py", "332833500"),
         ("howto/notebooks", "asynchronous.py", "[0, 1, 4, 9]"),
-        ("howto/map", "primes.py", "168 [2, 3, 5, 7, 11]"),
         ("coming_from/celery", "pages.py", "3 done"),
         ("coming_from/concurrent_futures", "pool.py", "same"),
     ],
@@ -161,6 +166,24 @@ def test_the_example_that_ends_ends_with_the_right_sum(tmp_path):
 def test_a_script_prints_what_its_page_says(tmp_path, page, example, printed):
     assert _finish(_run(tmp_path, example)) == (0, f"{printed}\n", "")
     _tells(page, printed)
+
+
+def test_the_example_of_several_machines_stores_its_results(tmp_path):
+    environ = {"SQSPIPES_BROKER": f"sqlite:///{tmp_path}/fleet.db"}
+    lines = ["998 sent", "168 [2, 3, 5, 7, 11]"]
+    assert _finish(_run(tmp_path, "fleet.py", "feed", env=environ))[:2] == (0, f"{lines[0]}\n")
+    run = ["-m", "sqspipes_mp", "run", "fleet:engine", "--until", "drained", "--idle", "0"]
+    environ |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(_ROOT)}
+    subprocess.run([sys.executable, *run], cwd=tmp_path, env=environ, check=True, capture_output=True, timeout=100)
+    assert _finish(_run(tmp_path, "fleet.py", "show", env=environ))[:2] == (0, f"{lines[1]}\n")
+    _tells("howto/sqs", *lines)
+
+
+def test_values_that_failed_are_listed_alike_in_every_run(tmp_path):
+    lines = ["{2: 0.5, 4: 0.25}", "{0: 'division by zero'}"]
+    for _ in range(2):
+        assert _finish(_run(tmp_path, "failing.py"))[:2] == (0, "".join(f"{line}\n" for line in lines))
+    _tells("howto/map", *lines)
 
 
 def test_celerys_side_of_the_comparison_prints_the_same(tmp_path):

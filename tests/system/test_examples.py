@@ -55,14 +55,22 @@ def test_thumbnails_are_made_once_and_alike_ones_found(tmp_path):
     pytest.importorskip("PIL")
     example = Program(tmp_path, "thumbnails.py")
     example.output("make", "pictures", "--count", "20")
+    pictures, small = tmp_path / "pictures", tmp_path / "pictures" / "small"
+    # The same stem as another image; no image at all; one that ends too early.
+    shutil.copy(pictures / "0008.png", pictures / "0007.webp")
+    (pictures / "bad.png").write_text("no image")
+    (pictures / "cut.png").write_bytes((pictures / "0001.png").read_bytes()[:2000])
     example.interrupt("run", "pictures", once="thumbnails.db")
-    told = "20 thumbnails; alike: 0008.png and 0009.png, 0018.png and 0019.png\n"
-    small = tmp_path / "pictures" / "small"
-    assert example.output("run", "pictures").endswith(told)
-    made = {path: path.stat().st_mtime_ns for path in small.glob("*.jpg")}
-    assert example.output("run", "pictures").endswith(told)
-    assert {path: path.stat().st_mtime_ns for path in small.glob("*.jpg")} == made
-    assert len(made) == 20
+    told = example.output("run", "pictures")
+    bad, cut, last = told.splitlines()
+    assert bad == f"bad.png: cannot identify image file {str(pictures / 'bad.png')!r}"
+    assert cut.startswith("cut.png: image file is truncated")
+    alike = "0007.webp and 0008.png, 0007.webp and 0009.png, 0008.png and 0009.png, 0018.png and 0019.png"
+    assert last == f"21 thumbnails; alike: {alike}"
+    made = {path: path.stat().st_mtime_ns for path in small.iterdir()}
+    assert example.output("run", "pictures") == told
+    assert {path: path.stat().st_mtime_ns for path in small.iterdir()} == made
+    assert len(made) == 21
 
 
 def test_modules_are_found_by_what_they_are_about(tmp_path):

@@ -4,11 +4,23 @@ import inspect
 import json
 import logging
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from sqspipes_mp import AccessDenied, BootError, ConfigError, Engine, QueueMissing, RestartLimit, Task, TaskLike
+from sqspipes_mp import (
+    AccessDenied,
+    BootError,
+    ConfigError,
+    Engine,
+    QueueMissing,
+    RestartLimit,
+    SQLite,
+    Task,
+    TaskLike,
+)
+from sqspipes_mp.caller.importing import importing
 from sqspipes_mp.cli.console import JsonLines, table
 from sqspipes_mp.cli.exits import Exit, Refused, Stopped, ending_of
 from sqspipes_mp.cli.run import Given, run_options, task_names, worker_counts
@@ -241,3 +253,22 @@ def test_a_json_line_has_the_facts_of_its_record() -> None:
 def test_a_mistyped_task_gets_a_suggestion() -> None:
     with pytest.raises(Refused, match=r"--only must be .* got 'fisrt'. Did you mean 'first'\?"):
         task_names(options(only=["fisrt"]).only, pipeline())
+
+
+def test_nothing_begins_while_the_users_module_is_imported(tmp_path: Any) -> None:
+    db = tmp_path / "t.db"
+    engine = Engine([Task(abs, input=True)], domain="t", broker=SQLite(db))
+    calls: dict[str, list[Callable[[], object]]] = {
+        "run": [engine.run, lambda: engine.run(iterate=True), lambda: plan_run(engine)],
+        "map": [lambda: engine.map([1])],
+        "put": [lambda: engine.put(1)],
+        "put_many": [lambda: engine.put_many([1])],
+    }
+    with importing("words"):
+        for name, begun in calls.items():
+            for call in begun:
+                with pytest.raises(ConfigError, match=rf"{name}\(\) in words must be under `if __name__ == "):
+                    call()
+    assert not db.exists()
+    assert engine.put(1)
+    engine.close()

@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import datetime as dt
 import enum
 import functools
 import hashlib
@@ -324,11 +325,12 @@ class Opaque:
         (nested(100_000), ["nested too deeply"]),
         ((n for n in ()), ["value is a generator", "yield"]),  # type: ignore[var-annotated]
         ([Thing()], ["value[0] is a", "Thing", "dataclasses.asdict"]),
+        ({"d": dt.date(2026, 1, 1)}, ["value['d'] is a datetime.date", "isoformat()"]),
         ({"o": Opaque()}, ["value['o'] is a", "Opaque", "json_default"]),
         ({"e": ValueError("x")}, ["value['e'] is a ValueError", "Raise it"]),
         ([[0] * 300_000, {1}], ["something in it is a set"]),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_what_json_cannot_say_is_named_with_place_and_cure(value, words):
     with pytest.raises(OutputError) as caught:

@@ -280,7 +280,7 @@ def test_garbage_is_a_report_that_says_so(data):
 def test_garbage_pickle_is_remote_error(pickled):
     back = rebuild(Report("a.B", "m", "t", pickled, ("n",)))
     assert type(back) is RemoteError
-    assert back.__notes__ == ["n"]
+    assert back.__notes__ == ["In the worker:\nt", "n"]
 
 
 @pytest.mark.parametrize("cut", range(0, 400, 37))

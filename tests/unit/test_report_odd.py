@@ -148,7 +148,7 @@ def test_many_large_notes_leave_room_for_nothing_else(carry):
     back = carry(thrower(exc))
     assert type(back) is RemoteError
     assert back.message == "x"
-    assert len(back.__notes__) == 33
+    assert len(back.__notes__) == 34
 
 
 def test_a_falsy_cause_is_a_cause(carry):

@@ -194,7 +194,9 @@ def test_local_class_is_remote_error(carry):
     assert "Local" in back.type_name
     assert back.message == "bad"
     assert "in throw" in back.text
-    assert back.__notes__ == ["in stage 'resize', worker 4711, message abc"]
+    # A line for those who print it; a traceback shows the worker's.
+    assert str(back) == f"{back.type_name}: bad"
+    assert back.__notes__ == [f"In the worker:\n{back.text}", "in stage 'resize', worker 4711, message abc"]
 
 
 @pytest.mark.parametrize(

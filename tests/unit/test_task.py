@@ -199,6 +199,10 @@ def test_bad_values_name_field_value_and_what_is_allowed(field, value):
         ("args", 5, "args=(5,)"),
         ("workers", "4", '"auto"'),
         ("max_memory", "2G", "MiB"),
+        ("timeout", "1m", "Write 60"),
+        ("timeout", "1.5 h", "Write 5400"),
+        ("batch_wait", "0.5", "Write 0.5"),
+        ("on_error", "skip", '"reject"'),
         ("input", False, "Leave it out"),
         ("init", fetch, "asyncio.run"),
         ("init_args", ("x",), "args="),
@@ -416,3 +420,20 @@ CONSOLE = "https://us-west-2.console.aws.amazon.com/sqs/v3/home?region=us-west-2
 )
 def test_a_queue_of_others_as_the_console_shows_it_is_that_queue(given: str) -> None:
     assert Task(resize, input=given).input == QUEUE
+
+
+def test_an_unknown_keyword_names_the_nearest_one():
+    engine = Engine([Task(resize, input=True)], domain="t", broker="sqlite://")
+    calls = [
+        (lambda: Task(resize, worker=2), "workers"),  # type: ignore[call-arg]
+        (lambda: Task(resize, inputs=True), "input"),  # type: ignore[call-arg]
+        (lambda: Engine([resize], on_eror="retry"), "on_error"),  # type: ignore[call-arg]
+        (lambda: engine.map([1], keys=str), "key"),  # type: ignore[call-overload]
+        (lambda: engine.map([1], keep_result=True), "keep_results"),  # type: ignore[call-overload]
+        (lambda: engine.run(worker=2), "workers"),  # type: ignore[call-overload]
+    ]
+    for call, name in calls:
+        with pytest.raises(TypeError, match=rf"unexpected keyword argument .* Did you mean '{name}'\?"):
+            call()
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'zzz'$"):
+        Task(resize, zzz=1)  # type: ignore[call-arg]

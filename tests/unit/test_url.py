@@ -105,13 +105,22 @@ def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     assert "hunter2" not in str(caught.value) + repr(caught.value.__dict__)
 
 
-def test_argument_wins_over_the_environment() -> None:
+def test_argument_wins_over_the_environment_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     broker = SQS("us-west-2")
     environ = {"SQSPIPES_BROKER": "sqlite:///work.db"}
     assert resolve(broker, "d", environ) is broker
     found = resolve("sqs://eu-west-1", "d", environ)
     assert isinstance(found, SQS)
     assert found.region == "eu-west-1"
+    assert [message.partition(" is set and has no effect")[0] for message in caplog.messages] == [
+        "d: SQSPIPES_BROKER"
+    ] * 2
+
+
+def test_argument_and_environment_that_agree_are_nothing_to_warn_of(caplog: pytest.LogCaptureFixture) -> None:
+    resolve(SQS("us-west-2"), "d", {"SQSPIPES_BROKER": "sqs://us-west-2"})
+    resolve("sqlite:///work.db", "d", {"SQSPIPES_BROKER": "sqlite:///work.db"})
+    assert caplog.messages == []
 
 
 def test_environment_wins_over_the_default(caplog: pytest.LogCaptureFixture) -> None:

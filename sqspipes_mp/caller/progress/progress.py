@@ -26,7 +26,8 @@ log = logging.getLogger("sqspipes_mp.progress")
 DRAW_EVERY, LOG_EVERY = 0.5, 30.0
 #: Seconds until the first line of the log on a terminal, where somebody waits for it.
 SOON = 3.0
-#: Seconds between two counts of waiting messages for a table: on SQS a count is a request that costs money.
+#: Seconds between two counts of waiting messages: on SQS a count is a request that costs money. A line of the log needs
+#: them as often as a table: a count as old as the line before would tell messages, and an ETA, that are long gone.
 COUNT_EVERY = 10.0
 
 #: A terminal has one foot: the first run gets it.
@@ -68,7 +69,7 @@ class Lines:
 
     def __init__(self, first: float = LOG_EVERY) -> None:
         self.first, self.every = first, LOG_EVERY
-        self.count_every: float | None = LOG_EVERY
+        self.count_every: float | None = COUNT_EVERY
         self._told: list[tuple[int | None, ...]] = []
 
     def show(self, rows: Sequence[Row]) -> None:

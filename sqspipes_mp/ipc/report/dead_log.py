@@ -6,6 +6,7 @@ import logging
 import os
 
 from sqspipes_mp.errors import WorkerLost
+from sqspipes_mp.ipc.report.exception_text import frames_of
 
 #: The logger's name.
 DEAD = "sqspipes_mp.dead"
@@ -31,4 +32,4 @@ def tell_dead(
     worker = error.pid if isinstance(error, WorkerLost) else os.getpid()
     fields: dict[str, object] = {"stage": stage, "id": ident, "attempt": attempt, "worker": worker}
     fields |= {"reason": type(error).__name__, "untold": untold}
-    _log.error(text, *args, exc_info=(type(error), error, error.__traceback__), extra=fields)
+    _log.error(text, *args, exc_info=(type(error), error, frames_of(error)), extra=fields)

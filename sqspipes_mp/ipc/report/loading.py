@@ -85,7 +85,6 @@ class _Loader:
             put(exc, "__context__", self._link(node.context))
             # After the cause, whose setter sets it.
             put(exc, "__suppress_context__", node.suppress_context)
-            put_notes(exc, node.notes)
         return root
 
     def _link(self, number: int | None) -> BaseException | None:
@@ -112,13 +111,18 @@ class _Loader:
         if not issubclass(type(exc), BaseException):
             raise TypeError(type(exc))
         put(exc, "__traceback__", _traceback(node.frames))
+        put_notes(exc, node.notes)
         found: BaseException = exc
         return found
 
     def _stand_in(self, number: int) -> RemoteError:
         node, _ = self._nodes[number]
         frames = traceback.format_tb(_traceback(node.frames))
-        return RemoteError(node.type_name, node.message, "".join((*frames, f"{node.type_name}: {node.message}\n")))
+        text = "".join((*frames, f"{node.type_name}: {node.message}\n"))
+        error = RemoteError(node.type_name, node.message, text)
+        for note in node.notes:
+            error.add_note(note)
+        return error
 
 
 def _traceback(frames: list[Frame]) -> TracebackType | None:

@@ -105,10 +105,12 @@ def rebuild(report: Report) -> Exception:
         raise
     except BaseException:
         error = None
+    own: list[str] = []
     if not isinstance(error, Exception):
         frames = None if error is None else error.__traceback__
         error = RemoteError(report.type_name, report.message, report.text).with_traceback(frames)
+        own = error.__notes__
     where = ", ".join([BOOT_NOTE] * report.booting + [report.where] * bool(report.where))
     told = [ChildNote(where, booting=report.booting, held=report.held)] if where else []
-    put_notes(error, [*report.notes, *told])
+    put_notes(error, [*own, *report.notes, *told])
     return error
