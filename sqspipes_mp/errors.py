@@ -45,7 +45,7 @@ LATE = "the call outlived the task's timeout"
 #: Why a call failed that had its message until others were about to get it.
 HELD = "the call had its message for nearly as long as SQS lets one be in flight, 12 hours from its receive"
 #: Why a call did not end that an order has cancelled.
-CANCELLED = "the call was cancelled by an order"
+CANCELLED = "the call was cancelled on demand (sqspipes-mp cancel, engine.cancel)"
 #: What a program needs whose children are fresh processes.
 GUARD = 'With spawn and forkserver a child imports the program again: start the engine under if __name__ == "__main__":'
 

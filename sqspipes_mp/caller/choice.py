@@ -10,9 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sqspipes_mp.errors import ConfigError
+from sqspipes_mp.messages.told import value_text
 
 if TYPE_CHECKING:
     from sqspipes_mp.caller.dead_letters import DeadLetter
+
+#: Characters of a shown value for each of its body: an escape is longer than its character.
+_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +70,9 @@ def _texts(letter: DeadLetter) -> tuple[str, ...]:
         value = json.dumps(letter.value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         value = ""
-    return letter.key or "", value, letter.body, f"{letter.failure.error}: {letter.failure.text}"
+    # As JSON, as it was sent, and as the list shows it: a text that is copied from there is found.
+    shown = value_text(letter.value, len(letter.body) * _SHOWN)
+    return letter.key or "", value, shown, letter.body, f"{letter.failure.error}: {letter.failure.text}"
 
 
 def _moment(field: str, since: object) -> float | None:

@@ -77,6 +77,8 @@ class Survey:
     letters: list[DeadLetter]
     #: Number of further letters that the queues count (on SQS: about).
     hidden: int
+    #: Number of letters that were seen, chosen or not.
+    seen: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,8 @@ class Moved:
     missed: Sequence[DeadLetter]
     #: As in ``Survey``, where all were to be moved.
     hidden: int = 0
+    #: As in ``Survey``.
+    seen: int = 0
 
 
 Found = tuple[Received, DeadLetter]
@@ -123,7 +127,7 @@ def survey(
         hidden = max(0, total - len(found))
         wanted = resolve_ids([letter.id for letter in letters], ids, hidden) if ids else None
         letters = [each for each in letters if chosen.fits(each) and (wanted is None or each.id in wanted)]
-        return Survey(letters=letters, hidden=hidden)
+        return Survey(letters=letters, hidden=hidden, seen=len(found))
 
     return _in_a_thread(broker, work)
 
@@ -312,7 +316,7 @@ def _move(
         if ids is not None and not hands.stopped.is_set():
             wanted = resolve_ids([letter.id for _, letter in found], ids, hidden)
             hands.move([each for each in found if each[1].id in wanted and chosen.fits(each[1])], how)
-            return Moved(letters=hands.moved, missed=hands.missed)
+            return Moved(letters=hands.moved, missed=hands.missed, seen=len(found))
         hands.move([each for each in found if chosen.fits(each[1])], how)
         # The rest of long FIFO groups, in a bounded number of rounds: a running engine may bring letters for ever.
         for _ in range(total // _OF_A_GROUP + 1 if pipeline.fifo else 0):
@@ -322,7 +326,7 @@ def _move(
                 break
             hands.move([each for each in more if chosen.fits(each[1])], how)
             found += more
-        return Moved(letters=hands.moved, missed=hands.missed, hidden=max(0, total - len(found)))
+        return Moved(letters=hands.moved, missed=hands.missed, hidden=max(0, total - len(found)), seen=len(found))
 
     return _in_a_thread(broker, work)
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from importlib import import_module
 from textwrap import indent
 
-from sqspipes_mp.caller.dead_letters import DeadLetter, Moved, discard, redrive, short_ids, survey
+from sqspipes_mp.caller.dead_letters import DeadLetter, Moved, Survey, discard, redrive, short_ids, survey
 from sqspipes_mp.caller.replay import replay
 from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.dead_choice import choice_of, ids_of
@@ -41,7 +41,7 @@ def dead_list(flags: Namespace, _console: Console) -> Exit:
     if found.letters:
         print(f"{_place(engine)}\n\n{_table(found.letters)}")
     else:
-        print(f"{_place(engine)}: no dead letters{' to be seen' if found.hidden else ''}.")
+        print(f"{_place(engine)}: {_none(found)}.")
     _tell_hidden(found.hidden)
     return Exit.DONE
 
@@ -107,11 +107,18 @@ def _done(engine: Engine, moved: Moved, text: str, verb: str) -> Exit:
     if moved.letters:
         print(text)
     elif not moved.missed:
-        print(f"{_place(engine)}: no dead letters{' to be seen' if moved.hidden else ''}, nothing to {verb}.")
+        print(f"{_place(engine)}: {_none(moved)}, nothing to {verb}.")
     if moved.missed:
         print(f"{len(moved.missed):,} could not be taken out: another command had them. See dead list.")
     _tell_hidden(moved.hidden)
     return Exit.FAILED if moved.missed else Exit.DONE
+
+
+def _none(found: Survey | Moved) -> str:
+    """Return that no letter was chosen, and of how many."""
+    if found.seen:
+        return f"none of {found.seen:,} dead letters fits" if found.seen > 1 else "the only dead letter does not fit"
+    return f"no dead letters{' to be seen' if found.hidden else ''}"
 
 
 def _place(engine: Engine) -> str:

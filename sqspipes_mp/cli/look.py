@@ -17,12 +17,14 @@ from typing import Any
 
 from sqspipes_mp.cli.console import Console, table
 from sqspipes_mp.cli.exits import Exit, Refused
-from sqspipes_mp.cli.top.cells import long_time
+from sqspipes_mp.cli.meant import engine_hint, stage_meant
+from sqspipes_mp.cli.top.cells import time
 from sqspipes_mp.cli.top.plain import state_text
 from sqspipes_mp.cli.top.watch import Seen, ServedWatch, Watch, watch_of
 from sqspipes_mp.ipc.running.asking import ask
 from sqspipes_mp.ipc.running.folders import VARIABLE, Engine, Unanswered, candidates, engines, matches
 from sqspipes_mp.ipc.running.memory import Gone, open_memory
+from sqspipes_mp.ipc.running.outcomes import outcome
 from sqspipes_mp.ipc.running.served import Served, is_address
 from sqspipes_mp.ipc.running.state import state
 from sqspipes_mp.ipc.statistics import ForeignLayout, Statistics
@@ -54,7 +56,9 @@ def find(target: str | None) -> Engine:
         raise Refused(f"no engine of this user runs here (looked into: {where})", Exit.FAILED)
     names = "; ".join(engine.name for engine in (meant or found))
     if not meant:
-        raise Refused(f"no engine {target!r} runs here; there are: {names}", Exit.FAILED)
+        raise Refused(
+            f"no engine {target!r} runs here; there are: {names}{engine_hint(target or '', found)}", Exit.FAILED
+        )
     raise Refused(f"several engines run here, name one by its pid: {names}")
 
 
@@ -89,8 +93,8 @@ def _rest(seconds: float) -> None:
 
 
 def ps(flags: Namespace, console: Console) -> Exit:
-    """Show the engines of this user."""
-    found = engines()
+    """Show the engines of this user, or the one that a person means."""
+    found = engines() if flags.target is None else [find(flags.target)]
     first = {engine.run: _state_of(engine) for engine in found}
     if any(first.values()):
         _rest(_SAMPLE)
@@ -104,7 +108,7 @@ def ps(flags: Namespace, console: Console) -> Exit:
                 columns,
                 [
                     (
-                        str(row["pid"]), row["domain"], long_time(row["up"]), _or_dash(row["workers"]),
+                        str(row["pid"]), row["domain"], time(row["up"]).text, _or_dash(row["workers"]),
                         "-" if row["per_second"] is None else f"{row['per_second']:,.1f}", row["broker"], row["why"],
                     )
                     for row in rows
@@ -212,11 +216,13 @@ def _live(target: str | None) -> Exit:
 
 
 def order(target: str | None, keys: dict[str, object], console: Console) -> dict[str, Any]:
-    """Send an order to the engine that a person means, tell its reach, and return the answer. Raises ``Refused``."""
+    """Send an order to the engine that a person means, tell its outcome, and return the answer. Raises ``Refused``."""
     engine = find(target)
     with _refused():
+        if "stage" in keys:
+            keys["stage"] = stage_meant(engine, keys["stage"])
         answer = ask(engine, keys)
-    console.say(f"{engine.name}: {answer['reach']}")
+    console.say(f"{engine.name}: {outcome(keys, answer)}")
     return answer
 
 
@@ -228,9 +234,11 @@ def stop(flags: Namespace, console: Console) -> Exit:
 
 def stack(flags: Namespace, console: Console) -> Exit:  # noqa: ARG001  (as each command)
     """Show where workers of a stage are now."""
-    keys: dict[str, object] = {"do": "stack", "stage": flags.stage, "worker": flags.worker, "signal": flags.signal}
+    engine = find(flags.target)
     with _refused():
-        answer = ask(find(flags.target), keys)
+        stage = stage_meant(engine, flags.stage)
+        keys: dict[str, object] = {"do": "stack", "stage": stage, "worker": flags.worker, "signal": flags.signal}
+        answer = ask(engine, keys)
     for told in answer["stacks"]:
         print(f"{told['stage']}[{told['worker']}] (pid {told['pid']})\n{told['stack'].rstrip()}\n")
     for silent in answer["silent"]:

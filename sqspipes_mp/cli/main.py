@@ -43,6 +43,7 @@ _RUNNING = (
     "needed where several engines run here. Nothing is imported; commands for queues (status, dead, purge) take "
     "MODULE:ENGINE"
 )
+_STAGE = "the task; needed where several run here"
 _CODES = """\
 exit codes: 0 done, or a run without an end stopped by a signal; 1 a task failed; 2 usage or configuration;
             3 a process could not start; 4 a stage's workers die too often; 5 through, with dead letters;
@@ -197,6 +198,7 @@ def command_line() -> ArgumentParser:
 
 def _add_looking(add: Callable[..., ArgumentParser]) -> None:
     one = add("ps", ps, "Show the engines of this user that run on this machine")
+    one.add_argument("target", metavar="TARGET", nargs="?", help="only this one: a domain, a pid, or MODULE:ENGINE")
     one.add_argument("--json", action="store_true", help="as one JSON array")
     one = add("top", top, "Show a running engine: its stages, its workers, and what they run")
     _add_running(one)
@@ -204,7 +206,7 @@ def _add_looking(add: Callable[..., ArgumentParser]) -> None:
     one.add_argument("--json", action="store_true", help="all of it, once, as one JSON object")
     one = add("stack", stack, "Show where the workers of a stage are now, all their threads", _STACK)
     _add_running(one)
-    one.add_argument("--stage", metavar="NAME", required=True, help="the task")
+    one.add_argument("--stage", metavar="NAME", help=_STAGE)
     one.add_argument("--worker", metavar="N", type=int, help="only this worker, by its number in the stage")
     one.add_argument("--signal", action="store_true", help="ask by a signal, for one whose GIL is held in C code")
     for name, command, text in (
@@ -213,13 +215,13 @@ def _add_looking(add: Callable[..., ArgumentParser]) -> None:
     ):
         one = add(name, command, text)
         _add_running(one)
-        one.add_argument("--stage", metavar="NAME", required=True, help="the task")
+        one.add_argument("--stage", metavar="NAME", help=_STAGE)
     one = add("scale", scale, "Change the number of a task's workers until the running engine ends")
     _add_running(one)
     one.add_argument("workers", metavar="NAME=N", help="the task, and how many from now on; to have none, pause it")
     one = add("cancel", cancel, "Kill the worker of a running call, and dead-letter its message as Cancelled")
     _add_running(one)
-    one.add_argument("id", metavar="ID", help="of the call's message, as top --json shows it, or the beginning of it")
+    one.add_argument("id", metavar="ID", help="of the call's message, as top shows it, or another beginning of it")
     _add_running(add("stop", stop, "Stop a running engine, as SIGTERM does"))
     one = add("serve", serve, "Serve metrics, health and state of running engines over HTTP")
     one.add_argument(

@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sqspipes_mp.ipc.running.folders import Unanswered, matches
 from sqspipes_mp.ipc.running.health import Verdict
+from sqspipes_mp.ipc.running.outcomes import outcome
+from sqspipes_mp.ipc.running.state import add_notes
 from sqspipes_mp.observer.access import Access, Sight, numbers_only
 from sqspipes_mp.observer.looked import Fresh, Looked
 from sqspipes_mp.observer.metrics import Collector
@@ -127,7 +129,7 @@ class Observer:
         state = looked.state()
         if state is None:
             return _refused(503, f"the engine is of version {looked.engine.text('version')}, which is not this one's")
-        return _json(state if sight is Sight.ALL else numbers_only(state))
+        return _json(state if sight is Sight.ALL else _shown(state))
 
     async def _order(self, request: Request) -> Response:
         """Pass an order on to an engine: the JSON object of its control socket."""
@@ -148,7 +150,7 @@ class Observer:
                 answer = await asyncio.to_thread(looked.ask, order, _PATIENCE)
             except Unanswered as error:
                 return _refused(409, str(error))
-        return _json(answer)
+        return _json({**answer, "told": outcome(order, answer)})
 
     def _meant(self, request: Request, sight: Sight) -> Looked | Response:
         """Return the engine that a request means, or the answer that says why there is none."""
@@ -232,6 +234,13 @@ async def _body(request: Request) -> bytes:
 @functools.cache
 def _page_file(name: str) -> bytes:
     return (Path(__file__).parent / "page" / name).read_bytes()
+
+
+def _shown(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a state, and the notes that can be made of them alone."""
+    shown: dict[str, Any] = numbers_only(state)
+    add_notes(shown)
+    return shown
 
 
 def _json(value: Any, status: int = 200) -> Response:

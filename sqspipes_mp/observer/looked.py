@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from sqspipes_mp.ipc.running.asking import ask
 from sqspipes_mp.ipc.running.folders import Engine, Unanswered, engines, loads, matches
 from sqspipes_mp.ipc.running.health import Verdict, verdict
+from sqspipes_mp.ipc.running.history import History
 from sqspipes_mp.ipc.running.memory import Gone, Memory, open_memory
-from sqspipes_mp.ipc.running.state import state
 from sqspipes_mp.ipc.statistics import ForeignLayout, Statistics
 
 T = TypeVar("T")
@@ -20,8 +20,6 @@ T = TypeVar("T")
 FRESH = 0.5
 #: Answers that are kept at once; their keys come from requests.
 _ANSWERS = 8
-#: Seconds beyond which an earlier state is too old to make a rate of now.
-_SINCE = 60.0
 #: Seconds between two orders to count the queues for who looks; the engine counts for 30 s after each.
 _LOOK_EVERY = 10.0
 
@@ -56,6 +54,7 @@ class Looked:
         with contextlib.suppress(ForeignLayout):
             self.statistics = Statistics(memory.view)
         self._state: tuple[float, dict[str, Any]] | None = None
+        self._history = History()
         self._looked_at = -_LOOK_EVERY
 
     @classmethod
@@ -80,8 +79,7 @@ class Looked:
         if self.statistics is None:
             return None
         if self._state is None or now - self._state[0] >= FRESH:
-            since = self._state[1] if self._state is not None and now - self._state[0] < _SINCE else None
-            self._state = now, state(self.statistics, here=self.engine.here, since=since)
+            self._state = now, self._history.read(self.statistics, here=self.engine.here)
         return self._state[1]
 
     @property

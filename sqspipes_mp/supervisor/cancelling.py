@@ -62,7 +62,12 @@ class Cancelling:
         self._children.board.cancel(id_digest(lease.handle.message_id))
         beside = len(self._children.board.running(slot.index)) - 1
         self._orders[slot.index] = _Cancel(client, ident, call.hop, lease, max(0, beside))
-        log.warning("%s (pid %d): the call %s is cancelled by an order", slot.name, worker.child.pid, call.hop)
+        log.warning(
+            "%s (pid %d): the call %s is cancelled, on demand (sqspipes-mp cancel, say)",
+            slot.name,
+            worker.child.pid,
+            call.hop,
+        )
         worker.child.kill()
 
     def dead(self, slot: Slot, worker: Worker) -> None:
@@ -81,7 +86,10 @@ class Cancelling:
 
     def _find(self, text: object) -> tuple[Slot, Worker, RunningCall]:
         if not isinstance(text, str) or len(text) < _SHORTEST:
-            raise Refused(f"call must be the id of a running call, or the first {_SHORTEST} or more characters of it")
+            raise Refused(
+                f"call must be the id of a running call, or the first {_SHORTEST} or more characters of it, "
+                f"got {text!r}; top shows it in its column message"
+            )
         found = {
             call.hop: (slot, worker, call)
             for slot, worker in self._children.workers

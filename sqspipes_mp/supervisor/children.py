@@ -48,7 +48,7 @@ _TEXTS = {
     Cause.HOLD: "killed: its call had its message for nearly as long as the queue service allows",
     Cause.MEMORY: "killed: memory limit",
     Cause.FULL: "killed: it had most of the container's memory, which was nearly full",
-    Cause.CANCEL: "killed: its call was cancelled by an order",
+    Cause.CANCEL: "killed: its call was cancelled on demand (sqspipes-mp cancel, say)",
     Cause.ROOM: "killed to make room: the container's memory was nearly full",
 }
 

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from sqspipes_mp.ipc.channel import Frame, Kind
@@ -153,7 +154,9 @@ class Orders:
         names = {plan.pipeline.stages[index].name: index for index in plan.selected}
         name = order.get("stage")
         if not isinstance(name, str) or name not in names:
-            raise Refused(f"stage must be one of {', '.join(names)}")
+            near = get_close_matches(name, names, 1) if isinstance(name, str) else []
+            meant = f". Did you mean {near[0]!r}?" if near else ""
+            raise Refused(f"stage must be one of {', '.join(names)}, got {name!r}{meant}")
         return names[name]
 
     def _stack(self, order: dict[str, Any], client: Client) -> None:

@@ -36,6 +36,7 @@ def describe(plan: RunPlan, board: Scoreboard, broker: str, caller: int, http: s
         "domain": plan.pipeline.domain,
         "broker": broker,
         "target": plan.started_as,
+        "folder": _folder(),
         "statistics": board.statistics_fd,
         "http": http,
         "version": importlib.import_module("sqspipes_mp").__version__,
@@ -48,6 +49,14 @@ def describe(plan: RunPlan, board: Scoreboard, broker: str, caller: int, http: s
         "threads": [stage.task.threads for stage in plan.pipeline.stages],
         "source": [stage.is_source for stage in plan.pipeline.stages],
     }
+
+
+def _folder() -> str | None:
+    """Return the folder in which the run was started; None: it is gone."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
 
 
 class Registration:

@@ -57,7 +57,12 @@ class Scaling:
         before = self._board.stage(stage, WANTED)
         self._board.set_stage(stage, WANTED, number)
         if number != before:
-            log.info("%s: %d workers from now on, by an order; they were %d", self._name(stage), number, before)
+            log.info(
+                "%s: %d workers from now on, on demand (sqspipes-mp scale, say); they were %d",
+                self._name(stage),
+                number,
+                before,
+            )
         earlier = self._growths.pop(stage, None)
         if earlier is not None:
             self._answer(earlier)

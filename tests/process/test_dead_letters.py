@@ -25,6 +25,7 @@ from sqspipes_mp.brokers.base import Broker, Completion, Handle, Output, Receive
 from sqspipes_mp.brokers.base import DeadLetter as Letter
 from sqspipes_mp.brokers.sqs import SQS
 from sqspipes_mp.caller import dead_letters
+from sqspipes_mp.caller.choice import Choice
 from sqspipes_mp.caller.dead_letters import DeadLetter, discard, look, redrive, resolve_ids, short_ids, survey
 from sqspipes_mp.errors import ConfigError
 from standin import StandIn
@@ -327,6 +328,8 @@ def test_letters_are_chosen_by_stage_error_time_text_and_id(db: Path) -> None:
     assert engine.redrive(since=datetime.now(UTC) + hour) == engine.redrive(stage="sink") == []
     assert engine.discard(match="of nobody's") == []
     assert numbers(engine.discard(error="ValueError", match="schön")) == [0, 2]
+    # As the list shows a value, too, which is no JSON.
+    assert survey(engine.pipeline, engine.broker, chosen=Choice(match="'n': 1,")).letters == engine.dead_letters()
     [left] = engine.dead_letters()
     assert engine.redrive([left.id], error="ValueError") == []
     assert numbers(engine.redrive([left.id[:12]])) == [1]

@@ -141,7 +141,9 @@ def test_it_tells_numbers_to_all_and_everything_to_who_has_the_token(
         assert call["fraction"] == 0.25
         assert set(call) == {"age", "fraction"}
         text = json.dumps(seen)
-        for hidden in ("at x", '"pid"', '"run"', '"target"', '"caller"'):
+        # The notes and their commands are made of what is shown.
+        assert seen["verdict"] == {"tone": "good", "told": "every stage is ready"}
+        for hidden in ("at x", '"pid"', '"run"', '"target"', '"caller"', '"folder"'):
             assert hidden not in text
 
         status, headers, raw = server.ask("/api/state", Authorization="Bearer a token")
@@ -171,6 +173,12 @@ def test_it_tells_numbers_to_all_and_everything_to_who_has_the_token(
         assert server.ask("/nothing")[0] == 404
         told = json.loads(ordered(b'{"do": "stack", "stage": "work"}')[2])
         assert "in wait" in told["stacks"][0]["stack"]
+        assert told["told"] == "stacks of 1 worker"
+        ordered(b'{"do": "pause", "stage": "work"}')
+        eventually(lambda: server.json("/api/state")["notes"], "it is told")
+        (note,) = server.json("/api/state")["notes"]
+        assert (note["told"], note["command"]) == ("work is paused", "sqspipes-mp resume t --stage work")
+        ordered(b'{"do": "resume", "stage": "work"}')
         assert "this engine" in json.loads(ordered(order)[2])["reach"]
         # It answers for as long as a worker is there.
         eventually(lambda: server.json("/readyz")["why"] == "the run is ending", "it drains")

@@ -18,6 +18,7 @@ from sqspipes_mp import SQS, Cancelled, ConfigError, Engine, OrderRefused, SQLit
 from sqspipes_mp.brokers.base import Completion
 from sqspipes_mp.caller.dead_letters import redrive
 from sqspipes_mp.cli.main import main
+from sqspipes_mp.errors import CANCELLED
 from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.ipc.running.asking import ask
 from sqspipes_mp.ipc.running.folders import Engine as Found
@@ -437,7 +438,7 @@ def test_exactly_one_call_is_cancelled_and_nobody_else_is_charged(
         gate.open()
     (letter,) = engine.dead_letters()
     assert json.loads(letter.body)["value"] == 0
-    assert (letter.failure.error, letter.failure.text) == ("Cancelled", "the call was cancelled by an order")
+    assert (letter.failure.error, letter.failure.text) == ("Cancelled", CANCELLED)
     ran = collections.Counter(value for value, _ in log.lines())
     # With one attempt each, a charge would have been the end of any other.
     assert ran == collections.Counter([*range(threads), *range(1, threads), *range(10, 30)])
@@ -539,7 +540,7 @@ def test_an_order_over_the_socket_says_its_reach_and_why_it_is_refused(db: Path,
         answer = ask(found, {"do": "scale", "stage": "work", "workers": 2})
         assert (answer["workers"], answer["was"]) == (2, 1)
         for order, why in (
-            ({"do": "pause", "stage": "sink"}, "stage must be one of work"),
+            ({"do": "pause", "stage": "sink"}, "stage must be one of work, got 'sink'"),
             ({"do": "pause", "stage": ["work"]}, "stage must be one of work"),
             ({"do": "scale", "stage": "work", "workers": "3"}, "whole number"),
             ({"do": "cancel", "call": 7}, "must be the id"),
@@ -559,17 +560,25 @@ def test_orders_on_the_command_line(db: Path, gate: Gate, log: Log, capsys: pyte
             (["pause", "--stage", "work"], "work is paused; calls that run still: 1"),
             (["resume", "t", "--stage", "work"], "work goes on"),
             (["scale", "work=2"], "work: 2 workers, 1 before"),
-            (["cancel", "t", hop_of(log, 0)[:12]], "is cancelled"),
+            (["pause"], "work is paused"),
+            (["resume"], "work goes on"),
+            (["cancel", "t", hop_of(log, 0)[:12]], "is cancelled, its message is a dead letter"),
         ):
             assert main(order) == 0
             text = capsys.readouterr().err
             assert said in text
-            assert "other machines go on" in text
+            # Said where an order could pass for one to all machines.
+            assert ("other machines go on" in text) is (order[0] != "cancel")
         for order, code, why in (
             (["scale", "work"], 2, "NAME=N"),
             (["scale", "work=0"], 1, "pause it instead"),
             (["cancel", "0000"], 1, "no call 0000 runs here"),
-            (["pause", "--stage", "none"], 1, "stage must be one of work"),
+            (["cancel", "xyz"], 1, "got 'xyz'; top shows it in its column message"),
+            (["pause", "--stage", "wrk"], 2, "one of work, got 'wrk'. Did you mean 'work'?"),
+            (["scale", "wrk=3"], 2, "Did you mean 'work'?"),
+            (["stack", "--stage", "wrk"], 2, "Did you mean 'work'?"),
+            (["stop", "t:engine"], 1, "there are: t (pid"),
+            (["stop", "t:engine"], 1, "Did you mean 't'?"),
         ):
             assert main(order) == code
             assert why in capsys.readouterr().err

@@ -127,29 +127,32 @@ def test_a_person_sees_the_engine_and_gives_orders(tmp_path: Path, gate: Gate, l
         await pilot.resize_terminal(140, 30)
         await shows(pilot, r"\x1b[31m[bold]quarter of \u202e")
         await pilot.press("p")
-        await shows(pilot, "pause work: done, for this engine", "work is paused: p has it go on")
+        await shows(pilot, "work is paused; calls that run still: 2 (this engine", "but work is paused")
+        await shows(pilot, "work is paused: p has it go on", "p resume")
         await pilot.press("p")
-        await shows(pilot, "resume work: done")
-        await pilot.press("plus")
-        await shows(pilot, "scale work to 3: done", "3/3")
-        await pilot.press("minus")
-        await shows(pilot, "scale work to 2: done", "2/2")
+        await shows(pilot, "work goes on", "p pause")
+        # Presses add up, however old the number on the screen is.
+        await pilot.press("plus", "plus", "plus")
+        await shows(pilot, "work: 5 workers", "5/5")
+        await pilot.press("minus", "minus", "minus")
+        await shows(pilot, "work: 2 workers", "2/2")
         await pilot.press("s")
-        await shows(pilot, "gate.wait()", "work[0] (pid ")
+        await shows(pilot, "gate.wait()", "work[0] (pid ", "threads of the library: ")
         await press(pilot, "q", 1)
         await press(pilot, "question_mark", 2)
-        await shows(pilot, "share of the workers")
+        await shows(pilot, "share of the workers", "arrows scroll, q closes")
         await press(pilot, "escape", 1)
         await pilot.press("down")
         # Nothing but y is a yes.
+        await shows(pilot, "chosen: work[1]")
         await press(pilot, "c", 2)
-        await shows(pilot, "Cancel the call of work[1]")
+        await shows(pilot, "Cancel the call of work[1], which runs for", "y kill the worker", "n keep it running")
         await press(pilot, "enter", 1)
         await pilot.press("up")
         await press(pilot, "c", 2)
         await shows(pilot, "Cancel the call of work[0]")
         await press(pilot, "y", 1)
-        await shows(pilot, ": done, for this engine", "1 dead letter:")
+        await shows(pilot, "is cancelled, its message is a dead letter", "1 call cancelled; 1 dead letter: cd ")
         await pilot.press("up")
         await press(pilot, "S", 2)
         await shows(pilot, "Stop shop (pid ")
@@ -157,9 +160,9 @@ def test_a_person_sees_the_engine_and_gives_orders(tmp_path: Path, gate: Gate, l
         assert process.poll() is None
         await press(pilot, "S", 2)
         await press(pilot, "y", 1)
-        await shows(pilot, "stop: done")
+        await shows(pilot, "it is stopping: running calls end first")
         gate.open()
-        await shows(pilot, "HAS ENDED", "waiting for a run of shop")
+        await shows(pilot, "HAS ENDED", "waiting for a run of shop", "work[1]      ended")
 
     with running(tmp_path, gate, log, "one,two") as process:
         piloted(does)
@@ -177,7 +180,7 @@ def test_an_engine_behind_an_address_is_shown_takes_orders_and_may_be_away(
     async def steers(pilot: "Pilot[None]") -> None:
         await shows(pilot, f"pid {process.pid}, up")
         await pilot.press("p")
-        await shows(pilot, "pause work: done, for this engine", "work is paused: p has it go on")
+        await shows(pilot, "work is paused; calls that run still: 1 (this engine", "work is paused: p has it go on")
         await press(pilot, "S", 2)
         await shows(pilot, f"Stop {address}?")
         await press(pilot, "y", 1)
@@ -196,6 +199,31 @@ def test_an_engine_behind_an_address_is_shown_takes_orders_and_may_be_away(
         monkeypatch.setenv("SQSPIPES_HTTP_TOKEN", "a token")
         piloted(steers, target=address)
         assert process.wait(PATIENCE) == 0
+
+
+def test_the_advice_names_the_stage_that_its_key_is_for_and_outcomes_go_away(
+    tmp_path: Path, gate: Gate, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def does(pilot: "Pilot[None]") -> None:
+        await shows(pilot, "chosen: work[0]", "its stage work")
+        await pilot.press("tab")
+        await shows(pilot, "chosen: work")
+        await pilot.press("tab", "p")
+        await shows(pilot, "work is paused; calls that run still")
+        monkeypatch.setattr(live, "_TOLD_FOR", 0.0)
+        until = time.monotonic() + PATIENCE
+        while "calls that run still" in screen(pilot):
+            assert time.monotonic() < until
+            await asyncio.sleep(0.05)
+        # A stage that is not chosen is to be chosen first.
+        top = pilot.app
+        assert isinstance(top, Top)
+        note = {**top._seen.state["notes"][0], "stage": "other"} if top._seen.state is not None else {}
+        assert not top._is_chosen(note)
+        assert top._is_chosen({**note, "stage": "work"})
+
+    with running(tmp_path, gate, log, "one,two"):
+        piloted(does, 60, 24)
 
 
 def test_a_run_begins_while_somebody_watches_ends_and_the_next_one_is_shown(

@@ -187,6 +187,7 @@ def test_letters_are_listed_and_moved_by_choice(failed: Cli) -> None:
     chosen = ("--error", "ValueError", "--match", "with 3", "--since", "1d", "--stage", "fails")
     assert [letter["value"] for letter in letters(failed, *chosen)] == [3]
     assert letters(failed, "--since", "2100-01-01") == []
+    assert "none of 3 dead letters fits" in failed("dead", "redrive", "parts:engine", "--match", "no such").stdout
     assert failed("dead", "redrive", "parts:engine", *chosen).stdout == "Put back 1: parts-numbers 1.\n"
     assert failed("dead", "discard", "parts:engine", "--match", "with 5", "--yes").stdout == "Deleted 1.\n"
     assert values(failed) == [1]

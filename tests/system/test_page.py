@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sqspipes_mp import Task, current_message
+from sqspipes_mp.ipc.running.units import short_time
 from tests.browser import Browser, browser, needs_browser
 from tests.gates import Background, Gate, Log, engine_at, eventually, feed, values
 from tests.process.test_http import Server, observers, served, sink, source
@@ -60,7 +61,7 @@ def test_it_shows_true_numbers_as_text_takes_orders_with_the_token_and_outlives_
         shown(tab, server)
         # Without the token: numbers, no texts, no orders.
         tab.until(f"/^[012]$/.test({cell('waiting')})")
-        assert tab.js(cell("running")).startswith("1, oldest")
+        assert tab.js(cell("running")).startswith("1, longest")
         assert tab.js("document.querySelector('#workers').textContent").startswith("work[0]busy")
         assert "onerror" not in tab.js("document.body.textContent")
         assert tab.js("[...document.querySelectorAll('.orders')].every((each) => each.hidden)")
@@ -85,8 +86,35 @@ def test_it_shows_true_numbers_as_text_takes_orders_with_the_token_and_outlives_
         assert "\\u202e\\u001b[2J" in tab.js("document.querySelector('#workers').textContent")
         assert tab.js("document.title").startswith("t ")
 
-        tab.js("document.querySelector('.orders button').click()")
+        # Times look as in top.
+        times = [0, 1.5e-5, 0.0009996, 0.45, 0.9996, 9.94, 9.96, 59.6, 184, 3599.7, 7500, 273_600, 31_449_600]
+        assert tab.js(f"{times}.map(time)") == [short_time(seconds) for seconds in times]
+
+        tab.js("document.querySelector('#stages .orders button').click()")
         tab.until("document.querySelector('#stack-text').textContent.includes('in wait')")
+        assert tab.js("document.querySelector('#stack-text details').open")
+
+        # An order is acknowledged, presses add up, and the notes are those of top.
+        plus = "document.querySelector('#stages .orders').lastChild"
+        tab.js(f"{plus}.click(); {plus}.click(); {plus}.click()")
+        tab.until("document.querySelector('#said').textContent.startsWith('work: 4 workers')")
+        tab.until(f"{cell('workers')} === '4/4'")
+        tab.js("document.querySelectorAll('#stages .orders button')[1].click()")
+        tab.until("document.querySelector('#said').textContent.startsWith('work is paused')")
+        tab.until("document.querySelector('#notes').textContent.includes('sqspipes-mp resume t --stage work')")
+        tab.until("document.querySelector('#verdict').textContent.includes('but work is paused')")
+        tab.js("document.querySelectorAll('#stages .orders button')[1].click()")
+        tab.until("document.querySelector('#notes').childElementCount === 0")
+
+        # No button moves, and none is there for a call that is over soon.
+        cancel = "document.querySelector('#workers button:last-child')"
+        tab.until(f"!{cancel}.disabled")
+        tab.js(f"{cancel}.click()")
+        tab.until("document.querySelector('#ask').open")
+        assert "Cancel the call of work[0], which runs for" in tab.js("document.querySelector('#ask').textContent")
+        # Enter is no yes.
+        tab.press("Enter", 13, "\r")
+        tab.until("!document.querySelector('#ask').open")
 
         # It rests while nobody sees it; a browser without a screen hides no tab by itself.
         tab.js("Object.defineProperty(document, 'visibilityState', {get: () => window.seen || 'hidden'})")
@@ -105,6 +133,7 @@ def test_it_shows_true_numbers_as_text_takes_orders_with_the_token_and_outlives_
 
         tab.js("document.querySelector('#stop').click()")
         tab.until("document.querySelector('#ask').open")
+        tab.press("Tab", 9)
         tab.press("Enter", 13, "\r")
         eventually(lambda: server.json("/readyz")["why"] == "the run is ending", "the order was carried out")
         gate.open()
@@ -112,6 +141,7 @@ def test_it_shows_true_numbers_as_text_takes_orders_with_the_token_and_outlives_
     assert len(values(engine, "sink")) == 1
     tab.until("document.body.dataset.state === 'trouble'")
     assert "has ended" in tab.js("document.querySelector('#trouble').textContent")
+    assert tab.js("[...document.querySelectorAll('main button')].every((each) => each.disabled)")
     # Nothing came from elsewhere, and the browser's own checks found nothing.
     assert {url.split("/")[2] for url in tab.requested if not url.startswith("about:")} == {server.address}
     blamed = [each for each in tab.complaints if "Failed to load resource" not in each]

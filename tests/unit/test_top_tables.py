@@ -6,19 +6,35 @@ from typing import Any
 
 import pytest
 
-from sqspipes_mp.cli.top.cells import cut, short_time, width_of
+from sqspipes_mp.cli.top.cells import cut, width_of
 from sqspipes_mp.cli.top.columns import STAGES, WORKERS, Column, Fit, in_order
-from sqspipes_mp.cli.top.notes import notes
 from sqspipes_mp.cli.top.plain import state_text
+from sqspipes_mp.cli.top.stack_text import parted
+from sqspipes_mp.ipc.running.notes import sentence
+from sqspipes_mp.ipc.running.outcomes import outcome
+from sqspipes_mp.ipc.running.state import add_notes
+from sqspipes_mp.ipc.running.units import short_time
 
 
 def stage_of(name: str, **values: Any) -> dict[str, Any]:
     numbers = dict.fromkeys(
-        ("running", "waiting", "dead_letters", "done", "retried", "dead_lettered", "failed", "wanted", "ready"), 0
+        (
+            "running",
+            "waiting",
+            "dead_letters",
+            "done",
+            "retried",
+            "dead_lettered",
+            "failed",
+            "wanted",
+            "ready",
+            "cancelled",
+        ),
+        0,
     )
     return {
         "name": name, "paused": False, "bottleneck": False, "threads": 1, "oldest_call": None, "queues": [],
-        "busy": None, "cpu": None, "eta": None, "failures": {}, "restarts": {},
+        "long_call": False, "busy": None, "cpu": None, "eta": None, "failures": {}, "restarts": {},
         "per_second": dict.fromkeys(("done", "failed", "retried", "dead_lettered")),
         "run_time": {"p50": None, "p95": None}, "queue_wait": {"p50": None, "p95": None},
         **numbers, **values,
@@ -27,12 +43,15 @@ def stage_of(name: str, **values: Any) -> dict[str, Any]:
 
 def worker_of(stage: str, number: int, **values: Any) -> dict[str, Any]:
     idle = {"pid": 1000 + number, "state": "idle", "call_age": None, "calls": [], "memory": None, "cpu": None}
+    idle["long_call"] = False
     return {"stage": stage, "worker": number, "done": 0, "restarts": 0, **idle, **values}
 
 
 def state_of(stages: list[dict[str, Any]], workers: list[dict[str, Any]]) -> dict[str, Any]:
-    engine = {"domain": "d", "broker": "b", "pid": 7, "up": 3.0, "live": True, "why": "ready", "target": "words:engine"}
-    return {"engine": engine, "stages": stages, "workers": workers}
+    engine = {"domain": "d", "broker": "b", "pid": 7, "up": 3.0, "live": True, "ready": True, "target": "words:engine"}
+    state = {"engine": {**engine, "why": "every stage is ready"}, "stages": stages, "workers": workers}
+    add_notes(state)
+    return state
 
 
 def some_number(random_: random.Random) -> int:
@@ -116,25 +135,101 @@ def test_times_and_cuts() -> None:
     assert cut("numbers[12]", 3, 5) == "nu…"
 
 
+def told(state: dict[str, Any], *, keys: bool = True) -> list[str]:
+    return [sentence(note, keys=keys) for note in state["notes"]]
+
+
 def test_the_notes_name_what_is_slow_failing_or_stuck_and_the_cure() -> None:
     stuck = stage_of("parse", oldest_call=300.0, run_time={"p50": 0.1, "p95": 0.2})
-    failing = stage_of("check", failed=4, done=96, dead_lettered=2, failures={"exception": 4, "crash": 0})
+    failing = stage_of(
+        "check", failed=4, done=96, retried=3, cancelled=1, dead_lettered=2, failures={"exception": 4, "crash": 0}
+    )
     slow = stage_of("reduce", bottleneck=True, busy=0.97, waiting=1_234, wanted=2)
     dying = stage_of("load", restarts={"crash": 3, "max_tasks": 9})
-    paused = stage_of("store", paused=True)
+    paused = stage_of("store", paused=True, waiting=7)
     workers = [worker_of("parse", number, call_age=age) for number, age in enumerate([1.0, 300.0, None, 200.0])]
     state = state_of([slow, failing, stuck, dying, paused], workers)
-    cure = "s shows where it is, c cancels it"
-    assert [text for _, text in notes(state, keys=True)] == [
-        f"parse[1]: a call runs for 5 min 00 s, where 95% take less than 200ms (and 1 more workers): {cure}",
+    here = "s shows where it is, c cancels it"
+    why = "sqspipes-mp dead list words:engine --stage check tells why; once mended, dead redrive"
+    assert told(state) == [
+        f"parse[1]: a call runs for 5m00s, where 95% take less than 200ms (and 1 more worker): {here}",
         "load: 3 workers had to be replaced (crash 3): the log says why",
-        "check: 4 of 100 calls failed (exception 4); 2 dead letters: sqspipes-mp dead list words:engine --stage check",
-        "store is paused: p has it go on",
+        f"check: 4 of 100 calls failed (exception 4), 3 were tried again; 1 call cancelled; 2 dead letters: {why}",
+        "store is paused, 7 wait: p has it go on",
         "reduce is the bottleneck (97% busy, 1,234 wait): + gives it a worker",
     ]
-    commands = "\n".join(text for _, text in notes(state, keys=False))
+    commands = "\n".join(told(state, keys=False))
     for command in ("stack d --stage parse --worker 1", "resume d --stage store", "scale d reduce=3"):
         assert f"sqspipes-mp {command}" in commands
+    # No green line stands above troubles.
+    assert state["verdict"] == {
+        "tone": "bad",
+        "told": "every stage is ready, but a call of parse[1] runs for 5m00s; load: 3 workers had to be replaced; "
+        "check: 2 dead letters; and 1 more",
+    }
     assert [worker["worker"] for worker in in_order(workers)] == [1, 3, 0, 2]
     # Calls that are always long are not stuck.
-    assert notes(state_of([stage_of("long", oldest_call=300.0, run_time={"p50": 90, "p95": 100})], []), keys=True) == []
+    well = state_of([stage_of("long", oldest_call=300.0, run_time={"p50": 90, "p95": 100})], [])
+    assert (told(well), well["verdict"]) == ([], {"tone": "good", "told": "every stage is ready"})
+
+
+def test_a_printed_command_works_where_it_is_pasted() -> None:
+    state = state_of([stage_of("check", dead_lettered=1)], [])
+    state["engine"] |= {"target": "", "folder": "/srv/my shop"}
+    add_notes(state)
+    command = "cd '/srv/my shop' && sqspipes-mp dead list MODULE:ENGINE --stage check"
+    assert told(state, keys=False) == [f"check: 1 dead letter: {command}"]
+    assert told(state)[0].endswith("with words:engine for the engine of words.py")
+
+
+@pytest.mark.parametrize(
+    ("busy", "cpu", "wanted", "cure"),
+    [
+        (0.5, 1.9, 2, "it has a worker per CPU (2): more machines, or less work per call"),
+        (0.97, 1.0, 1, "no CPU is free: more machines, or less work per call"),
+        (0.97, 0.05, 1, "+ gives it a worker, which helps only where its calls wait for something: no CPU is free"),
+        (0.5, 0.05, 2, "+ gives it a worker"),
+        (None, None, 2, "+ gives it a worker"),
+    ],
+)
+def test_a_worker_more_is_no_cure_where_no_cpu_is_free(
+    busy: float | None, cpu: float | None, wanted: int, cure: str
+) -> None:
+    slow = stage_of("reduce", bottleneck=True, busy=0.95, waiting=9, wanted=wanted, cpu=cpu)
+    state = state_of([slow, stage_of("tell")], [])
+    state["machine"] = {"cpus": 2, "busy": busy}
+    add_notes(state)
+    assert told(state) == [f"reduce is the bottleneck (95% busy, 9 wait): {cure}"]
+    assert state["notes"][0]["on_row"] is cure.startswith("+")
+
+
+def test_one_stage_alone_is_nobodys_bottleneck() -> None:
+    source = stage_of("reduce", bottleneck=True, busy=0.99, waiting=None)
+    assert told(state_of([source], [])) == []
+    assert told(state_of([source, stage_of("tell")], [])) == [
+        "reduce is the bottleneck (99% busy): the other stages wait for it"
+    ]
+    assert told(state_of([{**source, "waiting": 3}], [])) == ["reduce is 99% busy, 3 wait: + gives it a worker"]
+
+
+def test_the_outcome_of_an_order_is_told_with_its_reach_where_that_matters() -> None:
+    reach = {"reach": "this engine, until it ends; other machines go on"}
+    scaled = {"workers": 3, "was": 2, "booting": 0, "leaving": 1, **reach}
+    assert outcome({"do": "scale", "stage": "work"}, scaled) == (
+        "work: 3 workers, 2 before; 1 still run (this engine, until it ends; other machines go on)"
+    )
+    cancelled = {"cancelled": "0123456789abcdef", "stage": "work", "worker": 1, "beside": 2, **reach}
+    assert outcome({"do": "cancel", "call": "0123"}, cancelled) == (
+        "work[1]: the call 0123456789ab is cancelled, its message is a dead letter; 2 calls beside it will run again"
+    )
+    for order in ({"do": "stop"}, {"do": "stack", "stage": "work"}, {"do": "look"}):
+        assert "machines" not in outcome(order, {"stacks": [1], "silent": [], **reach})
+
+
+def test_stacks_of_the_library_are_named_and_those_of_the_users_code_shown() -> None:
+    parts = [
+        'Thread MainThread:\n  File "/a/sqspipes_mp/worker/run/function.py", line 1, in call\n',
+        'Thread intake:\n  File "/usr/lib/threading.py", line 1, in wait\n',
+        'Thread mine:\n  File "/home/shop.py", line 2, in mail\n    Thread: no thread\n',
+    ]
+    assert parted("\n".join(parts)) == (f"{parts[0]}\n{parts[2]}".rstrip(), ["intake"])

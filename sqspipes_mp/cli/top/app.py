@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
@@ -18,13 +21,26 @@ from textual.binding import Binding, BindingType
 from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Static
 
-from sqspipes_mp.cli.top.columns import LEGEND, STAGES, WORKERS, Column, Fit, Placed, in_order, oldest, worker_name
-from sqspipes_mp.cli.top.notes import notes
+from sqspipes_mp.cli.top.columns import (
+    STAGE_LEGEND,
+    STAGES,
+    WORKER_LEGEND,
+    WORKERS,
+    Column,
+    Fit,
+    Placed,
+    in_order,
+    oldest,
+)
 from sqspipes_mp.cli.top.plain import head_lines
 from sqspipes_mp.cli.top.screens import LongText, Question
+from sqspipes_mp.cli.top.stack_text import parted
 from sqspipes_mp.cli.top.watch import Seen, ServedWatch, Watch
 from sqspipes_mp.ipc.running.asking import ask
 from sqspipes_mp.ipc.running.folders import Unanswered
+from sqspipes_mp.ipc.running.notes import sentence, worker_name
+from sqspipes_mp.ipc.running.outcomes import SHOWN_ID, outcome
+from sqspipes_mp.ipc.running.units import counted, short_time
 from sqspipes_mp.messages.plain import lines, one_line
 
 T = TypeVar("T")
@@ -32,17 +48,20 @@ Values = Mapping[str, Any]
 
 #: Seconds between two looks.
 _REFRESH = 1.0
-#: Notes shown at once.
-_NOTES = 4
+#: Seconds after an order until every look shows it.
+_SETTLED = 0.6
+#: Seconds for which the outcome of an order is shown.
+_TOLD_FOR = 15.0
+#: Notes shown at once, and characters of a sentence.
+_NOTES, _MOST = 4, 1000
 #: Lines of a terminal below which the notes are left out.
 _LOW = 14
-_TONES = {"": "", "warn": "yellow", "bad": "bold red", "dim": "dim"}
-_KEYS = ("s stack", "p pause", "+- workers", "c cancel", "S stop", "? help", "q quit")
+_TONES = {"": "", "good": "green", "warn": "yellow", "bad": "bold red", "dim": "dim"}
 _HELP = (
-    ("up down, tab", "choose a stage or a worker"),
+    ("up down, tab", "choose a stage or a worker; the last line tells which one is chosen"),
     ("s", "where the chosen worker is, or all of the chosen stage"),
-    ("p", "pause the stage: its workers finish their calls and receive no more; once more: go on"),
-    ("+ -", "one worker of the stage more, or fewer"),
+    ("p", "pause the chosen stage, or the chosen worker's: calls end, none begins; once more: it goes on"),
+    ("+ -", "one worker of that stage more, or fewer; several presses add up"),
     ("c", "cancel the oldest call of the chosen worker: it is killed, the message dead-lettered (asks)"),
     ("S", "stop the engine, as SIGTERM does (asks)"),
     ("q", "leave; the engine goes on"),
@@ -146,13 +165,13 @@ class Top(App[None]):
     ]
     CSS = """
     Screen { overflow: hidden; }
-    #head { height: auto; max-height: 3; }
+    #head { height: auto; max-height: 4; }
     #head, #keys { text-wrap: nowrap; text-overflow: ellipsis; }
     #stages { height: auto; max-height: 40%; margin-top: 1; }
     #workers { height: 1fr; min-height: 3; margin-top: 1; }
-    #notes { height: auto; max-height: 30%; margin-top: 1; }
+    #notes { height: auto; max-height: 40%; margin-top: 1; }
     #answer { height: auto; max-height: 3; }
-    #keys { height: 1; dock: bottom; }
+    #keys { height: auto; max-height: 2; dock: bottom; }
     Rows { scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0; overflow-x: hidden; }
     Rows > .datatable--header { background: ansi_default; color: ansi_default; text-style: bold; }
     """
@@ -161,6 +180,10 @@ class Top(App[None]):
         super().__init__(ansi_color=True)
         self._watch = watch
         self._seen = Seen(None)
+        #: The numbers of workers that were asked for and are not in the statistics yet, by stages.
+        self._wanted: dict[str, int] = {}
+        #: When the outcome that is shown was told, monotonic seconds.
+        self._told_at = 0.0
 
     def compose(self) -> ComposeResult:
         yield Static(id="head")
@@ -183,9 +206,12 @@ class Top(App[None]):
 
     async def _look_again_and_again(self) -> None:
         while True:
-            self._seen = await _in_thread(self._watch.look)
-            self._draw()
+            await self._look()
             await asyncio.sleep(_REFRESH)
+
+    async def _look(self) -> None:
+        self._seen = await _in_thread(self._watch.look)
+        self._draw()
 
     # -- drawing ------------------------------------------------------------------------------------------------
 
@@ -193,10 +219,10 @@ class Top(App[None]):
         seen, state = self._seen, self._seen.state
         parts: list[tuple[str, str]] = []
         if state is not None:
-            first, second = head_lines(state)
-            parts += [(first, "bold"), (second, _TONES["" if state["engine"]["live"] or seen.ended else "bad"])]
+            run, process, health = head_lines(state)
+            parts += [(run, "bold"), (process, ""), (health, _TONES[state["verdict"]["tone"]])]
         if seen.ended and state is not None:
-            parts[1] = f"pid {state['engine']['pid']} HAS ENDED; these are its last numbers", _TONES["bad"]
+            parts[1:] = [(f"pid {state['engine']['pid']} HAS ENDED; these are its last numbers", _TONES["bad"])]
         if seen.why:
             parts.append((one_line(seen.why), "yellow"))
         if not parts:
@@ -206,12 +232,48 @@ class Top(App[None]):
         width = self.size.width - 1
         self._rows("#stages").show(state["stages"] if state is not None else (), width)
         self._rows("#workers").show(in_order(state["workers"]) if state is not None else (), width)
-        told = notes(state, keys=True) if state is not None and not seen.ended else []
+        self._draw_notes()
+        if time.monotonic() - self._told_at > _TOLD_FOR:
+            self._put("#answer", Text())
+        self._draw_keys()
+
+    def _draw_notes(self) -> None:
+        state = self._seen.state
+        told = []
+        for note in state["notes"] if state is not None else ():
+            text = sentence(note, keys=True)
+            if note["on_row"] and not self._is_chosen(note):
+                row = note["stage"] if note["worker"] is None else worker_name(note)
+                text = f"{note['told']}: choose {row}, then {note['keys']}"
+            told.append((_TONES[note["tone"]], one_line(text, _MOST)))
         more = [("dim", f"and {len(told) - _NOTES} more")] if len(told) > _NOTES else []
         self.query_one("#notes").display = bool(told) and self.size.height >= _LOW
-        self._put("#notes", Text("\n").join(Text(text, _TONES[tone]) for tone, text in told[:_NOTES] + more))
+        self._put("#notes", Text("\n").join(Text(text, tone) for tone, text in told[:_NOTES] + more))
 
-        self._put("#keys", Text(("  " if width >= 80 else " ").join(_KEYS), style="dim"))
+    def _draw_keys(self) -> None:
+        """Show each key beside the row it is about; in two lines where one is too narrow."""
+        stage, worker = self._stage, self._worker
+        gap = "  " if self.size.width >= 80 else " "
+        rest = gap.join(("S stop", "? help", "q quit"))
+        if stage is None:
+            self._put("#keys", Text(rest, style="dim"))
+            return
+        does = "p resume" if stage["paused"] else "p pause"
+        if worker is None:
+            parts = [("chosen: ", stage["name"], gap.join(("s stacks", does, "+- workers")))]
+        else:
+            parts = [
+                ("chosen: ", worker_name(worker), gap.join(("s stack", "c cancel"))),
+                ("its stage ", stage["name"], gap.join((does, "+- workers"))),
+            ]
+        texts = [
+            Text.assemble((before, "dim"), (one_line(name), "bold"), (f" {keys}", "dim"))
+            for before, name, keys in parts
+        ]
+        line = Text("   ").join([*texts, Text(rest, style="dim")])
+        if line.cell_len > self.size.width:
+            line = Text("\n").join([texts[0], Text("   ").join([*texts[1:], Text(rest, style="dim")])])
+        self._put("#keys", line)
 
     def _put(self, name: str, text: Text) -> None:
         self.screen_stack[0].query_one(name, Static).update(text)
@@ -220,6 +282,7 @@ class Top(App[None]):
         return self.screen_stack[0].query_one(name, Rows)
 
     def _answer(self, text: str, tone: str = "") -> None:
+        self._told_at = time.monotonic()
         self._put("#answer", Text(one_line(text, 500), _TONES[tone]))
 
     # -- choosing -----------------------------------------------------------------------------------------------
@@ -235,6 +298,23 @@ class Top(App[None]):
         worker, stages = self._worker, self._rows("#stages")
         return stages.chosen if worker is None else stages.values.get(worker["stage"])
 
+    def _is_chosen(self, note: Values) -> bool:
+        """Tell whether the keys of a note's cure would be for its own row now."""
+        stage, worker = self._stage, self._worker
+        if stage is None or stage["name"] != note["stage"]:
+            return False
+        return note["worker"] is None or (worker is not None and worker["worker"] == note["worker"])
+
+    def on_descendant_focus(self) -> None:
+        self._draw_chosen()
+
+    def on_data_table_row_highlighted(self) -> None:
+        self._draw_chosen()
+
+    def _draw_chosen(self) -> None:
+        self._draw_notes()
+        self._draw_keys()
+
     # -- orders -------------------------------------------------------------------------------------------------
 
     async def _ask(self, told: str, order: Mapping[str, object]) -> dict[str, Any] | None:
@@ -249,7 +329,7 @@ class Top(App[None]):
         except Unanswered as error:
             self._answer(f"{told}: {error}", "bad")
             return None
-        self._answer(f"{told}: done, for {answer['reach']}")
+        self._answer(outcome(order, answer))
         return answer
 
     def action_pause(self) -> None:
@@ -258,10 +338,28 @@ class Top(App[None]):
             self.run_worker(self._ask(f"{do} {stage['name']}", {"do": do, "stage": stage["name"]}))
 
     def action_scale(self, more: int) -> None:
-        if (stage := self._stage) is not None:
-            wanted = stage["wanted"] + more
-            order = {"do": "scale", "stage": stage["name"], "workers": wanted}
-            self.run_worker(self._ask(f"scale {stage['name']} to {wanted}", order))
+        stage = self._stage
+        if stage is None:
+            return
+        name = stage["name"]
+        begun = name in self._wanted
+        # The number on the screen is as old as the last look.
+        self._wanted[name] = max(0, (self._wanted[name] if begun else stage["wanted"]) + more)
+        if not begun:
+            self.run_worker(self._scale(name))
+
+    async def _scale(self, name: str) -> None:
+        """Ask for the wanted number, one order after another, until the newest one is carried out."""
+        asked: int | None = None
+        while asked != (wanted := self._wanted[name]):
+            asked = wanted
+            order = {"do": "scale", "stage": name, "workers": wanted}
+            if await self._ask(f"scale {name} to {wanted}", order) is None:
+                break
+            # The next press counts from the statistics again, so they must show it; a server's are half a second old.
+            await asyncio.sleep(_SETTLED)
+            await self._look()
+        del self._wanted[name]
 
     def action_cancel(self) -> None:
         worker = self._worker
@@ -271,13 +369,16 @@ class Top(App[None]):
             return
         ident = call["id"]
         question = Question(
-            f"Cancel the call of {worker_name(worker)}, which runs for {call['age']:.0f} s?\nMessage {one_line(ident)}",
-            "Its worker is killed and replaced; the message becomes a dead letter. No other message is charged.",
+            f"Cancel the call of {worker_name(worker)}, which runs for {short_time(call['age'] or 0.0)}?\n"
+            f"Message {one_line(ident[:SHOWN_ID])}",
+            "Its worker is killed and replaced; the message becomes a dead letter. No other message loses an attempt.",
+            yes="kill the worker",
+            no="keep it running",
         )
 
         def on_answer(yes: bool | None) -> None:
             if yes:
-                self.run_worker(self._ask(f"cancel {one_line(ident)[:12]}", {"do": "cancel", "call": ident}))
+                self.run_worker(self._ask(f"cancel {one_line(ident[:SHOWN_ID])}", {"do": "cancel", "call": ident}))
 
         self.push_screen(question, on_answer)
 
@@ -289,6 +390,8 @@ class Top(App[None]):
         question = Question(
             f"Stop {one_line(engine.name)}?",
             "As SIGTERM does: running calls end first, what is held goes back to its queue.",
+            yes="stop the engine",
+            no="let it run",
         )
 
         def on_answer(yes: bool | None) -> None:
@@ -313,7 +416,13 @@ class Top(App[None]):
         text = Text()
         for each in answer["stacks"]:
             text.append(f"{worker_name(each)} (pid {each['pid']})\n", "bold")
-            text.append(f"{lines(each['stack'].rstrip())}\n\n")
+            shown, others = parted(each["stack"])
+            text.append(f"{lines(shown)}\n")
+            if others:
+                text.append(
+                    f"and {counted(len(others), 'thread')} of the library: {one_line(', '.join(others))}\n", "dim"
+                )
+            text.append("\n")
         for each in answer["silent"]:
             text.append(f"{worker_name(each)} (pid {each['pid']})\n", "bold")
             text.append(
@@ -325,13 +434,18 @@ class Top(App[None]):
         self.push_screen(LongText(text))
 
     def action_help(self) -> None:
-        text = Text()
-        for heading, pairs in (("Keys", _HELP), ("Columns", LEGEND)):
-            text.append(f"{heading}\n", "bold")
-            for name, meaning in pairs:
-                text.append(f"  {name:<14} ", "bold")
-                text.append(f"{meaning}\n")
-        self.push_screen(LongText(text))
+        sections = (
+            ("Keys", _HELP), ("Columns of stages", STAGE_LEGEND), ("Columns of workers", WORKER_LEGEND)
+        )  # fmt: skip
+        parts: list[Text | Table] = []
+        for heading, pairs in sections:
+            table = Table.grid(padding=(0, 2))
+            table.add_column(style="bold", min_width=12, no_wrap=True)
+            table.add_column()
+            for pair in pairs:
+                table.add_row(*pair)
+            parts += [Text(heading, "underline"), table, Text()]
+        self.push_screen(LongText(Group(*parts[:-1])))
 
 
 def _drawn(placed: Placed, row: Values, gap: int) -> Text:

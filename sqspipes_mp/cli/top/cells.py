@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
+from sqspipes_mp.ipc.running.units import short_time
 from sqspipes_mp.messages.plain import one_line
 
 _MIB = 1 << 20
@@ -51,36 +52,6 @@ def memory(size: int | None) -> Cell:
 def time(seconds: float | None, tone: str = "") -> Cell:
     """Return a time in at most six characters below ten years; None: a dash."""
     return Cell("-", "dim") if seconds is None else Cell(short_time(seconds), tone)
-
-
-def short_time(seconds: float) -> str:
-    """Return a time with its unit: "15us", "450ms", "9.9s", "42s", "3m04s", "2h05m", "3d04h", "364d"."""
-    if seconds < 0.000_999_5:
-        return f"{seconds * 1e6:.0f}us" if seconds else "0s"
-    if seconds < 0.9995:
-        return f"{seconds * 1e3:.0f}ms"
-    if seconds < 59.5:
-        return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m{rest:02}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours}h{minutes:02}m"
-    return f"{hours // 24}d{hours % 24:02}h" if hours < 2400 else f"{hours // 24}d"
-
-
-def long_time(seconds: float | None) -> str:
-    """Return a time in its two largest units, for a line of prose; None: a dash."""
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def width_of(shown: str) -> int:

@@ -11,13 +11,10 @@ from typing import Any
 
 from sqspipes_mp.cli.top import cells
 from sqspipes_mp.cli.top.cells import Cell
+from sqspipes_mp.ipc.running.notes import LONG_CALL, worker_name
+from sqspipes_mp.ipc.running.outcomes import SHOWN_ID
 
 Values = Mapping[str, Any]
-
-#: Seconds from which a call is long, and this many times the stage's 95th percentile of run times.
-LONG_CALL, LONG_CALL_TIMES = 30.0, 5
-#: Characters of a message's id in a table.
-_ID = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +27,8 @@ class Column:
     rank: int
     #: Least width of a text, which may be cut; 0: a number.
     least: int = 0
+    #: Width that is kept for a number, so that no column goes and comes with another one's digits.
+    kept: int = 0
     #: Characters at a text's end that a cut leaves, a worker's number say.
     tail: int = 0
 
@@ -54,7 +53,7 @@ class Fit:
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self._columns = columns
-        self._widest = {column.head: max(len(column.head), column.least) for column in columns}
+        self._widest = {column.head: max(len(column.head), column.least, column.kept) for column in columns}
 
     def place(self, rows: Sequence[Values], width: int, gap: int) -> list[Placed]:
         """Return the columns that fit into ``width``, with ``gap`` spaces between them."""
@@ -77,12 +76,6 @@ class Fit:
         return sum(column.least or self._widest[column.head] for column in columns)
 
 
-def long_call(stage: Values) -> bool:
-    """Tell whether a stage has a call that runs far longer than its calls do."""
-    age, usual = stage["oldest_call"], stage["run_time"]["p95"]
-    return age is not None and age > max(LONG_CALL, LONG_CALL_TIMES * (usual or 0.0))
-
-
 def oldest(worker: Values) -> Values | None:
     """Return the call of a worker that runs for the longest time; None: none runs."""
     calls: Sequence[Values] = worker["calls"]
@@ -94,11 +87,6 @@ def in_order(workers: Sequence[Values]) -> list[Values]:
     long = [worker for worker in workers if (worker["call_age"] or 0.0) > LONG_CALL]
     long.sort(key=lambda worker: -worker["call_age"])
     return [*long, *(worker for worker in workers if worker not in long)]
-
-
-def worker_name(worker: Values) -> str:
-    """Return a worker's name for people: its stage, and its number there."""
-    return f"{worker['stage']}[{worker['worker']}]"
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------
@@ -139,6 +127,9 @@ def _cell(make: Callable[..., Cell], key: str, *inner: str, tone: str = "") -> C
     return (lambda values: make(get(values), tone)) if tone else (lambda values: make(get(values)))
 
 
+#: Widths of a time ("59m59s"), of a rate ("9,999.9") and of a share of one CPU.
+_TIME, _RATE, _CPU = 6, 7, 4
+
 STAGES = (
     Column("stage", lambda stage: cells.text(stage["name"]), 0, least=8, tail=3),
     Column("workers", _workers, 1),
@@ -147,33 +138,36 @@ STAGES = (
     Column("in flight", _in_flight, 12),
     Column("dead", _dead, 7),
     Column("done", _cell(cells.number, "done"), 18),
-    Column("done/s", _cell(cells.rate, "per_second", "done"), 3),
+    Column("done/s", _cell(cells.rate, "per_second", "done"), 3, kept=_RATE),
     Column("failed", _cell(cells.number, "failed", tone="bad"), 5),
     Column("failed/s", _cell(cells.rate, "per_second", "failed", tone="bad"), 11),
     Column("retried/s", _cell(cells.rate, "per_second", "retried", tone="warn"), 16),
-    Column("busy", _busy, 4),
-    Column("cpu", _cell(cells.share, "cpu"), 13),
-    Column("p50", _cell(cells.time, "run_time", "p50"), 8),
-    Column("p95", _cell(cells.time, "run_time", "p95"), 14),
-    Column("longest", lambda stage: cells.time(stage["oldest_call"], "bad" if long_call(stage) else ""), 6),
+    Column("busy", _busy, 4, kept=len("paused")),
+    Column("cpu", _cell(cells.share, "cpu"), 13, kept=_CPU),
+    Column("p50", _cell(cells.time, "run_time", "p50"), 8, kept=_TIME),
+    Column("p95", _cell(cells.time, "run_time", "p95"), 14, kept=_TIME),
+    Column("longest", lambda stage: cells.time(stage["oldest_call"], "bad" if stage["long_call"] else ""), 6),
     Column("queued", _cell(cells.time, "queue_wait", "p50"), 15),
     Column("queued95", _cell(cells.time, "queue_wait", "p95"), 17),
-    Column("eta", _cell(cells.time, "eta"), 10),
+    Column("eta", _cell(cells.time, "eta"), 10, kept=_TIME),
 )
 
-#: The columns' meaning, for the help.
-LEGEND = (
+#: The meaning of the stages' columns, for the help.
+STAGE_LEGEND = (
     ("workers", "ready, and wanted"),
+    ("running", "calls that run now"),
     ("waiting", "messages that nobody has received"),
     ("in flight", "messages received and not done, of all machines"),
     ("dead", "dead letters"),
-    ("done/s failed/s retried/s", "per second, of the last seconds"),
-    ("busy", "share of the workers' time in calls; * marks the bottleneck"),
+    ("done failed", "calls since the run began; a call that failed may be tried again"),
+    ("done/s", "calls per second, of the last 3 seconds; failed/s and retried/s likewise"),
+    ("busy", "share of the workers' time in calls; * marks the bottleneck, which the others wait for"),
     ("cpu", "CPUs in use: 100% is one"),
-    ("p50 p95", "run time of half the calls, of 95% of them"),
+    ("p50 p95", "run time of half the calls, and of 95% of them, since the run began"),
     ("longest", "age of the oldest call that runs now"),
-    ("queued queued95", "time in the queue of half the messages, of 95% of them"),
-    ("eta", "time until what waits now is done"),
+    ("queued", "time in the queue of half the messages that were received, since the run began"),
+    ("queued95", "the same of 95% of them"),
+    ("eta", "time until the waiting messages are done, at the pace of the last minute"),
 )
 
 # -- workers ----------------------------------------------------------------------------------------------------------
@@ -194,7 +188,7 @@ def _call(worker: Values) -> Cell:
     if call is None:
         return Cell("")
     others = len(worker["calls"]) - 1
-    return Cell(f"{cells.text(call['id'][:_ID]).text}{f' +{others}' if others else ''}")
+    return Cell(f"{cells.text(call['id'][:SHOWN_ID]).text}{f' +{others}' if others else ''}")
 
 
 def _telling(worker: Values) -> Cell:
@@ -203,21 +197,33 @@ def _telling(worker: Values) -> Cell:
 
 
 def _age(worker: Values) -> Cell:
-    return cells.time(worker["call_age"], "warn") if (worker["call_age"] or 0) > LONG_CALL else _short_age(worker)
+    return cells.time(worker["call_age"], "bad" if worker["long_call"] else "")
 
-
-_short_age = _cell(cells.time, "call_age")
 
 WORKERS = (
-    Column("worker", lambda worker: cells.text(worker_name(worker)), 0, least=8, tail=5),
+    Column("worker", lambda worker: cells.text(worker_name(worker)), 0, least=12, tail=5),
     Column("pid", lambda worker: Cell(str(worker["pid"] or "-")), 5),
     Column("state", _state, 1, least=7),
-    Column("for", _age, 2),
+    Column("for", _age, 2, kept=_TIME),
     Column("call%", _fraction, 3),
     Column("memory", _cell(cells.memory, "memory"), 6),
-    Column("cpu", _cell(cells.share, "cpu"), 7),
+    Column("cpu", _cell(cells.share, "cpu"), 7, kept=_CPU),
     Column("done", _cell(cells.number, "done"), 9),
-    Column("restarts", _cell(cells.number, "restarts", tone="warn"), 8),
-    Column("message", _call, 4, least=_ID, tail=5),
+    Column("restarts", _cell(cells.number, "restarts"), 8),
+    Column("message", _call, 4, least=SHOWN_ID, tail=5),
     Column("progress", _telling, 10, least=8),
+)
+
+#: The meaning of the workers' columns and states, for the help.
+WORKER_LEGEND = (
+    ("worker", "its stage, and its number there"),
+    ("state", "busy: in a call. idle: waits for a message. resting: waits for its turn, or for a smaller backlog"),
+    ("", "booting: prepares itself. leaving: ends when its message is done. none: is about to be started"),
+    ("for", "time that its oldest call runs"),
+    ("call%", "how far that call is, where its function tells so (current_message().progress)"),
+    ("message", "beginning of the id of that call's message, for cancel; +1: beside it another call runs"),
+    ("progress", "the text that its function tells"),
+    ("done", "messages that it and those before it in its place have done"),
+    ("restarts", "workers that were in its place before, those that an order has ended included"),
+    ("memory cpu", "its own; 100% is one CPU"),
 )

@@ -6,19 +6,24 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from sqspipes_mp.cli.top.cells import cut, long_time
+from sqspipes_mp.cli.top.cells import cut, share
 from sqspipes_mp.cli.top.columns import STAGES, WORKERS, Column, Fit, in_order
-from sqspipes_mp.cli.top.notes import notes
+from sqspipes_mp.ipc.running.notes import sentence
+from sqspipes_mp.ipc.running.units import counted, short_time
 from sqspipes_mp.messages.plain import one_line
+
+#: Most characters of a sentence.
+_MOST = 1000
 
 
 def head_lines(state: Mapping[str, Any]) -> list[str]:
-    """Return the engine in two lines: the run, and its health."""
-    engine = state["engine"]
-    health = f"{'' if engine['live'] else 'NOT LIVE, '}{engine['why']}"
+    """Return the engine in three lines: the run, its process and machine, and its health."""
+    engine, machine = state["engine"], state.get("machine")
+    busy = "" if machine is None else f", {counted(machine['cpus'], 'CPU')} {share(machine['busy']).text} busy"
     return [
         one_line(f"{engine['domain']} on {engine['broker']}"),
-        one_line(f"pid {engine['pid'] or '-'}, up {long_time(engine['up'])}: {health}"),
+        one_line(f"pid {engine['pid'] or '-'}, up {short_time(engine['up'] or 0.0)}{busy}"),
+        one_line(state["verdict"]["told"], _MOST),
     ]
 
 
@@ -32,7 +37,8 @@ def state_text(state: Mapping[str, Any], width: int, height: int = 0) -> str:
     """
     head = "\n".join(cut(line, width) for line in head_lines(state))
     stages = _table(STAGES, state["stages"], width)
-    told = "\n".join(fill(sentence, width, break_on_hyphens=False) for _, sentence in notes(state, keys=False))
+    sentences = (one_line(sentence(note, keys=False), _MOST) for note in state["notes"])
+    told = "\n".join(fill(each, width, subsequent_indent="  ", break_on_hyphens=False) for each in sentences)
     mark = "* the bottleneck" if any(stage["bottleneck"] for stage in state["stages"]) else ""
     above = [head, "\n".join(filter(None, [stages, mark])), *filter(None, [told])]
     workers = in_order(state["workers"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.console import RenderableType
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -25,9 +27,10 @@ class Question(ModalScreen[bool]):
     Question Static { height: auto; }
     """
 
-    def __init__(self, question: str, consequence: str) -> None:
+    def __init__(self, question: str, consequence: str, yes: str, no: str) -> None:
         super().__init__()
-        self._text = Text.assemble(question, "\n\n", (consequence, "dim"), "\n\n", ("y yes   n no", "bold"))
+        keys = (f"y {yes}   n {no}", "bold")
+        self._text = Text.assemble(question, "\n\n", (consequence, "dim"), "\n\n", keys)
 
     def compose(self) -> ComposeResult:
         yield Vertical(Static(self._text, id="question"))
@@ -44,13 +47,21 @@ class LongText(ModalScreen[None]):
     LongText Static { height: auto; }
     """
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: RenderableType) -> None:
         super().__init__()
         self._text = text
 
     def compose(self) -> ComposeResult:
-        with Vertical() as box:
-            box.border_subtitle = "arrows scroll, q closes"
-            with VerticalScroll() as scroll:
-                scroll.focus()
-                yield Static(self._text, id="text")
+        with Vertical(), VerticalScroll() as scroll:
+            scroll.focus()
+            yield Static(self._text, id="text")
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(self._tell_keys)
+
+    def on_resize(self, _event: events.Resize) -> None:
+        self.call_after_refresh(self._tell_keys)
+
+    def _tell_keys(self) -> None:
+        scrolls = self.query_one(VerticalScroll).max_scroll_y > 0
+        self.query_one(Vertical).border_subtitle = "arrows scroll, q closes" if scrolls else "q closes"

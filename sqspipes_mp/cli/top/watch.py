@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqspipes_mp.ipc.running.asking import ask
 from sqspipes_mp.ipc.running.folders import Engine, Unanswered, engines, matches
+from sqspipes_mp.ipc.running.history import History
 from sqspipes_mp.ipc.running.memory import Gone, Memory, open_memory
 from sqspipes_mp.ipc.running.served import NUMBERS_ONLY, Served, is_address
-from sqspipes_mp.ipc.running.state import state
+from sqspipes_mp.ipc.running.state import ended
 from sqspipes_mp.ipc.statistics import ForeignLayout, Statistics
 
-#: Seconds over which rates are made: long enough that a rate does not jump, short enough to be now.
-_WINDOW = 3.0
 #: Seconds between two orders to count the queues; the engine counts for 30 s after each.
 _LOOK_EVERY = 10.0
 #: Seconds that such an order may take; a supervisor that stands still answers none.
@@ -73,7 +71,7 @@ class Watch:
         self.engine: Engine | None = None
         self._memory: Memory | None = None
         self._statistics: Statistics | None = None
-        self._earlier: deque[Mapping[str, Any]] = deque()
+        self._history = History()
         self._last: Mapping[str, Any] | None = None
         self._looked_at = -_LOOK_EVERY
         self._looking, self._closed = threading.Lock(), False
@@ -126,24 +124,19 @@ class Watch:
             self._let_go()
             return f"{meant[0].name}: {error}"
         self.engine, self._domain = meant[0], meant[0].text("domain")
-        self._earlier.clear()
+        self._history.clear()
         self._looked_at = -_LOOK_EVERY
         return ""
 
     def _end(self) -> None:
         """Keep the last state of an engine that has ended; the memory outlives it."""
-        self._last = self._read()
+        self._last = ended(self._read())
         self._let_go()
 
-    def _read(self) -> Mapping[str, Any]:
+    def _read(self) -> dict[str, Any]:
         assert self._statistics is not None
         assert self.engine is not None
-        since = self._earlier[0] if self._earlier else None
-        now = state(self._statistics, here=self.engine.here, since=since)
-        self._earlier.append(now)
-        while len(self._earlier) > 1 and now["at"] - self._earlier[1]["at"] >= _WINDOW:
-            self._earlier.popleft()
-        return now
+        return self._history.read(self._statistics, here=self.engine.here)
 
     def _ask_to_count(self) -> None:
         now = time.monotonic()

@@ -60,12 +60,16 @@ class Served(Engine):
 
     def state(self) -> dict[str, Any]:
         """Return the engine's state; values that the server keeps to itself are empty. Raises ``Unanswered``."""
+        from sqspipes_mp.ipc.running.state import add_notes  # noqa: PLC0415
+
         found = self._request("GET", f"/api/state{self._query}")
         try:
             found["engine"] = {**dict.fromkeys(("run", "pid", "caller", "target")), **found["engine"], "url": self.name}
             for worker in found["workers"]:
                 worker.setdefault("pid", None)
                 worker["calls"] = [{"id": "", "text": "", **call} for call in worker["calls"]]
+            # The commands in the notes are those to this address.
+            add_notes(found)
         except (KeyError, TypeError):
             raise self._foreign("its answer is no engine's state") from None
         return found

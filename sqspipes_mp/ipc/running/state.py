@@ -11,10 +11,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sqspipes_mp.host.cpus import cpus
 from sqspipes_mp.host.memory import memory_of
-from sqspipes_mp.host.process_cpu import cpu_of
+from sqspipes_mp.host.process_cpu import cpu_of, cpu_of_machine
 from sqspipes_mp.ipc.histogram import percentile
+from sqspipes_mp.ipc.running.fixed import ENDING, NOT_READY
 from sqspipes_mp.ipc.running.health import verdict
+from sqspipes_mp.ipc.running.notes import long_call, notes
+from sqspipes_mp.ipc.running.notes import verdict as told_verdict
 from sqspipes_mp.ipc.statistics import (
     BUSY_NS,
     CALL_STARTED,
@@ -79,15 +83,35 @@ FORMAT = 1
 _PRIORITIES = 16
 
 
-def state(statistics: Statistics, *, here: bool = True, since: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def state(
+    statistics: Statistics,
+    *,
+    here: bool = True,
+    since: Mapping[str, Any] | None = None,
+    steady: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return the engine's state now.
 
     Args:
         statistics: the engine's.
         here: whether the engine's pids mean its processes in this process's pid namespace.
         since: an earlier state of the same run; rates and shares are those since then. None: they are null.
+        steady: a state before it (``at``, and its stages' ``name`` and ``done``), from which the pace of ``eta`` is
+            made; None: ``since``.
     """
-    return _Reader(statistics, here=here).read(since)
+    return _Reader(statistics, here=here).read(since, steady)
+
+
+def ended(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the last state of an engine that has ended: its counts, without anything that would pass for now."""
+    unknown = dict.fromkeys(("eta", "busy", "cpu", "oldest_call"))
+    no_rates = dict.fromkeys(("done", "failed", "retried", "dead_lettered"))
+    gone: dict[str, Any] = {"state": "ended", "call_age": None, "calls": [], "memory": None, "cpu": None}
+    stages = [
+        {**stage, **unknown, "running": 0, "ready": 0, "per_second": no_rates, "bottleneck": False, "long_call": False}
+        for stage in found["stages"]
+    ]
+    return {**found, "stages": stages, "workers": [{**worker, **gone} for worker in found["workers"]], "notes": []}
 
 
 class _Reader:
@@ -103,12 +127,13 @@ class _Reader:
         #: The slots of each stage that runs here.
         self._slots = slots
 
-    def read(self, since: Mapping[str, Any] | None) -> dict[str, Any]:
+    def read(self, since: Mapping[str, Any] | None, steady: Mapping[str, Any] | None = None) -> dict[str, Any]:
         stages = [self._stage(index) for index in self._selected()]
         found = {
             "format": FORMAT,
             "at": time.time(),
             "engine": self._engine(),
+            "machine": self._machine(),
             "broker": self._broker(),
             "stages": stages,
             "workers": [
@@ -119,6 +144,8 @@ class _Reader:
             ],
         }
         _add_rates(found, since)
+        _add_etas(found, steady or since)
+        add_notes(found)
         return found
 
     def _selected(self) -> list[int]:
@@ -138,7 +165,7 @@ class _Reader:
     def _engine(self) -> dict[str, Any]:
         about, statistics = self._about, self._statistics
         judged = verdict(statistics.fixed_words, self._now, self._names())
-        keys = ("run", "pid", "caller", "domain", "broker", "target", "version", "python", "began")
+        keys = ("run", "pid", "caller", "domain", "broker", "target", "folder", "version", "python", "began")
         return {
             **{key: about.get(key) for key in keys},
             "transport": self._transport(),
@@ -146,6 +173,7 @@ class _Reader:
             "live": judged.live,
             "ready": judged.ready,
             "why": judged.why,
+            "ending": judged.why == NOT_READY[ENDING],
             "supervisor_beat": self._ago(statistics.header(SUPERVISOR_BEAT)),
             "keeper_beat": self._ago(statistics.header(KEEPER_BEAT)),
         }
@@ -154,6 +182,11 @@ class _Reader:
         """Return the way of the requests, "boto3" where any process has fallen back to it; None: there is one only."""
         used = max(self._statistics.get(slot, TRANSPORT) for slot in range(self._statistics.shape.slots + 1))
         return TRANSPORTS[used - 1] if 0 < used <= len(TRANSPORTS) else None
+
+    def _machine(self) -> dict[str, Any] | None:
+        """Return this machine's CPUs, and the CPU seconds since its start; None where the engine runs elsewhere."""
+        used, possible = (cpu_of_machine() if self._here else None) or (None, None)
+        return {"cpus": cpus(), "cpu_seconds": used, "cpu_seconds_possible": possible} if self._here else None
 
     def _broker(self) -> dict[str, Any]:
         slots = range(self._statistics.shape.slots + 1)
@@ -303,20 +336,52 @@ def _add_rates(found: dict[str, Any], since: Mapping[str, Any] | None) -> None:
     for stage in found["stages"]:
         old = before.get(stage["name"])
         room = max(1, stage["wanted"]) * stage["threads"]
-        rate = _per_second(stage, old, "done", seconds)
         stage["per_second"] = {
             key: _per_second(stage, old, key, seconds) for key in ("done", "failed", "retried", "dead_lettered")
         }
         busy = _per_second(stage, old, "busy_seconds", seconds)
         stage["busy"] = None if busy is None else min(1.0, max(0.0, busy / room))
-        stage["eta"] = stage["waiting"] / rate if rate and stage["waiting"] is not None else None
         mine = [one for one in found["workers"] if one["stage"] == stage["name"]]
         used = [_cpu_share(one, workers.get((one["stage"], one["worker"])), seconds) for one in mine]
         known = [share for share in used if share is not None]
         stage["cpu"] = sum(known) if known else None
         for one, share in zip(mine, used, strict=True):
             one["cpu"] = share
+    _add_machine(found, since if seconds > 0 else None)
     _mark_bottleneck(found["stages"])
+
+
+def _add_etas(found: Mapping[str, Any], steady: Mapping[str, Any] | None) -> None:
+    """Add the seconds until the waiting messages are done, at the pace since an earlier state; null: not known."""
+    seconds = found["at"] - steady["at"] if steady is not None else 0.0
+    before = {stage["name"]: stage for stage in steady["stages"]} if steady is not None else {}
+    for stage in found["stages"]:
+        rate = _per_second(stage, before.get(stage["name"]), "done", seconds)
+        goes_on = rate and not stage["paused"] and not found["engine"]["ending"]
+        stage["eta"] = stage["waiting"] / rate if goes_on and stage["waiting"] is not None else None
+
+
+def _add_machine(found: Mapping[str, Any], since: Mapping[str, Any] | None) -> None:
+    """Add the share of this machine's CPU time, or of the engine's quota, that is in use; null: not known."""
+    machine, old = found["machine"], since["machine"] if since is not None else None
+    if machine is None:
+        return
+    machine["busy"] = None
+    if old is not None and old["cpu_seconds"] is not None and machine["cpu_seconds"] is not None:
+        used, possible = (machine[key] - old[key] for key in ("cpu_seconds", "cpu_seconds_possible"))
+        own = sum(stage["cpu"] or 0.0 for stage in found["stages"]) / machine["cpus"]
+        machine["busy"] = min(1.0, max(own, used / possible if possible > 0 else 0.0))
+
+
+def add_notes(found: dict[str, Any]) -> None:
+    """Add the notes on a state, and the verdict that names the troubles among them."""
+    for stage in found["stages"]:
+        stage["long_call"] = long_call(stage, stage["oldest_call"])
+        for worker in found["workers"]:
+            if worker["stage"] == stage["name"]:
+                worker["long_call"] = long_call(stage, worker["call_age"])
+    found["notes"] = notes(found)
+    found["verdict"] = told_verdict(found, found["notes"])
 
 
 def _per_second(stage: Mapping[str, Any], old: Mapping[str, Any] | None, key: str, seconds: float) -> float | None:
@@ -334,10 +399,15 @@ def _cpu_share(one: Mapping[str, Any], old: Mapping[str, Any] | None, seconds: f
 def _mark_bottleneck(stages: list[dict[str, Any]]) -> None:
     """Mark the busiest of the stages that work is waiting for, where it is busy most of the time.
 
-    A stage whose waiting messages are not counted, a source say, is marked only where none of the others is.
+    A stage whose waiting messages are not counted, a source say, is marked only where none of the others is. While a
+    paused stage has messages waiting, all is held up by the pause, and none is marked.
     """
     for stage in stages:
         stage["bottleneck"] = False
-    busy = [stage for stage in stages if (stage["busy"] or 0.0) >= 0.5 and stage["waiting"] != 0]
+    if any(stage["paused"] and stage["waiting"] for stage in stages):
+        return
+    busy = [
+        stage for stage in stages if not stage["paused"] and (stage["busy"] or 0.0) >= 0.5 and stage["waiting"] != 0
+    ]
     if busy:
         max(busy, key=lambda stage: (stage["waiting"] is not None, stage["busy"]))["bottleneck"] = True
