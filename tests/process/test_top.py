@@ -162,7 +162,7 @@ def test_a_person_sees_the_engine_and_gives_orders(tmp_path: Path, gate: Gate, l
         await press(pilot, "y", 1)
         await shows(pilot, "it is stopping: running calls end first")
         gate.open()
-        await shows(pilot, "HAS ENDED", "waiting for a run of shop", "work[1]      ended")
+        await shows(pilot, "HAS ENDED", "waiting for a run of shop", "ended")
 
     with running(tmp_path, gate, log, "one,two") as process:
         piloted(does)

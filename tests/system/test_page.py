@@ -138,7 +138,7 @@ def test_it_shows_true_numbers_as_text_takes_orders_with_the_token_and_outlives_
         eventually(lambda: server.json("/readyz")["why"] == "the run is ending", "the order was carried out")
         gate.open()
     assert run.summary.reason == "stopped"
-    assert len(values(engine, "sink")) == 1
+    assert len(values(engine, "sink")) == 3
     tab.until("document.body.dataset.state === 'trouble'")
     assert "has ended" in tab.js("document.querySelector('#trouble').textContent")
     assert tab.js("[...document.querySelectorAll('main button')].every((each) => each.disabled)")

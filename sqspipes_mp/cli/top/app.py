@@ -254,10 +254,10 @@ class Top(App[None]):
         """Show each key beside the row it is about; in two lines where one is too narrow."""
         stage, worker = self._stage, self._worker
         gap = "  " if self.size.width >= 80 else " "
-        rest = gap.join(("S stop", "? help", "q quit"))
-        if stage is None:
-            self._put("#keys", Text(rest, style="dim"))
+        if stage is None or self._seen.ended:
+            self._put("#keys", Text(f"? help{gap}q quit", style="dim"))
             return
+        rest = gap.join(("S stop", "? help", "q quit"))
         does = "p resume" if stage["paused"] else "p pause"
         if worker is None:
             parts = [("chosen: ", stage["name"], gap.join(("s stacks", does, "+- workers")))]

@@ -175,7 +175,7 @@ def _more_workers(state: Values, stage: Values) -> tuple[str, str]:
     cpus, full = machine.get("cpus"), (machine.get("busy") or 0.0) >= _FULL
     key, command = "+ gives it a worker", f"sqspipes-mp scale {_target(state)} {stage['name']}={stage['wanted'] + 1}"
     share = (stage["cpu"] or 0.0) / max(0.01, stage["busy"] * stage["wanted"])
-    if full and share >= _WAITS:
+    if full and (share >= _WAITS or stage["wanted"] >= cpus):
         cure = "no CPU is free: more machines, or less work per call"
     elif cpus is not None and stage["wanted"] >= cpus and share >= _COMPUTES:
         cure = f"it has a worker per CPU ({cpus}): more machines, or less work per call"

@@ -44,7 +44,7 @@ function time(seconds) {
   return hours < 2400 ? `${days}d${two(hours % 24)}h` : `${days}d`;
 }
 
-const times = (each) => (each.p50 === null ? "–" : `p50 ${time(each.p50)}, p95 ${time(each.p95)}`);
+const times = (each) => (each.p50 === null ? "–" : `${time(each.p50)}, ${time(each.p95)}`);
 const TONES = { good: "good", warn: "mark", bad: "bad" };
 
 function size(bytes) {
@@ -96,8 +96,8 @@ function keyed(parent, items, key, build, fill) {
 
 // -- stages ----------------------------------------------------------------------------------------------------------
 
-const ROWS = ["waiting", "in flight", "running", "workers", "busy", "run time", "queued", "failed", "retried", "restarts",
-  "dead letters"];
+const ROWS = ["waiting", "in flight", "running", "workers", "busy", "p50, p95", "queued p50, p95", "failed", "retried",
+  "restarts", "dead letters"];
 
 function buildStage(stage) {
   const item = make("li");
@@ -109,8 +109,9 @@ function buildStage(stage) {
   drawing.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
   const list = make("dl");
   for (const row of ROWS) list.append(make("dt", row), make("dd"));
-  list.children[2 * ROWS.indexOf("queued")].title = "time in the queue of the messages that were received, since the run began";
-  list.children[2 * ROWS.indexOf("run time")].title = "since the run began";
+  for (const [row, title] of [["p50, p95", "run time of half the calls, and of 95% of them, since the run began"],
+    ["queued p50, p95", "time in the queue of the messages that were received, since the run began"]])
+    list.children[2 * ROWS.indexOf(row)].title = title;
   const orders = make("div", undefined, "orders");
   const name = stage.name;
   orders.append(
@@ -159,13 +160,14 @@ function fillStage(item, stage, engine, workers) {
 
 function draw(drawing, stage) {
   const kept = rates.get(stage.name) || [];
-  kept.push(stage.per_second.done || 0);
+  kept.push({ at: Date.now(), rate: stage.per_second.done || 0 });
   while (kept.length > SAMPLES) kept.shift();
   rates.set(stage.name, kept);
-  const most = Math.max(...kept, 1e-9);
+  const most = Math.max(...kept.map((each) => each.rate), 1e-9);
   const first = SAMPLES - kept.length;
-  drawing.firstChild.setAttribute("points", kept.map((each, place) => `${first + place},${97 - 92 * each / most}`).join(" "));
-  const told = `last ${counted(kept.length, "look")}, one a second: at most ${number(most, 1)}/s`;
+  drawing.firstChild.setAttribute("points",
+    kept.map((each, place) => `${first + place},${97 - 92 * each.rate / most}`).join(" "));
+  const told = `at most ${number(most, 1)}/s in the last ${time(Math.round((Date.now() - kept[0].at) / 1000))}`;
   drawing.setAttribute("aria-label", told);
   return told;
 }
@@ -207,9 +209,13 @@ function fillWorker(row, worker) {
   row.dataset.call = call && call.id ? call.id : "";
   row.dataset.age = call ? time(call.age) : "";
   // The button keeps its place: most calls are over within a second, and rows would jump.
-  const [, button] = cells[8].children;
-  button.classList.toggle("away", !(row.dataset.call && call.age >= CANCEL));
-  for (const each of cells[8].children) each.disabled = each.classList.contains("away");
+  const [stack, cancels] = cells[8].children;
+  const away = !(row.dataset.call && call.age >= CANCEL);
+  show(stack, token !== null);
+  show(cancels, token !== null);
+  cancels.classList.toggle("away", away);
+  stack.disabled = false;
+  cancels.disabled = away;
 }
 
 // -- asking ----------------------------------------------------------------------------------------------------------
@@ -356,6 +362,12 @@ async function cancel(name, { call, age }) {
   if (sure) await order({ do: "cancel", call });
 }
 
+function reading(text) {
+  const made = make("pre", text);
+  made.tabIndex = 0;
+  return made;
+}
+
 async function stacks(stage, worker = null) {
   const told = await order({ do: "stack", stage, worker });
   if (told === null) return;
@@ -371,8 +383,14 @@ async function stacks(stage, worker = null) {
     // Workers that wait for a message are of little interest.
     box.open = age(each) >= 0 || found.length === 1;
     const since = age(each) >= 0 ? `, in a call for ${time(age(each))}` : `, ${each.state ? each.state.state : "gone"}`;
-    box.append(make("summary", `${each.stage}[${each.worker}] (pid ${each.pid})${since}`), make("pre", each.stack));
-    box.lastChild.tabIndex = 0;
+    box.append(make("summary", `${each.stage}[${each.worker}] (pid ${each.pid})${since}`));
+    const [first, ...others] = each.stack.split(/\n(?=Thread )/);
+    box.append(reading(first));
+    if (others.length) {
+      const more = make("details");
+      more.append(make("summary", `and ${counted(others.length, "other thread")}`), reading(others.join("\n")));
+      box.append(more);
+    }
     return box;
   }));
   show(find("stack"), true);
