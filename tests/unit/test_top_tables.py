@@ -178,8 +178,9 @@ def test_a_printed_command_works_where_it_is_pasted() -> None:
     state["engine"] |= {"target": "", "folder": "/srv/my shop"}
     add_notes(state)
     command = "cd '/srv/my shop' && sqspipes-mp dead list MODULE:ENGINE --stage check"
-    assert told(state, keys=False) == [f"check: 1 dead letter: {command}"]
-    assert told(state)[0].endswith("with words:engine for the engine of words.py")
+    unknown = "(MODULE:ENGINE: words:engine for engine in words.py)"
+    assert told(state) == told(state, keys=False)
+    assert told(state) == [f"check: 1 dead letter: {command} tells why {unknown}; once mended, dead redrive"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,8 @@ def test_a_printed_command_works_where_it_is_pasted() -> None:
     [
         (0.5, 1.9, 2, "it has a worker per CPU (2): more machines, or less work per call"),
         (0.97, 1.0, 1, "no CPU is free: more machines, or less work per call"),
-        (0.97, 0.05, 1, "+ gives it a worker, which helps only where its calls wait for something: no CPU is free"),
+        (0.97, 0.05, 1, "+ gives it a worker (if its calls wait for something: no CPU is free)"),
+        (0.97, 0.05, 2, "no CPU is free: more machines, or less work per call"),
         (0.5, 0.05, 2, "+ gives it a worker"),
         (None, None, 2, "+ gives it a worker"),
     ],

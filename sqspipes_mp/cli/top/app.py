@@ -244,7 +244,7 @@ class Top(App[None]):
             text = sentence(note, keys=True)
             if note["on_row"] and not self._is_chosen(note):
                 row = note["stage"] if note["worker"] is None else worker_name(note)
-                text = f"{note['told']}: choose {row}, then {note['keys']}"
+                text = sentence({**note, "keys": f"choose {row}, then {note['keys']}"}, keys=True)
             told.append((_TONES[note["tone"]], one_line(text, _MOST)))
         more = [("dim", f"and {len(told) - _NOTES} more")] if len(told) > _NOTES else []
         self.query_one("#notes").display = bool(told) and self.size.height >= _LOW

@@ -5,6 +5,7 @@ Any process. A note has only what is in the state that it is made of: without id
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,9 +29,10 @@ _NAMED = 3
 def notes(state: Values) -> list[dict[str, Any]]:
     """Return a state's notes, the gravest first.
 
-    ``tone`` is "bad", "warn" or ""; ``told`` the sentence, ``brief`` a few words of it, empty where it is no trouble;
-    ``keys`` the cure by keys of ``top`` and ``command`` the one in a shell, each empty where there is none; ``stage``
-    and ``worker`` (a number, or None) the row that it is about; ``on_row`` whether those keys need that row chosen.
+    ``tone`` is "bad", "warn" or "". ``told`` is the sentence, ``brief`` a few words of it, empty where it is no trouble.
+    ``keys`` is the cure by keys of ``top``, ``command`` the one in a shell, ``advice`` a word on either, or a cure that
+    is neither; each is empty where there is none. ``stage`` and ``worker`` (a number, or None) name the row, and
+    ``on_row`` tells whether the keys need it chosen.
     """
     found: list[dict[str, Any]] = []
     for judge in (_long_calls, _deaths, _failures, _paused, _bottleneck):
@@ -41,7 +43,7 @@ def notes(state: Values) -> list[dict[str, Any]]:
 
 def sentence(note: Values, *, keys: bool) -> str:
     """Return a note with its cure; ``keys``: whether that may be a key of ``top``."""
-    cure = (keys and note["keys"]) or note["command"]
+    cure = " ".join(filter(None, ((keys and note["keys"]) or note["command"], note["advice"])))
     return f"{note['told']}: {cure}" if cure else str(note["told"])
 
 
@@ -78,12 +80,13 @@ def _note(
     brief: str = "",
     keys: str = "",
     command: str = "",
+    advice: str = "",
     worker: int | None = None,
     on_row: bool = False,
 ) -> dict[str, Any]:
     return {
         "tone": tone, "stage": stage["name"], "worker": worker, "told": told, "brief": brief, "keys": keys,
-        "command": command, "on_row": on_row,
+        "command": command, "advice": advice, "on_row": on_row,
     }  # fmt: skip
 
 
@@ -135,11 +138,9 @@ def _failures(state: Values, stage: Values) -> Iterator[dict[str, Any]]:
         yield _note("bad", stage, f"{why}: the log says why", brief=f"{stage['name']}: {told[0]}")
         return
     command = f"{_cd(state)}sqspipes-mp dead list {_module(state)} --stage {stage['name']}"
-    then = "tells why; once mended, dead redrive"
-    unknown = "" if state["engine"].get("target") else ", with words:engine for the engine of words.py"
-    yield _note(
-        "bad", stage, why, brief=f"{stage['name']}: {told[-1]}", keys=f"{command} {then}{unknown}", command=command
-    )
+    unknown = "" if state["engine"].get("target") else " (MODULE:ENGINE: words:engine for engine in words.py)"
+    advice = f"tells why{unknown}; once mended, dead redrive"
+    yield _note("bad", stage, why, brief=f"{stage['name']}: {told[-1]}", command=command, advice=advice)
 
 
 def _paused(state: Values, stage: Values) -> Iterator[dict[str, Any]]:
@@ -165,27 +166,23 @@ def _bottleneck(state: Values, stage: Values) -> Iterator[dict[str, Any]]:
             yield _note("", stage, f"{name} is the bottleneck ({busy}): the other stages wait for it")
         return
     told = f"{name} is {busy}{_wait(stage)}" if alone else f"{name} is the bottleneck ({busy}{_wait(stage)})"
-    keys, command = _more_workers(state, stage)
-    yield _note("warn", stage, told, keys=keys, command=command, on_row=keys.startswith("+"))
+    more, advice = _more_workers(state, stage)
+    key = "+ gives it a worker" if more else ""
+    command = f"sqspipes-mp scale {_target(state)} {name}={stage['wanted'] + 1}" if more else ""
+    yield _note("warn", stage, told, keys=key, command=command, advice=advice, on_row=more)
 
 
-def _more_workers(state: Values, stage: Values) -> tuple[str, str]:
-    """Return the cure of a stage that is short of workers, by key and by command: one more, where that can help."""
+def _more_workers(state: Values, stage: Values) -> tuple[bool, str]:
+    """Tell whether a worker more may help a stage that is short of them, and a word on that."""
     machine: Values = state.get("machine") or {}
-    cpus, full = machine.get("cpus"), (machine.get("busy") or 0.0) >= _FULL
-    key, command = "+ gives it a worker", f"sqspipes-mp scale {_target(state)} {stage['name']}={stage['wanted'] + 1}"
+    cpus, full = machine.get("cpus") or math.inf, (machine.get("busy") or 0.0) >= _FULL
     share = (stage["cpu"] or 0.0) / max(0.01, stage["busy"] * stage["wanted"])
     if full and (share >= _WAITS or stage["wanted"] >= cpus):
-        cure = "no CPU is free: more machines, or less work per call"
-    elif cpus is not None and stage["wanted"] >= cpus and share >= _COMPUTES:
-        cure = f"it has a worker per CPU ({cpus}): more machines, or less work per call"
-    elif full:
-        # Whether its calls wait for others' CPU time or for something else, nobody knows.
-        only = "which helps only where its calls wait for something: no CPU is free"
-        return f"{key}, {only}", f"{command}, {only}"
-    else:
-        return key, command
-    return cure, cure
+        return False, "no CPU is free: more machines, or less work per call"
+    if stage["wanted"] >= cpus and share >= _COMPUTES:
+        return False, f"it has a worker per CPU ({cpus}): more machines, or less work per call"
+    # Whether its calls wait for others' CPU time or for something else, nobody knows.
+    return True, "(if its calls wait for something: no CPU is free)" if full else ""
 
 
 def _wait(stage: Values) -> str:
@@ -198,7 +195,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def _target(state: Values) -> str:
     """Return the engine's TARGET."""
-    return str(state["engine"]["domain"])
+    return str(state["engine"].get("url") or state["engine"]["domain"])
 
 
 def _module(state: Values) -> str:

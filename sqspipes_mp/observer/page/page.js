@@ -275,7 +275,7 @@ function said(text, tone = "") {
 
 function buildNote() {
   const item = make("li");
-  item.append(make("span"), make("code"));
+  item.append(make("span"), make("code"), make("span"));
   return item;
 }
 
@@ -283,7 +283,8 @@ function fillNote(item, note) {
   item.className = TONES[note.tone] || "";
   put(item.children[0], note.told);
   put(item.children[1], note.command);
-  show(item.children[1], note.command !== "");
+  put(item.children[2], note.advice);
+  for (const each of item.children) show(each, each.textContent !== "");
 }
 
 function render(state) {
