@@ -29,7 +29,7 @@ _NAMED = 3
 def notes(state: Values) -> list[dict[str, Any]]:
     """Return a state's notes, the gravest first.
 
-    ``tone`` is "bad", "warn" or "". ``told`` is the sentence, ``brief`` a few words of it, empty where it is no trouble.
+    ``tone`` is "bad", "warn" or "". ``told`` is the sentence, ``brief`` a few words of it; empty: it is no trouble.
     ``keys`` is the cure by keys of ``top``, ``command`` the one in a shell, ``advice`` a word on either, or a cure that
     is neither; each is empty where there is none. ``stage`` and ``worker`` (a number, or None) name the row, and
     ``on_row`` tells whether the keys need it chosen.
