@@ -11,7 +11,7 @@ from sqspipes_mp.ipc.running.served import Served
 
 
 def stages_here(engine: Engine) -> list[str]:
-    """Return the names of the stages that an engine runs; empty: its description does not tell. Raises ``Unanswered``."""
+    """Return the names of the stages that run there; empty: the description does not tell. Raises ``Unanswered``."""
     if isinstance(engine, Served):
         return [str(stage["name"]) for stage in engine.state()["stages"]]
     selected, names = engine.about.get("selected"), engine.stages
