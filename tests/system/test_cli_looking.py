@@ -170,7 +170,7 @@ def test_an_engine_elsewhere_is_looked_at_and_asked_through_its_own_server(
         assert call[:12] in cli("top", url, "--once").out
         assert cli("stack", url, "--stage", "work").out.count("gate.wait()") == 2
         paused = cli("pause", url, "--stage", "work")
-        assert (paused.code, f"{url}: this engine" in paused.err) == (0, True), paused.err
+        assert (paused.code, f"{url}: work is paused" in paused.err) == (0, True), paused.err
         named = f"{url}/?engine=looked"
         assert f"sqspipes-mp resume {named} --stage work" in cli("top", named, "--once").out.replace("\n", " ")
         for order, said in (
