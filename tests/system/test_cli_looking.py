@@ -172,7 +172,7 @@ def test_an_engine_elsewhere_is_looked_at_and_asked_through_its_own_server(
         paused = cli("pause", url, "--stage", "work")
         assert (paused.code, f"{url}: work is paused" in paused.err) == (0, True), paused.err
         named = f"{url}/?engine=looked"
-        assert f"sqspipes-mp resume {named} --stage work" in cli("top", named, "--once").out.replace("\n", " ")
+        assert f"sqspipes-mp resume {named} --stage work" in cli("top", named, "--once").out.replace("\n  ", " ")
         for order, said in (
             (["resume", url, "--stage", "work"], "work goes on"),
             (["scale", url, "work=3"], "work: 3 workers, 2 before"),
