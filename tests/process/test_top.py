@@ -209,7 +209,7 @@ def test_the_advice_names_the_stage_that_its_key_is_for_and_outcomes_go_away(
         await pilot.press("tab")
         await shows(pilot, "chosen: work")
         await pilot.press("tab", "p")
-        await shows(pilot, "work is paused; calls that run still")
+        await shows(pilot, "work is paused; calls that run still", "work is paused: p has it go on")
         monkeypatch.setattr(live, "_TOLD_FOR", 0.0)
         until = time.monotonic() + PATIENCE
         while "calls that run still" in screen(pilot):
