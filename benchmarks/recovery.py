@@ -69,7 +69,8 @@ def measure(broker: Broker, kills: int, visible: Callable[[Engine], int], folder
             eventually(lambda: engine.stats()["work"].in_flight == 1 + HELD, "all are held")
             killed = time.monotonic()
             os.kill(worker, signal.SIGKILL)
-            while visible(engine) < HELD:
+            # On a busy machine the replacement may be quicker than the look at the queue.
+            while visible(engine) < HELD and len(log.lines()) == before + 1:
                 if time.monotonic() > killed + 60:
                     raise RuntimeError("a killed worker's messages did not come back within 60 s")
             receivable = time.monotonic() - killed

@@ -73,8 +73,8 @@ class EngineParts:
         #: With every queue the pipeline can have: a source's input queue too, which ``map`` feeds.
         self.feedable = feedable(self.pipeline)
         self._wanted = parse(broker) if isinstance(broker, str) else broker
-        #: The environment that may choose a broker.
-        self._environ: Mapping[str, str] = os.environ
+        #: The broker was given by ``override``: the environment has no say.
+        self._overridden = False
         if broker is not None:
             check_timeouts(self.pipeline, resolve(self._wanted, domain, {}).longest_hold)
         self._broker: Broker | None = None
@@ -86,7 +86,7 @@ class EngineParts:
         """The broker in use; chosen at the first access where the engine was given none."""
         if self._broker is None:
             domain = self.pipeline.domain
-            self._broker = resolve(self._wanted, domain, self._environ)
+            self._broker = resolve(self._wanted, domain, {} if self._overridden else os.environ)
             if self._broker.temporary:
                 # Names, not the pipeline: its tasks may refer to the engine, which would then never be finalized.
                 dead = [stage.dead for stage in self.feedable.stages if stage.dead is not None]
@@ -100,7 +100,7 @@ class EngineParts:
             self.settings = replace(self.settings, on_error=check_on_error("Engine(on_error)", on_error))
         if broker is not None:
             self._broker = None
-            self._environ = {}
+            self._overridden = True
             self._wanted = parse(broker) if isinstance(broker, str) else broker
             check_timeouts(self.pipeline, resolve(self._wanted, self.pipeline.domain, {}).longest_hold)
 
