@@ -2,15 +2,16 @@
 
 ::
 
-    worker   a generator's first outputs were accepted:    (token, None, children, ())    its message goes on
-    worker   before a message's outputs are accepted:      (token, hop, children, over)   the message is done
-    worker   before the message is dead-lettered; keeper as well: (token, hop), the error  the message is done
+    worker   a generator's first outputs were accepted:             (token, None, children)           it goes on
+    worker   before a message's outputs are accepted:               (token, hop, children, delivery)  it is done
+    worker   before the message is dead-lettered; keeper as well:   (token, hop), the error           it is done
     caller   a value is done once each of its messages is
 
 ``token`` names the value (its first message's hop id); ``hop`` and ``children`` name messages, by 64 bits of their hop
 ids. A worker reports a step before it takes it, so no death of a worker leaves a step unreported. A step that was
-reported and not taken comes again, with its message, and is reported again. Hence the ledger keeps sets and no sums,
-and the order of the reports does not matter.
+reported and not taken comes again, with its message, and is reported again: hence the ledger keeps sets and no sums.
+The second call may end otherwise, so the report of the last ``delivery`` counts: children that only an earlier one has
+announced are not awaited. On SQS some may have been accepted all the same; their results open the value again.
 """
 
 from __future__ import annotations
@@ -42,8 +43,16 @@ class Entry:
     made: set[int] = field(default_factory=set)
     #: Those of them that are done.
     done: set[int] = field(default_factory=set)
+    #: Those of them that are not awaited: announced by a report that does not count, or perhaps never made.
+    unmade: set[int] = field(default_factory=set)
+    #: The children of each message that is done, and the delivery that has announced them.
+    announced: dict[int, tuple[int, frozenset[int]]] = field(default_factory=dict)
+    #: Messages that have given all their results.
+    gave: set[int] = field(default_factory=set)
     #: Results that wait, by their ids.
     held: OrderedDict[str, Frame] = field(default_factory=OrderedDict)
+    #: Earlier frames of results that wait, by the results' ids: copies, or a dead worker's.
+    copies: dict[str, list[Frame]] = field(default_factory=dict)
     #: Results of earlier runs that are still to be handed out; None: there are none.
     kept: Kept | None = None
     #: Ids of the results that were handed out.
@@ -54,11 +63,31 @@ class Entry:
     waiting: int = 0
     #: Whether the value stands in the line, in which results keep the order of the values.
     lined: bool = False
+    #: Whether results may come after the value's end: a message was dead-lettered, or a child is not awaited.
+    may_follow: bool = False
 
     @property
     def finished(self) -> bool:
-        """Whether every message of the value is done."""
-        return self.made <= self.done
+        """Whether every message of the value that is awaited is done."""
+        return len(self.made) <= len(self.done) + len(self.unmade) and self.made <= self.done | self.unmade
+
+    def announce(self, hop: int, children: Iterable[int], delivery: int) -> bool:
+        """Note a message's children; False: the report of a later delivery counts."""
+        now = frozenset(children)
+        before, earlier = self.announced.get(hop, (0, frozenset()))
+        if before > delivery:
+            return False
+        self.announced[hop] = (delivery, now)
+        self.made |= now
+        self.unmade -= now
+        self.give_up(earlier - now)
+        return True
+
+    def give_up(self, children: Iterable[int]) -> None:
+        """Await children no more that are not done."""
+        lacking = self.made.intersection(children) - self.done
+        self.unmade |= lacking
+        self.may_follow |= bool(lacking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +98,8 @@ class Hand:
     #: The result; None for an error and for kept results.
     frame: Frame | None
     error: BaseException | None = None
+    #: Earlier frames of the result, to be acknowledged with it.
+    copies: tuple[Frame, ...] = ()
 
     @property
     def kept(self) -> Kept | None:
@@ -90,7 +121,8 @@ class Ledger:
         self._open: dict[str, Entry] = {}
         self._line: deque[Entry] = deque()
         self._ready: deque[Hand] = deque()
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        #: The ended values remembered; with their entry those whose results may follow.
+        self._gone: OrderedDict[str, Entry | None] = OrderedDict()
         #: Handed-out results of ended values, by hashes of their ids: the younger half, and the older half.
         self._handed: set[int] = set()
         self._handed_before: set[int] = set()
@@ -167,20 +199,20 @@ class Ledger:
 
     # -- reports of the workers ---------------------------------------------------------------------------------
 
-    def step(self, name: str, hop: int | None, children: Iterable[int], over: Iterable[int] = ()) -> None:
+    def step(self, name: str, hop: int | None, children: Iterable[int], delivery: int = 0) -> None:
         """Note a message's outputs' hops, and that it is done; ``hop`` None: its generator goes on.
 
-        ``over``: a child that only an earlier delivery may have announced (a continuation) will not be, or makes
-        nothing that the message has not made.
+        ``delivery``: the number of the message's receives.
         """
         entry = self._open.get(name)
-        if entry is not None:
+        if entry is None:
+            return
+        if hop is None:
             entry.made.update(children)
-            entry.done.update(over)
-            if hop is not None:
-                entry.made.add(hop)
-                entry.done.add(hop)
-                self._close_if_over(entry)
+        elif entry.announce(hop, children, delivery):
+            entry.made.add(hop)
+            entry.done.add(hop)
+            self._close_if_over(entry)
 
     def result(self, frame: Frame) -> bool | None:
         """Take a result.
@@ -192,10 +224,15 @@ class Ledger:
         name, ident = str(frame.header["token"]), str(frame.header["id"])
         entry = self._open.get(name)
         if entry is None:
-            return False if hash(ident) in self._handed or hash(ident) in self._handed_before else None
+            if hash(ident) in self._handed or hash(ident) in self._handed_before:
+                return False
+            entry = self._open_again(name)
+            if entry is None:
+                return None
         earlier = entry.held.get(ident)
         if earlier is not None:
-            # The worker of the first one is gone: only this one can be acknowledged.
+            # The worker of the first one is gone, or has a copy of the message: whoever lives must be acknowledged.
+            entry.copies.setdefault(ident, []).append(earlier)
             entry.held[ident] = frame
             self.unacknowledged += bool(frame.header["last"]) - bool(earlier.header["last"])
         else:
@@ -207,23 +244,32 @@ class Ledger:
             else:
                 self._ready.append(Hand(entry, frame))
         if frame.header["last"]:
-            self.step(name, frame.header["hop"], frame.header.get("children", ()), frame.header.get("over", ()))
+            entry.gave.add(frame.header["hop"])
+            self.step(name, frame.header["hop"], frame.header.get("children", ()), frame.header.get("delivery", 0))
         return True
 
-    def dead_lettered(self, name: str, hop: int, error: BaseException, over: Iterable[int] = ()) -> None:
-        """Note that a message was dead-lettered, and its error; ``over`` as of ``step``."""
+    def dead_lettered(self, name: str, hop: int, error: BaseException) -> None:
+        """Note that a message was dead-lettered, and its error, unless all its results have come before."""
         entry = self._open.get(name)
-        if entry is not None:
-            entry.done.add(hop)
-            entry.done.update(over)
-            entry.made.add(hop)
+        if entry is None:
+            return
+        entry.done.add(hop)
+        entry.made.add(hop)
+        entry.give_up(entry.announced.get(hop, (0, ()))[1])
+        # A generator may have sent outputs before that nobody has reported.
+        entry.may_follow = True
+        if hop in entry.gave:
+            self._close_if_over(entry)
+        else:
             self._fail(entry, error)
 
     # -- the caller ---------------------------------------------------------------------------------------------
 
     def waiting_on(self) -> set[int]:
         """Return the numbers of the workers whose results wait for an earlier value's."""
-        return {frame.header["child"] for entry in self._line for frame in entry.held.values()}
+        held = [frame for entry in self._line for frame in entry.held.values()]
+        copies = [frame for entry in self._line for each in entry.copies.values() for frame in each]
+        return {frame.header["child"] for frame in held + copies}
 
     def next(self) -> Hand | None:
         """Return the next result or error for the caller; None while it has not come yet."""
@@ -232,7 +278,8 @@ class Ledger:
             if first.kept is not None:
                 self._ready.append(Hand(first, None))
             elif first.held:
-                self._ready.append(Hand(first, first.held.popitem(last=False)[1]))
+                ident, frame = first.held.popitem(last=False)
+                self._ready.append(_hand(first, ident, frame))
             elif first.finished:
                 self._line.popleft()
                 first.lined = False
@@ -276,6 +323,17 @@ class Ledger:
         entry = self._open[name] = Entry(name, value, known, made)
         return entry
 
+    def _open_again(self, name: str) -> Entry | None:
+        """Open a value whose results may follow its end; its error was handed out. None: it is none of these."""
+        gone = self._gone.get(name)
+        if gone is None:
+            return None
+        del self._gone[name]
+        entry = self._opened(name, gone.value, set(), known=gone.known)
+        entry.handed, entry.may_follow = gone.handed, True
+        self._line_up(entry)
+        return entry
+
     def _line_up(self, entry: Entry) -> None:
         if self._ordered:
             self._line.append(entry)
@@ -286,7 +344,7 @@ class Ledger:
         self._line_up(entry)
         self.holding -= len(entry.held)
         if not self._ordered:
-            self._ready += [Hand(entry, frame) for frame in entry.held.values()]
+            self._ready += [_hand(entry, ident, frame) for ident, frame in entry.held.items()]
             entry.held.clear()
             # Without inputs the error did not wait for the value.
             if entry.error is not None and self._inputs:
@@ -309,9 +367,13 @@ class Ledger:
         if not entry.made:
             # No message of this run was the value's.
             return
-        self._gone[entry.token] = None
+        self._gone[entry.token] = entry if entry.may_follow else None
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
         self._handed.update(map(hash, entry.handed))
         if len(self._handed) >= _HANDED:
             self._handed_before, self._handed = self._handed, set()
+
+
+def _hand(entry: Entry, ident: str, frame: Frame) -> Hand:
+    return Hand(entry, frame, copies=tuple(entry.copies.pop(ident, ())))

@@ -138,6 +138,9 @@ class MapResults(Results[Any]):
                 self._end_early()
             if self._exhausted and not len(self._ledger):
                 self._wait_until_empty()
+                if len(self._ledger):
+                    # A value that was given up has results all the same.
+                    continue
                 self._end()
             if self._may_rest() or not self._feed():
                 self._wait()
@@ -193,8 +196,8 @@ class MapResults(Results[Any]):
         if self._hand is None:
             return
         hand, self._hand = self._hand, None
-        if hand.frame is not None:
-            self._acknowledge(hand.frame)
+        for frame in (*hand.copies, *([] if hand.frame is None else [hand.frame])):
+            self._acknowledge(frame)
         self._ledger.acknowledged(hand)
 
     def _check_unknown(self) -> None:
@@ -389,11 +392,11 @@ class MapResults(Results[Any]):
                 self._acknowledge(frame)
         elif frame.kind is Kind.STEP:
             self._frames += 1
-            for name, hop, children, over in json.loads(frame.blob):
-                self._ledger.step(name, hop, children, over)
+            for name, hop, children, delivery in json.loads(frame.blob):
+                self._ledger.step(name, hop, children, delivery)
         elif frame.kind is Kind.DEAD_LETTERED:
             self._frames += 1
-            self._ledger.dead_lettered(header["token"], header["hop"], _dead_letter_error(frame), [header["over"]])
+            self._ledger.dead_lettered(header["token"], header["hop"], _dead_letter_error(frame))
         elif frame.kind is Kind.DRAINED:
             self._watching = False
             quiet = self._frames == self._heard_before_watch
@@ -455,7 +458,7 @@ class MapResults(Results[Any]):
         if self._settle > 0 and not replaced:
             return
         self._look()
-        while self._watching and self._outcome is None and self._unknown is None:
+        while self._watching and self._outcome is None and self._unknown is None and not len(self._ledger):
             self._listen(None)
         self._check_unknown()
 

@@ -16,7 +16,7 @@ from sqspipes_mp.ipc.report.dead_log import tell_dead
 from sqspipes_mp.messages.attributes import Attribute
 from sqspipes_mp.messages.envelope import decode, envelope
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
-from sqspipes_mp.messages.ids import continued_id, mark, token
+from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.messages.told import short_id
 from sqspipes_mp.pipeline.stages import Stage
 from sqspipes_mp.pipeline.value_ends import end_of_body
@@ -86,9 +86,8 @@ def killed_header(stage: Stage, lease: Lease, body: str, cause: Cause, exitcode:
     """Return the header that tells the caller of ``map`` of the dead letter; arguments as of ``killed_letter``."""
     root, hop = _ids(stage, lease, body)
     error, why = _reason(lease, cause, exitcode)
-    over = mark(continued_id(hop, stage.name))
     told = {"error": error, "why": why, "stage": stage.name, "worker": pid}
-    return {"token": token(root), "hop": mark(hop), "over": over, **told}
+    return {"token": token(root), "hop": mark(hop), **told}
 
 
 def _reason(lease: Lease, cause: Cause, exitcode: int) -> tuple[str, str]:

@@ -6,8 +6,11 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import textwrap
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,81 @@ def test_outputs_sent_before_their_generator_was_given_up_have_their_results(
         assert [str(error) for error in errors] == ["broken off"]
         # Two full batches were accepted before.
         assert sorted(-each for each in found if isinstance(each, int)) == list(range(sent))
+
+
+def passes_once(value: int, log: Log, gate: Gate, then: str) -> int | None:
+    log.note(value, os.getpid())
+    if value or len([each for each, _ in log.lines() if each == 0]) == 1:
+        if value == 0:
+            gate.wait()
+        return value
+    if then == "reject":
+        raise Reject("it was moved before")
+    return None
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("then", ["reject", "drop"])
+def test_outputs_of_a_worker_that_died_before_they_were_accepted_are_not_awaited(
+    db: Path, log: Log, gate: Gate, then: str, ordered: bool
+) -> None:
+    engine = pipeline(db, Task(passes_once, args=(log, gate, then)), Task(same), visibility_timeout=30)
+    results = engine.map(range(8), ordered=ordered, return_exceptions=True)
+
+    def dies() -> None:
+        [(_, worker)] = [line for line in log.wait_for(1) if line[0] == 0]
+        with contextlib.closing(sqlite3.connect(db, isolation_level=None)) as others:
+            others.execute("BEGIN IMMEDIATE")
+            gate.open()
+            told = results._ledger  # type: ignore[attr-defined]
+            eventually(lambda: any(entry.announced for entry in list(told._open.values())), "the output is announced")
+            kill(worker, signal.SIGKILL)
+            others.execute("ROLLBACK")
+
+    with ThreadPoolExecutor(1) as beside:
+        death = beside.submit(dies)
+        found = list(results)
+        death.result()
+    errors = [str(each) for each in found if isinstance(each, BaseException)]
+    assert errors == (["it was moved before"] if then == "reject" else [])
+    numbers = [each for each in found if not isinstance(each, BaseException)]
+    assert (numbers if ordered else sorted(numbers)) == list(range(1, 8))
+    assert left(engine) == 0
+
+
+def fans_out(value: int, log: Log, gate: Gate) -> Iterator[int]:
+    log.note(value, os.getpid())
+    gate.wait()
+    for number in range(40 if value == 0 else 1):
+        yield 100 * value + number
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_outputs_that_were_accepted_and_not_reported_have_their_results_after_the_error(
+    log: Log, gate: Gate, ordered: bool
+) -> None:
+    with standin() as server:
+        tasks = [Task(fans_out, args=(log, gate), max_attempts=1), Task(same)]
+        engine = Engine(tasks, domain="t", broker=sqs_at(server.url), on_error="retry")
+
+        results = engine.map(range(2), ordered=ordered, return_exceptions=True)
+
+        def dies() -> None:
+            [(_, worker)] = log.wait_for(1)
+            server.plan("SendMessageBatch", "lost_reply", times=4)
+            gate.open()
+            eventually(lambda: len(server.messages("t-fans_out")) >= 10, "outputs are accepted")
+            kill(worker, signal.SIGKILL)
+
+        with ThreadPoolExecutor(1) as beside:
+            death = beside.submit(dies)
+            found = list(results)
+            death.result()
+    assert [type(each) for each in found if isinstance(each, BaseException)] == [WorkerLost]
+    numbers = sorted(each for each in found if isinstance(each, int))
+    assert numbers[-1] == 100
+    assert numbers[:-1] == list(range(len(numbers) - 1))
+    assert len(numbers) > 10
 
 
 def test_an_endless_iterable_is_read_as_results_are_taken(db: Path) -> None:

@@ -28,6 +28,7 @@ def run(*command, cwd=ROOT):
     )
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_tells(name, tmp_path):

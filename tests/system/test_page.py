@@ -11,7 +11,7 @@ from tests.browser import Browser, browser, needs_browser
 from tests.gates import Background, Gate, Log, engine_at, eventually, feed, values
 from tests.process.test_http import Server, observers, served, sink, source
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.once]
 
 #: Text that would be markup, would turn the direction of what follows, and would move a terminal's cursor.
 EVIL = "<img src=x onerror=document.title='hacked'>\u202e\x1b[2J"

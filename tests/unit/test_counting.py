@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -171,3 +172,89 @@ def test_results_handed_out_long_ago_are_forgotten_as_unknown_and_never_as_hande
     ]
     assert found[-10:] == [False] * 10
     assert set(found) == {False, None}
+
+
+def frame(token: str, hop: str, ident: str, child: int = 1) -> Frame:
+    return Frame(Kind.RESULT, {"token": token, "hop": mark(hop), "id": ident, "last": True, "child": child})
+
+
+def taken(ledger: Ledger) -> list[object]:
+    """Take all that the ledger gives out: ids of results, and texts of errors."""
+    found: list[object] = []
+    while (hand := ledger.next()) is not None:
+        if ledger.is_new(hand):
+            ledger.given(hand)
+            found.append(str(hand.error) if hand.frame is None else hand.frame.header["id"])
+        ledger.acknowledged(hand)
+    return found
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("second", [[], ["a/1"], ["a/2"]], ids=["none", "fewer", "other"])
+def test_the_report_of_the_last_delivery_counts(ordered: bool, second: list[str]):
+    ledger = Ledger(ordered=ordered, inputs=False)
+    ledger.fed("a", 1)
+    # Its worker died before any output was accepted, and the second call made others.
+    ledger.step("a", mark("a"), [mark("a/0"), mark("a/1")], 1)
+    ledger.step("a", mark("a"), map(mark, second), 2)
+    # A worker that was only slow says what it would have sent.
+    ledger.step("a", mark("a"), [mark("a/9")], 1)
+    for child in second:
+        assert ledger.result(frame("a", child, child))
+    assert taken(ledger) == second
+    assert len(ledger) == 0
+
+
+def test_a_child_that_is_announced_again_is_awaited_again():
+    ledger = Ledger(ordered=False, inputs=False)
+    ledger.fed("a", 1)
+    ledger.fed("b", 2)
+    for number, children in enumerate([["a/0", "a/1"], ["a/0"], ["a/1"]], 1):
+        ledger.step("a", mark("a"), map(mark, children), number)
+    assert len(ledger) == 2
+    assert ledger.result(frame("a", "a/1", "r"))
+    assert taken(ledger) == ["r"]
+    assert len(ledger) == 1
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_a_dead_letter_had_announced_is_not_awaited_and_is_handed_out_if_it_comes(ordered: bool):
+    ledger = Ledger(ordered=ordered, inputs=False)
+    ledger.fed("a", 1)
+    ledger.step("a", mark("a"), [mark("a/0")], 1)
+    ledger.dead_lettered("a", mark("a"), ValueError("given up"))
+    assert taken(ledger) == ["given up"]
+    assert len(ledger) == 0
+    # SQS had accepted it all the same. Nothing is lost, and nothing comes twice.
+    for _ in range(2):
+        assert ledger.result(frame("a", "a/0", "r")) in {True, False}
+    assert taken(ledger) == ["r"]
+    assert ledger.result(frame("a", "a/0", "r")) is False
+    assert len(ledger) == 0
+    assert ledger.unacknowledged == 0
+
+
+def test_a_result_that_waits_is_acknowledged_with_its_copies():
+    ledger = Ledger(ordered=True, inputs=False)
+    ledger.fed("slow", 0)
+    ledger.fed("a", 1)
+    copies = [frame("a", "a", "r", child) for child in (1, 2, 3)]
+    for copy in copies:
+        assert ledger.result(copy)
+    assert ledger.waiting_on() == {1, 2, 3}
+    assert ledger.result(frame("slow", "slow", "s"))
+    assert present(ledger.next()).copies == ()
+    hand = present(ledger.next())
+    assert [*hand.copies, hand.frame] == copies
+
+
+def test_a_value_that_gave_its_result_has_no_error():
+    ledger = Ledger(ordered=True, inputs=False)
+    ledger.fed("slow", 0)
+    ledger.fed("a", 1)
+    assert ledger.result(frame("a", "a", "r"))
+    # Its worker was killed with the result, which nobody had acknowledged, and the second call was given up.
+    ledger.dead_lettered("a", mark("a"), ValueError("given up"))
+    assert ledger.result(frame("slow", "slow", "s"))
+    assert taken(ledger) == ["s", "r"]
+    assert len(ledger) == 0

@@ -20,6 +20,8 @@ from tests.unit.sqlite_bench import DEADLOCK
 SPAWN = multiprocessing.get_context("spawn")
 #: Seconds for which the GIL is kept; whoever waits for it is far beyond what a busy machine takes.
 KEPT = 3.0
+#: Times that the GIL is kept, each at another instant of the calls.
+ROUNDS = 4
 QUEUES = ("in", "in.fifo", "out", "out.fifo")
 SPECS = [QueueSpec(name=name, fifo=name.endswith("fifo"), visibility=600, dead="dead") for name in QUEUES]
 SPECS.append(QueueSpec(name="dead", fifo=False, visibility=600))
@@ -85,7 +87,7 @@ def keep_the_gil(file: str, name: str, pipe: Pipe) -> None:
     usleep = ctypes.PyDLL(None).usleep
     pipe.send("going")
     pipe.recv()
-    for _ in range(6):
+    for _ in range(ROUNDS):
         pipe.send("keeps it")
         usleep(int(KEPT * 1_000_000))
         pipe.recv()
@@ -104,7 +106,7 @@ def test_who_keeps_the_gil_keeps_nobody_from_the_file(tmp_path: Path, name: str)
         assert here.poll(DEADLOCK)
         here.recv()
         longest = 0.0
-        for n in range(6):
+        for n in range(ROUNDS):
             here.send("go on")
             assert here.poll(DEADLOCK)
             here.recv()

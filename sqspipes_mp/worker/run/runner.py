@@ -18,7 +18,7 @@ from sqspipes_mp.ipc.channel import Kind
 from sqspipes_mp.ipc.leases import Cause, LeaseState
 from sqspipes_mp.ipc.statistics import OUTPUTS_DROPPED, PAUSED
 from sqspipes_mp.messages.envelope import Message
-from sqspipes_mp.messages.ids import continued_id, mark, token
+from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.pipeline.current import set_current
 from sqspipes_mp.pipeline.outputs import DROPPED, Product, Unchanged
 from sqspipes_mp.pipeline.task import Continue
@@ -34,6 +34,8 @@ log = logging.getLogger("sqspipes_mp.worker")
 
 #: Seconds that a last attempt's dead letter may take before the run is ended by its error.
 _LETTER_PATIENCE = 5.0
+#: Seconds for which results are hidden that the caller takes only after those of another message.
+_LET_GO = 5.0
 #: Weight of the newest message in the mean run time.
 _NEWEST = 0.2
 
@@ -117,8 +119,9 @@ class Runner:
         """Release messages not started or not acknowledged, at a drain once no worker would receive them again."""
         context, results = self._context, self._results
         held: list[Delivery] = []
+        let_go = False
         if results is not None:
-            results.wait_taken()
+            let_go = results.wait_taken()
             held = [done.delivery for done in results.take_unacknowledged() if done.delivery is not None]
         if context.full_stop.is_set():
             while not (context.release.is_set() or context.faulted.is_set()):
@@ -126,7 +129,8 @@ class Runner:
                 self._parts.run_callbacks()
             held = [*self._ready.take_all(), *held]
         if held:
-            self._outbox.put(Release(tuple(held), 0.0))
+            # After a let-go the successor is to receive others first: the caller waits for one of them.
+            self._outbox.put(Release(tuple(held), _LET_GO if let_go and not context.full_stop.is_set() else 0.0))
 
     # -- one message --------------------------------------------------------------------------------------------
 
@@ -277,7 +281,7 @@ class Runner:
             raise _LeaseLost
         if context.counted:
             # Before the end of their input, which may be a dead letter's.
-            blob = json.dumps([(token(delivery.message.id), None, _marks(outputs), ())]).encode()
+            blob = json.dumps([(token(delivery.message.id), None, _marks(outputs), 0)]).encode()
             context.say(Kind.STEP, {}, blob)
 
     def _finish(
@@ -339,16 +343,12 @@ class Runner:
         """Pass on a message of a ``map``, whose caller is told of each step."""
         assert done.delivery is not None
         delivery, message = done.delivery, done.delivery.message
-        children = _marks(done.completion.outputs)
+        children, number = _marks(done.completion.outputs), delivery.received.receives
         name, hop = token(message.id), mark(message.parent)
-        over: list[int] = []
-        if delivery.received.receives != 1 and not done.continues:
-            # An earlier delivery may have announced a continuation. Its worker died, and this one makes all the rest.
-            over = [mark(continued_id(message.parent, self._context.stage.name))]
         if blobs:
-            self._pass_results(done, blobs, {"token": name, "hop": hop, "children": children, "over": over})
+            self._pass_results(done, blobs, {"token": name, "hop": hop, "children": children, "delivery": number})
             return
-        done.step = (name, hop, children, over)
+        done.step = (name, hop, children, number)
         if self._results is None:
             self._outbox.put(done)
         else:

@@ -85,7 +85,7 @@ def sent_anew(delivery: Delivery, context: WorkerContext, delay: float) -> Done:
     _tell_shared(context)
     done = _moved(delivery, json.dumps({**envelope, "meta": meta}, separators=(",", ":")), hop, delay)
     if context.counted:
-        done.step = (token(message.id), mark(message.parent), [mark(hop)], [])
+        done.step = (token(message.id), mark(message.parent), [mark(hop)], delivery.received.receives)
     return done
 
 

@@ -5,7 +5,6 @@ The function raised, the call was late, ``decode`` refused the body, or a queue 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -24,7 +23,7 @@ from sqspipes_mp.ipc.report.report import pack_exception
 from sqspipes_mp.ipc.statistics import CANCELLED, DEAD, FAILED, FAILED_LATE, LEASES_LOST, REJECTED, RETRIED, SlotField
 from sqspipes_mp.messages.attempts import is_last, pause
 from sqspipes_mp.messages.failure import NO_ROOM, Failure, failure_text
-from sqspipes_mp.messages.ids import continued_id, mark, token
+from sqspipes_mp.messages.ids import mark, token
 from sqspipes_mp.messages.plain import one_line
 from sqspipes_mp.messages.told import short_id, tell
 from sqspipes_mp.pipeline.value_ends import end_of
@@ -32,7 +31,7 @@ from sqspipes_mp.worker.context import Delivery, WorkerContext
 from sqspipes_mp.worker.fifo_order import GroupOrder
 from sqspipes_mp.worker.ready import Ready
 from sqspipes_mp.worker.send.continuing import is_fifo, refusal, sent_anew
-from sqspipes_mp.worker.send.outgoing import Done, Item, Letter, Release, Step
+from sqspipes_mp.worker.send.outgoing import Done, Item, Letter, Release
 from sqspipes_mp.worker.send.policy import Decision, decide
 
 log = logging.getLogger("sqspipes_mp.worker")
@@ -87,7 +86,7 @@ class Failures:
             self._source_refused(error)
             return
         decision, error = decide_on(error, delivery, self._context)
-        self._settle(delivery, error, decision, carry, lambda: None, done.step)
+        self._settle(delivery, error, decision, carry, lambda: None)
         self.hand_back(self._order.block(delivery), carry)
 
     def lost(self, delivery: Delivery, carry: Carry) -> None:
@@ -136,7 +135,6 @@ class Failures:
         decision: Decision,
         carry: Carry,
         flush: Callable[[], None],
-        step: Step | None = None,
     ) -> None:
         context = self._context
         context.check_process()
@@ -146,7 +144,7 @@ class Failures:
         if not decision.charge:
             self._again(delivery, error, decision.delay, carry)
         elif decision.action == "dead":
-            self.dead_letter(delivery, error, carry, step)
+            self.dead_letter(delivery, error, carry)
             if decision.report and not context.full_stop.is_set():
                 # Without grace the report is this worker's end, and the letter would not say why.
                 flush()
@@ -169,31 +167,14 @@ class Failures:
             # Each delivery counts towards SQS's limit and ours, a new message's from 1 again.
             carry(sent_anew(delivery, context, delay))
 
-    def dead_letter(
-        self,
-        delivery: Delivery,
-        error: BaseException,
-        carry: Carry,
-        step: Step | None = None,
-        counter: SlotField = DEAD,
-    ) -> None:
-        """Dead-letter a message with ``error`` as its reason, and count it.
-
-        ``step``: what the caller of ``map`` was told of it.
-        """
+    def dead_letter(self, delivery: Delivery, error: BaseException, carry: Carry, counter: SlotField = DEAD) -> None:
+        """Dead-letter a message with ``error`` as its reason, and count it."""
         context = self._context
         letter = letter_of(error, delivery, context)
         if context.counted:
             report = pack_exception(error, stage=context.stage.name, pid=os.getpid(), message_id=tell(delivery.message))
-            parent = delivery.message.parent
-            # Had an earlier delivery gone on, this one would not be here.
-            over = mark(continued_id(parent, context.stage.name))
-            header: dict[str, object] = {"token": token(delivery.message.id), "hop": mark(parent), "over": over}
+            header: dict[str, object] = {"token": token(delivery.message.id), "hop": mark(delivery.message.parent)}
             context.say(Kind.DEAD_LETTERED, header, report.to_bytes())
-        if step is not None:
-            # The children that the caller was told of will never be.
-            name, _, children, _ = step
-            context.say(Kind.STEP, {}, json.dumps([(name, child, [], []) for child in children]).encode())
         carry(Letter(delivery, letter, counter))
 
     def _source_refused(self, error: BaseException) -> None:

@@ -11,7 +11,7 @@ from sqspipes_mp.pipeline.task import TaskCallback
 from sqspipes_mp.worker.context import Delivery
 
 #: See ``Done.step``.
-Step = tuple[str, int, list[int], list[int]]
+Step = tuple[str, int, list[int], int]
 
 
 @dataclass(slots=True)
@@ -32,8 +32,8 @@ class Done:
     continues: bool = False
     #: The message is sent anew, and no call is done.
     anew: bool = False
-    #: Told to the caller of ``map`` before the outputs are sent: token of the value, marks of the message, of its
-    #: children, and of children of an earlier delivery that will not be.
+    #: Told to the caller of ``map`` before the outputs are sent: token of the value, marks of the message and of its
+    #: children, and the number of the message's receives.
     step: Step | None = None
     #: When it was put, monotonic seconds.
     at: float = field(default_factory=time.monotonic)

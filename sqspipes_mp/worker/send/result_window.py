@@ -160,13 +160,17 @@ class ResultWindow:
             self._let_go = True
             self._changed.notify_all()
 
-    def wait_taken(self) -> None:
-        """Wait until all results are acknowledged, the run ends, or the caller waits for this worker's successor."""
+    def wait_taken(self) -> bool:
+        """Wait until all results are acknowledged, the run ends, or the caller waits for this worker's successor.
+
+        Returns whether the caller does.
+        """
         with self._changed:
             self._let_go = False
             self._changed.wait_for(
                 lambda: not (self._owner or self._moving) or self._context.full_stop.is_set() or self._let_go,
             )
+            return self._let_go
 
     def take_unacknowledged(self) -> list[Done]:
         """Return the calls with results that the caller did not acknowledge; their messages are released."""
