@@ -27,6 +27,8 @@ from sqspipes_mp.messages.ids import mark
 
 #: Most ended values remembered, to refuse a key that was used before.
 _REMEMBERED = 100_000
+#: Most ended values remembered whose results may follow: each with its value.
+_FOLLOWED = 1_000
 #: Least number of handed-out results remembered: a result comes again if its worker dies before the delete.
 _HANDED = 100_000
 
@@ -121,8 +123,9 @@ class Ledger:
         self._open: dict[str, Entry] = {}
         self._line: deque[Entry] = deque()
         self._ready: deque[Hand] = deque()
-        #: The ended values remembered; with their entry those whose results may follow.
-        self._gone: OrderedDict[str, Entry | None] = OrderedDict()
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        #: Those of the ended values whose results may follow.
+        self._followed: OrderedDict[str, Entry] = OrderedDict()
         #: Handed-out results of ended values, by hashes of their ids: the younger half, and the older half.
         self._handed: set[int] = set()
         self._handed_before: set[int] = set()
@@ -325,10 +328,10 @@ class Ledger:
 
     def _open_again(self, name: str) -> Entry | None:
         """Open a value whose results may follow its end; its error was handed out. None: it is none of these."""
-        gone = self._gone.get(name)
+        gone = self._followed.pop(name, None)
         if gone is None:
             return None
-        del self._gone[name]
+        self._gone.pop(name, None)
         entry = self._opened(name, gone.value, set(), known=gone.known)
         entry.handed, entry.may_follow = gone.handed, True
         self._line_up(entry)
@@ -367,7 +370,11 @@ class Ledger:
         if not entry.made:
             # No message of this run was the value's.
             return
-        self._gone[entry.token] = entry if entry.may_follow else None
+        self._gone[entry.token] = None
+        if entry.may_follow:
+            self._followed[entry.token] = entry
+            if len(self._followed) > _FOLLOWED:
+                self._followed.popitem(last=False)
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
         self._handed.update(map(hash, entry.handed))

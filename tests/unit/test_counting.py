@@ -258,3 +258,13 @@ def test_a_value_that_gave_its_result_has_no_error():
     assert ledger.result(frame("slow", "slow", "s"))
     assert taken(ledger) == ["s", "r"]
     assert len(ledger) == 0
+
+
+def test_few_values_are_kept_for_results_that_may_follow(monkeypatch):
+    monkeypatch.setattr("sqspipes_mp.caller.ledger._FOLLOWED", 2)
+    ledger = Ledger(ordered=False, inputs=False)
+    for name in ("a", "b", "c"):
+        ledger.fed(name, name)
+        ledger.dead_lettered(name, mark(name), ValueError(name))
+    assert taken(ledger) == ["a", "b", "c"]
+    assert [ledger.result(frame(name, f"{name}/0", f"{name}.0")) for name in ("a", "b", "c")] == [None, True, True]
