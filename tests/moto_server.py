@@ -8,8 +8,11 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 #: What a process needs so that it can never reach AWS: dummy credentials, and no metadata service to look for others.
 HARMLESS = {
@@ -46,9 +49,28 @@ def moto_server() -> Iterator[str]:
         server.stdout.close()
 
 
+def _receive_in_turn() -> None:
+    """Have one receive at a time pick its messages: moto's threads give the same message to two of them."""
+    from moto.sqs.models import SQSBackend  # noqa: PLC0415  (large, and read by the server alone)
+
+    pick, turn = SQSBackend.receive_message, threading.Lock()
+
+    def receive(backend: Any, queue: str, count: int, wait: float, *rest: Any) -> Any:
+        until = time.monotonic() + wait
+        while True:
+            with turn:
+                found = pick(backend, queue, count, 0, *rest)
+            if found or time.monotonic() >= until:
+                return found
+            backend.get_queue(queue).wait_for_messages(1)
+
+    SQSBackend.receive_message = receive  # type: ignore[method-assign]
+
+
 def _serve() -> None:
     from moto.server import ThreadedMotoServer  # noqa: PLC0415  (large, and read by the server alone)
 
+    _receive_in_turn()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     print(server.get_host_and_port()[1], flush=True)
