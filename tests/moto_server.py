@@ -64,7 +64,7 @@ def _receive_in_turn() -> None:
                 return found
             backend.get_queue(queue).wait_for_messages(1)
 
-    SQSBackend.receive_message = receive  # type: ignore[method-assign]
+    SQSBackend.receive_message = receive  # type: ignore[assignment,method-assign]
 
 
 def _serve() -> None:
