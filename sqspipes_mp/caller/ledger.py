@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from sqspipes_mp.caller.kept import Kept
@@ -65,12 +66,12 @@ class Entry:
     waiting: int = 0
     #: Whether the value stands in the line, in which results keep the order of the values.
     lined: bool = False
-    #: Whether results may come after the value's end: a message was dead-lettered, or a child is not awaited.
+    #: Results may come after the value's end: a message was dead-lettered, or a child is not awaited.
     may_follow: bool = False
 
     @property
     def finished(self) -> bool:
-        """Whether every message of the value that is awaited is done."""
+        """Tell whether each awaited message of the value is done."""
         return len(self.made) <= len(self.done) + len(self.unmade) and self.made <= self.done | self.unmade
 
     def announce(self, hop: int, children: Iterable[int], delivery: int) -> bool:
@@ -102,6 +103,11 @@ class Hand:
     error: BaseException | None = None
     #: Earlier frames of the result, to be acknowledged with it.
     copies: tuple[Frame, ...] = ()
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The frames that are acknowledged once the caller is done with it."""
+        return self.copies if self.frame is None else (*self.copies, self.frame)
 
     @property
     def kept(self) -> Kept | None:
@@ -270,9 +276,11 @@ class Ledger:
 
     def waiting_on(self) -> set[int]:
         """Return the numbers of the workers whose results wait for an earlier value's."""
-        held = [frame for entry in self._line for frame in entry.held.values()]
-        copies = [frame for entry in self._line for each in entry.copies.values() for frame in each]
-        return {frame.header["child"] for frame in held + copies}
+        return {
+            frame.header["child"]
+            for entry in self._line
+            for frame in chain(entry.held.values(), *entry.copies.values())
+        }
 
     def next(self) -> Hand | None:
         """Return the next result or error for the caller; None while it has not come yet."""

@@ -196,7 +196,7 @@ class MapResults(Results[Any]):
         if self._hand is None:
             return
         hand, self._hand = self._hand, None
-        for frame in (*hand.copies, *([] if hand.frame is None else [hand.frame])):
+        for frame in hand.frames:
             self._acknowledge(frame)
         self._ledger.acknowledged(hand)
 

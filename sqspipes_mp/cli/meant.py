@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from sqspipes_mp.cli.exits import Refused
 from sqspipes_mp.ipc.running.folders import Engine
 from sqspipes_mp.ipc.running.served import Served
+from sqspipes_mp.messages.hint import hint
 
 
 def stages_here(engine: Engine) -> list[str]:
@@ -40,9 +40,3 @@ def engine_hint(target: str, engines: Sequence[Engine]) -> str:
     return hint(target, [*domains, *(engine.text("target") for engine in engines)]) or hint(
         target.split(":", maxsplit=1)[0], domains
     )
-
-
-def hint(wrong: object, names: Sequence[str]) -> str:
-    """Return the name that comes nearest to a wrong one, as a question; empty: none does."""
-    near = get_close_matches(str(wrong), [name for name in names if name], 1)
-    return f". Did you mean {near[0]!r}?" if near else ""

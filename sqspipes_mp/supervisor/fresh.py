@@ -43,7 +43,7 @@ class _Server(ForkServer):
 
     @property
     def fits(self) -> bool:
-        """Whether its children have the environment of now, and it lives."""
+        """Tell whether the forkserver lives, and its children have the environment of now."""
         return self._environment == os.environ and self.lives
 
     @property

@@ -12,11 +12,11 @@ import math
 import os
 import time
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from sqspipes_mp.ipc.channel import Frame, Kind
 from sqspipes_mp.ipc.stack_dump import DUMP
+from sqspipes_mp.messages.hint import hint
 from sqspipes_mp.supervisor.cancelling import Cancelling
 from sqspipes_mp.supervisor.child import Child
 from sqspipes_mp.supervisor.children import Children
@@ -154,9 +154,7 @@ class Orders:
         names = {plan.pipeline.stages[index].name: index for index in plan.selected}
         name = order.get("stage")
         if not isinstance(name, str) or name not in names:
-            near = get_close_matches(name, names, 1) if isinstance(name, str) else []
-            meant = f". Did you mean {near[0]!r}?" if near else ""
-            raise Refused(f"stage must be one of {', '.join(names)}, got {name!r}{meant}")
+            raise Refused(f"stage must be one of {', '.join(names)}, got {name!r}{hint(name, names)}")
         return names[name]
 
     def _stack(self, order: dict[str, Any], client: Client) -> None:

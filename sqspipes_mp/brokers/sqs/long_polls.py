@@ -30,7 +30,7 @@ class LongPolls:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sockets: set[Any] = set()
-        #: Whether polls are cut off, from ``cut_off`` to ``go_on``.
+        #: Polls are cut off: True from ``cut_off`` to ``go_on``.
         self.cut = False
 
     @contextlib.contextmanager

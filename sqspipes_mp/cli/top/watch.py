@@ -33,7 +33,7 @@ class Seen:
     ended: bool = False
     #: Why there is nothing newer to see; "": there is.
     why: str = ""
-    #: Whether the engine does not answer now; the state is an earlier one.
+    #: The engine does not answer now; the state is an earlier one.
     lost: bool = False
 
 

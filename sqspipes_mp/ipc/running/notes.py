@@ -181,7 +181,7 @@ def _more_workers(state: Values, stage: Values) -> tuple[bool, str]:
         return False, "no CPU is free: more machines, or less work per call"
     if stage["wanted"] >= cpus and share >= _COMPUTES:
         return False, f"it has a worker per CPU ({cpus}): more machines, or less work per call"
-    # Whether its calls wait for others' CPU time or for something else, nobody knows.
+    # Calls that wait for CPU time look like calls that wait for something else.
     return True, "(if its calls wait for something: no CPU is free)" if full else ""
 
 
